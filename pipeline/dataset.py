@@ -1,0 +1,112 @@
+"""Contract of `pipeline/datasets/`, one data set a file, and the writer of prepared data.
+
+A plug-in file holds `Config` (a `DatasetConfig`) and `open_source(config) -> Source`.
+Prepared data are plain arrays: `<split>_images.npy` uint8 (N, C, H, W), `<split>_labels.npy` int64 (N,),
+and `meta.json` (`Meta`). Splits are `train`, `test` and, when a part is held out for model selection,
+`holdout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline.params.base import Block
+
+SCHEMA = 1
+
+
+class DatasetConfig(Block):
+    """Settings that every data set has.
+
+    Attributes:
+        holdout: share of the training samples of each class that is held out for model selection.
+        mean: per channel, in [0, 1]; None takes the data set's published one, or the training images' own.
+        std: as `mean`.
+    """
+
+    holdout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class RawSplit(Protocol):
+    """Samples as the source holds them; images are decoded when asked for."""
+
+    labels: NDArray[np.int64]  # (N,)
+
+    def images(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return images [start, stop) as uint8 (n, C, H, W)."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """A split that fits memory: images uint8 (N, C, H, W), labels int64 (N,)."""
+
+    array: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def images(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return images [start, stop) as uint8 (n, C, H, W)."""
+        return self.array[start:stop]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened data set, checked: it exists, and its labels, classes and shapes fit together.
+
+    Attributes:
+        classes: class names; a label is an index into them.
+        channels: channels of an image.
+        size: height and width of an image, in pixels.
+        train: training samples.
+        test: samples for evaluation (some data sets call them validation).
+        mean: published normalisation per channel in [0, 1], or None.
+        std: as `mean`.
+    """
+
+    classes: Sequence[str]
+    channels: int
+    size: int
+    train: RawSplit
+    test: RawSplit
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+class Meta(Block):
+    """What `meta.json` holds.
+
+    Attributes:
+        schema_version: version of this layout.
+        source: the plug-in that the data came from.
+        classes: class names.
+        channels: channels of an image.
+        size: height and width of an image, in pixels.
+        samples: number of samples by split.
+        mean: per channel in [0, 1].
+        std: per channel.
+        fingerprint: hash of the images, labels and class names of each split, by split.
+    """
+
+    schema_version: int = SCHEMA
+    source: str
+    classes: tuple[str, ...]
+    channels: int
+    size: int
+    samples: dict[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fingerprint: dict[str, str]
+
+
+def meta_path(folder: Path) -> Path:
+    """Return where prepared data keep their `Meta`."""
+    return folder / "meta.json"

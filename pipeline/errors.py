@@ -1,0 +1,66 @@
+"""Errors that a user can cause.
+
+Each says in one line what was found, what was expected and which command comes next. The stages print that
+line and exit with status 1; a traceback is for our mistakes only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class StillhouseError(Exception):
+    """Base of every error that a user can cause."""
+
+
+class ParamsError(StillhouseError, ValueError):
+    """`params.yaml` or an option holds something that cannot be used."""
+
+
+class UnknownNameError(StillhouseError, LookupError):
+    """A name that no plug-in, tap, class or block has."""
+
+
+class DataError(StillhouseError, ValueError):
+    """Raw data that is missing, damaged or not of the form that was declared."""
+
+
+class MissingArtifactError(StillhouseError, FileNotFoundError):
+    """An artifact that has not been made yet."""
+
+
+class StaleArtifactError(StillhouseError, ValueError):
+    """An artifact that was made from something else than what it is used with."""
+
+
+class DamagedArtifactError(StillhouseError, OSError):
+    """An artifact whose bytes are not what was written."""
+
+
+class ShapeError(StillhouseError, ValueError):
+    """Tensors that cannot be paired."""
+
+
+class DivergedError(StillhouseError, ArithmeticError):
+    """Training that reached a value that is not finite."""
+
+
+class MachineError(StillhouseError, RuntimeError):
+    """The machine lacks what was asked of it: a device, an extra, disk."""
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> UnknownNameError:
+    """Return the error for a name that is not in `valid`, with the nearest valid one first.
+
+    Args:
+        kind: what the name should have named, for instance "method".
+        name: what was found.
+        valid: every valid name.
+        hint: a sentence to end with, for instance the next command.
+    """
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1)
+    guess = f" Did you mean '{near[0]}'?" if near else ""
+    listed = ", ".join(names) if names else "none"
+    return UnknownNameError(f"Unknown {kind} '{name}'.{guess} Known: {listed}.{' ' + hint if hint else ''}")

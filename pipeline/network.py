@@ -1,0 +1,266 @@
+"""Networks: named units in a row, with places that can be recorded and built upon.
+
+Contract of `pipeline/networks/`, one architecture family a file: `NETWORKS`, the names that it knows, and
+`build(name, size, channels, classes, weights) -> Network`.
+
+Taps, from input to output: `stem`, `stage1` to `stage4`, each with `stage<k>_block1` (after its first block)
+and `_pre` (before the activation, where there is one), `final` (the map that is pooled), `pooled`, `logits`.
+A unit hands what it computes to `tap(name, x)` and goes on with what comes back; so one mechanism records,
+inserts and reaches pre-activations, and survives torch.compile and export.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline import plugin, seeding
+from pipeline.artifact import read_json
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, ShapeError, unknown_name
+from pipeline.layer import LayerSpec
+from pipeline.params.base import Block, validate
+
+Taps = dict[str, Tensor]
+Shape = tuple[int, ...]
+
+
+class NetworkSpec(Block):
+    """Everything that is needed to build a network again beside its weights.
+
+    Attributes:
+        family: a file of `pipeline/networks`.
+        network: a name that this family knows.
+        size: height and width of the images, in pixels.
+        channels: channels of the images.
+        classes: number of classes.
+        weights: where the first weights come from; "imagenet" are the library's own.
+        inserted: layers after taps, by tap; they stay at inference.
+        classifier_width: features that the classifier reads, where a layer inserted at `final` changes them.
+    """
+
+    family: str
+    network: str
+    size: int
+    channels: int
+    classes: int
+    weights: Literal["none", "imagenet"] = "none"
+    inserted: dict[str, LayerSpec] = {}
+    classifier_width: int | None = None
+
+
+class Tap:
+    """Stands at every named place of one forward pass.
+
+    Args:
+        wanted: the taps to keep; None keeps all.
+        inserted: layers by tap; each is called with the tensor and this tap.
+    """
+
+    def __init__(
+        self, wanted: Iterable[str] | None = (), inserted: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        self.wanted = None if wanted is None else frozenset(wanted)
+        self.inserted = inserted or {}
+        self.kept: Taps = {}
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        if name in self.inserted:
+            x = self.inserted[name](x, self)
+        if self.wanted is None or name in self.wanted:
+            self.kept[name] = x
+        return x
+
+
+class Unit(nn.Sequential):
+    """A unit without taps inside."""
+
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:
+        """Run the modules in their order."""
+        for module in self:
+            x = module(x)
+        return x
+
+
+class Network(nn.Module):
+    """A classifier: units, a tail before pooling, global average pooling, one linear layer.
+
+    Args:
+        units: unit by tap name, in their order; each is called as `unit(x, tap)`.
+        width: channels of the map that is pooled.
+        classes: number of classes.
+        tail: what stands between the last unit and pooling (WRN's last BN and ReLU, a last 1x1 convolution).
+        initialise: sets the parameters of one module; it runs over all modules now, and over the copies that
+            `rest` makes. Modules that it leaves alone keep torch's default.
+    """
+
+    def __init__(
+        self,
+        units: Mapping[str, nn.Module],
+        width: int,
+        classes: int,
+        *,
+        tail: nn.Module | None = None,
+        initialise: Callable[[nn.Module], None] = lambda module: None,
+    ) -> None:
+        super().__init__()
+        self.units = nn.ModuleDict(units)
+        self.tail = tail if tail is not None else nn.Identity()
+        self.classifier = nn.Linear(width, classes)
+        self.inserted = nn.ModuleDict()
+        self.initialise = initialise
+        self.apply(initialise)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, classes) of normalised images (B, C, H, W)."""
+        return self.run(image, Tap(inserted=self.layers()))
+
+    def record(self, image: Tensor, names: Iterable[str] | None) -> Taps:
+        """Run the network and return the taps `names`, all of them for None.
+
+        Raises:
+            UnknownNameError: a tap that the network does not have.
+        """
+        tap = Tap(names, self.layers())
+        self.run(image, tap)
+        missing = sorted((tap.wanted or frozenset()) - tap.kept.keys())
+        if missing:
+            raise unknown_name("tap", missing[0], self.record(image[:1], None))
+        return tap.kept
+
+    def run(self, x: Tensor, tap: Tap) -> Tensor:
+        """Run all units; every named place is handed to `tap`."""
+        for name, unit in self.units.items():
+            x = tap(name, unit(x, tap))
+        return self._head(x, tap)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Return the inserted layers by tap."""
+        return dict(self.inserted.items())
+
+    def rest(self, after: str) -> Rest:
+        """Return a fresh copy of what follows the unit `after`: an auxiliary head of the main branch's depth.
+
+        Raises:
+            UnknownNameError: no unit ends at that tap.
+        """
+        names = list(self.units)
+        if after not in names[:-1]:
+            raise unknown_name("unit to attach a head to", after, names[:-1])
+        units = {name: copy.deepcopy(self.units[name]) for name in names[names.index(after) + 1 :]}
+        rest = Rest(units, self.classifier.in_features, self.classifier.out_features,
+                    tail=copy.deepcopy(self.tail), initialise=self.initialise)  # fmt: skip
+        for module in rest.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        rest.apply(self.initialise)
+        return rest
+
+    def _head(self, x: Tensor, tap: Tap) -> Tensor:
+        x = tap("final", self.tail(x))
+        x = tap("pooled", x.mean(dim=(2, 3)))
+        return tap("logits", self.classifier(x))
+
+
+class Rest(Network):
+    """The part of a network that follows a unit. It reads that unit's map instead of images."""
+
+
+def build(spec: NetworkSpec, *seed: int | str) -> Network:
+    """Build the network of `spec`; its parameters depend on `seed` alone.
+
+    Inserted layers draw from a scope of their own, so that the rest of the network starts alike with and
+    without them.
+
+    Raises:
+        UnknownNameError: no such family, network, layer or tap.
+    """
+    family = plugin.load("networks", spec.family)
+    if spec.network not in family.NETWORKS and not getattr(family, "OPEN", False):
+        raise unknown_name(f"network of family '{spec.family}':", spec.network, family.NETWORKS)
+    with seeding.scope(*seed, "network"):
+        network: Network = family.build(spec.network, spec.size, spec.channels, spec.classes, spec.weights)
+    if spec.inserted:
+        shapes = probe(network, spec.size, spec.channels)
+        for name, layer in spec.inserted.items():
+            if name not in shapes:
+                raise unknown_name("tap", name, shapes)
+            with seeding.scope(*seed, "layer", name):
+                module = plugin.load("layers", layer.layer).build(name, shapes[name][0], **layer.settings)
+            network.inserted[name] = module
+    if spec.classifier_width is not None:
+        with seeding.scope(*seed, "classifier"):
+            network.classifier = nn.Linear(spec.classifier_width, spec.classes)
+            network.initialise(network.classifier)
+    return network
+
+
+def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
+    """Return the shape of every tap without the batch axis, found by running one batch.
+
+    Raises:
+        ShapeError: images of this size are too small for the network.
+    """
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            taps = network.record(torch.zeros(1, channels, size, size, device=device), None)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ShapeError(
+            f"The network cannot read {channels}x{size}x{size} images: {reason}. Choose another network."
+        ) from None
+    finally:
+        network.train(training)
+    return {name: tuple(x.shape[1:]) for name, x in taps.items()}
+
+
+def save_spec(spec: NetworkSpec, folder: Path) -> None:
+    """Write `network.json`, from which `load` builds the network again."""
+    text = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True)
+    (folder / "network.json").write_text(text + "\n")
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write parameters and buffers as safetensors."""
+    state = {name: x.detach().cpu().contiguous().clone() for name, x in network.state_dict().items()}
+    save_file(state, path)
+
+
+def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
+    """Build the network of `folder/network.json` with the weights `folder/<weights>.safetensors`.
+
+    Raises:
+        MissingArtifactError: a file is not there.
+        DamagedArtifactError: the weights cannot be read or are not this network's.
+    """
+    spec = validate(NetworkSpec, read_json(folder / "network.json", "dvc repro"), f"{folder}/network.json")
+    network = build(spec.model_copy(update={"weights": "none"}), 0)
+    load_weights(network, folder / f"{weights}.safetensors")
+    return network.eval(), spec
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Fill `network` with the weights at `path`; every name and shape must fit.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        DamagedArtifactError: the file cannot be read or belongs to another network.
+    """
+    if not path.exists():
+        raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro")
+    try:
+        network.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors and torch raise many kinds; all of them mean that it is unusable
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedArtifactError(
+            f"{path} does not hold this network's weights: {reason}. Delete it, then: dvc repro"
+        ) from None

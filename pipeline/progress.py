@@ -1,0 +1,39 @@
+"""Progress bars with an estimate of the time left; quiet when standard error is not a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Advance(Protocol):
+    """Reports work done: a number of units, and a note to show beside the bar."""
+
+    def __call__(self, units: int = 1, note: str = "") -> None: ...
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Advance]:
+    """Show a bar named `title` over `total` units; yields the function that advances it."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda units=1, note="": None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(title, total=total, note="")
+
+        def advance(units: int = 1, note: str = "") -> None:
+            progress.update(task, advance=units, **({"note": note} if note else {}))
+
+        yield advance

@@ -1,0 +1,53 @@
+"""Randomness as a function of what it is for, never of what ran before.
+
+Every random draw is keyed, for instance `generator(seed, "order", epoch)`. So resuming, reordering and
+splitting over workers change nothing, and for one seed all methods share init, order and views.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 63) - 1
+
+
+def derive(*key: int | str) -> int:
+    """Return a 63-bit seed that depends on every part of `key`."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & _MASK
+
+
+def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator seeded by `key`."""
+    return torch.Generator(device=device).manual_seed(derive(*key))
+
+
+@contextmanager
+def scope(*key: int | str) -> Iterator[None]:
+    """Seed torch's global CPU generator by `key` inside the block and restore it afterwards.
+
+    For library code that draws from the global generator, such as the initialisers of torch's layers.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(*key))
+        yield
+
+
+def mix(x: Tensor) -> Tensor:
+    """Hash int64 values elementwise (the finaliser of splitmix64); any shape, same on every device.
+
+    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Shift int64 right without its sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
