@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ def publish(built: Path, out: Path) -> None:
     """Put `built` in the place of `out`, which is unlinked first: it may be a link into DVC's cache."""
     remove(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(built, out)
+    built.replace(out)
 
 
 @contextmanager
@@ -75,7 +74,9 @@ def read_json(path: Path, hint: str) -> Any:
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
     except ValueError as error:
-        raise DamagedArtifactError(f"{path} is not valid json ({error}). Make it again with: {hint}") from None
+        raise DamagedArtifactError(
+            f"{path} is not valid json ({error}). Make it again with: {hint}"
+        ) from None
 
 
 def file_hash(path: Path) -> str:

@@ -1,9 +1,10 @@
-"""Contract of `pipeline/datasets/`, one data set a file, and the writer of prepared data.
+"""Contract of `pipeline/datasets/`, one data set a file, and the layout of prepared data.
 
 A plug-in file holds `Config` (a `DatasetConfig`) and `open_source(config) -> Source`.
 Prepared data are plain arrays: `<split>_images.npy` uint8 (N, C, H, W), `<split>_labels.npy` int64 (N,),
 and `meta.json` (`Meta`). Splits are `train`, `test` and, when a part is held out for model selection,
-`holdout`.
+`holdout`. `pipeline/prepare.py` writes them and `pipeline/prepared.py` reads them: two modules, so that an
+edit of the writer reruns no stage that reads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +28,24 @@ class DatasetConfig(Block):
 
     Attributes:
         holdout: share of the training samples of each class that is held out for model selection.
+        holdout_seed: another seed holds out other samples.
         mean: per channel, in [0, 1]; None takes the data set's published one, or the training images' own.
         std: as `mean`.
     """
 
     holdout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    holdout_seed: int = 0
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
 
 
 class RawSplit(Protocol):
     """Samples as the source holds them; images are decoded when asked for."""
 
-    labels: NDArray[np.int64]  # (N,)
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels int64 (N,)."""
+        ...
 
     def images(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return images [start, stop) as uint8 (n, C, H, W)."""
@@ -105,6 +111,16 @@ class Meta(Block):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: dict[str, str]
+
+
+def images_path(folder: Path, split: str) -> Path:
+    """Return where prepared data keep the images of `split`."""
+    return folder / f"{split}_images.npy"
+
+
+def labels_path(folder: Path, split: str) -> Path:
+    """Return where prepared data keep the labels of `split`."""
+    return folder / f"{split}_labels.npy"
 
 
 def meta_path(folder: Path) -> Path:

@@ -22,10 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline import plugin, seeding
-from pipeline.artifact import read_json
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ShapeError, unknown_name
 from pipeline.layer import LayerSpec
-from pipeline.params.base import Block, validate
+from pipeline.params.base import Block
+from pipeline.params.base import load as load_block
 
 Taps = dict[str, Tensor]
 Shape = tuple[int, ...]
@@ -71,6 +71,7 @@ class Tap:
         self.kept: Taps = {}
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
+        """Hand `x` through the layer inserted at `name`, if any, keep it if wanted, and return it."""
         if name in self.inserted:
             x = self.inserted[name](x, self)
         if self.wanted is None or name in self.wanted:
@@ -81,7 +82,7 @@ class Tap:
 class Unit(nn.Sequential):
     """A unit without taps inside."""
 
-    def forward(self, x: Tensor, tap: Tap) -> Tensor:
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]
         """Run the modules in their order."""
         for module in self:
             x = module(x)
@@ -95,7 +96,8 @@ class Network(nn.Module):
         units: unit by tap name, in their order; each is called as `unit(x, tap)`.
         width: channels of the map that is pooled.
         classes: number of classes.
-        tail: what stands between the last unit and pooling (WRN's last BN and ReLU, a last 1x1 convolution).
+        tail: what stands between the last unit and pooling (WRN's last BN and ReLU, a last 1x1 convolution);
+            it is called as a unit is.
         initialise: sets the parameters of one module; it runs over all modules now, and over the copies that
             `rest` makes. Modules that it leaves alone keep torch's default.
     """
@@ -111,7 +113,8 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.units = nn.ModuleDict(units)
-        self.tail = tail if tail is not None else nn.Identity()
+        self.tail = tail if tail is not None else Unit()
+        self.width = width
         self.classifier = nn.Linear(width, classes)
         self.inserted = nn.ModuleDict()
         self.initialise = initialise
@@ -154,16 +157,18 @@ class Network(nn.Module):
         if after not in names[:-1]:
             raise unknown_name("unit to attach a head to", after, names[:-1])
         units = {name: copy.deepcopy(self.units[name]) for name in names[names.index(after) + 1 :]}
-        rest = Rest(units, self.classifier.in_features, self.classifier.out_features,
+        # `width`, not what the classifier reads: a layer inserted at `final` is not in the copy.
+        rest = Rest(units, self.width, self.classifier.out_features,
                     tail=copy.deepcopy(self.tail), initialise=self.initialise)  # fmt: skip
         for module in rest.modules():
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
         rest.apply(self.initialise)
         return rest
 
     def _head(self, x: Tensor, tap: Tap) -> Tensor:
-        x = tap("final", self.tail(x))
+        x = tap("final", self.tail(x, tap))
         x = tap("pooled", x.mean(dim=(2, 3)))
         return tap("logits", self.classifier(x))
 
@@ -242,7 +247,7 @@ def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
         MissingArtifactError: a file is not there.
         DamagedArtifactError: the weights cannot be read or are not this network's.
     """
-    spec = validate(NetworkSpec, read_json(folder / "network.json", "dvc repro"), f"{folder}/network.json")
+    spec = load_block(NetworkSpec, folder / "network.json")
     network = build(spec.model_copy(update={"weights": "none"}), 0)
     load_weights(network, folder / f"{weights}.safetensors")
     return network.eval(), spec

@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class Advance(Protocol):
     """Reports work done: a number of units, and a note to show beside the bar."""
 
-    def __call__(self, units: int = 1, note: str = "") -> None: ...
+    def __call__(self, units: int = 1, note: str = "") -> None:
+        """Add `units` of work done; show `note` when it is not empty."""
+        ...
 
 
 @contextmanager
@@ -21,7 +23,11 @@ def bar(title: str, total: int) -> Iterator[Advance]:
     """Show a bar named `title` over `total` units; yields the function that advances it."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda units=1, note="": None
+
+        def ignore(units: int = 1, note: str = "") -> None:
+            pass
+
+        yield ignore
         return
     columns = (
         TextColumn("{task.description}"),

@@ -28,6 +28,16 @@ Precision = Annotated[
     str, typer.Option("--precision", envvar="STILLHOUSE_PRECISION", help="float32 or bfloat16 (autocast).")
 ]
 
+Resident = Annotated[
+    int,
+    typer.Option(
+        "--resident",
+        envvar="STILLHOUSE_RESIDENT",
+        help="Largest stored feature, in MiB, that is kept on the device; larger ones are read batch by batch.",
+        min=0,
+    ),
+]
+
 
 def run(main: Callable[..., Any]) -> None:
     """Run `main` as a typer command; an error that the user caused is one line and exit status 1."""

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
+from pipeline.artifact import read_json
 from pipeline.errors import ParamsError, unknown_name
 
 
@@ -72,13 +74,23 @@ def validate(model: type[B], content: Any, where: str) -> B:
         # As json, so that strictness still lets a list be a tuple.
         return model.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        raise ParamsError(_one_line(error, model, where)) from None
+        raise ParamsError(_one_line(error, model, content, where)) from None
 
 
-def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
+def load(model: type[B], path: Path) -> B:
+    """Read a block from the json that a stage has made.
+
+    Raises:
+        MissingArtifactError: it is not there.
+        ParamsError: it is of another form.
+    """
+    return validate(model, read_json(path, "dvc repro"), str(path))
+
+
+def _one_line(error: ValidationError, model: type[BaseModel], content: Any, where: str) -> str:
     # What is unknown explains what is missing, so it is told first.
     found = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    place = ".".join((where, *(str(part) for part in found["loc"])))
+    place = ".".join(part for part in (where, *_path(found["loc"], content)) if part)
     if found["type"] == "extra_forbidden":
         key = str(found["loc"][-1])
         known = sorted(_fields(model, found["loc"][:-1]))
@@ -89,6 +101,17 @@ def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str
         return f"params.yaml: '{place}' is missing. Add it."
     message = found["msg"].removeprefix("Value error, ")
     return f"params.yaml: '{place}' is {found['input']!r}. {message}."
+
+
+def _path(location: tuple[int | str, ...], content: Any) -> list[str]:
+    """Return the keys of `location` that the yaml holds: without the tags that pydantic puts between them."""
+    path = []
+    for part in location:
+        inside = isinstance(content, list) or (isinstance(content, dict) and part in content)
+        if inside or part == location[-1]:
+            path.append(str(part))
+            content = content[part] if inside else None
+    return path
 
 
 def _fields(model: Any, path: tuple[int | str, ...]) -> set[str]:

@@ -1,0 +1,79 @@
+"""Any classification set kept as folders: `train/<class>/*` and `val/<class>/*`.
+
+Files ending in .bmp, .jpeg, .jpg, .png or .webp count, in any case. Classes are the folders of `train/` in
+alphabetical order. An image that is not size x size is resized, short side to `size` (bilinear with
+antialiasing), and its centre is cropped. What else decoding does is said in `pipeline/raw/image_files.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.dataset import DatasetConfig, Source
+from pipeline.errors import DataError
+from pipeline.raw.image_files import SUFFIXES, FileSplit, files, subfolders
+
+
+class Config(DatasetConfig):
+    """Settings of an image folder.
+
+    Attributes:
+        path: the folder that holds `train/` and `val/`.
+        size: height and width of the prepared images, in pixels.
+        channels: 1 (grey) or 3 (colour).
+    """
+
+    path: Path
+    size: int = Field(ge=1)
+    channels: Literal[1, 3] = 3
+
+
+def open_source(config: Config) -> Source:
+    """List the files of every class; nothing is decoded yet.
+
+    Raises:
+        DataError: a folder is missing or empty, or the classes of `train/` and `val/` differ.
+    """
+    classes = _classes(config.path / "train")
+    for name in _classes(config.path / "val"):
+        if name not in classes:
+            raise DataError(
+                f"{config.path / 'val' / name} is a class that {config.path / 'train'} does not have. "
+                "Add its training images or remove it."
+            )
+    train = _split(config, config.path / "train", classes)
+    test = _split(config, config.path / "val", classes)
+    return Source(classes, config.channels, config.size, train, test)
+
+
+def _classes(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} does not exist, expected a folder for each class in it. Put the data there."
+        )
+    classes = subfolders(folder)
+    if not classes:
+        raise DataError(f"{folder} holds no folders, expected one for each class. Put the data there.")
+    return classes
+
+
+def _split(config: Config, folder: Path, classes: list[str]) -> FileSplit:
+    paths: list[str] = []
+    counts = []
+    for name in classes:
+        if not (folder / name).is_dir():
+            raise DataError(f"{folder / name} does not exist, expected images of every training class there.")
+        found = files(folder / name)
+        if not found:
+            raise DataError(
+                f"{folder / name} holds no images, expected files ending in {', '.join(SUFFIXES)}. "
+                "Add some, or remove the class."
+            )
+        paths += found
+        counts.append(len(found))
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    return FileSplit(paths, labels, config.channels, config.size, resize=True)

@@ -1,0 +1,116 @@
+"""The manifest of a feature store: what it was made from, and what it holds.
+
+It is the root group's attributes, so it can be read without zarr, and its digests stand for the arrays'
+content. Whoever opens a store compares it with what it is to be used with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.artifact import read_json
+from pipeline.errors import MissingArtifactError, StaleArtifactError
+from pipeline.network import NetworkSpec
+from pipeline.params.base import Block, validate
+from pipeline.params.views import ViewParams
+
+SCHEMA = 1
+
+
+class StoredFeature(Block):
+    """One feature in the store.
+
+    Attributes:
+        slots: augmented slots of the training split, beside the plain one.
+        dtype: of the array.
+        shape: of one sample.
+        digest: hash of the content, by "checkpoint/split".
+    """
+
+    slots: int
+    dtype: str
+    shape: tuple[int, ...]
+    digest: dict[str, str] = {}
+
+
+class Manifest(Block):
+    """Attributes of a store's root group.
+
+    Attributes:
+        schema_version: version of this layout.
+        teacher: its key in params.yaml.
+        network: what the teacher is.
+        weights: hash of the weights file, by checkpoint.
+        data: fingerprint of the data, by split.
+        samples: number of samples, by split.
+        mean: normalisation of the images that the teacher saw.
+        std: as `mean`.
+        views: the view space of the augmented slots.
+        features: what is stored, by feature name.
+        versions: of the libraries that made it; they are not compared.
+    """
+
+    schema_version: int = SCHEMA
+    teacher: str
+    network: NetworkSpec
+    weights: dict[str, str]
+    data: dict[str, str]
+    samples: dict[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    views: ViewParams
+    features: dict[str, StoredFeature]
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+def read(store: Path) -> Manifest:
+    """Read the manifest of the store at `store`.
+
+    Raises:
+        MissingArtifactError: there is no store.
+        StaleArtifactError: it was written in another layout.
+    """
+    if not (store / "zarr.json").exists():
+        raise MissingArtifactError(f"{store} holds no store. Make it with: {command(store)}")
+    attributes = read_json(store / "zarr.json", command(store))["attributes"]
+    found = attributes.get("schema_version")
+    if found != SCHEMA:
+        raise StaleArtifactError(
+            f"{store} has schema version {found}, expected {SCHEMA}. Make it again with: {command(store)}"
+        )
+    return validate(Manifest, attributes, f"{store}/zarr.json")
+
+
+def require(store: Path, manifest: Manifest, **expected: Any) -> None:
+    """Refuse a store that was made from something else.
+
+    Args:
+        store: where it is, for the message.
+        manifest: what it says of itself.
+        expected: values by field, for instance `weights={"last": "3f..."}`; of a mapping, the keys given.
+
+    Raises:
+        StaleArtifactError: the first field that differs, and the command that rebuilds the store.
+    """
+    for field, value in expected.items():
+        found = getattr(manifest, field)
+        if isinstance(value, dict):
+            found = {key: found.get(key) for key in value}
+        if found != value:
+            raise StaleArtifactError(
+                f"{store} was made with other {field}: found {_short(found)}, expected {_short(value)}. "
+                f"Make it again with: {command(store)}"
+            )
+
+
+def command(store: Path) -> str:
+    """Return the command that rebuilds the store at `store`."""
+    return f"dvc repro extract_features@{store.stem}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else text[:117] + "..."

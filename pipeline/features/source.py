@@ -1,0 +1,151 @@
+"""Where the teacher's features of a training batch come from: the store, or the teacher itself.
+
+Both give the same tensors for the same views. The training loop asks for the next batch before it computes the
+current one (`begin`), and takes the features when it needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ParamsError
+from pipeline.features import manifest as manifests
+from pipeline.features.manifest import Manifest
+from pipeline.features.store import StoredArray, array_path
+from pipeline.features.teacher import Teacher, as_float32
+from pipeline.network import Taps
+
+RESIDENT_BYTES = 2 << 30
+
+
+class TeacherSource(Protocol):
+    """Gives the teacher's features of training batches."""
+
+    def begin(self, checkpoint: str, slot: int, index: Tensor, image: Tensor) -> Callable[[], Taps]:
+        """Start on a batch and return the function that waits for its features.
+
+        Args:
+            checkpoint: of the teacher, for instance "last".
+            slot: view slot of the batch.
+            index: sample indices int64 (B,), on the CPU.
+            image: normalised views (B, C, H, W).
+
+        Returns:
+            A function that returns features (B, ...) by name, floats as float32, on the machine's device.
+        """
+        ...
+
+
+class CachedSource:
+    """Reads the store. Arrays that are small live on the device, the others are read batch by batch.
+
+    Args:
+        path: the store.
+        manifest: what it says of itself.
+        features: names of those that are read in training.
+        checkpoints: those that are read.
+        slots: number of augmented slots that training shows.
+        device: where the features go.
+        resident_bytes: largest size of an array that is kept on the device.
+
+    Raises:
+        ParamsError: the store lacks a feature, a checkpoint or slots; it names the line of params.yaml.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        features: Iterable[str],
+        checkpoints: Iterable[str],
+        slots: int,
+        device: torch.device,
+        resident_bytes: int = RESIDENT_BYTES,
+    ) -> None:
+        self.path, self.manifest, self.device = path, manifest, device
+        self.checkpoints, self.names = list(checkpoints), list(features)
+        for name in self.names:
+            check_stored(path, manifest, name, self.checkpoints, slots)
+        self._resident: dict[tuple[str, str], Tensor] = {}
+        self._arrays: dict[tuple[str, str], StoredArray] = {}
+        for checkpoint in self.checkpoints:
+            for name in self.names:
+                array = StoredArray(array_path(path, checkpoint, "train", name))
+                if array.nbytes <= resident_bytes:
+                    self._resident[checkpoint, name] = torch.from_numpy(array.all()).to(device)
+                else:
+                    self._arrays[checkpoint, name] = array
+
+    def begin(self, checkpoint: str, slot: int, index: Tensor, image: Tensor) -> Callable[[], Taps]:
+        """Start reading; see `TeacherSource.begin`. A damaged chunk raises DamagedArtifactError."""
+        rows = index.numpy()
+        reads = {
+            name: (array, array.begin(slot, rows))
+            for name in self.names
+            if (array := self._arrays.get((checkpoint, name))) is not None
+        }
+
+        def finish() -> Taps:
+            taps: Taps = {}
+            for name in self.names:
+                if name in reads:
+                    array, future = reads[name]
+                    x = torch.from_numpy(array.finish(future)).to(self.device, non_blocking=True)
+                else:
+                    resident = self._resident[checkpoint, name]
+                    x = resident[slot, index.to(self.device, non_blocking=True)]
+                taps[name] = as_float32(x)
+            return taps
+
+        return finish
+
+
+class OnlineSource:
+    """Runs the frozen teacher on the very views that the student sees.
+
+    Args:
+        teachers: by checkpoint.
+        features: names of those that are asked for.
+    """
+
+    def __init__(self, teachers: Mapping[str, Teacher], features: Iterable[str]) -> None:
+        self.teachers = teachers
+        self.names = list(features)
+
+    def begin(self, checkpoint: str, slot: int, index: Tensor, image: Tensor) -> Callable[[], Taps]:
+        """Run the teacher when the features are taken; see `TeacherSource.begin`."""
+        return lambda: self.teachers[checkpoint].features(image, self.names) if self.names else {}
+
+
+def check_stored(path: Path, manifest: Manifest, name: str, checkpoints: Iterable[str], slots: int) -> None:
+    """Check that the store holds a feature, at these checkpoints, with so many augmented slots.
+
+    Raises:
+        ParamsError: it does not; the message names the line of params.yaml and the next command.
+    """
+    feature = manifest.features.get(name)
+    where = f"teachers.{manifest.teacher}.extract"
+    then = f"then: {manifests.command(path)}"
+    if feature is None:
+        held = ", ".join(sorted(manifest.features))
+        raise ParamsError(
+            f"{path} does not hold teacher feature '{name}'; it holds {held}. "
+            f"Add it to {where}.features in params.yaml, {then}"
+        )
+    if feature.slots < slots:
+        raise ParamsError(
+            f"{path} holds {feature.slots} view slots of '{name}', expected {slots}. Raise "
+            f"{where}.features.{name}.slots, or set 'slots' or 'source: online' of the run, in params.yaml, {then}"
+        )
+    for checkpoint in checkpoints:
+        if checkpoint not in manifest.weights:
+            held = ", ".join(sorted(manifest.weights))
+            raise ParamsError(
+                f"{path} does not hold checkpoint '{checkpoint}'; it holds {held}. "
+                f"Add it to {where}.checkpoints in params.yaml, {then}"
+            )

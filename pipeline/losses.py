@@ -1,0 +1,21 @@
+"""Terms that several methods share. All in float32 log-space, whatever the forward pass was computed in."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 KL(softmax(t / T) || softmax(s / T)): summed over classes, mean over the batch.
+
+    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531; T^2 keeps the gradients' scale.
+
+    Args:
+        student: logits (B, K).
+        teacher: logits (B, K).
+        temperature: T.
+    """
+    log_p = F.log_softmax(teacher.float() / temperature, dim=1)
+    log_q = F.log_softmax(student.float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)

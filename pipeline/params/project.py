@@ -1,0 +1,199 @@
+"""All of params.yaml: checked as a whole, and cut into the blocks that the stages depend on.
+
+DVC tracks keys that are there, and a key that is left to its default is not. So the stage `params` writes every
+block as a json with its defaults filled in, and each stage depends on its own block: an edit reruns what reads
+it, spelling out a default reruns nothing, and a mistake anywhere is told before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from pipeline import plugin
+from pipeline.errors import ParamsError, unknown_name
+from pipeline.params.base import Block, validate
+from pipeline.params.student import (
+    FitBlock,
+    FitParams,
+    PairBlock,
+    PairParams,
+    RunParams,
+    StudentBlock,
+    StudentParams,
+    TableParams,
+)
+from pipeline.params.teacher import (
+    CheckBlock,
+    DatasetParams,
+    ExtractBlock,
+    PrepareBlock,
+    TeacherParams,
+    TrainBlock,
+)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+class Sections(Block):
+    """All of params.yaml.
+
+    Attributes:
+        seeds: of the students; for one seed all runs share init, order and views.
+        datasets: data sets by name.
+        teachers: teachers by name.
+        students: students by name.
+        pairs: teacher-student pairs by name.
+        runs: runs by name.
+        tables: table recipes by name.
+        fits: which teachers get which tables, by name.
+        distill: what to distill, as "pair/run".
+    """
+
+    seeds: tuple[int, ...] = Field(min_length=1)
+    datasets: dict[str, DatasetParams] = Field(min_length=1)
+    teachers: dict[str, TeacherParams] = {}
+    students: dict[str, StudentParams] = {}
+    pairs: dict[str, PairParams] = {}
+    runs: dict[str, RunParams] = {}
+    tables: dict[str, TableParams] = {}
+    fits: dict[str, FitParams] = {}
+    distill: tuple[str, ...] = ()
+
+
+def check(content: Mapping[str, Any]) -> Sections:
+    """Check the whole of params.yaml, except the settings of plug-ins.
+
+    Args:
+        content: what the yaml holds.
+
+    Raises:
+        ParamsError: a block is wrong.
+        UnknownNameError: a block names another that is not there.
+    """
+    # Section by section first: so an error names its place, not the whole file.
+    params = validate(Sections, content, "").model_copy()
+    for section in ("datasets", "teachers", "students", "pairs", "runs", "tables", "fits"):
+        for name in getattr(params, section):
+            if not _NAME.fullmatch(name):
+                raise ParamsError(
+                    f"params.yaml: '{section}.{name}' becomes a file's name. Use letters, digits and any of _.+-"
+                )
+    for section in ("teachers", "students"):
+        for name, network in getattr(params, section).items():
+            _known(f"dataset of {section}.{name}:", network.dataset, params.datasets)
+    for name, pair in params.pairs.items():
+        _known(f"teacher of pairs.{name}:", pair.teacher, params.teachers)
+        _known(f"student of pairs.{name}:", pair.student, params.students)
+        one, other = params.teachers[pair.teacher].dataset, params.students[pair.student].dataset
+        if one != other:
+            raise ParamsError(
+                f"params.yaml: pairs.{name} has a teacher of data set '{one}' and a student of '{other}'. "
+                "Pair networks of one data set."
+            )
+        for run in pair.overrides:
+            _known(f"run of pairs.{name}.overrides:", run, params.runs)
+    for name, fit in params.fits.items():
+        _known(f"teacher of fits.{name}:", fit.teacher, params.teachers)
+        _known(f"table of fits.{name}:", fit.table, params.tables)
+    for item in params.distill:
+        pair_name, slash, run = item.partition("/")
+        if not slash:
+            raise ParamsError(f"params.yaml: distill has '{item}', expected pair/run.")
+        _known(f"pair of distill '{item}':", pair_name, params.pairs)
+        _known(f"run of distill '{item}':", run, params.runs)
+    for name, values in (("seeds", params.seeds), ("distill", params.distill)):
+        if len(set(values)) < len(values):
+            raise ParamsError(f"params.yaml: {name} names something twice. Name it once.")
+    return params
+
+
+def check_plugins(params: Sections) -> None:
+    """Check that every plug-in that is named exists, and that its settings are of its form. Imports them.
+
+    Raises:
+        ParamsError: settings are wrong.
+        UnknownNameError: no such plug-in or network.
+    """
+    named = [("datasets", d.source, d.prepare, f"datasets.{n}.prepare") for n, d in params.datasets.items()]
+    named += [("tables", t.table, t.config, f"tables.{n}.config") for n, t in params.tables.items()]
+    for name, run in params.runs.items():
+        named.append(("methods", run.method, run.config, f"runs.{name}.config"))
+        named.append(("schedules", run.schedule, run.schedule_config, f"runs.{name}.schedule_config"))
+        if run.transform is not None:
+            named.append(("transforms", run.transform, run.transform_config, f"runs.{name}.transform_config"))
+    for catalogue, plug, config, where in named:
+        validate(plugin.load(catalogue, plug).Config, config, where)
+    for network in (*params.teachers.values(), *params.students.values()):
+        family = plugin.load("networks", network.family)
+        if network.network not in family.NETWORKS and not getattr(family, "OPEN", False):
+            raise unknown_name(f"network of family '{network.family}':", network.network, family.NETWORKS)
+
+
+def blocks(params: Sections) -> dict[str, Block]:
+    """Return the blocks that the stages depend on, by file name without its ending."""
+    found: dict[str, Block] = {}
+    for name, dataset in params.datasets.items():
+        found[f"datasets/{name}"] = PrepareBlock(source=dataset.source, prepare=dataset.prepare)
+    for name, teacher in params.teachers.items():
+        views, extract = params.datasets[teacher.dataset].views, teacher.extract
+        training = {
+            key: getattr(teacher, key) for key in TrainBlock.model_fields.keys() - {"teacher", "views"}
+        }
+        found[f"teachers/{name}/train"] = TrainBlock(teacher=name, views=views, **training)
+        found[f"teachers/{name}/extract"] = ExtractBlock(
+            teacher=name,
+            views=views,
+            features=extract.features,
+            checkpoints=extract.checkpoints,
+            compression=extract.compression,
+        )
+        found[f"teachers/{name}/check"] = CheckBlock(tolerance=extract.tolerance)
+    for name, fit in params.fits.items():
+        table, dataset_name = params.tables[fit.table], params.teachers[fit.teacher].dataset
+        found[f"fits/{name}"] = FitBlock(dataset=dataset_name, table=table.table, config=table.config)
+    for name in params.students:
+        found[f"students/{name}"] = _student(params, name)
+    for name in params.pairs:
+        found[f"pairs/{name}"] = _pair(params, name)
+    return found
+
+
+def _student(params: Sections, name: str) -> StudentBlock:
+    student = params.students[name]
+    settings = {key: getattr(student, key) for key in StudentParams.model_fields}
+    return StudentBlock(student=name, views=params.datasets[student.dataset].views, **settings)
+
+
+def _pair(params: Sections, name: str) -> PairBlock:
+    pair = params.pairs[name]
+    asked = [item.partition("/")[2] for item in params.distill if item.partition("/")[0] == name]
+    runs = {}
+    for run in asked:
+        block = merged(params.runs[run].model_dump(mode="json"), pair.overrides.get(run, {}))
+        runs[run] = validate(RunParams, block, f"pairs.{name}.overrides.{run}")
+    return PairBlock(
+        pair=name,
+        teacher=pair.teacher,
+        teacher_family=params.teachers[pair.teacher].family,
+        student=_student(params, pair.student),
+        runs=runs,
+    )
+
+
+def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `update` merged into it, mapping by mapping."""
+    result = dict(base)
+    for key, value in update.items():
+        inner = result.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(inner, value) if both else value
+    return result
+
+
+def _known(kind: str, name: str, valid: Iterable[str]) -> None:
+    if name not in valid:
+        raise unknown_name(kind, name, valid)

@@ -1,0 +1,57 @@
+"""How a network is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from pipeline.params.base import Block
+
+
+class Recipe(Block):
+    """SGD with momentum and a step schedule; the defaults are CRD's for CIFAR-100 (arXiv:1910.10699).
+
+    Attributes:
+        epochs: passes over the training images; 0 keeps the first weights.
+        batch_size: samples a step.
+        learning_rate: before any decay.
+        momentum: of SGD.
+        nesterov: Nesterov's form of it.
+        weight_decay: on every parameter, BN and scales included.
+        milestones: epochs after which the learning rate is multiplied by `decay`.
+        decay: that factor.
+        warmup: epochs over which the learning rate grows linearly from 0.
+        drop_last: leave out the last batch of an epoch when it is not full.
+    """
+
+    epochs: int = Field(default=240, ge=0)
+    batch_size: int = Field(default=64, ge=2)
+    learning_rate: float = Field(default=0.05, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=5e-4, ge=0)
+    milestones: tuple[int, ...] = (150, 180, 210)
+    decay: float = Field(default=0.1, gt=0, le=1)
+    warmup: int = Field(default=0, ge=0)
+    drop_last: bool = False
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of `epoch`, counted from 0."""
+        rate = self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+        return rate * (epoch + 1) / self.warmup if epoch < self.warmup else rate
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training, with an optimiser of its own.
+
+    Attributes:
+        name: what `Batch.phase` says.
+        recipe: how it is trained.
+        frozen: prefixes of the student's parameters that stay as they are, for instance "classifier".
+    """
+
+    name: str
+    recipe: Recipe
+    frozen: tuple[str, ...] = ()

@@ -1,0 +1,129 @@
+"""The sections of params.yaml that say what is distilled: `students`, `pairs`, `runs`, `tables`, `fits`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pipeline.params.base import Block
+from pipeline.params.recipe import Recipe
+from pipeline.params.views import Slots, ViewParams
+
+
+class StudentParams(Block):
+    """A student network and how it is trained.
+
+    Attributes:
+        dataset: a key of `datasets`.
+        family: a file of `pipeline/networks`.
+        network: a network of that family.
+        recipe: how it is trained, alone and distilled.
+    """
+
+    dataset: str
+    family: str
+    network: str
+    recipe: Recipe = Recipe()
+
+
+class PairParams(Block):
+    """A teacher and a student of the same data set.
+
+    Attributes:
+        teacher: a key of `teachers`.
+        student: a key of `students`.
+        overrides: settings of runs that differ for this pair, by run; they are merged into `runs.<run>`.
+    """
+
+    teacher: str
+    student: str
+    overrides: dict[str, dict[str, Any]] = {}
+
+
+class RunParams(Block):
+    """A run: a method with its settings, and what it composes with.
+
+    Attributes:
+        method: a file of `pipeline/methods`.
+        config: that method's own settings.
+        source: "cached" reads the teacher's store, "online" runs the teacher beside the student.
+        slots: how many view slots the student sees; "all" is every view of a finite space.
+        transform: what is done to the teacher's features before the method sees them: a file of
+            `pipeline/transforms`, and its settings.
+        transform_config: that transform's own settings.
+        schedule: which teachers teach when: a file of `pipeline/schedules`.
+        schedule_config: that schedule's own settings.
+        recipe: settings of the student's recipe that differ for this run.
+    """
+
+    method: str
+    config: dict[str, Any] = {}
+    source: Literal["cached", "online"] = "cached"
+    slots: Slots = "all"
+    transform: str | None = None
+    transform_config: dict[str, Any] = {}
+    schedule: str = "final"
+    schedule_config: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+
+
+class TableParams(Block):
+    """A table: a thing that is fitted offline from a teacher's store.
+
+    Attributes:
+        table: a file of `pipeline/tables`.
+        config: that table's own settings.
+    """
+
+    table: str
+    config: dict[str, Any] = {}
+
+
+class FitParams(Block):
+    """Asks for one table of one teacher.
+
+    Attributes:
+        teacher: a key of `teachers`.
+        table: a key of `tables`.
+    """
+
+    teacher: str
+    table: str
+
+
+class StudentBlock(StudentParams):
+    """What `student_inputs` depends on: a student, and its data set's views."""
+
+    student: str
+    views: ViewParams
+
+
+class PairBlock(Block):
+    """What `inputs` depends on: a pair's networks, and the runs that `distill` asks of it, overrides merged.
+
+    Attributes:
+        pair: key of `pairs`.
+        teacher: key of `teachers`.
+        teacher_family: a file of `pipeline/networks`.
+        student: the student.
+        runs: by name.
+    """
+
+    pair: str
+    teacher: str
+    teacher_family: str
+    student: StudentBlock
+    runs: dict[str, RunParams]
+
+
+class FitBlock(Block):
+    """What `fit_table` depends on beside the store.
+
+    Attributes:
+        dataset: of the teacher.
+        table: a file of `pipeline/tables`.
+        config: its settings.
+    """
+
+    dataset: str
+    table: str
+    config: dict[str, Any]

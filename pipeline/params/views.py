@@ -1,0 +1,50 @@
+"""View spaces as params: which augmented views of an image exist."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.params.base import Block
+
+Slots = Annotated[int, Field(ge=0)] | Literal["all"]
+
+
+class Plain(Block):
+    """No augmentation: the plain image is the only view."""
+
+    space: Literal["plain"]
+
+
+class CropFlip(Block):
+    """A crop out of the padded image, and a horizontal flip: (2 padding + 1)^2 views, twice that with flips.
+
+    Attributes:
+        padding: pixels on each side.
+        fill: what the padding holds; letKD and QUEST reflect, the others pad with zeros.
+        flip: mirrored views too. Leave it off where a mirror image means something else (digits).
+    """
+
+    space: Literal["crop_flip"]
+    padding: int = Field(default=4, ge=0)
+    fill: Literal["zero", "reflect"] = "zero"
+    flip: bool = True
+
+
+class RandomResizedCrop(Block):
+    """A random box resized to the full size, and a horizontal flip: no end of views.
+
+    Attributes:
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest width over height.
+        flip: mirrored views too.
+    """
+
+    space: Literal["random_resized_crop"]
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+
+
+ViewParams = Annotated[Plain | CropFlip | RandomResizedCrop, Field(discriminator="space")]

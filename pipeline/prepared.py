@@ -1,0 +1,132 @@
+"""The reader of prepared data: memory maps, checked against their `meta.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from pipeline.artifact import read_json
+from pipeline.dataset import SCHEMA, Meta, images_path, labels_path, meta_path
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, unknown_name
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of prepared data.
+
+    Attributes:
+        name: for instance "train".
+        images: uint8 (N, C, H, W), mapped from disk, read-only.
+        labels: int64 (N,).
+        fingerprint: hash of the images, labels and class names.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Prepared data, opened; `Prepared.open` is the way to make one.
+
+    Attributes:
+        folder: where they lie.
+        meta: what `meta.json` holds.
+        splits: every split, by name.
+    """
+
+    folder: Path
+    meta: Meta
+    splits: dict[str, Split]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open `folder` and check that its arrays are those that its `meta.json` names; images stay on disk.
+
+        Raises:
+            MissingArtifactError: the folder or one of its files is not there.
+            StaleArtifactError: it was written in another layout.
+            DamagedArtifactError: a file is not what `meta.json` says.
+        """
+        hint = f"dvc repro prepare_data@{folder.name}"
+        meta = _read_meta(meta_path(folder), hint)
+        splits = {split: _open_split(folder, split, meta, hint) for split in meta.samples}
+        return cls(folder, meta, splits)
+
+    def split(self, name: str) -> Split:
+        """Return the split `name`.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        if name not in self.splits:
+            hint = f"Splits of {self.folder}; 'holdout' is there when its share in params.yaml is not 0."
+            raise unknown_name("split", name, self.splits, hint)
+        return self.splits[name]
+
+
+def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Copy a whole split to `device`: images uint8 (N, C, H, W) and labels int64 (N,)."""
+    import torch
+
+    # A copy first: torch cannot hold a read-only map.
+    images, labels = torch.from_numpy(np.array(split.images)), torch.from_numpy(np.array(split.labels))
+    return images.to(device), labels.to(device)
+
+
+def _read_meta(path: Path, hint: str) -> Meta:
+    content = read_json(path, hint)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA:
+        raise StaleArtifactError(
+            f"{path} has schema version {version}, expected {SCHEMA}. Make it again with: {hint}"
+        )
+    try:
+        meta = Meta.model_validate_json(json.dumps(content))  # as json, a list may be a tuple
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DamagedArtifactError(f"{path}: {place}: {first['msg']}. Make it again with: {hint}") from None
+    if set(meta.fingerprint) != set(meta.samples):
+        raise DamagedArtifactError(
+            f"{path} has fingerprints of {', '.join(meta.fingerprint)}, "
+            f"expected of {', '.join(meta.samples)}. Make it again with: {hint}"
+        )
+    return meta
+
+
+def _open_split(folder: Path, split: str, meta: Meta, hint: str) -> Split:
+    number = meta.samples[split]
+    shape = (number, meta.channels, meta.size, meta.size)
+    images = _open_array(images_path(folder, split), shape, "uint8", hint)
+    labels = np.array(_open_array(labels_path(folder, split), (number,), "int64", hint))
+    return Split(split, images, labels, meta.fingerprint[split])
+
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: str, hint: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
+    except (ValueError, EOFError) as error:  # a header that is no header, or fewer bytes than it promises
+        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
+    if array.shape != shape or array.dtype != dtype:
+        raise DamagedArtifactError(
+            f"{path} holds {array.dtype} {array.shape}, meta.json says {dtype} {shape}. "
+            f"Make it again with: {hint}"
+        )
+    return array

@@ -1,0 +1,85 @@
+"""Contract of `pipeline/schedules/`: which teachers teach, and when.
+
+A schedule composes with every method. It may choose among the checkpoints of the teacher (RCO's anchors), and
+it may train networks of its own beside the student that teach it too (SLKD). A plug-in file holds `Config` and
+`Schedule` (a `TeacherSchedule`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from pipeline.method import Batch, Context, Terms, Weights
+from pipeline.network import Taps
+from pipeline.params.base import Block
+
+
+class ScheduleConfig(Block):
+    """Settings that every schedule has: none."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One application of the method.
+
+    Attributes:
+        teacher: the features that it learns from.
+        weight: of all its terms.
+        name: prefix of its terms, "" for the teacher's own lesson.
+    """
+
+    teacher: Taps
+    weight: float = 1.0
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a schedule has for one batch.
+
+    Attributes:
+        lessons: the method is applied to each.
+        terms: of the schedule's own networks, unweighted.
+        weights: of those terms.
+    """
+
+    lessons: tuple[Lesson, ...]
+    terms: Terms = field(default_factory=dict)
+    weights: Weights = field(default_factory=dict)
+
+
+C = TypeVar("C", bound=ScheduleConfig)
+
+
+class TeacherSchedule(nn.Module, Generic[C]):
+    """Decides who teaches. Its parameters are trained beside the student and never saved with it.
+
+    Args:
+        config: the schedule's settings.
+        context: what may be known before training.
+    """
+
+    def __init__(self, config: C, context: Context) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def checkpoints(cls, config: C) -> tuple[str, ...]:
+        """Return the teacher checkpoints that it uses."""
+        return ("last",)
+
+    @classmethod
+    def teacher(cls, config: C) -> tuple[str, ...]:
+        """Return teacher features that it needs beside the method's."""
+        return ()
+
+    def checkpoint(self, epoch: int, epochs: int) -> str:
+        """Return the checkpoint that teaches in `epoch` of `epochs`."""
+        return "last"
+
+    def forward(self, batch: Batch) -> Plan:
+        """Return the lessons of a batch."""
+        return Plan((Lesson(batch.teacher),))

@@ -1,0 +1,92 @@
+"""Training a network by itself, on labels: every teacher, and every student's baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.machine import Machine
+from pipeline.network import Network, NetworkSpec, build
+from pipeline.params.recipe import Phase, Recipe
+from pipeline.params.views import ViewParams
+from pipeline.prepared import Prepared
+from pipeline.training import result
+from pipeline.training.batches import Views
+from pipeline.training.loop import Moment, Terms, Training
+from pipeline.training.setting import Setting, all_slots
+
+
+class CrossEntropy:
+    """Minimises the cross-entropy of labels."""
+
+    def __init__(self, network: Network, machine: Machine) -> None:
+        self.network, self.machine = network, machine
+
+    def begin(self, views: Views, moment: Moment) -> Callable[[], None]:
+        """Nothing is fetched."""
+        return lambda: None
+
+    def __call__(self, views: Views, fetched: None, moment: Moment) -> tuple[Tensor, Terms]:
+        """Return the loss; its only term is `ce`."""
+        with self.machine.autocast():
+            logits = self.network(views.image)
+        loss = F.cross_entropy(logits.float(), views.label)
+        return loss, {"ce": loss}
+
+
+def train(
+    scratch: Path,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    views: ViewParams,
+    prepared: Prepared,
+    seed: int,
+    machine: Machine,
+    *,
+    identity: str,
+    title: str,
+    anchors: Mapping[str, float] | None = None,
+) -> None:
+    """Train a network on labels and leave its result in `scratch`: init, last, best and anchor weights.
+
+    Args:
+        scratch: an existing folder; a checkpoint in it with the same identity is gone on from.
+        spec: the network.
+        recipe: how it is trained.
+        views: what it sees.
+        prepared: the data.
+        seed: of init, order and views.
+        machine: where it runs.
+        identity: of everything that the result depends on.
+        title: of the progress bar.
+        anchors: shares of the epochs after which weights are kept, by name.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    weights = result.begin(scratch, identity, spec)
+    network = build(spec, seed)
+    network.to(machine.device)
+    save = result.saver(network, weights)
+    save("init")
+    setting = Setting.of(prepared, views, machine)
+    training = Training(
+        modules={"student": network},
+        objective=CrossEntropy(network, machine),
+        batches=setting.batches(recipe, seed, all_slots(setting.space, "all", title)),
+        phases=(Phase("main", recipe),),
+        evaluate=setting.evaluation(network),
+        save=save,
+        scratch=scratch,
+        identity=identity,
+        title=title,
+        anchors={name: max(1, round(share * recipe.epochs)) for name, share in (anchors or {}).items()},
+    )
+    history = training.run()
+    save("last")
+    if not history:
+        save("best")
+    result.finish(scratch, history, machine)

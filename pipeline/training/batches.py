@@ -1,0 +1,69 @@
+"""Training batches on the device: no per-sample Python, and nothing that depends on what ran before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline import seeding
+from pipeline.normalise import Normalise
+from pipeline.views import ViewSpace, slot_of, view_ids
+
+
+@dataclass(frozen=True)
+class Views:
+    """Normalised views of some training samples, all from one slot.
+
+    Attributes:
+        slot: the slot.
+        index: of the samples, int64 (B,), on the CPU.
+        image: normalised (B, C, H, W).
+        label: int64 (B,).
+    """
+
+    slot: int
+    index: Tensor
+    image: Tensor
+    label: Tensor
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The training split as batches; order and views are functions of (seed, epoch, sample).
+
+    Attributes:
+        images: uint8 (N, C, H, W), on the device.
+        labels: int64 (N,), on the device.
+        space: the views.
+        slots: how many of them are shown; None is no end.
+        normalise: what images go through.
+        seed: of the run.
+        batch_size: samples a batch.
+        drop_last: leave out the last batch of an epoch when it is not full.
+    """
+
+    images: Tensor
+    labels: Tensor
+    space: ViewSpace
+    slots: int | None
+    normalise: Normalise
+    seed: int
+    batch_size: int
+    drop_last: bool = False
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        whole, part = divmod(len(self.labels), self.batch_size)
+        return whole + (part > 0 and not self.drop_last)
+
+    def epoch(self, epoch: int) -> Iterator[Views]:
+        """Give the batches of `epoch`."""
+        slot = slot_of(self.seed, epoch, self.slots)
+        order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
+        for index in order.split(self.batch_size)[: len(self)]:
+            rows = index.to(self.images.device, non_blocking=True)
+            view = self.space.apply(self.images[rows], view_ids(self.space, slot, rows), rows)
+            yield Views(slot, index, self.normalise(view), self.labels[rows])

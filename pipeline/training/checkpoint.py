@@ -1,0 +1,68 @@
+"""Checkpoints of a running training: one safetensors file in the scratch folder, read back bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipeline import artifact
+
+
+def save(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Write modules, the optimiser's momentum and `state` (json) in one step.
+
+    Args:
+        path: the file.
+        modules: by name.
+        optimizer: SGD; its buffers are kept in the order of its parameters.
+        state: everything else, for instance the epoch and the history.
+    """
+    tensors = _tensors(modules)
+    for number, buffer in enumerate(_momentum(optimizer)):
+        if buffer is not None:
+            tensors[f"momentum/{number}"] = buffer
+    tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    part = artifact.scratch(path)
+    save_file(tensors, part, metadata={"state": json.dumps(state)})
+    artifact.publish(part, path)
+
+
+def state(path: Path) -> dict[str, Any] | None:
+    """Return the `state` of a checkpoint, or None when there is none that can be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            found: dict[str, Any] = json.loads(file.metadata()["state"])
+            return found
+    except Exception:  # a checkpoint is only worth having: without it, training starts at the beginning
+        return None
+
+
+def restore(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
+    """Fill modules and the optimiser's momentum from a checkpoint."""
+    with safe_open(path, "pt") as file:
+        for name, x in _tensors(modules).items():
+            x.detach().copy_(file.get_tensor(name))
+        saved = set(file.keys())
+        for number, parameter in enumerate(_parameters(optimizer)):
+            name = f"momentum/{number}"
+            if name in saved:
+                optimizer.state[parameter]["momentum_buffer"] = file.get_tensor(name).to(parameter.device)
+
+
+def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    return {f"{key}/{name}": x for key, module in modules.items() for name, x in module.state_dict().items()}
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _momentum(optimizer: Optimizer) -> list[Tensor | None]:
+    return [optimizer.state.get(parameter, {}).get("momentum_buffer") for parameter in _parameters(optimizer)]

@@ -1,0 +1,288 @@
+"""Distilling one student: its json of inputs becomes networks, a source, and an objective for the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import plugin, seeding, table
+from pipeline.errors import ParamsError, StaleArtifactError
+from pipeline.features import manifest as manifests
+from pipeline.features.source import RESIDENT_BYTES, CachedSource, OnlineSource, TeacherSource
+from pipeline.features.teacher import Teacher
+from pipeline.machine import Machine
+from pipeline.method import BaseMethod, Batch, Context, MethodConfig, Needs, Terms, Weights
+from pipeline.network import Network, NetworkSpec, Shape, Taps, build, load, probe
+from pipeline.params.base import validate
+from pipeline.prepared import Prepared
+from pipeline.schedule import Lesson, TeacherSchedule
+from pipeline.training import result
+from pipeline.training.batches import Views
+from pipeline.training.inputs import RunInputs, check_data, check_file
+from pipeline.training.loop import Moment, Training
+from pipeline.training.setting import Setting
+from pipeline.transform import TeacherTransform
+
+
+class Distillation(nn.Module):
+    """The objective: the method, applied to every lesson of the schedule, under the transform.
+
+    Args:
+        student: the network that is trained.
+        method: what it is trained to minimise.
+        schedule: who teaches.
+        transform: what is done to the teacher's features first, or None.
+        source: where they come from.
+        machine: where it runs.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        student: Network,
+        method: BaseMethod[Any],
+        schedule: TeacherSchedule[Any],
+        transform: TeacherTransform[Any] | None,
+        source: TeacherSource,
+        machine: Machine,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.student, self.method, self.schedule, self.transform = student, method, schedule, transform
+        self.source, self.machine, self.seed = source, machine, seed
+        self.taps = type(method).needs(method.config).student
+
+    def begin(self, views: Views, moment: Moment) -> Callable[[], Taps]:
+        """Start fetching the teacher's features of a batch."""
+        chosen = self.schedule.checkpoint(moment.epoch, moment.epochs)
+        return self.source.begin(chosen, views.slot, views.index, views.image)
+
+    def forward(self, views: Views, fetched: Taps, moment: Moment) -> tuple[Tensor, Terms]:
+        """Return the weighted sum of all terms, and the terms by name.
+
+        Raises:
+            ParamsError: a term has no weight.
+        """
+        batch = Batch(
+            image=views.image,
+            label=views.label,
+            index=views.index,
+            teacher=fetched,
+            epoch=moment.epoch,
+            epochs=moment.epochs,
+            step=moment.step,
+            phase=moment.phase,
+            generator=seeding.generator(self.seed, "step", moment.step),
+        )
+        with self.machine.autocast():
+            taps = self.student.record(views.image, self.taps)
+        taps = {name: x.float() for name, x in taps.items()}
+        plan = self.schedule(batch)
+        terms: Terms = {}
+        loss = _weigh(plan.terms, plan.weights, terms, 1.0, "", "schedule")
+        for lesson in plan.lessons:
+            taught = self._lesson(lesson, batch)
+            found = self.method(taps, taught)
+            loss = loss + _weigh(
+                found, self.method.weights(taught), terms, lesson.weight, lesson.name, "method"
+            )
+        return loss, terms
+
+    def _lesson(self, lesson: Lesson, batch: Batch) -> Batch:
+        if self.transform is None:
+            return replace(batch, teacher=lesson.teacher)
+        with torch.no_grad():
+            return replace(batch, teacher=self.transform(lesson.teacher, batch))
+
+
+def _weigh(found: Terms, weights: Weights, terms: Terms, scale: float, prefix: str, what: str) -> Tensor:
+    """Add `found` to `terms` under their full names and return their weighted sum."""
+    missing = found.keys() - weights.keys()
+    if missing:
+        raise ParamsError(
+            f"Term '{min(missing)}' of the {what} has no weight; found weights for {', '.join(sorted(weights))}. "
+            "Give all of them in the run's config.weights, or none, in params.yaml."
+        )
+    total = torch.zeros(())
+    for name, term in found.items():
+        terms[f"{prefix}_{name}" if prefix else name] = term
+        total = total.to(term.device) + scale * weights[name] * term
+    return total
+
+
+def method_of(inputs: RunInputs) -> tuple[type[BaseMethod[Any]], MethodConfig, Needs]:
+    """Return the method's class, its validated settings, and its needs.
+
+    Raises:
+        UnknownNameError: no such method.
+        ParamsError: its settings are wrong.
+    """
+    module = plugin.load("methods", inputs.method)
+    config = validate(module.Config, inputs.config, f"runs.{inputs.run}.config")
+    return module.Method, config, module.Method.needs(config)
+
+
+def distil(
+    scratch: Path,
+    inputs: RunInputs,
+    seed: int,
+    machine: Machine,
+    *,
+    identity: str,
+    resident_bytes: int = RESIDENT_BYTES,
+) -> None:
+    """Train a student by its inputs and leave its result in `scratch`.
+
+    Args:
+        scratch: an existing folder; a checkpoint in it with the same identity is gone on from.
+        inputs: what it is trained from.
+        seed: of init, order and views.
+        machine: where it runs.
+        identity: of everything that the result depends on.
+        resident_bytes: largest stored array that is kept on the device.
+
+    Raises:
+        StaleArtifactError: something that is read is not what the inputs name.
+        DivergedError: a term is not finite.
+    """
+    prepared = Prepared.open(Path(inputs.data))
+    check_data(inputs, prepared)
+    setting = Setting.of(prepared, inputs.views, machine)
+    batches = setting.batches(inputs.recipe, seed, inputs.slots)
+    source, teacher = _teacher(inputs, machine, resident_bytes)
+    method_class, config, needs = method_of(inputs)
+    shapes = _feature_shapes(inputs, teacher)
+    student, spec = _student(inputs, method_class, config, shapes, seed)
+    result_weights = result.begin(scratch, identity, spec)
+    student.to(machine.device)
+    save = result.saver(student, result_weights)
+    save("init")
+    context = Context(
+        num_classes=spec.classes,
+        labels=batches.labels.cpu(),
+        student=student,
+        student_shapes=_checked(probe(student, spec.size, spec.channels), needs.student, inputs),
+        teacher_shapes=shapes,
+        tables=_tables(inputs),
+        teacher=teacher.network if teacher and needs.network else None,
+        seed=seed,
+    )
+    objective = _objective(inputs, student, method_class, config, context, source, machine)
+    training = Training(
+        modules={"student": student, "method": objective.method, "schedule": objective.schedule},
+        objective=objective,
+        batches=batches,
+        phases=objective.method.phases(inputs.recipe),
+        evaluate=setting.evaluation(student),
+        save=save,
+        scratch=scratch,
+        identity=identity,
+        title=f"{inputs.pair}/{inputs.run} seed {seed}",
+    )
+    history = training.run()
+    save("last")
+    if not history:
+        save("best")
+    result.finish(scratch, history, machine)
+
+
+def _objective(
+    inputs: RunInputs,
+    student: Network,
+    method_class: type[BaseMethod[Any]],
+    config: MethodConfig,
+    context: Context,
+    source: TeacherSource,
+    machine: Machine,
+) -> Distillation:
+    with seeding.scope(context.seed, "method"):
+        method = method_class(config, context)
+    module = plugin.load("schedules", inputs.schedule)
+    where = f"runs.{inputs.run}.schedule_config"
+    with seeding.scope(context.seed, "schedule"):
+        schedule = module.Schedule(validate(module.Config, inputs.schedule_config, where), context)
+    transform = None
+    if inputs.transform is not None:
+        module = plugin.load("transforms", inputs.transform)
+        where = f"runs.{inputs.run}.transform_config"
+        with seeding.scope(context.seed, "transform"):
+            transform = module.Transform(validate(module.Config, inputs.transform_config, where), context)
+        transform = transform.to(machine.device).eval().requires_grad_(False)
+    objective = Distillation(student, method, schedule, transform, source, machine, context.seed)
+    return objective.to(machine.device)
+
+
+def _teacher(
+    inputs: RunInputs, machine: Machine, resident_bytes: int
+) -> tuple[TeacherSource, Teacher | None]:
+    """Open the source of features; the teacher itself is loaded only where it runs or is read."""
+    teachers: dict[str, Teacher] = {}
+    for checkpoint, expected in inputs.weights.items():
+        folder = Path(inputs.weights_folder)
+        check_file(folder / f"{checkpoint}.safetensors", expected)
+        teachers[checkpoint] = Teacher(load(folder, checkpoint)[0], machine)
+    last = teachers.get("last")
+    if inputs.source == "online":
+        return OnlineSource(teachers, inputs.features), last
+    store = Path(inputs.store)
+    manifest = manifests.read(store)
+    for name, expected_digest in inputs.stored.items():
+        held = manifest.features.get(name)
+        if held is None or any(held.digest.get(key) != value for key, value in expected_digest.items()):
+            raise StaleArtifactError(
+                f"{store} does not hold the '{name}' that this run was resolved with. Run: dvc repro"
+            )
+    checkpoints = {key.split("/")[0] for digests in inputs.stored.values() for key in digests}
+    slots = inputs.slots if inputs.slots is not None else 0
+    source = CachedSource(
+        store, manifest, inputs.features, sorted(checkpoints), slots, machine.device, resident_bytes
+    )
+    return source, last
+
+
+def _feature_shapes(inputs: RunInputs, teacher: Teacher | None) -> dict[str, Shape]:
+    if inputs.source == "cached":
+        held = manifests.read(Path(inputs.store)).features
+        return {name: held[name].shape for name in inputs.features}
+    if teacher is None or not inputs.features:
+        return {}
+    spec = inputs.network
+    image = torch.zeros(1, spec.channels, spec.size, spec.size, device=teacher.machine.device)
+    return {name: tuple(x.shape[1:]) for name, x in teacher.features(image, inputs.features).items()}
+
+
+def _student(
+    inputs: RunInputs,
+    method: type[BaseMethod[Any]],
+    config: MethodConfig,
+    teacher_shapes: Mapping[str, Shape],
+    seed: int,
+) -> tuple[Network, NetworkSpec]:
+    """Build the student with the method's operations; what it has in common with the plain one starts alike."""
+    spec = inputs.network
+    plain = probe(build(spec, seed), spec.size, spec.channels)
+    operations = method.operations(config, plain, teacher_shapes)
+    update = {"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
+    spec = spec.model_copy(update=update)
+    return build(spec, seed), spec
+
+
+def _tables(inputs: RunInputs) -> dict[str, dict[str, Any]]:
+    for path, expected in inputs.tables.values():
+        check_file(Path(path), expected)
+    return {name: table.load(Path(path))[0] for name, (path, _) in inputs.tables.items()}
+
+
+def _checked(shapes: dict[str, Shape], needed: tuple[str, ...], inputs: RunInputs) -> dict[str, Shape]:
+    missing = [name for name in needed if name not in shapes]
+    if missing:
+        raise ParamsError(
+            f"Run '{inputs.run}' reads student tap '{missing[0]}'. {inputs.network.network} has "
+            f"{', '.join(shapes)}. Change it in params.yaml."
+        )
+    return shapes

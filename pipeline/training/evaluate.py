@@ -1,0 +1,89 @@
+"""What is known of a trained network: accuracy, agreement with its teacher, cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.artifact import file_hash, read_json
+from pipeline.errors import MissingArtifactError, StaleArtifactError
+from pipeline.machine import Machine
+from pipeline.metrics.accuracy import agreement, top
+from pipeline.metrics.cost import latency, macs, num_params
+from pipeline.network import load
+from pipeline.normalise import Normalise
+from pipeline.prepared import Prepared, to_device
+from pipeline.training.evaluation import PlainSplit, logits
+
+Metrics = dict[str, float | int | str]
+
+
+def evaluate(
+    folder: Path, data: Path, inputs: dict[str, Any], machine: Machine
+) -> tuple[Metrics, dict[str, NDArray[Any]]]:
+    """Evaluate the last and the best weights that a training left.
+
+    The network is built from its own json and takes every tensor of its weights file, no more and no less: so
+    what a method adds for training is gone, and what it inserts for good is there.
+
+    Args:
+        folder: `weights/` and `training.json`.
+        data: folder of the prepared data.
+        inputs: the student's inputs; empty for a teacher.
+        machine: where it runs.
+
+    Returns:
+        Metrics by name (accuracies and agreement in percent, latency in ms, training time in s), and arrays:
+        predicted classes int32 (N,) of both weights.
+
+    Raises:
+        StaleArtifactError: the teacher's predictions are not those of this teacher or data.
+    """
+    prepared = Prepared.open(data)
+    test = prepared.split("test")
+    normalise = Normalise(prepared.meta.mean, prepared.meta.std, machine.device)
+    split = PlainSplit(*to_device(test, machine.device), normalise)
+    found: Metrics = {}
+    arrays: dict[str, NDArray[Any]] = {"label": test.labels.astype(np.int32)}
+    for name, prefix in (("last", ""), ("best", "best_")):
+        network, spec = load(folder / "weights", name)
+        scores = logits(network.to(machine.device), split, machine)
+        found[f"{prefix}top1"] = top(scores, split.labels, 1)
+        found[f"{prefix}top5"] = top(scores, split.labels, 5)
+        arrays[name] = scores.argmax(dim=1).cpu().numpy().astype(np.int32)
+    training = read_json(folder / "training.json", "dvc repro")
+    network, spec = load(folder / "weights")
+    found |= {
+        "network": spec.network,
+        "params": num_params(network),
+        "macs": macs(network, spec.size, spec.channels),
+        "latency_ms": latency(network, spec.size, spec.channels),
+        "best_epoch": training["best_epoch"],
+        "epochs": training["epochs"],
+        "train_seconds": training["seconds"],
+        "images_per_second": training["images_per_second"],
+    }
+    arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
+    arrays["fingerprint"] = np.array(test.fingerprint)
+    if inputs.get("teacher_evaluation"):
+        other = _teacher_prediction(Path(inputs["teacher_evaluation"]), test.fingerprint)
+        found["agreement"] = agreement(torch.from_numpy(arrays["last"]), other)
+        found["best_agreement"] = agreement(torch.from_numpy(arrays["best"]), other)
+    for key in ("dataset", "pair", "run", "method", "teacher", "student", "seed", "source", "slots"):
+        if inputs.get(key) is not None:
+            found[key] = inputs[key]
+    return found, arrays
+
+
+def _teacher_prediction(path: Path, fingerprint: str) -> Tensor:
+    if not path.exists():
+        raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro")
+    with np.load(path, allow_pickle=False) as archive:
+        if str(archive["fingerprint"]) != fingerprint:
+            raise StaleArtifactError(f"{path} was made with other data. Make it again with: dvc repro")
+        return torch.from_numpy(archive["last"])

@@ -1,0 +1,196 @@
+"""The training loop: SGD over phases of epochs, with a history, checkpoints, and the best epoch kept.
+
+What is trained, and on which loss, is the caller's. Every random draw is keyed by seed and epoch, so a run that
+is cut off goes on from its checkpoint and ends bit for bit where it would have ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import progress
+from pipeline.errors import DivergedError
+from pipeline.params.recipe import Phase, Recipe
+from pipeline.training import checkpoint
+from pipeline.training.batches import Batches, Views
+
+CHECKPOINT_SECONDS = 10.0
+Row = dict[str, float | int | str]
+Terms = dict[str, Tensor]  # scalars by name
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where in the training a step stands.
+
+    Attributes:
+        phase: the phase's name.
+        epoch: within the phase.
+        epochs: of the phase.
+        step: over all phases.
+    """
+
+    phase: str
+    epoch: int
+    epochs: int
+    step: int
+
+
+class Objective(Protocol):
+    """What one step minimises."""
+
+    def begin(self, views: Views, moment: Moment) -> Callable[[], Any]:
+        """Start fetching what the step needs; returns the function that waits for it."""
+        ...
+
+    def __call__(self, views: Views, fetched: Any, moment: Moment) -> tuple[Tensor, Terms]:
+        """Return the loss and its terms, scalars by name."""
+        ...
+
+
+@dataclass
+class Training:
+    """A training.
+
+    Attributes:
+        modules: what is checkpointed, by name; "student" is the network that is saved.
+        objective: what a step minimises.
+        batches: the training split.
+        phases: in their order.
+        evaluate: gives the columns of the history that belong to an epoch's end; "top1" picks the best epoch.
+        save: called with "best" when an epoch is the best so far, and with the names of anchors.
+        scratch: folder of the checkpoint.
+        identity: of everything that the training depends on; a checkpoint of another one is not used.
+        title: of the progress bar.
+        anchors: epochs done, over all phases, after which `save` is called, by name.
+    """
+
+    modules: Mapping[str, nn.Module]
+    objective: Objective
+    batches: Batches
+    phases: tuple[Phase, ...]
+    evaluate: Callable[[], dict[str, float]]
+    save: Callable[[str], None]
+    scratch: Path
+    identity: str
+    title: str
+    anchors: Mapping[str, int] = field(default_factory=dict)
+
+    def run(self) -> list[Row]:
+        """Train, and return the history: one row an epoch.
+
+        Raises:
+            DivergedError: a term that is not finite; the checkpoint of an earlier epoch stays in the scratch.
+        """
+        history: list[Row] = []
+        path = self.scratch / "checkpoint.safetensors"
+        resumed = checkpoint.state(path)
+        if resumed is not None and resumed["identity"] == self.identity:
+            history = resumed["history"]
+        with progress.bar(self.title, sum(phase.recipe.epochs for phase in self.phases)) as advance:
+            advance(len(history))
+            done, saved = 0, time.monotonic()
+            for phase in self.phases:
+                optimizer = self._optimizer(phase)
+                if done < len(history) <= done + phase.recipe.epochs:
+                    checkpoint.restore(path, self.modules, optimizer)
+                for epoch in range(max(0, len(history) - done), phase.recipe.epochs):
+                    history.append(self._epoch(phase, epoch, optimizer, done))
+                    self._keep(history)
+                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        state = {"identity": self.identity, "history": history}
+                        checkpoint.save(path, self.modules, optimizer, state)
+                        saved = time.monotonic()
+                    advance(1, note=f"top-1 {history[-1]['top1']:.2f}")
+                done += phase.recipe.epochs
+        return history
+
+    def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer, before: int) -> Row:
+        rate = phase.recipe.rate(epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for module in self.modules.values():
+            module.train()
+        start = time.perf_counter()
+        step = (before + epoch) * len(self.batches)
+        moment = Moment(phase.name, epoch, phase.recipe.epochs, step)
+        names: list[str] = []
+        rows: list[Tensor] = []
+        for number, (views, fetch) in enumerate(self._ahead(epoch + before, moment)):
+            now = Moment(moment.phase, epoch, moment.epochs, step + number)
+            loss, terms = self.objective(views, fetch(), now)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            names = [*terms, "loss"]
+            rows.append(torch.stack([*(term.detach() for term in terms.values()), loss.detach()]))
+        means = self._means(names, torch.stack(rows).cpu(), moment)
+        seconds = time.perf_counter() - start
+        images = (
+            len(self.batches.labels) if not self.batches.drop_last else len(rows) * self.batches.batch_size
+        )
+        return {
+            "epoch": before + epoch + 1,
+            "phase": phase.name,
+            "learning_rate": rate,
+            **means,
+            **self.evaluate(),
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+        }
+
+    def _ahead(self, epoch: int, moment: Moment) -> Iterator[tuple[Views, Callable[[], Any]]]:
+        """Give the batches of an epoch; each has its fetch started while the one before is computed."""
+        waiting: tuple[Views, Callable[[], Any]] | None = None
+        for views in self.batches.epoch(epoch):
+            following = (views, self.objective.begin(views, moment))
+            if waiting is not None:
+                yield waiting
+            waiting = following
+        if waiting is not None:
+            yield waiting
+
+    def _means(self, names: list[str], rows: Tensor, moment: Moment) -> dict[str, float]:
+        """Average the terms (steps, terms) over an epoch, once a epoch so that no step waits for the device."""
+        if not torch.isfinite(rows).all():
+            step, term = (~torch.isfinite(rows)).nonzero()[0].tolist()
+            raise DivergedError(
+                f"{self.title}: term '{names[term]}' is {rows[step, term].item()} in epoch {moment.epoch + 1}, "
+                f"step {step + 1}. Lower recipe.learning_rate or that term's weight in params.yaml, then: dvc repro"
+            )
+        return dict(zip(names, rows.double().mean(dim=0).tolist(), strict=True))
+
+    def _keep(self, history: list[Row]) -> None:
+        if float(history[-1]["top1"]) > max((float(row["top1"]) for row in history[:-1]), default=-1.0):
+            self.save("best")
+        for name, epochs in self.anchors.items():
+            if len(history) == epochs:
+                self.save(name)
+
+    def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
+        frozen = phase.frozen
+        parameters = []
+        for key, module in self.modules.items():
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(not (key == "student" and frozen and name.startswith(frozen)))
+                if parameter.requires_grad:
+                    parameters.append(parameter)
+        return sgd(parameters, phase.recipe)
+
+
+def sgd(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
+    """Return the optimiser of a recipe."""
+    return torch.optim.SGD(
+        parameters,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )

@@ -1,0 +1,195 @@
+"""From blocks of params.yaml and artifacts to the json of inputs of a student or a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import plugin
+from pipeline.artifact import file_hash, read_json
+from pipeline.encoding import Feature
+from pipeline.errors import MissingArtifactError, unknown_name
+from pipeline.features import manifest as manifests
+from pipeline.features.source import check_stored
+from pipeline.network import NetworkSpec
+from pipeline.params.base import validate
+from pipeline.params.project import merged
+from pipeline.params.recipe import Recipe
+from pipeline.params.student import PairBlock, RunParams, StudentBlock
+from pipeline.prepared import Prepared
+from pipeline.training.inputs import RunInputs, StudentInputs
+from pipeline.views import num_slots, view_space
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the artifacts of a pair's teacher lie; dvc.yaml decides.
+
+    Attributes:
+        data: folder of the prepared data.
+        weights: the teacher's folder of weights.
+        store: its store.
+        tables: folder of its tables.
+        evaluation: its predictions.
+        code: folder of the code's hashes.
+    """
+
+    data: Path
+    weights: Path
+    store: Path
+    tables: Path
+    evaluation: Path
+    code: Path
+
+
+def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInputs:
+    """Resolve a student.
+
+    Args:
+        block: the student, of params.yaml.
+        data: folder of the prepared data.
+        code: folder of the code's hashes.
+
+    Raises:
+        UnknownNameError: no such family or network.
+    """
+    meta = Prepared.open(data).meta
+    family = plugin.load("networks", block.family)
+    if block.network not in family.NETWORKS:
+        hint = f"Change students.{block.student}.network in params.yaml."
+        raise unknown_name("network", block.network, family.NETWORKS, hint)
+    spec = NetworkSpec(
+        family=block.family,
+        network=block.network,
+        size=meta.size,
+        channels=meta.channels,
+        classes=len(meta.classes),
+    )
+    return StudentInputs(
+        student=block.student,
+        dataset=block.dataset,
+        network=spec,
+        recipe=block.recipe,
+        views=block.views,
+        data=str(data),
+        fingerprint=meta.fingerprint,
+        code=_code(code, [f"networks/{block.family}"]),
+    )
+
+
+def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
+    """Resolve a run of a pair.
+
+    Args:
+        block: the pair, of params.yaml.
+        run: a key of its runs.
+        places: where its teacher's artifacts lie.
+
+    Raises:
+        ParamsError: settings are wrong, or a run needs what is not there; the message says what to add.
+        UnknownNameError: something that is named does not exist.
+    """
+    settings = block.runs[run]
+    student = resolve_student(block.student, places.data, places.code)
+    recipe = validate(
+        Recipe, merged(student.recipe.model_dump(mode="json"), settings.recipe), f"runs.{run}.recipe"
+    )
+    method = plugin.load("methods", settings.method)
+    config = validate(method.Config, settings.config, f"runs.{run}.config")
+    needs = method.Method.needs(config)
+    schedule = plugin.load("schedules", settings.schedule)
+    schedule_config = validate(schedule.Config, settings.schedule_config, f"runs.{run}.schedule_config")
+    checkpoints = schedule.Schedule.checkpoints(schedule_config)
+    features = tuple(dict.fromkeys((*needs.teacher, *schedule.Schedule.teacher(schedule_config))))
+    plugins = [
+        f"methods/{settings.method}",
+        f"schedules/{settings.schedule}",
+        f"networks/{block.teacher_family}",
+        *(f"encodings/{Feature.parse(feature).encoding}" for feature in features),
+        *(f"layers/{layer}" for layer in getattr(method, "LAYERS", ())),
+    ]
+    tables = list(needs.tables)
+    if settings.transform is not None:
+        transform = plugin.load("transforms", settings.transform)
+        where = f"runs.{run}.transform_config"
+        tables += transform.Transform.tables(validate(transform.Config, settings.transform_config, where))
+        plugins.append(f"transforms/{settings.transform}")
+    slots = _slots(student, settings, f"runs.{run}.slots")
+    online = settings.source == "online"
+    return RunInputs(
+        **student.model_dump(exclude={"code", "recipe"}),
+        recipe=recipe,
+        code=student.code | _code(places.code, plugins),
+        pair=block.pair,
+        run=run,
+        teacher=block.teacher,
+        method=settings.method,
+        config=settings.config,
+        transform=settings.transform,
+        transform_config=settings.transform_config,
+        schedule=settings.schedule,
+        schedule_config=settings.schedule_config,
+        source=settings.source,
+        slots=slots,
+        features=features,
+        teacher_network=needs.network,
+        weights_folder=str(places.weights),
+        weights=_weights(places.weights, checkpoints if online else ("last",) if needs.network else ()),
+        store=str(places.store),
+        stored={} if online else _stored(places.store, features, checkpoints, slots),
+        tables={table: _table(places.tables, table, run) for table in dict.fromkeys(tables)},
+        teacher_evaluation=str(places.evaluation),
+    )
+
+
+def _slots(student: StudentInputs, settings: RunParams, what: str) -> int | None:
+    space = view_space(student.views)
+    if settings.source == "online" and settings.slots == "all" and space.count is None:
+        return None
+    return num_slots(space, settings.slots, what)
+
+
+def _weights(folder: Path, checkpoints: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for checkpoint in checkpoints:
+        path = folder / f"{checkpoint}.safetensors"
+        if not path.exists():
+            held = ", ".join(sorted(path.stem for path in folder.glob("*.safetensors"))) or "none"
+            raise MissingArtifactError(
+                f"{path} does not exist; checkpoints there: {held}. "
+                f"Add the share to teachers.{folder.parent.name}.anchors in params.yaml, then: dvc repro"
+            )
+        found[checkpoint] = file_hash(path)
+    return found
+
+
+def _stored(
+    store: Path, features: tuple[str, ...], checkpoints: tuple[str, ...], slots: int | None
+) -> dict[str, dict[str, str]]:
+    manifest = manifests.read(store)
+    found = {}
+    for feature in features:
+        check_stored(store, manifest, feature, checkpoints, slots or 0)
+        keys = [f"{checkpoint}/train" for checkpoint in checkpoints]
+        found[feature] = {key: manifest.features[feature].digest[key] for key in keys}
+    return found
+
+
+def _table(folder: Path, name: str, run: str) -> tuple[str, str]:
+    path = folder / f"{name}.npz"
+    if not path.exists():
+        teacher = folder.name
+        raise MissingArtifactError(
+            f"Run '{run}' needs the table '{name}' of teacher '{teacher}', and {path} does not exist. Add "
+            f"{teacher}-{name}: {{teacher: {teacher}, table: {name}}} to 'fits' in params.yaml, then: dvc repro"
+        )
+    return str(path), file_hash(path)
+
+
+def _code(folder: Path, plugins: Iterable[str]) -> dict[str, str]:
+    """Return the hashes that the stage `code` wrote for `plugins`, merged."""
+    found: dict[str, str] = {}
+    for plug in plugins:
+        found |= read_json(folder / f"{plug}.json", "dvc repro code")
+    return found

@@ -1,0 +1,68 @@
+"""The folder that a training leaves: `weights/`, `history.csv` and `training.json`.
+
+Weights stand in a folder of their own, so that what reads them does not depend on how long they took.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from pipeline import artifact
+from pipeline.artifact import write_json
+from pipeline.machine import Machine
+from pipeline.network import NetworkSpec, save_spec, save_weights
+from pipeline.training import checkpoint
+from pipeline.training.loop import Row
+
+
+def begin(scratch: Path, identity: str, spec: NetworkSpec) -> Path:
+    """Make the scratch folder ready for a training, emptied of another one's remains.
+
+    Returns:
+        The folder for weights in it.
+    """
+    found = checkpoint.state(scratch / "checkpoint.safetensors")
+    if found is None or found["identity"] != identity:
+        for path in scratch.iterdir():
+            artifact.remove(path)
+    weights = scratch / "weights"
+    weights.mkdir(exist_ok=True)
+    save_spec(spec, weights)
+    return weights
+
+
+def saver(network: nn.Module, weights: Path) -> Callable[[str], None]:
+    """Return the function that writes `network` as `<name>.safetensors`, in one step."""
+
+    def save(name: str) -> None:
+        path = weights / f"{name}.safetensors"
+        part = artifact.scratch(path)
+        save_weights(network, part)
+        artifact.publish(part, path)
+
+    return save
+
+
+def finish(scratch: Path, history: list[Row], machine: Machine) -> None:
+    """Write the history and its summary, and drop the checkpoint."""
+    if history:
+        with (scratch / "history.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in history for key in row)))
+            writer.writeheader()
+            writer.writerows(history)
+    seconds = sum(float(row["seconds"]) for row in history)
+    images = sum(float(row["images_per_second"]) * float(row["seconds"]) for row in history)
+    best = max(history, key=lambda row: float(row["top1"]), default=None)
+    summary = {
+        "epochs": len(history),
+        "best_epoch": best["epoch"] if best else 0,
+        "seconds": seconds,
+        "images_per_second": images / seconds if seconds else 0.0,
+        "device": machine.device.type,
+    }
+    write_json(scratch / "training.json", summary)
+    artifact.remove(scratch / "checkpoint.safetensors")

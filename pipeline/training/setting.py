@@ -1,0 +1,65 @@
+"""What every training has in common: data on the device, views, and the evaluation at an epoch's end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.machine import Machine
+from pipeline.metrics.accuracy import top
+from pipeline.network import Network
+from pipeline.normalise import Normalise
+from pipeline.params.recipe import Recipe
+from pipeline.params.views import Slots, ViewParams
+from pipeline.prepared import Prepared, to_device
+from pipeline.training.batches import Batches
+from pipeline.training.evaluation import PlainSplit, logits
+from pipeline.views import ViewSpace, num_slots, view_space
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Prepared data on a device, seen through views."""
+
+    prepared: Prepared
+    space: ViewSpace
+    normalise: Normalise
+    machine: Machine
+
+    @classmethod
+    def of(cls, prepared: Prepared, views: ViewParams, machine: Machine) -> Setting:
+        """Return the setting of some data, views and machine."""
+        meta = prepared.meta
+        normalise = Normalise(meta.mean, meta.std, machine.device)
+        return cls(prepared, view_space(views), normalise, machine)
+
+    def batches(self, recipe: Recipe, seed: int, slots: int | None) -> Batches:
+        """Return the training batches of a run."""
+        images, labels = to_device(self.prepared.split("train"), self.machine.device)
+        return Batches(
+            images, labels, self.space, slots, self.normalise, seed, recipe.batch_size, recipe.drop_last
+        )
+
+    def plain(self, split: str) -> PlainSplit:
+        """Return the plain images of a split."""
+        images, labels = to_device(self.prepared.split(split), self.machine.device)
+        return PlainSplit(images, labels, self.normalise)
+
+    def evaluation(self, network: Network) -> Callable[[], dict[str, float]]:
+        """Return the function that gives top-1 and top-5 at an epoch's end.
+
+        The best epoch is picked on the held-out split where there is one, else on the test split, as most
+        published tables do.
+        """
+        split = self.plain("holdout" if "holdout" in self.prepared.meta.samples else "test")
+
+        def evaluate() -> dict[str, float]:
+            found = logits(network, split, self.machine)
+            return {"top1": top(found, split.labels, 1), "top5": top(found, split.labels, 5)}
+
+        return evaluate
+
+
+def all_slots(space: ViewSpace, slots: Slots, what: str) -> int | None:
+    """Resolve the slots of a training that needs no store: all of an endless space is None."""
+    return None if slots == "all" and space.count is None else num_slots(space, slots, what)

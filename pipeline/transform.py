@@ -1,0 +1,49 @@
+"""Contract of `pipeline/transforms/`: what is done to the teacher's features before a method sees them.
+
+A transform composes with every method (KCD's channel permutation with RKD, say). A plug-in file holds `Config`
+and `Transform` (a `TeacherTransform`). It is a frozen module: it is never trained with the student.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from pipeline.method import Batch, Context
+from pipeline.network import Taps
+from pipeline.params.base import Block
+
+
+class TransformConfig(Block):
+    """Settings that every transform has: none."""
+
+
+C = TypeVar("C", bound=TransformConfig)
+
+
+class TeacherTransform(nn.Module, Generic[C]):
+    """Maps teacher features to teacher features of the shapes that `shapes` tells.
+
+    Args:
+        config: the transform's settings.
+        context: what may be known before training; `teacher_shapes` are those before the transform.
+    """
+
+    def __init__(self, config: C, context: Context) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def tables(cls, config: C) -> tuple[str, ...]:
+        """Return the fitted tables that the transform reads."""
+        return ()
+
+    def forward(self, teacher: Taps, batch: Batch) -> Taps:
+        """Return the transformed features (B, ...) by name.
+
+        Args:
+            teacher: features by name, (B, ...).
+            batch: the batch that they belong to (its labels choose KCD's class ranges).
+        """
+        raise NotImplementedError(f"{type(self).__module__} has no forward")

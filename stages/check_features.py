@@ -1,0 +1,87 @@
+"""Recompute a sample of stored rows and compare; describe what the store holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    block: Annotated[Path, typer.Argument(help="The teacher's check.json, made by stages.params.")],
+    data: Annotated[Path, typer.Option(help="Folder of the prepared data.")],
+    weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
+    store: Annotated[Path, typer.Option(help="The teacher's store.")],
+    out: Annotated[Path, typer.Option(help="Json of metrics to make.")],
+    summary: Annotated[Path, typer.Option(help="Json to make: what each feature's channels look like.")],
+    device: command.Device = "auto",
+    rows: Annotated[int, typer.Option(help="Rows of each split to recompute.", min=1)] = 256,
+) -> None:
+    """Check a store against the live teacher; fail above the tolerance."""
+    from pipeline.params.base import load as load_block
+    from pipeline.params.teacher import CheckBlock
+
+    tolerance = load_block(CheckBlock, block).tolerance
+
+    from pipeline import artifact
+    from pipeline.errors import StaleArtifactError
+    from pipeline.features import manifest as manifests
+    from pipeline.features.check import compare, summarise
+    from pipeline.features.teacher import Teacher
+    from pipeline.machine import machine
+    from pipeline.network import load
+    from pipeline.normalise import Normalise
+    from pipeline.prepared import Prepared
+    from pipeline.views import view_space
+
+    artifact.remove(out)
+    artifact.remove(summary)
+    prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store)
+    meta = prepared.meta
+    manifests.require(
+        store,
+        manifest,
+        data=meta.fingerprint,
+        mean=meta.mean,
+        std=meta.std,
+        weights={key: artifact.file_hash(weights / f"{key}.safetensors") for key in manifest.weights},
+    )
+    space, normalise = view_space(manifest.views), Normalise(meta.mean, meta.std, where.device)
+    found = []
+    for checkpoint in manifest.weights:
+        live = Teacher(load(weights, checkpoint)[0], where)
+        splits = prepared.splits
+        found += compare(store, manifest, live, checkpoint, splits, space, normalise, rows=rows)
+    worst = max(found, key=lambda difference: difference.error)
+    if worst.error > tolerance:
+        raise StaleArtifactError(
+            f"{store}: {worst.array}, slot {worst.slot}, sample {worst.sample} differs from the live teacher by "
+            f"{worst.error:.2e}, expected at most {tolerance:.2e}. "
+            f"Make it again with: dvc repro --force {manifests.command(store).removeprefix('dvc repro ')}"
+        )
+    size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+    files = sum(path.is_file() for path in store.rglob("*"))
+    checkpoint = next(iter(manifest.weights))
+    features = {
+        feature: stored.model_dump(mode="json", exclude={"digest"}) | summarise(store, checkpoint, feature)
+        for feature, stored in manifest.features.items()
+        if stored.dtype.startswith("float")
+    }
+    artifact.write_json(summary, {"bytes": size, "files": files, "features": features})
+    artifact.write_json(
+        out,
+        {
+            "largest_error": worst.error,
+            "tolerance": tolerance,
+            "bytes": size,
+            "files": files,
+            "error": {difference.array: difference.error for difference in found},
+        },
+    )
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,44 @@
+"""Distil one student from its json of inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    inputs: Annotated[Path, typer.Argument(help="The run's json, made by stages.inputs.")],
+    seed: Annotated[int, typer.Option(help="Seed of init, order and views.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, training.json.")],
+    device: command.Device = "auto",
+    precision: command.Precision = "float32",
+    resident: command.Resident = 2048,
+) -> None:
+    """Distil the student of INPUTS by its method."""
+    from pipeline import artifact, closure
+    from pipeline.machine import machine
+    from pipeline.params.base import load
+    from pipeline.training.distil import distil
+    from pipeline.training.inputs import RunInputs
+
+    found = load(RunInputs, inputs)
+    code = closure.digest(["stages.distill"])
+    identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
+    with artifact.building(out, resume=True) as scratch:
+        distil(
+            scratch,
+            found,
+            seed,
+            machine(device, precision),
+            identity=identity,
+            resident_bytes=resident << 20,
+        )
+        artifact.write_json(scratch / "inputs.json", found.model_dump(mode="json") | {"seed": seed})
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,91 @@
+"""Run a teacher over every view once and cache its features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    block: Annotated[Path, typer.Argument(help="The teacher's extract.json, made by stages.params.")],
+    data: Annotated[Path, typer.Option(help="Folder of the prepared data.")],
+    weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
+    out: Annotated[Path, typer.Option(help="Store to make, a folder that ends in .zarr.")],
+    device: command.Device = "auto",
+    precision: command.Precision = "float32",
+    batch_size: Annotated[
+        int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
+    ] = 256,
+) -> None:
+    """Fill the feature store of the teacher of BLOCK."""
+    if out.suffix != ".zarr":
+        raise typer.BadParameter(f"{out} does not end in .zarr", param_hint="--out")
+    from pipeline.params.base import load as load_block
+    from pipeline.params.teacher import ExtractBlock
+
+    extract = load_block(ExtractBlock, block)
+    name = extract.teacher
+
+    from importlib.metadata import version
+
+    from pipeline import artifact, progress
+    from pipeline.features.extract import Extraction, stored_features
+    from pipeline.features.manifest import Manifest
+    from pipeline.features.teacher import Teacher
+    from pipeline.machine import machine
+    from pipeline.network import load
+    from pipeline.normalise import Normalise
+    from pipeline.prepared import Prepared
+    from pipeline.views import num_slots, view_space
+
+    prepared, where = Prepared.open(data), machine(device, precision)
+    space, meta = view_space(extract.views), prepared.meta
+    loaded = {checkpoint: load(weights, checkpoint) for checkpoint in extract.checkpoints}
+    teachers = {checkpoint: Teacher(network, where) for checkpoint, (network, _) in loaded.items()}
+    requested = {
+        feature: (
+            num_slots(space, stored.slots, f"teachers.{name}.extract.features.{feature}.slots"),
+            stored.dtype,
+        )
+        for feature, stored in extract.features.items()
+    }
+    first = next(iter(teachers.values()))
+    manifest = Manifest(
+        teacher=name,
+        network=next(iter(loaded.values()))[1],
+        weights={key: artifact.file_hash(weights / f"{key}.safetensors") for key in teachers},
+        data=meta.fingerprint,
+        samples=meta.samples,
+        mean=meta.mean,
+        std=meta.std,
+        views=extract.views,
+        features=stored_features(requested, first, meta.channels, meta.size),
+        versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
+    )
+    extraction = Extraction(
+        manifest,
+        teachers,
+        prepared.splits,
+        space,
+        Normalise(meta.mean, meta.std, where.device),
+        batch_size=batch_size,
+        compression=extract.compression,
+    )
+    identity = artifact.content_hash(manifest.model_dump(mode="json"))
+    with artifact.building(out, resume=True) as scratch:
+        mark = scratch / "identity"
+        if not mark.exists() or mark.read_text() != identity:
+            artifact.remove(scratch)
+            scratch.mkdir()
+            mark.write_text(identity)
+        with progress.bar(f"features of {name}", extraction.num_forwards()) as advance:
+            extraction.run(scratch, advance)
+        mark.unlink()
+
+
+if __name__ == "__main__":
+    command.run(main)

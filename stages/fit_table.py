@@ -1,0 +1,54 @@
+"""Fit one table from a teacher's store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    block: Annotated[Path, typer.Argument(help="The fit's json, made by stages.params.")],
+    prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
+    store: Annotated[Path, typer.Option(help="The teacher's store.")],
+    out: Annotated[Path, typer.Option(help="Table to make, an npz.")],
+    metrics: Annotated[Path, typer.Option(help="Json to make: how good the table is.")],
+) -> None:
+    """Fit the table of BLOCK to the plain training samples of a stored feature."""
+    from pipeline.params.base import load, validate
+    from pipeline.params.student import FitBlock
+
+    fit = load(FitBlock, block)
+
+    from pipeline import artifact, plugin, table
+    from pipeline.features import manifest as manifests
+    from pipeline.features.source import check_stored
+    from pipeline.features.stream import PlainStream
+    from pipeline.prepared import Prepared
+
+    module = plugin.load("tables", fit.table)
+    config = validate(module.Config, fit.config, f"tables.{out.stem}.config")
+    artifact.remove(out)
+    artifact.remove(metrics)
+    data, manifest = Prepared.open(prepared / fit.dataset), manifests.read(store)
+    manifests.require(store, manifest, data=data.meta.fingerprint)
+    check_stored(store, manifest, config.feature, ["last"], 0)
+    stream = PlainStream(store, config.feature, data.split("train").labels)
+    fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes)))
+    origin = {
+        "table": fit.model_dump(mode="json"),
+        "teacher": manifest.teacher,
+        "digest": manifest.features[config.feature].digest["last/train"],
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = artifact.scratch(out).with_suffix(".npz")
+    table.save(part, fitted, origin)
+    artifact.publish(part, out)
+    artifact.write_json(metrics, fitted.quality)
+
+
+if __name__ == "__main__":
+    command.run(main)

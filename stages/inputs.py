@@ -1,0 +1,40 @@
+"""Resolve, for every run of a pair, exactly what its students are trained from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    block: Annotated[Path, typer.Argument(help="The pair's json, made by stages.params.")],
+    prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
+    weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
+    store: Annotated[Path, typer.Option(help="The teacher's store.")],
+    tables: Annotated[Path, typer.Option(help="Folder of the teacher's tables.")],
+    evaluation: Annotated[Path, typer.Option(help="The teacher's predictions.")],
+    code: Annotated[Path, typer.Option(help="Folder of the code's hashes, made by stages.code.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: one json a run.")],
+) -> None:
+    """Write one json of inputs for every run that 'distill' asks of the pair of BLOCK."""
+    from pipeline import artifact
+    from pipeline.params.base import load
+    from pipeline.params.student import PairBlock
+
+    pair = load(PairBlock, block)
+
+    from pipeline.training.resolve import Places, resolve_run
+
+    places = Places(prepared / pair.student.dataset, weights, store, tables, evaluation, code)
+    with artifact.building(out) as scratch:
+        for run in pair.runs:
+            inputs = resolve_run(pair, run, places)
+            artifact.write_json(scratch / f"{run}.json", inputs.model_dump(mode="json"))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,30 @@
+"""Check params.yaml as a whole and cut it into the blocks that the other stages depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder to make: one json a block, defaults filled in.")],
+    params: command.Params = Path("params.yaml"),
+) -> None:
+    """Check params.yaml, settings of plug-ins included, and write one json for every block of it."""
+    from pipeline import artifact
+    from pipeline.params import project
+    from pipeline.params.base import read
+
+    found = project.check(read(params))
+    project.check_plugins(found)
+    with artifact.building(out) as scratch:
+        for name, block in project.blocks(found).items():
+            artifact.write_json(scratch / f"{name}.json", block.model_dump(mode="json"))
+
+
+if __name__ == "__main__":
+    command.run(main)

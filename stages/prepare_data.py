@@ -1,0 +1,40 @@
+"""Prepare a data set: raw files to uint8 arrays, labels, splits and fingerprints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    block: Annotated[Path, typer.Argument(help="The data set's json, made by stages.params.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+) -> None:
+    """Prepare a data set: raw files to uint8 arrays, labels, splits and fingerprints."""
+    from pipeline import artifact, plugin
+    from pipeline.errors import DataError
+    from pipeline.params.base import load, validate
+    from pipeline.params.teacher import PrepareBlock
+
+    name, found = block.stem, load(PrepareBlock, block)
+    plug = plugin.load("datasets", found.source)
+    config = validate(plug.Config, found.prepare, f"datasets.{name}.prepare")
+
+    # `out` is replaced, so a slip in --out must not cost a folder of something else.
+    if out.exists() and not ((out / "meta.json").is_file() or (out.is_dir() and not any(out.iterdir()))):
+        raise DataError(f"{out} exists and holds no prepared data. Remove it, or give another --out.")
+    artifact.remove(out)  # at once: a source that cannot be opened leaves no stale data behind
+
+    from pipeline.prepare import prepare
+
+    meta = prepare(plug.open_source(config), found.source, config, out)
+    counts = ", ".join(f"{split} {number}" for split, number in meta.samples.items())
+    print(f"{out}: {meta.channels}x{meta.size}x{meta.size}, {len(meta.classes)} classes, {counts}")
+
+
+if __name__ == "__main__":
+    command.run(main)

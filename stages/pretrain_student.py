@@ -1,0 +1,49 @@
+"""Train a student alone: the baseline of every pair, and the init and solo student that KCD needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    inputs: Annotated[Path, typer.Argument(help="The student's json, made by stages.student_inputs.")],
+    seed: Annotated[int, typer.Option(help="Seed of init, order and views.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, training.json.")],
+    device: command.Device = "auto",
+    precision: command.Precision = "float32",
+) -> None:
+    """Train the student of INPUTS on labels alone."""
+    from pipeline import artifact, closure
+    from pipeline.machine import machine
+    from pipeline.params.base import load
+    from pipeline.prepared import Prepared
+    from pipeline.training.alone import train
+    from pipeline.training.inputs import StudentInputs, check_data
+
+    found = load(StudentInputs, inputs)
+    prepared = Prepared.open(Path(found.data))
+    check_data(found, prepared)
+    code = closure.digest(["stages.pretrain_student"])
+    identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
+    with artifact.building(out, resume=True) as scratch:
+        train(
+            scratch,
+            found.network,
+            found.recipe,
+            found.views,
+            prepared,
+            seed,
+            machine(device, precision),
+            identity=identity,
+            title=f"student {found.student} seed {seed}",
+        )
+        artifact.write_json(scratch / "inputs.json", found.model_dump(mode="json") | {"seed": seed})
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,33 @@
+"""Resolve what a student alone is trained from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    block: Annotated[Path, typer.Argument(help="The student's json, made by stages.params.")],
+    data: Annotated[Path, typer.Option(help="Folder of the prepared data.")],
+    code: Annotated[Path, typer.Option(help="Folder of the code's hashes, made by stages.code.")],
+    out: Annotated[Path, typer.Option(help="Json to make.")],
+) -> None:
+    """Write the json of inputs of the student of BLOCK."""
+    from pipeline import artifact
+    from pipeline.params.base import load
+    from pipeline.params.student import StudentBlock
+
+    student = load(StudentBlock, block)
+
+    from pipeline.training.resolve import resolve_student
+
+    artifact.remove(out)
+    artifact.write_json(out, resolve_student(student, data, code).model_dump(mode="json"))
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,61 @@
+"""Train a teacher on labels: weights, anchors, history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    block: Annotated[Path, typer.Argument(help="The teacher's train.json, made by stages.params.")],
+    data: Annotated[Path, typer.Option(help="Folder of the prepared data.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, training.json.")],
+    device: command.Device = "auto",
+    precision: command.Precision = "float32",
+) -> None:
+    """Train the teacher of BLOCK on labels and keep its init, last, best and anchor weights."""
+    from pipeline.params.base import load
+    from pipeline.params.teacher import TrainBlock, anchor_name
+
+    teacher = load(TrainBlock, block)
+
+    from pipeline import artifact, closure
+    from pipeline.machine import machine
+    from pipeline.network import NetworkSpec
+    from pipeline.prepared import Prepared
+    from pipeline.training.alone import train
+
+    prepared = Prepared.open(data)
+    spec = NetworkSpec(
+        family=teacher.family,
+        network=teacher.network,
+        size=prepared.meta.size,
+        channels=prepared.meta.channels,
+        classes=len(prepared.meta.classes),
+        weights=teacher.weights,
+    )
+    code = closure.digest(["stages.train_teacher", f"pipeline.networks.{teacher.family}"])
+    identity = artifact.content_hash(
+        [teacher.model_dump(mode="json"), prepared.meta.fingerprint, precision, code]
+    )
+    with artifact.building(out, resume=True) as scratch:
+        train(
+            scratch,
+            spec,
+            teacher.recipe,
+            teacher.views,
+            prepared,
+            teacher.seed,
+            machine(device, precision),
+            identity=identity,
+            title=f"teacher {teacher.teacher}",
+            anchors={anchor_name(share): share for share in teacher.anchors},
+        )
+
+
+if __name__ == "__main__":
+    command.run(main)
