@@ -355,7 +355,7 @@ def test_a_missing_idx_file_says_where_to_put_it(fashion: Path) -> None:
 
 
 class _Response(io.BytesIO):
-    headers: dict[str, str] = {}  # noqa: RUF012
+    headers: dict[str, str] = {}
 
 
 def test_a_download_is_kept_only_with_the_right_checksum(
@@ -731,10 +731,9 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def params(tmp_path: Path, folder: Path) -> Path:
-    path = tmp_path / "params.yaml"
+def blocks(tmp_path: Path, folder: Path) -> Path:
     entries = {
-        "digits": {"source": "digits", "prepare": {"holdout": 0.1}, "views": {"anything": 1}},
+        "digits": {"source": "digits", "prepare": {"holdout": 0.1}},
         "plain": {"source": "digits"},
         "wrong_source": {"source": "digit"},
         "wrong_key": {"source": "digits", "prepare": {"holdot": 0.1}},
@@ -743,20 +742,21 @@ def params(tmp_path: Path, folder: Path) -> Path:
         "photos": {"source": "image_folder", "prepare": {"path": str(folder), "size": 6}},
         "away": {"source": "image_folder", "prepare": {"path": str(folder / "away"), "size": 6}},
     }
-    path.write_text(json.dumps({"datasets": entries}))  # json is yaml
-    return path
+    for name, entry in entries.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(entry))
+    return tmp_path
 
 
-def test_the_command_prepares_and_says_so(params: Path, tmp_path: Path) -> None:
+def test_the_command_prepares_and_says_so(blocks: Path, tmp_path: Path) -> None:
     out = tmp_path / "data" / "digits"
-    done = run("digits", "--out", out, "--params", params)
+    done = run(blocks / "digits.json", "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
     assert "train 1292, holdout 145, test 360" in done.stdout
     data = Prepared.open(out)
     assert isinstance(data.meta, Meta)
     assert data.meta.source == "digits"
     first = data.meta.fingerprint
-    assert run("digits", "--out", out, "--params", params).returncode == 0
+    assert run(blocks / "digits.json", "--out", out).returncode == 0
     assert Prepared.open(out).meta.fingerprint == first
     assert not scratch(out).exists()
 
@@ -764,16 +764,16 @@ def test_the_command_prepares_and_says_so(params: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("digit", "Unknown dataset 'digit'. Did you mean 'digits'?"),
-        ("wrong_source", "Unknown source 'digit'. Did you mean 'digits'?"),
+        ("digit", "digit.json does not exist. Make it with: dvc repro params"),
+        ("wrong_source", "Unknown dataset 'digit'. Did you mean 'digits'?"),
         ("wrong_key", "unknown key 'datasets.wrong_key.prepare.holdot'. Did you mean 'holdout'?"),
-        ("wrong_entry", "unknown key 'datasets.wrong_entry.sorce'. Did you mean 'source'?"),
+        ("wrong_entry", "unknown key 'sorce'. Did you mean 'source'?"),
         ("wrong_value", "'datasets.wrong_value.prepare.holdout' is 1.5"),
         ("away", "does not exist"),
     ],
 )
-def test_a_users_mistake_is_one_line(params: Path, tmp_path: Path, name: str, text: str) -> None:
-    done = run(name, "--out", tmp_path / "out", "--params", params)
+def test_a_users_mistake_is_one_line(blocks: Path, tmp_path: Path, name: str, text: str) -> None:
+    done = run(blocks / f"{name}.json", "--out", tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert text in done.stderr
@@ -781,19 +781,19 @@ def test_a_users_mistake_is_one_line(params: Path, tmp_path: Path, name: str, te
     assert not (tmp_path / "out").exists()
 
 
-def test_a_source_that_fails_leaves_no_stale_data(params: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_source_that_fails_leaves_no_stale_data(blocks: Path, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert run("photos", "--out", out, "--params", params).returncode == 0
+    assert run(blocks / "photos.json", "--out", out).returncode == 0
     (folder / "train" / "a" / "1.png").write_text("broken")
-    done = run("photos", "--out", out, "--params", params)
+    done = run(blocks / "photos.json", "--out", out)
     assert done.returncode == 1
     assert str(folder / "train" / "a" / "1.png") in done.stderr
     assert done.stderr.count("\n") == 1
     assert not out.exists()
 
 
-def test_a_folder_of_something_else_is_not_replaced(params: Path, folder: Path) -> None:
-    done = run("plain", "--out", folder, "--params", params)
+def test_a_folder_of_something_else_is_not_replaced(blocks: Path, folder: Path) -> None:
+    done = run(blocks / "plain.json", "--out", folder)
     assert done.returncode == 1
     assert "holds no prepared data" in done.stderr
     assert (folder / "train" / "a" / "1.png").exists()

@@ -66,14 +66,14 @@ def compare(
         normalise: what images go through.
         rows: pairs a split.
     """
-    found = []
+    found: list[Difference] = []
     for split, data in splits.items():
         most = max(feature.slots for feature in manifest.features.values()) if split == "train" else 0
         draw = seeding.generator("check", checkpoint, split)
         slots = torch.randint(0, most + 1, (rows,), generator=draw)
         samples = torch.randint(0, len(data), (rows,), generator=draw)
         worst: dict[str, Difference] = {}
-        for slot in slots.unique().tolist():
+        for slot in torch.unique(slots).tolist():
             index = samples[slots == slot]
             limit = {n for n, f in manifest.features.items() if slot <= (f.slots if split == "train" else 0)}
             live = _live(teacher, data, space, normalise, slot, index, limit)

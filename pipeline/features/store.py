@@ -122,7 +122,7 @@ class StoredArray:
     @property
     def nbytes(self) -> int:
         """Size in memory."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return int(np.prod(self.shape) * self.dtype.itemsize)
 
     def read(self, slot: int, index: Array) -> Array:
         """Read samples `index` int64 (B,) of a slot, in that order: (B, ...).

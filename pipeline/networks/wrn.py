@@ -70,11 +70,10 @@ class WideStage(nn.Sequential):
 
     def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]
         """Run the blocks; the first one's BN and output are offered."""
-        for index, block in enumerate(self):
-            if index == 0:
-                x = tap(f"{self.name}_block1", block(x, tap, f"{self.before}_pre"))
-            else:
-                x = block(x, tap)
+        first, *others = self
+        x = tap(f"{self.name}_block1", first(x, tap, f"{self.before}_pre"))
+        for block in others:
+            x = block(x, tap)
         return x
 
 

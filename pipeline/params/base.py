@@ -59,13 +59,14 @@ def entry(params: Mapping[str, Any], section: str, name: str) -> Any:
     return entries[name]
 
 
-def validate(model: type[B], content: Any, where: str) -> B:
+def validate(model: type[B], content: Any, where: str, file: str = "params.yaml") -> B:
     """Check `content` against `model`.
 
     Args:
         model: the block's model.
         content: what the yaml holds.
         where: the block's place, for instance "teachers.resnet20".
+        file: what it stands in, for the error.
 
     Raises:
         ParamsError: the first thing that is wrong, with its place and the nearest valid key.
@@ -74,7 +75,7 @@ def validate(model: type[B], content: Any, where: str) -> B:
         # As json, so that strictness still lets a list be a tuple.
         return model.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
-        raise ParamsError(_one_line(error, model, content, where)) from None
+        raise ParamsError(_one_line(error, model, content, where, file)) from None
 
 
 def load(model: type[B], path: Path) -> B:
@@ -84,10 +85,10 @@ def load(model: type[B], path: Path) -> B:
         MissingArtifactError: it is not there.
         ParamsError: it is of another form.
     """
-    return validate(model, read_json(path, "dvc repro"), str(path))
+    return validate(model, read_json(path, "dvc repro params"), "", str(path))
 
 
-def _one_line(error: ValidationError, model: type[BaseModel], content: Any, where: str) -> str:
+def _one_line(error: ValidationError, model: type[BaseModel], content: Any, where: str, file: str) -> str:
     # What is unknown explains what is missing, so it is told first.
     found = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     place = ".".join(part for part in (where, *_path(found["loc"], content)) if part)
@@ -96,11 +97,11 @@ def _one_line(error: ValidationError, model: type[BaseModel], content: Any, wher
         known = sorted(_fields(model, found["loc"][:-1]))
         near = difflib.get_close_matches(key, known, n=1)
         guess = f" Did you mean '{near[0]}'?" if near else ""
-        return f"params.yaml: unknown key '{place}'.{guess} Known keys: {', '.join(known) or 'none'}."
+        return f"{file}: unknown key '{place}'.{guess} Known keys: {', '.join(known) or 'none'}."
     if found["type"] == "missing":
-        return f"params.yaml: '{place}' is missing. Add it."
+        return f"{file}: '{place}' is missing. Add it."
     message = found["msg"].removeprefix("Value error, ")
-    return f"params.yaml: '{place}' is {found['input']!r}. {message}."
+    return f"{file}: '{place}' is {found['input']!r}. {message}."
 
 
 def _path(location: tuple[int | str, ...], content: Any) -> list[str]:

@@ -127,7 +127,8 @@ def check_plugins(params: Sections) -> None:
             named.append(("transforms", run.transform, run.transform_config, f"runs.{name}.transform_config"))
     for catalogue, plug, config, where in named:
         validate(plugin.load(catalogue, plug).Config, config, where)
-    for network in (*params.teachers.values(), *params.students.values()):
+    networks: list[TeacherParams | StudentParams] = [*params.teachers.values(), *params.students.values()]
+    for network in networks:
         family = plugin.load("networks", network.family)
         if network.network not in family.NETWORKS and not getattr(family, "OPEN", False):
             raise unknown_name(f"network of family '{network.family}':", network.network, family.NETWORKS)
@@ -189,8 +190,9 @@ def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]
     result = dict(base)
     for key, value in update.items():
         inner = result.get(key)
-        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(inner, value) if both else value
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = merged(inner, value)
+        result[key] = value
     return result
 
 

@@ -63,7 +63,7 @@ class Batches:
         """Give the batches of `epoch`."""
         slot = slot_of(self.seed, epoch, self.slots)
         order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
-        for index in order.split(self.batch_size)[: len(self)]:
+        for index in torch.split(order, self.batch_size)[: len(self)]:
             rows = index.to(self.images.device, non_blocking=True)
             view = self.space.apply(self.images[rows], view_ids(self.space, slot, rows), rows)
             yield Views(slot, index, self.normalise(view), self.labels[rows])

@@ -31,7 +31,7 @@ class PlainSplit:
 
     def batches(self) -> Iterator[Tensor]:
         """Give normalised images (B, C, H, W) in their order."""
-        for images in self.images.split(self.batch_size):
+        for images in torch.split(self.images, self.batch_size):
             yield self.normalise(images)
 
 
