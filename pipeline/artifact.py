@@ -69,6 +69,8 @@ def read_json(path: Path, hint: str) -> Any:
         MissingArtifactError: there is no such file.
         DamagedArtifactError: it is not json.
     """
+    if path.is_dir():
+        raise DamagedArtifactError(f"{path} is a folder, expected a json file. Make it with: {hint}")
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -80,9 +82,16 @@ def read_json(path: Path, hint: str) -> Any:
 
 
 def file_hash(path: Path) -> str:
-    """Return the blake2b hash of a file, 32 hexadecimal digits, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    """Return the blake2b hash of a file, 32 hexadecimal digits, read in blocks.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro") from None
 
 
 def content_hash(content: Any) -> str:

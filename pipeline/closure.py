@@ -19,6 +19,7 @@ import pipeline
 from pipeline.artifact import content_hash
 
 PACKAGES = ("pipeline", "stages")
+Span = tuple[tuple[int, int], tuple[int, int]]  # (line from 1, column in characters), end exclusive
 
 
 def root() -> Path:
@@ -43,7 +44,8 @@ def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
         path = _file(name, base)
         if name not in found and path is not None:
             found[name] = path.relative_to(base)
-            waiting += _imports(path)
+            parent = name.rpartition(".")[0]  # a package's `__init__` runs before its modules
+            waiting += [parent, *_imports(path, name if path.name == "__init__.py" else parent)]
     return sorted(
         path for path in found.values() if path.name != "__init__.py" or (base / path).stat().st_size
     )
@@ -66,20 +68,37 @@ def code_hash(path: Path) -> str:
     It is made from the text, not from a syntax tree's form, so all Python versions agree on it.
     """
     text = path.read_text()
-    lines = text.splitlines(keepends=True)
-    for start, end in sorted(_not_code(text), reverse=True):
-        (first, left), (last, right) = start, end
-        lines[first - 1 : last] = [lines[first - 1][:left] + lines[last - 1][right:]]
-    kept = "\n".join(stripped for line in "".join(lines).splitlines() if (stripped := line.rstrip()))
+    lines = text.split("\n")
+    spans = sorted(_not_code(text), reverse=True)
+    for (first, left), (last, right) in spans:
+        lines[first - 1] = lines[first - 1][:left] + lines[last - 1][right:]
+        lines[first:last] = [""] * (last - first)
+    within = _within_strings(text, spans)
+    kept = "\n".join(
+        line if number in within else line.rstrip()
+        for number, line in enumerate(lines, start=1)
+        if number in within or line.strip()
+    )
     return hashlib.blake2b(kept.encode(), digest_size=16).hexdigest()
 
 
-def _not_code(text: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """Give the spans of comments and docstrings: (line from 1, column in characters), end exclusive."""
+def _within_strings(text: str, spans: list[Span]) -> set[int]:
+    """Return the lines, from 1, whose end lies inside a string outside of `spans`: there, blanks count."""
+    return {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.start[0] < token.end[0]
+        and not any(start <= token.start and token.end <= end for start, end in spans)
+        for line in range(token.start[0], token.end[0])
+    }
+
+
+def _not_code(text: str) -> Iterator[Span]:
+    """Give the spans of comments and docstrings."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.start, token.end
-    lines = text.splitlines()
+    lines = text.split("\n")
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
@@ -87,8 +106,9 @@ def _not_code(text: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
                 assert first.end_lineno is not None
                 assert first.end_col_offset is not None
                 # Columns of the tree count bytes.
+                left = len(lines[first.lineno - 1].encode()[: first.col_offset].decode())
                 right = len(lines[first.end_lineno - 1].encode()[: first.end_col_offset].decode())
-                yield (first.lineno, first.col_offset), (first.end_lineno, right)
+                yield (first.lineno, left), (first.end_lineno, right)
 
 
 def _file(name: str, base: Path) -> Path | None:
@@ -100,18 +120,20 @@ def _file(name: str, base: Path) -> Path | None:
 
 
 @cache
-def _imports(path: Path) -> list[str]:
-    return list(_imported(ast.parse(path.read_text())))
+def _imports(path: Path, package: str) -> list[str]:
+    return list(_imported(ast.iter_child_nodes(ast.parse(path.read_text())), package))
 
 
-def _imported(tree: ast.AST) -> Iterator[str]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            continue
-        if isinstance(node, ast.Import):
+def _imported(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            yield from _imported(node.orelse, package)
+        elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
         else:
-            yield from _imported(node)
+            yield from _imported(ast.iter_child_nodes(node), package)

@@ -2,7 +2,8 @@
 
 A feature is a tap and an encoding, written "stage3" (identity), "stage3:attention", or with a fitted table
 "stage3:nearest@words". An encoding runs wherever the teacher runs, so cached and online give the same code.
-A plug-in file holds `encode(x) -> Tensor`, or `encode(x, table) -> Tensor` when it reads a table.
+A plug-in file holds `encode(x) -> Tensor`, or `encode(x, table) -> Tensor` when it reads a table; and `AXES`,
+the number of axes with the batch, when it cannot encode just any tap.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pipeline import plugin
-from pipeline.errors import ParamsError
+from pipeline.errors import ParamsError, ShapeError, unknown_name
 
 _NAME = re.compile(r"(?P<tap>\w+)(:(?P<encoding>\w+)(@(?P<table>[\w-]+))?)?")
 
@@ -53,9 +54,20 @@ class Feature:
         Args:
             x: what the teacher has at the tap, (B, ...).
             tables: arrays of the fitted tables, by table name.
+
+        Raises:
+            UnknownNameError: no such encoding, or none of the tables has that name.
+            ShapeError: the encoding cannot encode this tap.
         """
-        encode = plugin.load("encodings", self.encoding).encode
-        code: Tensor = encode(x) if self.table is None else encode(x, (tables or {})[self.table])
+        module, tables = plugin.load("encodings", self.encoding), tables or {}
+        if x.ndim != getattr(module, "AXES", x.ndim):
+            raise ShapeError(
+                f"Encoding '{self.encoding}' reads {module.AXES - 1} axes, and tap '{self.tap}' has shape "
+                f"{tuple(x.shape[1:])}. Choose another tap or encoding."
+            )
+        if self.table is not None and self.table not in tables:
+            raise unknown_name("table", self.table, tables)
+        code: Tensor = module.encode(x) if self.table is None else module.encode(x, tables[self.table])
         return code
 
 

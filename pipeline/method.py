@@ -2,7 +2,8 @@
 
 A plug-in file holds a docstring (paper, formula, what differs), `Config` (a `MethodConfig`) and `Method` (a
 `BaseMethod`). A method says what it needs, and returns every term of its loss by name, unweighted; the loop
-weights and sums them. It touches no disk, and never runs the teacher.
+weights and sums them. It touches no disk, and never runs the teacher. A file whose method inserts layers names
+their files in `LAYERS`, so that a run depends on their code.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Context:
         student: the network that is trained, operations done. Build heads from it (`rest`), but do not keep
             it as a submodule: what a method keeps is trained beside the student and dropped afterwards.
         student_shapes: of every student tap, without the batch axis.
-        teacher_shapes: of the needed features, without the batch axis.
+        teacher_shapes: of the needed features, after the transform, without the batch axis.
         tables: arrays of the needed tables, by table and array name.
         teacher: the frozen teacher when `Needs.network` asks for it.
         seed: of the run, for `pipeline.seeding`.

@@ -34,7 +34,7 @@ def scope(*key: int | str) -> Iterator[None]:
     For library code that draws from the global generator, such as the initialisers of torch's layers.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(*key))
+        torch.default_generator.manual_seed(derive(*key))  # those of GPUs are left alone
         yield
 
 

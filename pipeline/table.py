@@ -84,12 +84,12 @@ def load(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
         DamagedArtifactError: it is not a table.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return arrays, json.loads(str(arrays.pop(_ORIGIN)))
     except FileNotFoundError:
         raise MissingArtifactError(
             f"{path} does not exist. Add it to 'fits' in params.yaml, then: dvc repro"
         ) from None
-    except (ValueError, KeyError, OSError, BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
         raise DamagedArtifactError(f"{path} is not a table ({error}). Delete it, then: dvc repro") from None

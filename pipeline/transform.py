@@ -6,12 +6,13 @@ and `Transform` (a `TeacherTransform`). It is a frozen module: it is never train
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 from torch import nn
 
 from pipeline.method import Batch, Context
-from pipeline.network import Taps
+from pipeline.network import Shape, Taps
 from pipeline.params.base import Block
 
 
@@ -38,6 +39,16 @@ class TeacherTransform(nn.Module, Generic[C]):
     def tables(cls, config: C) -> tuple[str, ...]:
         """Return the fitted tables that the transform reads."""
         return ()
+
+    @classmethod
+    def shapes(cls, config: C, teacher: Mapping[str, Shape]) -> Mapping[str, Shape]:
+        """Return the shapes of the features that the method sees; those of `teacher` by default.
+
+        Args:
+            config: the transform's settings.
+            teacher: shapes of the features before the transform, without the batch axis.
+        """
+        return teacher
 
     def forward(self, teacher: Taps, batch: Batch) -> Taps:
         """Return the transformed features (B, ...) by name.

@@ -19,6 +19,7 @@ from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, Slots, Vie
 
 _UNLIMITED = 1 << 31
 _ATTEMPTS = 10
+_ROUNDS = 8
 
 
 class ViewSpace(Protocol):
@@ -91,7 +92,7 @@ class RandomResizedCropSpace:
     """Random boxes resized to the full size; the id seeds a counter-based generator with the sample's index.
 
     The box is drawn as by Szegedy et al. 2014 (arXiv:1409.4842): area and log-ratio uniform, up to ten
-    attempts, else the largest centred square. Bilinear, without antialiasing.
+    attempts, else the largest centred square. Bilinear within the box; it never shrinks, so there is no aliasing.
     """
 
     count: int | None = None
@@ -112,7 +113,11 @@ class RandomResizedCropSpace:
         theta[:, 0, 0] = torch.where(flip, -scale_x, scale_x)
         theta[:, 1, 1] = scale_y
         theta[:, 0, 2], theta[:, 1, 2] = shift_x, shift_y
-        grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+        grid = F.affine_grid(theta, list(image.shape), align_corners=False)  # (B, H, W, 2)
+        # Between the centres of the box's outermost pixels: nothing outside the box is mixed in.
+        low = torch.stack(((2 * left + 1) / width, (2 * top + 1) / height), dim=1) - 1  # (B, 2)
+        high = low + 2 * torch.stack(((wide - 1) / width, (tall - 1) / height), dim=1)
+        grid = grid.clamp(low[:, None, None], high[:, None, None])
         crop = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
         crop = crop.round().clamp(0, 255).to(torch.uint8)
         return torch.where((view == 0)[:, None, None, None], image, crop)
@@ -193,8 +198,8 @@ def slot_of(seed: int, epoch: int, slots: int | None) -> int:
 def permute(position: Tensor, size: int, key: Tensor) -> Tensor:
     """Permute 0..size-1 pseudo-randomly, a permutation of its own for every key, without storing any.
 
-    A four-round Feistel network over the next power of four, walked until it lands inside (Black and
-    Rogaway 2002, "Ciphers with arbitrary finite domains").
+    A Feistel network over the next power of four, walked until it lands inside (Black and Rogaway 2002,
+    "Ciphers with arbitrary finite domains"). Eight rounds: after four, small sizes are visibly uneven.
 
     Args:
         position: int64 (B,), in 0..size-1.
@@ -205,7 +210,7 @@ def permute(position: Tensor, size: int, key: Tensor) -> Tensor:
         int64 (B,), in 0..size-1.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
-    keys = [seeding.mix(key * 4 + step + 1) for step in range(4)]
+    keys = [seeding.mix(key * _ROUNDS + step + 1) for step in range(_ROUNDS)]
     x = _feistel(position, half, keys)
     while bool((outside := x >= size).any()):
         x = torch.where(outside, _feistel(x, half, keys), x)

@@ -41,6 +41,7 @@ def main(
     artifact.remove(summary)
     prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store)
     meta = prepared.meta
+    networks = {checkpoint: load(weights, checkpoint)[0] for checkpoint in manifest.weights}
     manifests.require(
         store,
         manifest,
@@ -51,8 +52,8 @@ def main(
     )
     space, normalise = view_space(manifest.views), Normalise(meta.mean, meta.std, where.device)
     found = []
-    for checkpoint in manifest.weights:
-        live = Teacher(load(weights, checkpoint)[0], where)
+    for checkpoint, network in networks.items():
+        live = Teacher(network, where)
         splits = prepared.splits
         found += compare(store, manifest, live, checkpoint, splits, space, normalise, rows=rows)
     worst = max(found, key=lambda difference: difference.error)

@@ -28,12 +28,13 @@ def main(
     found = load(RunInputs, inputs)
     code = closure.digest(["stages.distill"])
     identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
+    where = machine(device, precision)  # a slip in an option must not cost what is there
     with artifact.building(out, resume=True) as scratch:
         distil(
             scratch,
             found,
             seed,
-            machine(device, precision),
+            where,
             identity=identity,
             resident_bytes=resident << 20,
         )

@@ -21,8 +21,10 @@ def main(
 ) -> None:
     """Evaluate the last and the best weights of FOLDER."""
     from pipeline import artifact
-    from pipeline.errors import ParamsError
+    from pipeline.errors import MissingArtifactError, ParamsError
 
+    if not folder.is_dir():
+        raise MissingArtifactError(f"{folder} does not exist. Make it with: dvc repro")
     inputs_path = folder / "inputs.json"
     inputs = artifact.read_json(inputs_path, "dvc repro") if inputs_path.exists() else {}
     if data is None and "data" not in inputs:
@@ -31,9 +33,10 @@ def main(
     from pipeline.machine import machine
     from pipeline.training.evaluate import evaluate
 
+    where = machine(device)  # a slip in an option must not cost what is there
     artifact.remove(out)
     artifact.remove(predictions)
-    found, arrays = evaluate(folder, Path(inputs["data"]) if data is None else data, inputs, machine(device))
+    found, arrays = evaluate(folder, Path(inputs["data"]) if data is None else data, inputs, where)
 
     import numpy as np
 

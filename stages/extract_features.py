@@ -32,7 +32,8 @@ def main(
 
     from importlib.metadata import version
 
-    from pipeline import artifact, progress
+    from pipeline import artifact, closure, progress
+    from pipeline.encoding import Feature
     from pipeline.features.extract import Extraction, stored_features
     from pipeline.features.manifest import Manifest
     from pipeline.features.teacher import Teacher
@@ -75,7 +76,10 @@ def main(
         batch_size=batch_size,
         compression=extract.compression,
     )
-    identity = artifact.content_hash(manifest.model_dump(mode="json"))
+    plugins = [f"networks.{manifest.network.family}"]
+    plugins += [f"encodings.{Feature.parse(feature).encoding}" for feature in extract.features]
+    code = closure.digest(["stages.extract_features", *(f"pipeline.{plug}" for plug in plugins)])
+    identity = artifact.content_hash([manifest.model_dump(mode="json"), extract.compression, precision, code])
     with artifact.building(out, resume=True) as scratch:
         mark = scratch / "identity"
         if not mark.exists() or mark.read_text() != identity:

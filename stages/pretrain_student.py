@@ -30,6 +30,7 @@ def main(
     check_data(found, prepared)
     code = closure.digest(["stages.pretrain_student"])
     identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
+    where = machine(device, precision)  # a slip in an option must not cost what is there
     with artifact.building(out, resume=True) as scratch:
         train(
             scratch,
@@ -38,7 +39,7 @@ def main(
             found.views,
             prepared,
             seed,
-            machine(device, precision),
+            where,
             identity=identity,
             title=f"student {found.student} seed {seed}",
         )

@@ -40,8 +40,9 @@ def main(
     )
     code = closure.digest(["stages.train_teacher", f"pipeline.networks.{teacher.family}"])
     identity = artifact.content_hash(
-        [teacher.model_dump(mode="json"), prepared.meta.fingerprint, precision, code]
+        [teacher.model_dump(mode="json"), prepared.meta.model_dump(mode="json"), precision, code]
     )
+    where = machine(device, precision)  # a slip in an option must not cost what is there
     with artifact.building(out, resume=True) as scratch:
         train(
             scratch,
@@ -50,7 +51,7 @@ def main(
             teacher.views,
             prepared,
             teacher.seed,
-            machine(device, precision),
+            where,
             identity=identity,
             title=f"teacher {teacher.teacher}",
             anchors={anchor_name(share): share for share in teacher.anchors},

@@ -7,6 +7,7 @@ feature look like is gathered on the way.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,19 +65,13 @@ def compare(
         splits: prepared data.
         space: the views.
         normalise: what images go through.
-        rows: pairs a split.
+        rows: pairs a split; features with other numbers of slots have pairs of their own.
     """
     found: list[Difference] = []
     for split, data in splits.items():
-        most = max(feature.slots for feature in manifest.features.values()) if split == "train" else 0
-        draw = seeding.generator("check", checkpoint, split)
-        slots = torch.randint(0, most + 1, (rows,), generator=draw)
-        samples = torch.randint(0, len(data), (rows,), generator=draw)
         worst: dict[str, Difference] = {}
-        for slot in torch.unique(slots).tolist():
-            index = samples[slots == slot]
-            limit = {n for n, f in manifest.features.items() if slot <= (f.slots if split == "train" else 0)}
-            live = _live(teacher, data, space, normalise, slot, index, limit)
+        for slot, index, names in _draw(manifest, checkpoint, split, len(data), rows):
+            live = _live(teacher, data, space, normalise, slot, index, names)
             for name, values in live.items():
                 array = f"{checkpoint}/{split}/{name}"
                 stored = StoredArray(array_path(path, checkpoint, split, name)).read(slot, index.numpy())
@@ -89,6 +84,20 @@ def compare(
     return found
 
 
+def _draw(
+    manifest: Manifest, checkpoint: str, split: str, total: int, rows: int
+) -> Iterator[tuple[int, Tensor, set[str]]]:
+    """Give slots, the sample indices int64 (n,) drawn for them, and the features to compare there."""
+    slots_of = {name: f.slots if split == "train" else 0 for name, f in manifest.features.items()}
+    for most in sorted(set(slots_of.values())):
+        draw = seeding.generator("check", checkpoint, split, most)
+        slots = torch.randint(0, most + 1, (rows,), generator=draw)
+        samples = torch.randint(0, total, (rows,), generator=draw)
+        names = {name for name, slots in slots_of.items() if slots == most}
+        for slot in torch.unique(slots).tolist():
+            yield slot, samples[slots == slot], names
+
+
 def relative_error(stored: Tensor, live: Tensor) -> Tensor:
     """Return the largest error of each row, (B,): |stored - live| / (|live| + rms of live).
 
@@ -97,7 +106,7 @@ def relative_error(stored: Tensor, live: Tensor) -> Tensor:
         live: (B, ...).
     """
     error = (stored - live).abs() / (live.abs() + live.square().mean().sqrt()).clamp(min=1e-12)
-    return torch.nan_to_num(error.flatten(1), nan=float("inf")).amax(dim=1)
+    return torch.nan_to_num(error.reshape(len(error), -1), nan=float("inf")).amax(dim=1)
 
 
 def summarise(path: Path, checkpoint: str, name: str) -> dict[str, Any]:

@@ -84,12 +84,18 @@ class ShardWriter:
             return min(self.layout.shard[0], slots - slot) * samples
         return min(self.layout.shard[1], samples - start)
 
+    def _cure(self) -> str:
+        if self.layout.dtype == "float16":
+            return f"Set extract.features.{self.name}.dtype to float32 in params.yaml, then: dvc repro"
+        return (
+            "The teacher has diverged: train it with a smaller learning_rate in params.yaml, then: dvc repro"
+        )
+
     def _flush(self, slot: int, start: int) -> None:
         values = np.concatenate(self._parts)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ParamsError(
-                f"Feature '{self.name}' has values that {values.dtype} cannot hold. "
-                f"Set extract.features.{self.name}.dtype to float32 in params.yaml, then: dvc repro"
+                f"Feature '{self.name}' has values that {values.dtype} cannot hold. {self._cure()}"
             )
         self.hashes.append(hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest())
         rows = -(-len(values) // self.layout.shape[1])

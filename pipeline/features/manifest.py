@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from pipeline.artifact import read_json
-from pipeline.errors import MissingArtifactError, StaleArtifactError
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.network import NetworkSpec
 from pipeline.params.base import Block, validate
 from pipeline.params.views import ViewParams
@@ -72,16 +72,24 @@ def read(store: Path) -> Manifest:
     Raises:
         MissingArtifactError: there is no store.
         StaleArtifactError: it was written in another layout.
+        DamagedArtifactError: its attributes are not a manifest.
     """
     if not (store / "zarr.json").exists():
         raise MissingArtifactError(f"{store} holds no store. Make it with: {command(store)}")
-    attributes = read_json(store / "zarr.json", command(store))["attributes"]
+    content = read_json(store / "zarr.json", command(store))
+    attributes = content.get("attributes", {}) if isinstance(content, dict) else {}
     found = attributes.get("schema_version")
     if found != SCHEMA:
         raise StaleArtifactError(
             f"{store} has schema version {found}, expected {SCHEMA}. Make it again with: {command(store)}"
         )
-    return validate(Manifest, attributes, f"{store}/zarr.json")
+    try:
+        return validate(Manifest, attributes, "")
+    except ParamsError as error:
+        reason = str(error).removeprefix("params.yaml: ")
+        raise DamagedArtifactError(
+            f"{store}/zarr.json is not a manifest: {reason} Make it again with: {command(store)}"
+        ) from None
 
 
 def require(store: Path, manifest: Manifest, **expected: Any) -> None:
@@ -97,8 +105,9 @@ def require(store: Path, manifest: Manifest, **expected: Any) -> None:
     """
     for field, value in expected.items():
         found = getattr(manifest, field)
-        if isinstance(value, dict):
-            found = {key: found.get(key) for key in value}
+        if isinstance(value, dict):  # the keys that differ are all that the message shows
+            found = {key: found.get(key) for key in value if found.get(key) != value[key]}
+            value = {key: value[key] for key in found}
         if found != value:
             raise StaleArtifactError(
                 f"{store} was made with other {field}: found {_short(found)}, expected {_short(value)}. "

@@ -8,6 +8,7 @@ they are large. So a writer fills shard after shard, each is written once, and f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,7 @@ def create(store: Path, checkpoints: dict[str, dict[str, dict[str, Layout]]], co
             root.require_group(f"{checkpoint}/{split}")
             for name, layout in features.items():
                 path = array_path(store, checkpoint, split, name)
-                if not path.exists():
+                if not (path / "zarr.json").exists():  # a run cut off may leave the folder without it
                     _open(path, create=True, metadata=layout.metadata(compression))
 
 
@@ -128,7 +129,7 @@ class StoredArray:
         """Read samples `index` int64 (B,) of a slot, in that order: (B, ...).
 
         Raises:
-            DamagedArtifactError: a chunk does not pass its checksum.
+            DamagedArtifactError: a chunk does not pass its checksum, or is not there.
         """
         return self._fetch(self._array[slot, index])
 
@@ -165,18 +166,33 @@ class StoredArray:
         return self.finish(view.read())
 
     def _damaged(self, error: Exception) -> DamagedArtifactError:
-        reason = " ".join(str(error).split("[source", maxsplit=1)[0].split())
-        store = next(parent for parent in self.path.parents if parent.suffix == ".zarr")
         return DamagedArtifactError(
-            f"{self.path} has a damaged chunk ({reason}). "
-            f"Fetch it again with: dvc checkout --force {store}; or make it with: {manifests.command(store)}"
+            f"{self.path} has a damaged chunk: {_reason(error)}. {_remedy(self.path)}"
         )
 
 
 def _open(path: Path, **options: Any) -> Any:
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path.absolute())}}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(path.absolute())},
+        "metadata": options.pop("metadata", {}),
+        # Chunks of zeros are written too, so that one that is not there is an error and never reads as zeros.
+        "store_data_equal_to_fill_value": True,
+        "fill_missing_data_reads": False,
+    }
     try:
-        return ts.open(spec | {"metadata": options.pop("metadata", {})}, **options).result()
+        return ts.open(spec, **options).result()
     except ValueError as error:
-        reason = " ".join(str(error).split("[source", maxsplit=1)[0].split())
-        raise DamagedArtifactError(f"{path} cannot be opened as an array: {reason}. Run: dvc repro") from None
+        raise DamagedArtifactError(
+            f"{path} cannot be opened as an array: {_reason(error)}. {_remedy(path)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Return what tensorstore says in one line, without its sources and specs."""
+    return " ".join(re.split(r"\[(?:source|tensorstore_spec)", str(error))[0].split())
+
+
+def _remedy(path: Path) -> str:
+    store = next((parent for parent in path.parents if parent.suffix == ".zarr"), path)
+    return f"Fetch it again with: dvc checkout --force {store}; or make it with: {manifests.command(store)}"

@@ -52,6 +52,12 @@ class Method(BaseMethod[Config]):
         mean, scale = torch.zeros(1), torch.ones(1)
         if config.standardise is not None:
             table = context.tables[config.standardise]
+            found = {name: table[name].shape for name in ("mean", "std") if name in table}
+            if found != {"mean": teacher[:1], "std": teacher[:1]}:
+                raise ShapeError(
+                    f"FitNet standardises {teacher[0]} channels of '{config.teacher_feature}', and the table "
+                    f"'{config.standardise}' holds {found}. Fit a 'moments' table to that feature."
+                )
             mean, scale = torch.from_numpy(table["mean"]).float(), torch.from_numpy(table["std"]).float()
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("scale", scale.clamp(min=1e-6).view(1, -1, 1, 1), persistent=False)

@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
@@ -20,9 +20,9 @@ from pipeline.errors import ParamsError, unknown_name
 
 
 class Block(BaseModel):
-    """A block of params.yaml: frozen, and unknown keys are errors."""
+    """A block of params.yaml: frozen, and unknown keys are errors, as are numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 B = TypeVar("B", bound=Block)
@@ -91,7 +91,8 @@ def load(model: type[B], path: Path) -> B:
 def _one_line(error: ValidationError, model: type[BaseModel], content: Any, where: str, file: str) -> str:
     # What is unknown explains what is missing, so it is told first.
     found = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    place = ".".join(part for part in (where, *_path(found["loc"], content)) if part)
+    path = _path(found["loc"], content)
+    place = ".".join(part for part in (where, *path) if part)
     if found["type"] == "extra_forbidden":
         key = str(found["loc"][-1])
         known = sorted(_fields(model, found["loc"][:-1]))
@@ -99,8 +100,11 @@ def _one_line(error: ValidationError, model: type[BaseModel], content: Any, wher
         guess = f" Did you mean '{near[0]}'?" if near else ""
         return f"{file}: unknown key '{place}'.{guess} Known keys: {', '.join(known) or 'none'}."
     if found["type"] == "missing":
-        return f"{file}: '{place}' is missing. Add it."
-    message = found["msg"].removeprefix("Value error, ")
+        return f"{file}: '{'.'.join((place, str(found['loc'][-1]))).removeprefix('.')}' is missing. Add it."
+    # A union has an error for each of its members.
+    messages = [item["msg"] for item in error.errors() if _path(item["loc"], content) == path]
+    first, *others = (message.removeprefix("Value error, ") for message in dict.fromkeys(messages))
+    message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
     return f"{file}: '{place}' is {found['input']!r}. {message}."
 
 
@@ -108,28 +112,30 @@ def _path(location: tuple[int | str, ...], content: Any) -> list[str]:
     """Return the keys of `location` that the yaml holds: without the tags that pydantic puts between them."""
     path = []
     for part in location:
-        inside = isinstance(content, list) or (isinstance(content, dict) and part in content)
-        if inside or part == location[-1]:
+        keys: Any = range(len(content)) if isinstance(content, list) else content
+        if isinstance(content, list | dict) and part in keys:
             path.append(str(part))
-            content = content[part] if inside else None
+            content = content[part]  # type: ignore[index]
     return path
 
 
-def _fields(model: Any, path: tuple[int | str, ...]) -> set[str]:
+def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
     """Return the keys of the block at `path` below `model`, following what annotations can tell."""
+    models = [model]
     for part in path:
-        if isinstance(part, int):
-            continue
-        fields = getattr(model, "model_fields", {})
-        if part not in fields:  # the key of a dict, or the tag of a union
-            continue
-        model = fields[part].annotation
-    models = [model, *_arguments(model)]
-    return {name for one in models for name in getattr(one, "model_fields", {})}
+        fields = [one.model_fields[str(part)] for one in models if part in one.model_fields]
+        tagged = [
+            one for one in models if any(part in get_args(f.annotation) for f in one.model_fields.values())
+        ]
+        if fields:
+            models = [inner for field in fields for inner in _models(field.annotation)]
+        elif tagged:  # the tag of a union
+            models = tagged
+    return {name for one in models for name in one.model_fields}
 
 
-def _arguments(annotation: Any) -> list[Any]:
-    found = []
-    for argument in getattr(annotation, "__args__", ()):
-        found += [argument, *_arguments(argument)]
-    return found
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models that an annotation names: the values of a dict, the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]

@@ -16,6 +16,7 @@ from pydantic import Field
 from pipeline import plugin
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.params.base import Block, validate
+from pipeline.params.recipe import Recipe
 from pipeline.params.student import (
     FitBlock,
     FitParams,
@@ -33,8 +34,10 @@ from pipeline.params.teacher import (
     PrepareBlock,
     TeacherParams,
     TrainBlock,
+    anchor_name,
 )
 
+ALONE = "student"  # what the report calls a student that is trained alone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -85,6 +88,10 @@ def check(content: Mapping[str, Any]) -> Sections:
     for section in ("teachers", "students"):
         for name, network in getattr(params, section).items():
             _known(f"dataset of {section}.{name}:", network.dataset, params.datasets)
+    for name, teacher in params.teachers.items():
+        kept = ("last", "best", *map(anchor_name, teacher.anchors))
+        for checkpoint in teacher.extract.checkpoints:
+            _known(f"checkpoint of teachers.{name}.extract:", checkpoint, kept)
     for name, pair in params.pairs.items():
         _known(f"teacher of pairs.{name}:", pair.teacher, params.teachers)
         _known(f"student of pairs.{name}:", pair.student, params.students)
@@ -96,6 +103,7 @@ def check(content: Mapping[str, Any]) -> Sections:
             )
         for run in pair.overrides:
             _known(f"run of pairs.{name}.overrides:", run, params.runs)
+            _run(params, name, run)
     for name, fit in params.fits.items():
         _known(f"teacher of fits.{name}:", fit.teacher, params.teachers)
         _known(f"table of fits.{name}:", fit.table, params.tables)
@@ -103,6 +111,10 @@ def check(content: Mapping[str, Any]) -> Sections:
         pair_name, slash, run = item.partition("/")
         if not slash:
             raise ParamsError(f"params.yaml: distill has '{item}', expected pair/run.")
+        if run == ALONE:
+            raise ParamsError(
+                f"params.yaml: distill has '{item}', but '{ALONE}' is the student alone. Rename the run."
+            )
         _known(f"pair of distill '{item}':", pair_name, params.pairs)
         _known(f"run of distill '{item}':", run, params.runs)
     for name, values in (("seeds", params.seeds), ("distill", params.distill)):
@@ -120,13 +132,21 @@ def check_plugins(params: Sections) -> None:
     """
     named = [("datasets", d.source, d.prepare, f"datasets.{n}.prepare") for n, d in params.datasets.items()]
     named += [("tables", t.table, t.config, f"tables.{n}.config") for n, t in params.tables.items()]
-    for name, run in params.runs.items():
-        named.append(("methods", run.method, run.config, f"runs.{name}.config"))
-        named.append(("schedules", run.schedule, run.schedule_config, f"runs.{name}.schedule_config"))
+    runs = {f"runs.{name}": run for name, run in params.runs.items()}
+    for name, pair in params.pairs.items():
+        runs |= {f"pairs.{name}.overrides.{run}": _run(params, name, run) for run in pair.overrides}
+    for where, run in runs.items():
+        validate(Recipe, run.recipe, f"{where}.recipe")
+        named.append(("methods", run.method, run.config, f"{where}.config"))
+        named.append(("schedules", run.schedule, run.schedule_config, f"{where}.schedule_config"))
         if run.transform is not None:
-            named.append(("transforms", run.transform, run.transform_config, f"runs.{name}.transform_config"))
+            named.append(("transforms", run.transform, run.transform_config, f"{where}.transform_config"))
     for catalogue, plug, config, where in named:
         validate(plugin.load(catalogue, plug).Config, config, where)
+    for teacher in params.teachers.values():
+        for feature in teacher.extract.features:
+            encoding = feature.partition(":")[2].partition("@")[0]  # of tap:encoding@table
+            plugin.load("encodings", encoding or "identity")
     networks: list[TeacherParams | StudentParams] = [*params.teachers.values(), *params.students.values()]
     for network in networks:
         family = plugin.load("networks", network.family)
@@ -136,7 +156,7 @@ def check_plugins(params: Sections) -> None:
 
 def blocks(params: Sections) -> dict[str, Block]:
     """Return the blocks that the stages depend on, by file name without its ending."""
-    found: dict[str, Block] = {}
+    found: dict[str, Block] = {"project": params}
     for name, dataset in params.datasets.items():
         found[f"datasets/{name}"] = PrepareBlock(source=dataset.source, prepare=dataset.prepare)
     for name, teacher in params.teachers.items():
@@ -172,17 +192,19 @@ def _student(params: Sections, name: str) -> StudentBlock:
 def _pair(params: Sections, name: str) -> PairBlock:
     pair = params.pairs[name]
     asked = [item.partition("/")[2] for item in params.distill if item.partition("/")[0] == name]
-    runs = {}
-    for run in asked:
-        block = merged(params.runs[run].model_dump(mode="json"), pair.overrides.get(run, {}))
-        runs[run] = validate(RunParams, block, f"pairs.{name}.overrides.{run}")
     return PairBlock(
         pair=name,
         teacher=pair.teacher,
         teacher_family=params.teachers[pair.teacher].family,
         student=_student(params, pair.student),
-        runs=runs,
+        runs={run: _run(params, name, run) for run in asked},
     )
+
+
+def _run(params: Sections, pair: str, run: str) -> RunParams:
+    """Return a run as a pair has it: its overrides merged."""
+    block = merged(params.runs[run].model_dump(mode="json"), params.pairs[pair].overrides.get(run, {}))
+    return validate(RunParams, block, f"pairs.{pair}.overrides.{run}")
 
 
 def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:

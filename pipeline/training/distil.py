@@ -26,7 +26,7 @@ from pipeline.training.batches import Views
 from pipeline.training.inputs import RunInputs, check_data, check_file
 from pipeline.training.loop import Moment, Training
 from pipeline.training.setting import Setting
-from pipeline.transform import TeacherTransform
+from pipeline.transform import TeacherTransform, TransformConfig
 
 
 class Distillation(nn.Module):
@@ -156,8 +156,10 @@ def distil(
     batches = setting.batches(inputs.recipe, seed, inputs.slots)
     source, teacher = _teacher(inputs, machine, resident_bytes)
     method_class, config, needs = method_of(inputs)
-    shapes = _feature_shapes(inputs, teacher)
-    student, spec = _student(inputs, method_class, config, shapes, seed)
+    transform = _transform(inputs)
+    shapes = _feature_shapes(inputs, source)
+    seen = shapes if transform is None else transform[0].shapes(transform[1], shapes)
+    student, spec = _student(inputs, method_class, config, seen, seed)
     result_weights = result.begin(scratch, identity, spec)
     student.to(machine.device)
     save = result.saver(student, result_weights)
@@ -167,17 +169,26 @@ def distil(
         labels=batches.labels.cpu(),
         student=student,
         student_shapes=_checked(probe(student, spec.size, spec.channels), needs.student, inputs),
-        teacher_shapes=shapes,
+        teacher_shapes=seen,
         tables=_tables(inputs),
         teacher=teacher.network if teacher and needs.network else None,
         seed=seed,
     )
-    objective = _objective(inputs, student, method_class, config, context, source, machine)
+    untransformed = replace(context, teacher_shapes=shapes)
+    with seeding.scope(seed, "method"):
+        method = method_class(config, context)
+    with seeding.scope(seed, "schedule"):
+        schedule = _schedule(inputs, untransformed)
+    frozen = None
+    if transform is not None:
+        with seeding.scope(seed, "transform"):
+            frozen = transform[0](transform[1], untransformed).eval().requires_grad_(False)
+    objective = Distillation(student, method, schedule, frozen, source, machine, seed).to(machine.device)
     training = Training(
-        modules={"student": student, "method": objective.method, "schedule": objective.schedule},
+        modules={"student": student, "method": method, "schedule": schedule},
         objective=objective,
         batches=batches,
-        phases=objective.method.phases(inputs.recipe),
+        phases=method.phases(inputs.recipe),
         evaluate=setting.evaluation(student),
         save=save,
         scratch=scratch,
@@ -191,30 +202,19 @@ def distil(
     result.finish(scratch, history, machine)
 
 
-def _objective(
-    inputs: RunInputs,
-    student: Network,
-    method_class: type[BaseMethod[Any]],
-    config: MethodConfig,
-    context: Context,
-    source: TeacherSource,
-    machine: Machine,
-) -> Distillation:
-    with seeding.scope(context.seed, "method"):
-        method = method_class(config, context)
+def _schedule(inputs: RunInputs, context: Context) -> TeacherSchedule[Any]:
     module = plugin.load("schedules", inputs.schedule)
-    where = f"runs.{inputs.run}.schedule_config"
-    with seeding.scope(context.seed, "schedule"):
-        schedule = module.Schedule(validate(module.Config, inputs.schedule_config, where), context)
-    transform = None
-    if inputs.transform is not None:
-        module = plugin.load("transforms", inputs.transform)
-        where = f"runs.{inputs.run}.transform_config"
-        with seeding.scope(context.seed, "transform"):
-            transform = module.Transform(validate(module.Config, inputs.transform_config, where), context)
-        transform = transform.to(machine.device).eval().requires_grad_(False)
-    objective = Distillation(student, method, schedule, transform, source, machine, context.seed)
-    return objective.to(machine.device)
+    config = validate(module.Config, inputs.schedule_config, f"runs.{inputs.run}.schedule_config")
+    schedule: TeacherSchedule[Any] = module.Schedule(config, context)
+    return schedule
+
+
+def _transform(inputs: RunInputs) -> tuple[type[TeacherTransform[Any]], TransformConfig] | None:
+    if inputs.transform is None:
+        return None
+    module = plugin.load("transforms", inputs.transform)
+    where = f"runs.{inputs.run}.transform_config"
+    return module.Transform, validate(module.Config, inputs.transform_config, where)
 
 
 def _teacher(
@@ -245,13 +245,13 @@ def _teacher(
     return source, last
 
 
-def _feature_shapes(inputs: RunInputs, teacher: Teacher | None) -> dict[str, Shape]:
-    if inputs.source == "cached":
+def _feature_shapes(inputs: RunInputs, source: TeacherSource) -> dict[str, Shape]:
+    if not inputs.features:
+        return {}
+    if not isinstance(source, OnlineSource):
         held = manifests.read(Path(inputs.store)).features
         return {name: held[name].shape for name in inputs.features}
-    if teacher is None or not inputs.features:
-        return {}
-    spec = inputs.network
+    teacher, spec = next(iter(source.teachers.values())), inputs.network
     image = torch.zeros(1, spec.channels, spec.size, spec.size, device=teacher.machine.device)
     return {name: tuple(x.shape[1:]) for name, x in teacher.features(image, inputs.features).items()}
 

@@ -71,7 +71,7 @@ def evaluate(
     arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
     arrays["fingerprint"] = np.array(test.fingerprint)
     if inputs.get("teacher_evaluation"):
-        other = _teacher_prediction(Path(inputs["teacher_evaluation"]), test.fingerprint)
+        other = _teacher_prediction(inputs, test.fingerprint)
         found["agreement"] = agreement(torch.from_numpy(arrays["last"]), other)
         found["best_agreement"] = agreement(torch.from_numpy(arrays["best"]), other)
     for key in ("dataset", "pair", "run", "method", "teacher", "student", "seed", "source", "slots"):
@@ -80,10 +80,13 @@ def evaluate(
     return found, arrays
 
 
-def _teacher_prediction(path: Path, fingerprint: str) -> Tensor:
+def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
+    path = Path(inputs["teacher_evaluation"])
     if not path.exists():
         raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro")
     with np.load(path, allow_pickle=False) as archive:
         if str(archive["fingerprint"]) != fingerprint:
             raise StaleArtifactError(f"{path} was made with other data. Make it again with: dvc repro")
+        if str(archive["weights"]) != inputs["teacher_weights"]:
+            raise StaleArtifactError(f"{path} is of another teacher. Make it again with: dvc repro")
         return torch.from_numpy(archive["last"])

@@ -29,6 +29,8 @@ class StudentInputs(Block):
         views: what it sees.
         data: folder of the prepared data.
         fingerprint: of the data, by split.
+        mean: normalisation of the images.
+        std: as `mean`.
         code: hash by file of the plug-ins' closure.
     """
 
@@ -39,6 +41,8 @@ class StudentInputs(Block):
     views: ViewParams
     data: str
     fingerprint: dict[str, str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     code: dict[str, str]
 
 
@@ -64,6 +68,7 @@ class RunInputs(StudentInputs):
         store: the teacher's store.
         stored: digests of the features that are read, by feature and "checkpoint/split"; empty when online.
         tables: path and hash of the fitted tables that are read, by name.
+        teacher_weights: hash of the teacher's last weights, which made `teacher_evaluation`.
         teacher_evaluation: the teacher's predictions, to which the student's are compared. It does not change
             the student, so its hash is not here.
     """
@@ -86,6 +91,7 @@ class RunInputs(StudentInputs):
     store: str
     stored: dict[str, dict[str, str]]
     tables: dict[str, tuple[str, str]]
+    teacher_weights: str
     teacher_evaluation: str
 
 
@@ -93,9 +99,10 @@ def check_data(inputs: StudentInputs, prepared: Prepared) -> None:
     """Refuse prepared data that are not those that `inputs` names.
 
     Raises:
-        StaleArtifactError: a fingerprint differs.
+        StaleArtifactError: a fingerprint or the normalisation differs.
     """
-    if prepared.meta.fingerprint != inputs.fingerprint:
+    meta = prepared.meta
+    if (meta.fingerprint, meta.mean, meta.std) != (inputs.fingerprint, inputs.mean, inputs.std):
         raise StaleArtifactError(
             f"{inputs.data} is not the data that this run was resolved with. Run: dvc repro"
         )
@@ -105,6 +112,7 @@ def check_file(path: Path, expected: str) -> None:
     """Refuse a file whose hash is not the one that the inputs name.
 
     Raises:
+        MissingArtifactError: there is no such file.
         StaleArtifactError: it differs.
     """
     found = file_hash(path)

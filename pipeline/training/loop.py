@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import progress
-from pipeline.errors import DivergedError
+from pipeline.errors import DivergedError, ParamsError
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training import checkpoint
 from pipeline.training.batches import Batches, Views
@@ -87,6 +87,7 @@ class Training:
         """Train, and return the history: one row an epoch.
 
         Raises:
+            ParamsError: there are fewer samples than one batch, and the last is left out.
             DivergedError: a term that is not finite; the checkpoint of an earlier epoch stays in the scratch.
         """
         history: list[Row] = []
@@ -94,11 +95,12 @@ class Training:
         resumed = checkpoint.state(path)
         if resumed is not None and resumed["identity"] == self.identity:
             history = resumed["history"]
+        trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
         with progress.bar(self.title, sum(phase.recipe.epochs for phase in self.phases)) as advance:
             advance(len(history))
             done, saved = 0, time.monotonic()
             for phase in self.phases:
-                optimizer = self._optimizer(phase)
+                optimizer = self._optimizer(phase, trained)
                 if done < len(history) <= done + phase.recipe.epochs:
                     checkpoint.restore(path, self.modules, optimizer)
                 for epoch in range(max(0, len(history) - done), phase.recipe.epochs):
@@ -121,6 +123,11 @@ class Training:
         start = time.perf_counter()
         step = (before + epoch) * len(self.batches)
         moment = Moment(phase.name, epoch, phase.recipe.epochs, step)
+        if len(self.batches) == 0:
+            raise ParamsError(
+                f"{self.title}: {len(self.batches.labels)} training samples make no batch of "
+                f"{self.batches.batch_size}. Lower recipe.batch_size in params.yaml, or set drop_last: false."
+            )
         names: list[str] = []
         rows: list[Tensor] = []
         for number, (views, fetch) in enumerate(self._ahead(epoch + before, moment)):
@@ -174,12 +181,13 @@ class Training:
             if len(history) == epochs:
                 self.save(name)
 
-    def _optimizer(self, phase: Phase) -> torch.optim.Optimizer:
-        frozen = phase.frozen
+    def _optimizer(self, phase: Phase, trained: set[int]) -> torch.optim.Optimizer:
+        """Return a phase's optimiser of the parameters `trained`, by id, that the phase does not freeze."""
         parameters = []
         for key, module in self.modules.items():
             for name, parameter in module.named_parameters():
-                parameter.requires_grad_(not (key == "student" and frozen and name.startswith(frozen)))
+                frozen = key == "student" and name.startswith(phase.frozen)
+                parameter.requires_grad_(id(parameter) in trained and not frozen)
                 if parameter.requires_grad:
                     parameters.append(parameter)
         return sgd(parameters, phase.recipe)

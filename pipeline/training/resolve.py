@@ -13,7 +13,7 @@ from pipeline.errors import MissingArtifactError, unknown_name
 from pipeline.features import manifest as manifests
 from pipeline.features.source import check_stored
 from pipeline.network import NetworkSpec
-from pipeline.params.base import validate
+from pipeline.params.base import Block, validate
 from pipeline.params.project import merged
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import PairBlock, RunParams, StudentBlock
@@ -56,7 +56,7 @@ def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInput
     """
     meta = Prepared.open(data).meta
     family = plugin.load("networks", block.family)
-    if block.network not in family.NETWORKS:
+    if block.network not in family.NETWORKS and not getattr(family, "OPEN", False):
         hint = f"Change students.{block.student}.network in params.yaml."
         raise unknown_name("network", block.network, family.NETWORKS, hint)
     spec = NetworkSpec(
@@ -74,6 +74,8 @@ def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInput
         views=block.views,
         data=str(data),
         fingerprint=meta.fingerprint,
+        mean=meta.mean,
+        std=meta.std,
         code=_code(code, [f"networks/{block.family}"]),
     )
 
@@ -89,6 +91,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
     Raises:
         ParamsError: settings are wrong, or a run needs what is not there; the message says what to add.
         UnknownNameError: something that is named does not exist.
+        StaleArtifactError: the store was made from another teacher, other data or other views.
     """
     settings = block.runs[run]
     student = resolve_student(block.student, places.data, places.code)
@@ -109,14 +112,17 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         *(f"encodings/{Feature.parse(feature).encoding}" for feature in features),
         *(f"layers/{layer}" for layer in getattr(method, "LAYERS", ())),
     ]
-    tables = list(needs.tables)
+    tables, transform_config = list(needs.tables), Block()
     if settings.transform is not None:
         transform = plugin.load("transforms", settings.transform)
         where = f"runs.{run}.transform_config"
-        tables += transform.Transform.tables(validate(transform.Config, settings.transform_config, where))
+        transform_config = validate(transform.Config, settings.transform_config, where)
+        tables += transform.Transform.tables(transform_config)
         plugins.append(f"transforms/{settings.transform}")
     slots = _slots(student, settings, f"runs.{run}.slots")
     online = settings.source == "online"
+    read = [*(checkpoints if online else ()), *(["last"] if needs.network else [])]
+    last = _weights(places.weights, ["last"])
     return RunInputs(
         **student.model_dump(exclude={"code", "recipe"}),
         recipe=recipe,
@@ -125,20 +131,21 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         run=run,
         teacher=block.teacher,
         method=settings.method,
-        config=settings.config,
+        config=config.model_dump(mode="json"),
         transform=settings.transform,
-        transform_config=settings.transform_config,
+        transform_config=transform_config.model_dump(mode="json"),
         schedule=settings.schedule,
-        schedule_config=settings.schedule_config,
+        schedule_config=schedule_config.model_dump(mode="json"),
         source=settings.source,
         slots=slots,
         features=features,
         teacher_network=needs.network,
         weights_folder=str(places.weights),
-        weights=_weights(places.weights, checkpoints if online else ("last",) if needs.network else ()),
+        weights=_weights(places.weights, read),
         store=str(places.store),
-        stored={} if online else _stored(places.store, features, checkpoints, slots),
+        stored={} if online else _stored(places, student, features, checkpoints, slots),
         tables={table: _table(places.tables, table, run) for table in dict.fromkeys(tables)},
+        teacher_weights=last["last"],
         teacher_evaluation=str(places.evaluation),
     )
 
@@ -150,7 +157,7 @@ def _slots(student: StudentInputs, settings: RunParams, what: str) -> int | None
     return num_slots(space, settings.slots, what)
 
 
-def _weights(folder: Path, checkpoints: tuple[str, ...]) -> dict[str, str]:
+def _weights(folder: Path, checkpoints: Iterable[str]) -> dict[str, str]:
     found = {}
     for checkpoint in checkpoints:
         path = folder / f"{checkpoint}.safetensors"
@@ -165,14 +172,29 @@ def _weights(folder: Path, checkpoints: tuple[str, ...]) -> dict[str, str]:
 
 
 def _stored(
-    store: Path, features: tuple[str, ...], checkpoints: tuple[str, ...], slots: int | None
+    places: Places,
+    student: StudentInputs,
+    features: tuple[str, ...],
+    checkpoints: tuple[str, ...],
+    slots: int | None,
 ) -> dict[str, dict[str, str]]:
-    manifest = manifests.read(store)
+    if not features:
+        return {}
+    manifest = manifests.read(places.store)
+    manifests.require(
+        places.store,
+        manifest,
+        data=student.fingerprint,
+        mean=student.mean,
+        std=student.std,
+        views=student.views,
+    )
     found = {}
     for feature in features:
-        check_stored(store, manifest, feature, checkpoints, slots or 0)
+        check_stored(places.store, manifest, feature, checkpoints, slots or 0)
         keys = [f"{checkpoint}/train" for checkpoint in checkpoints]
         found[feature] = {key: manifest.features[feature].digest[key] for key in keys}
+    manifests.require(places.store, manifest, weights=_weights(places.weights, checkpoints))
     return found
 
 

@@ -1,0 +1,115 @@
+"""The report as data: `results.csv`, `curves.csv`, `confusion/<pair>.csv` and `summary.json`.
+
+They are what `dvc plots` and `dvc metrics` read, and what a notebook starts from.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import write_json
+from pipeline.report.results import Pair, Results, Run, Trained
+
+RESULT_METRICS = (
+    "top1",
+    "top5",
+    "best_top1",
+    "best_epoch",
+    "agreement",
+    "params",
+    "macs",
+    "latency_ms",
+    "train_seconds",
+    "images_per_second",
+)
+
+
+def export(results: Results, folder: Path) -> None:
+    """Write every file into `folder`."""
+    _write(folder / "results.csv", _results(results))
+    _write(folder / "curves.csv", _curves(results))
+    (folder / "confusion").mkdir(exist_ok=True)
+    for pair in results.pairs:
+        _write(folder / "confusion" / f"{pair.name}.csv", _confusion(pair))
+    write_json(folder / "summary.json", summary(results))
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """Return means over seeds, by pair and run."""
+    pairs = {pair.name: {run.name: _means(pair, run) for run in pair.runs} for pair in results.pairs}
+    teachers = {
+        name: {key: teacher.trained.metrics[key] for key in ("top1", "best_top1")}
+        for name, teacher in results.teachers.items()
+    }
+    return {"teachers": teachers, "pairs": pairs}
+
+
+def _means(pair: Pair, run: Run) -> dict[str, float]:
+    top1 = run.estimate("top1")
+    found = {
+        "top1": top1.mean,
+        "best_top1": run.estimate("best_top1").mean,
+        "agreement": run.estimate("agreement").mean,
+    }
+    if top1.std is not None:
+        found["top1_std"] = top1.std
+    if run is not pair.alone:
+        gain = run.gain(pair.alone)
+        found["gain"] = gain.mean
+        if gain.half is not None:
+            found["gain_interval"] = gain.half
+    return found
+
+
+def _results(results: Results) -> Iterable[Mapping[str, Any]]:
+    for pair, run, student in _students(results):
+        metrics = student.metrics
+        yield {
+            "dataset": pair.dataset.name,
+            "pair": pair.name,
+            "teacher": pair.teacher.name,
+            "teacher_network": pair.teacher.trained.metrics["network"],
+            "student": pair.student,
+            "student_network": metrics["network"],
+            "run": run.name,
+            "method": run.method,
+            "source": metrics.get("source", ""),
+            "slots": metrics.get("slots", ""),
+            "seed": student.seed,
+            "teacher_top1": pair.teacher.trained.metrics["top1"],
+            **{name: metrics[name] for name in RESULT_METRICS},
+        }
+
+
+def _curves(results: Results) -> Iterable[Mapping[str, Any]]:
+    for pair, run, student in _students(results):
+        for epoch in range(len(student.history.get("epoch", []))):
+            row = {name: column[epoch] for name, column in student.history.items()}
+            yield {"pair": pair.name, "run": run.name, "seed": student.seed, **row}
+
+
+def _confusion(pair: Pair) -> Iterable[Mapping[str, Any]]:
+    """Give label and prediction of every test sample: the best run, its first seed."""
+    classes = pair.dataset.classes
+    prediction = pair.best.students[0].prediction
+    for actual, predicted in zip(pair.dataset.labels.tolist(), prediction.tolist(), strict=True):
+        yield {"actual": classes[actual], "predicted": classes[predicted]}
+
+
+def _students(results: Results) -> Iterable[tuple[Pair, Run, Trained]]:
+    for pair in results.pairs:
+        for run in pair.runs:
+            for student in run.students:
+                yield pair, run, student
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    found = list(rows)
+    columns = list(dict.fromkeys(name for row in found for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)

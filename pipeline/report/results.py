@@ -1,0 +1,210 @@
+"""What a report is about: data sets, teachers, pairs, runs and seeds, as plain values in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.params.views import ViewParams
+from pipeline.prepared import Prepared
+from pipeline.report.statistics import Estimate, estimate, gain
+
+ALONE = "student"  # the run that is no distillation: the student trained alone
+BASELINE = "kd"  # the run that others are also compared to
+NOT_TERMS = frozenset(
+    {"epoch", "phase", "learning_rate", "loss", "top1", "top5", "seconds", "images_per_second"}
+)
+
+Metrics = dict[str, Any]
+History = dict[str, list[str]]  # columns as the file has them; an empty cell is a term that a phase lacks
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network.
+
+    Attributes:
+        seed: of its training.
+        metrics: by name, as `pipeline.training.evaluate` makes them.
+        prediction: classes of the test split by the last weights, int32 (N,).
+        history: of its training.
+    """
+
+    seed: int
+    metrics: Metrics
+    prediction: NDArray[np.int32]
+    history: History
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return a column of the history (epochs,), NaN where a cell is empty or the column is not there."""
+        empty = [""] * len(self.history.get("epoch", []))
+        return np.array([float(cell) if cell else np.nan for cell in self.history.get(name, empty)])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a pair, in all seeds.
+
+    Attributes:
+        name: key of `runs`, or `ALONE`.
+        method: the method and what it is composed with, in words.
+        students: one a seed, in the order of `seeds`.
+    """
+
+    name: str
+    method: str
+    students: tuple[Trained, ...]
+
+    def values(self, metric: str) -> list[float]:
+        """Return a metric, one a seed."""
+        return [float(student.metrics[metric]) for student in self.students]
+
+    def estimate(self, metric: str) -> Estimate:
+        """Return the mean of a metric over seeds."""
+        return estimate(self.values(metric))
+
+    def gain(self, base: Run, metric: str = "top1") -> Estimate:
+        """Return the mean gain over another run of the same seeds."""
+        return gain(self.values(metric), base.values(metric))
+
+    def setting(self, name: str) -> Any:
+        """Return what the metrics say of a setting that all seeds share, or None."""
+        return self.students[0].metrics.get(name)
+
+    @property
+    def terms(self) -> list[str]:
+        """Names of the terms of its loss, in the history's order."""
+        return [name for name in self.students[0].history if name not in NOT_TERMS]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set.
+
+    Attributes:
+        name: key of `datasets`.
+        prepared: its prepared data, opened.
+        views: which augmented views training may show.
+    """
+
+    name: str
+    prepared: Prepared
+    views: ViewParams
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+        return self.prepared.meta.classes
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels of the test split (N,)."""
+        return self.prepared.split("test").labels
+
+    @property
+    def chooser(self) -> str:
+        """The split on which the best epoch was chosen."""
+        return "holdout" if "holdout" in self.prepared.meta.samples else "test"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher and what its caches hold.
+
+    Attributes:
+        name: key of `teachers`.
+        dataset: its data set.
+        trained: the network.
+        store: what `check_features` says of the store's content: `bytes`, `files`, `features`.
+        check: what it says of the comparison: `largest_error`, `tolerance`, `error` by array.
+    """
+
+    name: str
+    dataset: Dataset
+    trained: Trained
+    store: dict[str, Any]
+    check: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and a student.
+
+    Attributes:
+        name: key of `pairs`.
+        teacher: the teacher.
+        student: key of `students`.
+        runs: the student alone first, then the runs in the order of params.yaml.
+    """
+
+    name: str
+    teacher: Teacher
+    student: str
+    runs: tuple[Run, ...]
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set of both."""
+        return self.teacher.dataset
+
+    @property
+    def alone(self) -> Run:
+        """The student trained alone."""
+        return self.runs[0]
+
+    @property
+    def baseline(self) -> Run | None:
+        """The run that others are also compared to, where the pair has it."""
+        return next((run for run in self.runs if run.name == BASELINE), None)
+
+    @property
+    def best(self) -> Run:
+        """The distilled run of the highest mean top-1; the student alone where there is none."""
+        return max(self.runs[1:], key=lambda run: run.estimate("top1").mean, default=self.alone)
+
+    def ranked(self) -> list[Run]:
+        """Return the runs by mean top-1, the best first; equals keep their order."""
+        return sorted(self.runs, key=lambda run: -run.estimate("top1").mean)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted table.
+
+    Attributes:
+        name: key of `fits`.
+        teacher: key of `teachers`.
+        table: key of `tables`.
+        plugin: the file of `pipeline/tables` that made it.
+        feature: what it was fitted to.
+        quality: numbers by name.
+    """
+
+    name: str
+    teacher: str
+    table: str
+    plugin: str
+    feature: str
+    quality: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that is reported.
+
+    Attributes:
+        seeds: of the students.
+        datasets: by name.
+        teachers: by name.
+        pairs: in the order of params.yaml.
+        fits: in the order of params.yaml.
+    """
+
+    seeds: tuple[int, ...]
+    datasets: dict[str, Dataset]
+    teachers: dict[str, Teacher]
+    pairs: tuple[Pair, ...]
+    fits: tuple[Fit, ...]

@@ -1,0 +1,99 @@
+"""What the stores of the teachers' outputs hold, what they weigh, and how true they are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from pipeline.report import markup, text
+from pipeline.report.results import Results, Teacher
+
+TITLE = "Caches"
+
+
+def section(results: Results) -> Markup:
+    """Return the content of every teacher's store."""
+    parts = [_teacher(teacher) for teacher in results.teachers.values()]
+    if not parts:
+        return Markup()
+    words = (
+        "A sample of rows is computed again by the live teacher on views made from scratch; the error is the largest "
+        "difference, relative to the value plus the feature's rms. Slots are the cached augmented views of each "
+        "training sample, beside the plain one. Shares and dead channels (one value everywhere) are of the plain "
+        "training samples; sizes are before compression."
+    )
+    return Markup().join(parts) + markup.note(words)
+
+
+def _teacher(teacher: Teacher) -> Markup:
+    check = teacher.check
+    error, tolerance = float(check["largest_error"]), float(check["tolerance"])
+    facts = markup.facts(
+        [
+            ("on disk", text.amount(check["bytes"], "B")),
+            ("files", str(check["files"])),
+            ("largest error", f"{error:.1e}"),
+            ("tolerance", f"{tolerance:.1e}"),
+            ("share of it used", f"{100 * error / tolerance:.0f} %" if tolerance else text.DASH),
+        ]
+    )
+    errors = _errors(check["error"])
+    described = teacher.store["features"]
+    checkpoints = len({array.split("/")[0] for array in check["error"]}) or 1
+    rows = [
+        _row(name, described.get(name), errors.get(name), teacher, checkpoints)
+        for name in dict.fromkeys([*described, *errors])
+    ]
+    head = [
+        "feature",
+        "shape",
+        "dtype",
+        "slots",
+        "size",
+        "largest error",
+        "mean",
+        "std",
+        "zeros",
+        "dead channels",
+    ]
+    return Markup("<section><h3>{}</h3>{}{}</section>").format(
+        teacher.name, facts, markup.table(head, rows, 3)
+    )
+
+
+def _errors(found: dict[str, float]) -> dict[str, float]:
+    """Return the largest error of each feature over checkpoints and splits."""
+    worst: dict[str, float] = {}
+    for array, error in found.items():
+        name = array.split("/", 2)[2]
+        worst[name] = max(error, worst.get(name, 0.0))
+    return worst
+
+
+def _row(
+    name: str, feature: dict[str, Any] | None, error: float | None, teacher: Teacher, checkpoints: int
+) -> markup.Row:
+    shown = markup.NOTHING if error is None else markup.Cell("0" if error == 0 else f"{error:.1e}", error)
+    if feature is None:  # codes: integers have no mean
+        return [name, *[markup.NOTHING] * 4, shown, *[markup.NOTHING] * 4]
+    samples = teacher.dataset.prepared.meta.samples
+    rows = sum(
+        number * (feature["slots"] + 1 if split == "train" else 1) for split, number in samples.items()
+    )
+    size = rows * math.prod(feature["shape"]) * np.dtype(feature["dtype"]).itemsize * checkpoints
+    dead, channels = feature["dead_channels"], feature["channels"]
+    return [
+        name,
+        text.TIMES.join(str(length) for length in feature["shape"]),
+        feature["dtype"],
+        markup.Cell(str(feature["slots"]), feature["slots"]),
+        markup.Cell(text.amount(size, "B"), size),
+        shown,
+        markup.Cell(text.fixed(feature["mean"], 3), feature["mean"]),
+        markup.Cell(text.fixed(feature["std"], 3), feature["std"]),
+        markup.Cell(f"{100 * feature['zeros']:.1f} %", feature["zeros"]),
+        markup.Cell(f"{dead} of {channels}", dead, "down" if dead else ""),
+    ]

@@ -1,0 +1,60 @@
+"""What the networks of a pair cost to train and to run."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from pipeline.report import markup, text
+from pipeline.report.results import Pair, Results
+
+TITLE = "Cost"
+
+
+def section(results: Results, pair: Pair) -> Markup:
+    """Return the table of a pair's costs."""
+    metrics = pair.teacher.trained.metrics
+    alone = pair.alone.estimate("images_per_second").mean
+    rows: list[markup.Row] = [
+        [
+            Markup("teacher <small>{}</small>").format(pair.teacher.name),
+            metrics["network"],
+            *(markup.Cell(text.amount(metrics[name]), metrics[name]) for name in ("params", "macs")),
+            markup.Cell(f"{text.fixed(metrics['latency_ms'])} ms", metrics["latency_ms"]),
+            markup.Cell(text.duration(metrics["train_seconds"]), metrics["train_seconds"]),
+            markup.Cell(text.amount(metrics["images_per_second"]), metrics["images_per_second"]),
+            markup.NOTHING,
+        ]
+    ]
+    for run in pair.runs:
+        found = {
+            name: run.estimate(name).mean
+            for name in ("params", "macs", "latency_ms", "train_seconds", "images_per_second")
+        }
+        speed = found["images_per_second"]
+        times = alone / speed if speed else 0.0
+        rows.append(
+            [
+                run.name,
+                str(run.setting("network")),
+                markup.Cell(text.amount(found["params"]), found["params"]),
+                markup.Cell(text.amount(found["macs"]), found["macs"]),
+                markup.Cell(f"{text.fixed(found['latency_ms'])} ms", found["latency_ms"]),
+                markup.Cell(text.duration(found["train_seconds"]), found["train_seconds"]),
+                markup.Cell(text.amount(speed), speed),
+                markup.Cell(f"{text.fixed(times)}{text.TIMES}", times) if times else text.DASH,
+            ]
+        )
+    head = [
+        "run",
+        "network",
+        "parameters",
+        "MACs",
+        "CPU latency",
+        "training",
+        "images/s",
+        "step, student = 1",
+    ]
+    return markup.table(head, rows, 2) + markup.note(
+        "Parameters and multiply-accumulates are those of inference: what a method adds for training alone does not "
+        "count. Latency is one image on the CPU. Training is the mean over seeds, evaluation left out."
+    )

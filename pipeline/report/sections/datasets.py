@@ -1,0 +1,69 @@
+"""The data sets: facts, and a sample of each class."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from pipeline.report import markup, text
+from pipeline.report.results import Dataset, Results
+
+TITLE = "Data"
+MOST_SHOWN = 20  # classes of which a sample is shown
+
+
+def section(results: Results) -> Markup:
+    """Return what every data set is."""
+    return Markup().join(_dataset(dataset) for dataset in results.datasets.values())
+
+
+def _dataset(dataset: Dataset) -> Markup:
+    meta = dataset.prepared.meta
+    views = dataset.views.model_dump(exclude={"space"})
+    facts = markup.facts(
+        [
+            ("source", meta.source),
+            ("classes", str(len(meta.classes))),
+            *((f"{split} samples", f"{number:,}") for split, number in meta.samples.items()),
+            ("image", text.TIMES.join(str(length) for length in (meta.channels, meta.size, meta.size))),
+            ("mean", ", ".join(f"{value:.3f}" for value in meta.mean)),
+            ("std", ", ".join(f"{value:.3f}" for value in meta.std)),
+            ("views", dataset.views.space.replace("_", " ")),
+            *((key, text.plain(value)) for key, value in views.items()),
+            ("best epoch chosen on", dataset.chooser),
+            ("fingerprint of test", meta.fingerprint["test"][:12]),
+        ]
+    )
+    return Markup("<section><h3>{}</h3>{}{}</section>").format(dataset.name, facts, _gallery(dataset))
+
+
+def _gallery(dataset: Dataset) -> Markup:
+    """Return the first training sample of each class."""
+    split = dataset.prepared.split("train")
+    classes, first = np.unique(split.labels, return_index=True)
+    items = [
+        Markup('<li title="{0}"><img alt="" src="data:image/png;base64,{1}">{0}</li>').format(
+            dataset.classes[label], _png(np.asarray(split.images[row]))
+        )
+        for label, row in list(zip(classes.tolist(), first.tolist(), strict=True))[:MOST_SHOWN]
+    ]
+    return Markup('<ul class="gallery">{}</ul>').format(Markup().join(items))
+
+
+def _png(image: NDArray[np.uint8]) -> str:
+    """Return an image (C, H, W) as png in base64."""
+    from PIL import Image
+
+    picture = (
+        Image.fromarray(image[0])
+        if len(image) == 1
+        else Image.fromarray(np.moveaxis(image[:3], 0, -1).copy())
+    )
+    picture.thumbnail((112, 112))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

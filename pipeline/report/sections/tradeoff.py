@@ -1,0 +1,89 @@
+"""Cost against accuracy: teachers, students alone and distilled, of one data set in one picture."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from pipeline.report import markup, palette, text
+from pipeline.report.figure import THIRD, draw
+from pipeline.report.palette import Style
+from pipeline.report.results import Pair, Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLE = "Cost against accuracy"
+AXES = {
+    "params": "parameters",
+    "macs": "multiply-accumulates of one image",
+    "latency_ms": "CPU latency of one image, ms",
+}
+
+
+def section(results: Results) -> Markup:
+    """Return three figures for every data set that has pairs."""
+    parts = []
+    for dataset in results.datasets.values():
+        pairs = [pair for pair in results.pairs if pair.dataset is dataset]
+        if not pairs:
+            continue
+        pictures = [
+            draw(
+                f"{dataset.name}/{metric}",
+                f"Top-1 against {title}.",
+                2.7,
+                partial(_scatter, pairs=pairs, metric=metric),
+                THIRD,
+            )
+            for metric, title in AXES.items()
+        ]
+        entries = [("teacher", Style(palette.INK, "D", ()))]
+        entries += [(pair.name, palette.series(number)) for number, pair in enumerate(pairs)]
+        if len(results.datasets) > 1:
+            parts.append(Markup("<h4>{}</h4>").format(dataset.name))
+        parts += [markup.legend(entries), markup.figures(pictures, 3)]
+    if not parts:
+        return Markup()
+    ways = "The ring is the student alone, dots are distilled runs (means over seeds), and the line leads to the best."
+    return Markup("<section>{}</section>").format(Markup().join([*parts, markup.note(ways)]))
+
+
+def _scatter(ax: Axes, pairs: list[Pair], metric: str) -> None:
+    places = []
+    for pair in pairs:
+        trained = pair.teacher.trained.metrics
+        ax.plot(trained[metric], trained["top1"], "D", markersize=6.5, color=palette.INK, mew=0, zorder=3)
+        places.append(float(trained[metric]))
+    for number, pair in enumerate(pairs):
+        style = palette.series(number)
+        points = {run.name: (run.estimate(metric).mean, run.estimate("top1").mean) for run in pair.runs}
+        start, best = points[pair.alone.name], points[pair.best.name]
+        ax.plot(*zip(start, best, strict=True), color=style.colour, linewidth=1.3, zorder=2)
+        ax.plot(*start, "o", markersize=7, mfc=palette.PAPER, mec=style.colour, mew=1.6, zorder=4)
+        others = [point for name, point in points.items() if name != pair.alone.name]
+        if others:
+            mark = {"marker": style.mark, "markersize": 5.5, "color": style.colour, "mew": 0.0}
+            ax.plot(*zip(*others, strict=True), linestyle="", alpha=0.85, zorder=5, **mark)  # type: ignore[arg-type]
+        places += [place for place, _ in points.values()]
+    _costs(ax, min(places), max(places))
+    ax.margins(y=0.12)
+    ax.set_title("top-1, %")
+    ax.set_xlabel(AXES[metric])
+
+
+def _costs(ax: Axes, low: float, high: float) -> None:
+    """Make x a logarithmic axis with at least two numbers on it."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = low / 1.5, high * 1.5
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    steps = (1, 2, 5) if high / low < 60 else (1, 3) if high / low < 1000 else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ax.xaxis.set_major_locator(FixedLocator([step * 10.0**decade for decade in decades for step in steps]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text.amount(value)))

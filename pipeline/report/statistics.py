@@ -1,0 +1,86 @@
+"""Means over seeds, and how sure they are: paired differences with Student's t-interval.
+
+Runs of one seed share init, order and views, so a gain is the mean of per-seed differences. That takes out what
+the seed gives to both, which the difference of two means would leave in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes:
+        mean: over seeds.
+        std: with n - 1 in the denominator; None for one seed.
+        half: half the width of the 95 % t-interval of the mean; None for one seed.
+        count: number of seeds.
+    """
+
+    mean: float
+    std: float | None
+    half: float | None
+    count: int
+
+    @property
+    def verdict(self) -> int:
+        """1 where the whole interval lies above 0, -1 where below, 0 where it holds 0 or there is none."""
+        if self.half is None or abs(self.mean) <= self.half:
+            return 0
+        return 1 if self.mean > 0 else -1
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Estimate the mean of `values`, one a seed."""
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Estimate(mean, None, None, 1)
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    return Estimate(mean, std, t_quantile(count - 1) * std / math.sqrt(count), count)
+
+
+def gain(values: Sequence[float], base: Sequence[float]) -> Estimate:
+    """Estimate the mean of `values - base`, paired by seed.
+
+    Args:
+        values: one a seed.
+        base: as many, in the same order of seeds.
+    """
+    return estimate([value - other for value, other in zip(values, base, strict=True)])
+
+
+def t_quantile(degrees: int, level: float = LEVEL) -> float:
+    """Return the t for which Student's distribution has the share `level` within [-t, t].
+
+    Args:
+        degrees: of freedom, an integer of 1 or more.
+        level: in (0, 1).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        if _within(middle, degrees) < level:
+            low = middle
+        else:
+            high = middle
+    return math.tan((low + high) / 2) * math.sqrt(degrees)
+
+
+def _within(angle: float, degrees: int) -> float:
+    """Return P(|T| < sqrt(degrees) tan(angle)): Abramowitz and Stegun 1964, 26.7.3 and 26.7.4."""
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term = cosine if odd else 1.0
+    total = 0.0 if degrees == 1 else term
+    for k in range(2 + odd, degrees - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -1,0 +1,91 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.report.statistics import Estimate
+
+MINUS = "\N{MINUS SIGN}"
+ABOUT = "\N{PLUS-MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+DASH = "\N{EN DASH}"
+NARROW = "\N{NARROW NO-BREAK SPACE}"
+
+
+def fixed(value: float, digits: int = 2) -> str:
+    """Write a number with `digits` decimals."""
+    return f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """Write a difference with its sign; what rounds to 0 has none."""
+    text = f"{abs(value):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if value > 0 else MINUS) + text
+
+
+def mean(value: Estimate, digits: int = 2) -> str:
+    """Write a mean with its standard deviation."""
+    if value.std is None:
+        return fixed(value.mean, digits)
+    return f"{fixed(value.mean, digits)} {ABOUT} {value.std:.{digits}f}"
+
+
+def gain(value: Estimate, digits: int = 2) -> str:
+    """Write a gain with half its interval."""
+    if value.half is None:
+        return signed(value.mean, digits)
+    return f"{signed(value.mean, digits)} {ABOUT} {value.half:.{digits}f}"
+
+
+def amount(value: float, unit: str = "") -> str:
+    """Write a count in three digits, with k, M or G."""
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{_three(value / size)}{NARROW}{letter}{unit}"
+    return f"{_three(value)}{NARROW + unit if unit else ''}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time."""
+    if seconds < 99.5:
+        return f"{_three(seconds)} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plain(value: Any) -> str:
+    """Write a value of unknown kind."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}".replace("-", MINUS)
+    return str(value)
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Write a number and its noun."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def short(name: str, length: int = 26) -> str:
+    """Cut a long name for a picture; its two ends stay."""
+    if len(name) <= length:
+        return name
+    tail = length // 3
+    return f"{name[: length - tail - 1]}\N{HORIZONTAL ELLIPSIS}{name[-tail:]}"
+
+
+def _three(value: float) -> str:
+    if value == int(value) and abs(value) < 1000:
+        return str(int(value))
+    if abs(value) < 1:
+        return f"{value:.2g}"
+    digits = max(0, 2 - len(str(int(abs(value)))) + 1)
+    return f"{value:.{digits}f}"

@@ -1,0 +1,34 @@
+"""Report what params.yaml lists: a page for people, csv and json for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    artifacts: Annotated[Path, typer.Option(help="Folder of all artifacts.")],
+    prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: index.html, results.csv and others.")],
+    params: command.Params = Path("params.yaml"),
+) -> None:
+    """Write the report of all pairs, runs and seeds that params.yaml lists."""
+    from pipeline import artifact
+    from pipeline.report.collect import collect
+
+    results = collect(params, artifacts, prepared)
+
+    from pipeline.report.export import export
+    from pipeline.report.page import page
+
+    with artifact.building(out) as scratch:
+        export(results, scratch)
+        (scratch / "index.html").write_text(page(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    command.run(main)

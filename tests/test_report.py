@@ -1,0 +1,520 @@
+"""The report on small artifacts made by hand: its numbers, its files, its errors and its page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+from scipy import stats
+
+from pipeline.dataset import Meta, images_path, labels_path, meta_path
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
+from pipeline.report import page, statistics, text
+from pipeline.report.collect import collect
+from pipeline.report.results import ALONE
+from pipeline.report.sections.confusion import shares
+from stages import command, report
+
+PRINT = "5e1f" * 8
+EPOCHS = 6
+
+
+class Project:
+    """A folder with params.yaml, prepared data and artifacts, as the stages would have left them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        runs: dict[str, list[str]] | None = None,
+        seeds: tuple[int, ...] = (0, 1, 2),
+        classes: tuple[str, ...] = ("cat", "dog", "owl"),
+    ) -> None:
+        self.folder, self.seeds, self.classes = folder, seeds, classes
+        self.runs = {"big-small": ["kd", "fitnet"]} if runs is None else runs
+        self.random = np.random.default_rng(0)
+        self.label = np.arange(60) % len(classes)
+        network = {"dataset": "pets", "family": "resnet", "network": "resnet8"}
+        extract: dict[str, Any] = {"features": {"logits": {}, "stage2": {}}}
+        names = sorted({run for runs in self.runs.values() for run in runs})
+        self.params: dict[str, Any] = {
+            "seeds": list(seeds),
+            "datasets": {"pets": {"source": "digits", "views": {"space": "crop_flip"}}},
+            "teachers": {"big": network | {"extract": extract}},
+            "students": {"small": network},
+            "pairs": {pair: {"teacher": "big", "student": "small"} for pair in self.runs},
+            "runs": {name: {"method": "kd" if name == "kd" else "fitnet"} for name in names},
+            "distill": [f"{pair}/{run}" for pair, runs in self.runs.items() for run in runs],
+        }
+        self.write()
+
+    def write(self) -> None:
+        self.write_params()
+        self._data()
+        self._trained("teachers/big", {}, 0.9)
+        features = {
+            "logits": {"shape": [3], "dtype": "float32", "slots": 9, "channels": 3, "dead_channels": 0},
+            "stage2": {"shape": [4, 2, 2], "dtype": "float16", "slots": 9, "channels": 4, "dead_channels": 1},
+        }
+        described = {"mean": 0.5, "std": 1.5, "min": 0.0, "max": 3.0, "zeros": 0.25}
+        self.json(
+            "tables/big/features.json",
+            {"bytes": 1000, "files": 3, "features": {name: f | described for name, f in features.items()}},
+        )
+        error = {"last/train/logits": 0.0, "last/train/stage2": 4e-4, "last/test/stage2": 3e-4}
+        self.json(
+            "metrics/features/big.json",
+            {"bytes": 1000, "files": 3, "largest_error": 4e-4, "tolerance": 2e-3, "error": error},
+        )
+        for seed in self.seeds:
+            about = {"dataset": "pets", "student": "small", "seed": seed}
+            self._trained(f"pretrained/small/{seed}", about, 0.6)
+            for pair, runs in self.runs.items():
+                for run in runs:
+                    self.student(pair, run, seed)
+
+    def student(self, pair: str, run: str, seed: int) -> None:
+        method = "kd" if run == "kd" else "fitnet"
+        about = {"dataset": "pets", "student": "small", "seed": seed, "pair": pair, "run": run}
+        about |= {"method": method, "teacher": "big", "source": "cached", "slots": 9, "agreement": 80.0}
+        self._trained(f"students/{pair}/{run}/{seed}", about, 0.7)
+
+    def write_params(self) -> None:
+        with (self.folder / "params.yaml").open("w") as file:
+            YAML(typ="safe").dump(self.params, file)
+
+    def json(self, path: str, content: Any) -> None:
+        target = self.folder / "artifacts" / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(content))
+
+    def metrics(self, key: str, **changed: Any) -> dict[str, Any]:
+        path = self.folder / "artifacts" / "metrics" / f"{key}.json"
+        content: dict[str, Any] = json.loads(path.read_text()) | changed
+        path.write_text(json.dumps(content))
+        return content
+
+    def run(self, out: str = "report") -> Path:
+        places = {name: self.folder / name for name in ("artifacts", "prepared", out)}
+        report.main(places["artifacts"], places["prepared"], places[out], self.folder / "params.yaml")
+        return places[out]
+
+    def collect(self) -> Any:
+        return collect(self.folder / "params.yaml", self.folder / "artifacts", self.folder / "prepared")
+
+    def _data(self) -> None:
+        folder = self.folder / "prepared" / "pets"
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, number in (("train", 90), ("test", 60)):
+            np.save(images_path(folder, split), self.random.integers(0, 255, (number, 3, 4, 4), np.uint8))
+            np.save(labels_path(folder, split), np.arange(number) % len(self.classes))
+        meta = Meta(
+            source="digits",
+            classes=self.classes,
+            channels=3,
+            size=4,
+            samples={"train": 90, "test": 60},
+            mean=(0.5, 0.5, 0.5),
+            std=(0.2, 0.2, 0.2),
+            fingerprint={"train": "a" * 32, "test": PRINT},
+        )
+        meta_path(folder).write_text(meta.model_dump_json())
+
+    def _trained(self, key: str, about: dict[str, Any], share: float) -> None:
+        """Write metrics, predictions and history of a network that is right with probability `share`."""
+        wrong = (self.label + 1) % len(self.classes)
+        prediction = np.where(self.random.random(60) < share, self.label, wrong)
+        top1 = 100 * float((prediction == self.label).mean())
+        found = {
+            "network": "resnet8",
+            "top1": top1,
+            "top5": 100.0,
+            "best_top1": min(100.0, top1 + 1),
+            "best_top5": 100.0,
+            "best_epoch": 4,
+            "epochs": EPOCHS,
+            "params": 1234,
+            "macs": 56789,
+            "latency_ms": 0.5,
+            "train_seconds": 12.5,
+            "images_per_second": 1000.0,
+        }
+        self.json(f"metrics/{key}.json", found | about)
+        path = self.folder / "artifacts" / "predictions" / f"{key}.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        last = prediction.astype(np.int32)
+        np.savez(path, label=self.label, last=last, fingerprint=np.array(PRINT))
+        folder = self.folder / "artifacts" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        terms = {"kd": ["kd"], "fitnet": ["hint", "ce2"]}.get(str(about.get("method")), [])
+        lines = [",".join(["epoch", "phase", "ce", *terms, "loss", "top1", "seconds"])]
+        for epoch in range(1, EPOCHS + 1):
+            values = [1 / epoch + 0.1 * self.random.random() for _ in range(2 + len(terms))]
+            lines.append(",".join(map(str, [epoch, "main", *values, top1 - 10 / epoch, 0.1])))
+        (folder / "history.csv").write_text("\n".join(lines) + "\n")
+
+
+class Links(HTMLParser):
+    """Collects what a page would load, its identifiers, and the elements that are not closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.names: list[str] = []
+        self.targets: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in {"src", "srcset", "href", "xlink:href", "data", "action"}:
+                (self.targets if (value or "").startswith("#") else self.loaded).append(value or "")
+            if name == "id":
+                self.names.append(value or "")
+        if tag not in {"meta", "link", "img", "br", "hr", "input"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in {"meta", "img"}:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 30, 200, 1001])
+def test_t_quantiles_are_those_of_scipy(degrees: int, level: float) -> None:
+    expected = stats.t.ppf((1 + level) / 2, degrees)
+    assert statistics.t_quantile(degrees, level) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_paired_gain_is_the_paired_t_test() -> None:
+    one, other = [71.2, 70.1, 73.4, 72.0], [70.0, 70.3, 71.9, 71.1]
+    found = statistics.gain(one, other)
+    test = stats.ttest_rel(one, other)
+    low, high = test.confidence_interval(0.95)
+    assert found.mean == pytest.approx(np.mean(np.subtract(one, other)))
+    assert found.std == pytest.approx(np.std(np.subtract(one, other), ddof=1))
+    assert found.half == pytest.approx((high - low) / 2, rel=1e-9)
+    assert found.count == 4
+
+
+def test_one_seed_has_no_interval_and_a_clear_gain_has_a_verdict() -> None:
+    alone = statistics.gain([71.0], [70.0])
+    assert (alone.mean, alone.std, alone.half, alone.verdict) == (1.0, None, None, 0)
+    assert statistics.gain([71.0, 71.1, 71.2], [70.0, 70.1, 70.1]).verdict == 1
+    assert statistics.gain([70.0, 70.1, 70.1], [71.0, 71.1, 71.2]).verdict == -1
+    assert statistics.gain([70.0, 72.0], [71.0, 71.1]).verdict == 0
+
+
+def test_gains_of_unequal_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        statistics.gain([1.0, 2.0], [1.0])
+
+
+def test_confusion_by_hand(project: Project) -> None:
+    results = project.collect()
+    networks = results.pairs[0].runs[1].students
+    expected = np.zeros((3, 3))
+    for network in networks:
+        for label, predicted in zip(project.label, network.prediction, strict=True):
+            expected[label, predicted] += 100 / (20 * len(networks))
+    np.testing.assert_allclose(shares(results.datasets["pets"], networks), expected, atol=1e-9)
+
+
+def test_results_csv_has_every_pair_run_and_seed(project: Project) -> None:
+    found = rows(project.run() / "results.csv")
+    assert [(row["run"], row["seed"]) for row in found] == [
+        (run, str(seed)) for run in (ALONE, "kd", "fitnet") for seed in project.seeds
+    ]
+    for row in found:
+        alone = row["run"] == ALONE
+        key = f"pretrained/small/{row['seed']}" if alone else f"students/big-small/{row['run']}/{row['seed']}"
+        metrics = project.metrics(key)
+        for name in ("top1", "best_top1", "params", "macs", "train_seconds", "images_per_second"):
+            assert float(row[name]) == metrics[name]
+        assert (row["dataset"], row["teacher"], row["student"]) == ("pets", "big", "small")
+        assert float(row["teacher_top1"]) == project.metrics("teachers/big")["top1"]
+        assert row["method"] == {ALONE: "alone"}.get(row["run"], row["run"])
+        assert row["slots"] == ("" if alone else "9")
+
+
+def test_agreement_of_the_student_alone_comes_from_the_predictions(project: Project) -> None:
+    found = rows(project.run() / "results.csv")
+    folder = project.folder / "artifacts" / "predictions"
+    teacher = np.load(folder / "teachers" / "big.npz")["last"]
+    for row in found[:3]:
+        student = np.load(folder / "pretrained" / "small" / f"{row['seed']}.npz")["last"]
+        assert float(row["agreement"]) == pytest.approx(100 * np.mean(student == teacher), abs=1e-9)
+    assert {float(row["agreement"]) for row in found[3:]} == {80.0}
+
+
+def test_curves_confusion_and_summary(project: Project) -> None:
+    out = project.run()
+    curves = rows(out / "curves.csv")
+    assert len(curves) == 9 * EPOCHS
+    assert {row["run"]: row["hint"] != "" for row in curves} == {ALONE: False, "kd": False, "fitnet": True}
+    summary = json.loads((out / "summary.json").read_text())["pairs"]["big-small"]
+    top1 = {
+        run: np.array([float(r["top1"]) for r in rows(out / "results.csv") if r["run"] == run])
+        for run in summary
+    }
+    for run, values in top1.items():
+        assert summary[run]["top1"] == pytest.approx(values.mean())
+        assert summary[run]["top1_std"] == pytest.approx(values.std(ddof=1))
+    assert summary["kd"]["gain"] == pytest.approx((top1["kd"] - top1[ALONE]).mean())
+    assert "gain" not in summary[ALONE]
+    confusion = rows(out / "confusion" / "big-small.csv")
+    assert [row["actual"] for row in confusion] == [project.classes[label] for label in project.label]
+    best = max(("kd", "fitnet"), key=lambda run: top1[run].mean())
+    right = np.mean([row["actual"] == row["predicted"] for row in confusion])
+    assert 100 * right == pytest.approx(top1[best][0])
+
+
+def test_what_params_no_longer_lists_is_not_reported(project: Project) -> None:
+    project.params["distill"] = ["big-small/kd"]
+    project.params["seeds"] = [0, 1]
+    project.write_params()
+    out = project.run()
+    assert [(row["run"], row["seed"]) for row in rows(out / "results.csv")] == [
+        (run, seed) for run in (ALONE, "kd") for seed in "01"
+    ]
+    assert "fitnet" not in (out / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "next_command"),
+    [
+        ("metrics/students/big-small/kd/1.json", "dvc repro evaluate@big-small/kd-1"),
+        ("predictions/students/big-small/kd/1.npz", "dvc repro evaluate@big-small/kd-1"),
+        ("students/big-small/kd/1/history.csv", "dvc repro distill@big-small/kd-1"),
+        ("metrics/pretrained/small/2.json", "dvc repro evaluate_pretrained@small-2"),
+        ("pretrained/small/2/history.csv", "dvc repro pretrain_student@small-2"),
+        ("metrics/teachers/big.json", "dvc repro evaluate_teacher@big"),
+        ("teachers/big/history.csv", "dvc repro train_teacher@big"),
+        ("metrics/features/big.json", "dvc repro check_features@big"),
+        ("tables/big/features.json", "dvc repro check_features@big"),
+    ],
+)
+def test_what_is_missing_is_told_with_the_command_that_makes_it(
+    project: Project, path: str, next_command: str
+) -> None:
+    (project.folder / "artifacts" / path).unlink()
+    with pytest.raises(MissingArtifactError, match=f"{re.escape(path)}.*{re.escape(next_command)}$"):
+        project.run()
+    assert not (project.folder / "report").exists()
+
+
+def test_a_missing_file_is_one_line_and_status_1(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project.folder / "artifacts/metrics/teachers/big.json").unlink()
+    monkeypatch.chdir(project.folder)
+    line = ["report", "--artifacts", "artifacts", "--prepared", "prepared", "--out", "report"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as stop:
+        command.run(report.main)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: artifacts/metrics/teachers/big.json does not exist.")
+    assert error.count("\n") == 1
+    assert not (project.folder / "report").exists()
+
+
+def test_metrics_of_other_settings_and_predictions_of_other_data_are_refused(project: Project) -> None:
+    project.metrics("students/big-small/kd/0", method="fitnet")
+    with pytest.raises(StaleArtifactError, match=r"made for method 'fitnet', params.yaml says 'kd'"):
+        project.run()
+    project.metrics("students/big-small/kd/0", method="kd")
+    path = project.folder / "artifacts/predictions/teachers/big.npz"
+    np.savez(path, last=project.label.astype(np.int32), fingerprint=np.array("other"))
+    with pytest.raises(StaleArtifactError, match="made with other data"):
+        project.run()
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("metrics/students/big-small/kd/0.json", "{}", "lacks top1"),
+        ("metrics/students/big-small/kd/0.json", "[1]", "is no mapping"),
+        ("predictions/students/big-small/kd/0.npz", "no archive", "cannot be read"),
+        ("students/big-small/kd/0/history.csv", "epoch,top1\n1,2\n", "has 1 epochs, the metrics say 6"),
+        ("students/big-small/kd/0/history.csv", "epoch,top1\n" + "1,x\n" * 6, "top1 'x'"),
+        ("metrics/features/big.json", "{}", "lacks"),
+    ],
+)
+def test_damaged_files_are_told(project: Project, path: str, content: str, message: str) -> None:
+    (project.folder / "artifacts" / path).write_text(content)
+    with pytest.raises(DamagedArtifactError, match=f"{re.escape(path)}.*{message}"):
+        project.run()
+
+
+def test_a_run_may_not_be_called_student(project: Project) -> None:
+    project.params["runs"][ALONE] = {"method": "kd"}
+    project.params["distill"].append(f"big-small/{ALONE}")
+    project.write_params()
+    with pytest.raises(ParamsError, match="Rename it"):
+        project.run()
+
+
+def test_same_inputs_same_bytes(project: Project) -> None:
+    one, other = project.run("one"), project.run("other")
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert [str(path) for path in files] == [
+        "confusion/big-small.csv",
+        "curves.csv",
+        "index.html",
+        "results.csv",
+        "summary.json",
+    ]
+    for path in files:
+        assert (one / path).read_bytes() == (other / path).read_bytes()
+
+
+def test_the_page_loads_nothing_and_its_links_lead_somewhere(project: Project) -> None:
+    html = (project.run() / "index.html").read_text()
+    links = Links(html)
+    assert links.open == []
+    assert all(value.startswith("data:image/png;base64,") for value in links.loaded)
+    assert "http" not in html
+    assert "@import" not in html
+    assert re.findall(r"url\((?!#)", html) == []
+    assert len(links.names) == len(set(links.names))
+    assert {target[1:] for target in links.targets} <= set(links.names)
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(links.names)
+    assert "nan" not in links.text.lower().split()
+
+
+def test_hostile_class_names_are_shown_as_text(tmp_path: Path) -> None:
+    classes = (
+        "<script>alert(1)</script>",
+        '" onload="x',
+        "$a_b^c$ & \N{SNOWMAN}\N{CJK UNIFIED IDEOGRAPH-4E00}",
+    )
+    html = (Project(tmp_path, classes=classes).run() / "index.html").read_text()
+    links = Links(html)
+    assert links.open == []
+    assert html.count("<script>") == 1  # the page's own
+    assert "<script>alert" in links.text
+    assert classes[2] in links.text
+    assert " onload=" not in re.sub(r'"[^"]*"', "", html).replace("&#34; onload=", "")
+
+
+@pytest.mark.parametrize(
+    ("runs", "seeds"),
+    [
+        ({"big-small": []}, (0, 1, 2)),
+        ({}, (0, 1)),
+        ({"big-small": ["fitnet"]}, (0, 1, 2)),
+        ({"big-small": ["kd", "fitnet"], "other": ["fitnet"], "third": []}, (5,)),
+    ],
+    ids=["nothing distilled", "no pairs", "no kd", "one seed, three pairs"],
+)
+def test_unusual_projects_have_a_page(
+    tmp_path: Path, runs: dict[str, list[str]], seeds: tuple[int, ...]
+) -> None:
+    project = Project(tmp_path, runs, seeds)
+    out = project.run()
+    links = Links((out / "index.html").read_text())
+    assert links.open == []
+    assert {target[1:] for target in links.targets} <= set(links.names)
+    assert ("gain over kd" in links.text) == any("kd" in names for names in runs.values())
+    number = sum(1 + len(names) for names in runs.values()) * len(seeds)
+    assert len(rows(out / "results.csv")) == number
+
+
+def test_many_runs_and_classes(tmp_path: Path) -> None:
+    names = [f"a_rather_long_name_of_a_run_number_{number}" for number in range(30)]
+    project = Project(tmp_path, {"big-small": ["kd", *names]}, (0, 1), tuple(map(str, range(30))))
+    links = Links((project.run() / "index.html").read_text())
+    assert "25 more in grey" in links.text
+
+
+def test_settings_that_differ_are_columns(project: Project) -> None:
+    assert "slots" not in re.findall(r"<th[^>]*>(\w+)</th>", _accuracy(project))
+    for seed in project.seeds:
+        project.metrics(f"students/big-small/kd/{seed}", source="online", slots=4)
+    assert {"source", "slots"} <= set(re.findall(r"<th[^>]*>(\w+)</th>", _accuracy(project)))
+
+
+def _accuracy(project: Project) -> str:
+    html = (project.run() / "index.html").read_text()
+    return html[html.index('<section id="pair0-scores">') : html.index('<section id="pair0-curves">')]
+
+
+def test_fitted_tables_are_shown_whatever_they_tell(project: Project) -> None:
+    project.params["tables"] = {"m": {"table": "moments", "config": {"feature": "stage2"}}}
+    project.params["fits"] = {"big-m": {"teacher": "big", "table": "m"}}
+    project.write_params()
+    with pytest.raises(MissingArtifactError, match=r"dvc repro fit_table@big-m$"):
+        project.run()
+    project.json("metrics/tables/big-m.json", {"inertia": 12.25, "empty_clusters": 3.0, "by": {"x": 1.5}})
+    shown = Links((project.run() / "index.html").read_text()).text
+    assert "empty clusters" in shown
+    assert "12.25" in shown
+    assert "by.x" in shown
+
+
+def test_a_teacher_that_was_not_trained_here_has_no_history(project: Project) -> None:
+    (project.folder / "artifacts/teachers/big/history.csv").unlink()
+    project.metrics("teachers/big", epochs=0, best_epoch=0, train_seconds=0.0, images_per_second=0.0)
+    assert Links((project.run() / "index.html").read_text()).open == []
+
+
+def test_every_section_is_on_the_page() -> None:
+    files = {path.stem for path in (Path(page.__file__).parent / "sections").glob("[!_]*.py")}
+    assert files == {*page.OPENING, *page.OF_PAIR, *page.CLOSING}
+
+
+def test_the_report_needs_no_torch(project: Project) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom stages import report\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        f"f = Path({str(project.folder)!r})\n"
+        "report.main(f / 'artifacts', f / 'prepared', f / 'report', f / 'params.yaml')\n"
+        "assert 'matplotlib' in sys.modules\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (text.amount(77_754), "77.8\N{NARROW NO-BREAK SPACE}k"),
+        (text.amount(15_866_537, "B"), "15.9\N{NARROW NO-BREAK SPACE}MB"),
+        (text.amount(1_000_000), "1\N{NARROW NO-BREAK SPACE}M"),
+        (text.amount(0.5), "0.5"),
+        (text.signed(-0.001), "0.00"),
+        (text.signed(-1.5, 1), "\N{MINUS SIGN}1.5"),
+        (text.duration(12.34), "12.3 s"),
+        (text.duration(99.7), "2 min"),
+        (text.duration(7260), "2 h 01 min"),
+        (text.short("abcdefghijkl", 9), "abcde\N{HORIZONTAL ELLIPSIS}jkl"),
+    ],
+)
+def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
+    assert shown == expected
