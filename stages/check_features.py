@@ -61,7 +61,7 @@ def main(
         raise StaleArtifactError(
             f"{store}: {worst.array}, slot {worst.slot}, sample {worst.sample} differs from the live teacher by "
             f"{worst.error:.2e}, expected at most {tolerance:.2e}. "
-            f"Make it again with: dvc repro --force {manifests.command(store).removeprefix('dvc repro ')}"
+            f"Make it again with: dvc repro --force {manifests.stage(store)}"
         )
     size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
     files = sum(path.is_file() for path in store.rglob("*"))

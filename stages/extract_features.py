@@ -16,12 +16,11 @@ def main(
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
     out: Annotated[Path, typer.Option(help="Store to make, a folder that ends in .zarr.")],
     device: command.Device = "auto",
-    precision: command.Precision = "float32",
     batch_size: Annotated[
         int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
     ] = 256,
 ) -> None:
-    """Fill the feature store of the teacher of BLOCK."""
+    """Fill the feature store of the teacher of BLOCK, always computed in float32: students learn from it for years."""
     if out.suffix != ".zarr":
         raise typer.BadParameter(f"{out} does not end in .zarr", param_hint="--out")
     from pipeline.params.base import load as load_block
@@ -43,7 +42,7 @@ def main(
     from pipeline.prepared import Prepared
     from pipeline.views import num_slots, view_space
 
-    prepared, where = Prepared.open(data), machine(device, precision)
+    prepared, where = Prepared.open(data), machine(device)
     space, meta = view_space(extract.views), prepared.meta
     loaded = {checkpoint: load(weights, checkpoint) for checkpoint in extract.checkpoints}
     teachers = {checkpoint: Teacher(network, where) for checkpoint, (network, _) in loaded.items()}
@@ -79,7 +78,7 @@ def main(
     plugins = [f"networks.{manifest.network.family}"]
     plugins += [f"encodings.{Feature.parse(feature).encoding}" for feature in extract.features]
     code = closure.digest(["stages.extract_features", *(f"pipeline.{plug}" for plug in plugins)])
-    identity = artifact.content_hash([manifest.model_dump(mode="json"), extract.compression, precision, code])
+    identity = artifact.content_hash([manifest.model_dump(mode="json"), extract.compression, code])
     with artifact.building(out, resume=True) as scratch:
         mark = scratch / "identity"
         if not mark.exists() or mark.read_text() != identity:

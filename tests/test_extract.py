@@ -354,7 +354,7 @@ def test_the_stage_goes_on_where_it_was_cut_off(stage: Stage, monkeypatch: pytes
         patch.setattr(progress, "bar", cut_off_bar(12))
         with pytest.raises(CutOffError):
             extract_features.main(
-                stage.folder / "extract.json", stage.data, stage.weights, stage.out, "cpu", "float32", 8
+                stage.folder / "extract.json", stage.data, stage.weights, stage.out, "cpu", 8
             )
     assert not stage.out.exists()
     begun = json.loads((scratch(stage.out) / "progress.json").read_text())
@@ -372,7 +372,7 @@ def test_the_stage_goes_on_where_it_was_cut_off(stage: Stage, monkeypatch: pytes
     assert contents(stage.out) == whole
 
 
-@pytest.mark.parametrize("changed", ["nothing", "compression", "precision", "code", "weights", "slots"])
+@pytest.mark.parametrize("changed", ["nothing", "compression", "code", "weights", "slots"])
 def test_what_was_begun_from_something_else_is_not_gone_on_from(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
@@ -381,10 +381,9 @@ def test_what_was_begun_from_something_else_is_not_gone_on_from(
         patch.setattr(progress, "bar", cut_off_bar(20))
         if changed == "code":
             patch.setattr("pipeline.closure.digest", lambda modules: "other code")
-        precision = "bfloat16" if changed == "precision" else "float32"
         with pytest.raises(CutOffError):
             extract_features.main(
-                stage.folder / "extract.json", stage.data, stage.weights, stage.out, "cpu", precision, 8
+                stage.folder / "extract.json", stage.data, stage.weights, stage.out, "cpu", 8
             )
     assert (scratch(stage.out) / "progress.json").exists()
     if changed == "weights":

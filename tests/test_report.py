@@ -18,9 +18,9 @@ from scipy import stats
 
 from pipeline.dataset import Meta, images_path, labels_path, meta_path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
+from pipeline.params.project import ALONE
 from pipeline.report import page, statistics, text
 from pipeline.report.collect import collect
-from pipeline.report.results import ALONE
 from pipeline.report.sections.confusion import shares
 from stages import command, report
 
@@ -377,7 +377,7 @@ def test_a_run_may_not_be_called_student(project: Project) -> None:
     project.params["runs"][ALONE] = {"method": "kd"}
     project.params["distill"].append(f"big-small/{ALONE}")
     project.write_params()
-    with pytest.raises(ParamsError, match="Rename it"):
+    with pytest.raises(ParamsError, match="Rename the run"):
         project.run()
 
 

@@ -31,6 +31,8 @@ def open_source(config: Config) -> Source:
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # (N, 1, 8, 8)
     labels = digits.target.astype(np.int64)
-    splits = train_test_split(np.arange(len(labels)), test_size=config.test_share, random_state=0, stratify=labels)
+    splits = train_test_split(
+        np.arange(len(labels)), test_size=config.test_share, random_state=0, stratify=labels
+    )
     train, test = (ArraySplit(images[rows], labels[rows]) for rows in map(np.sort, splits))
     return Source([str(name) for name in digits.target_names], channels=1, size=8, train=train, test=test)

@@ -117,7 +117,12 @@ def require(store: Path, manifest: Manifest, **expected: Any) -> None:
 
 def command(store: Path) -> str:
     """Return the command that rebuilds the store at `store`."""
-    return f"dvc repro extract_features@{store.stem}"
+    return f"dvc repro {stage(store)}"
+
+
+def stage(store: Path) -> str:
+    """Return the name of the stage that makes the store at `store`."""
+    return f"extract_features@{store.stem}"
 
 
 def _short(value: Any) -> str:

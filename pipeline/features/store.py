@@ -195,4 +195,5 @@ def _reason(error: Exception) -> str:
 
 def _remedy(path: Path) -> str:
     store = next((parent for parent in path.parents if parent.suffix == ".zarr"), path)
-    return f"Fetch it again with: dvc checkout --force {store}; or make it with: {manifests.command(store)}"
+    again = f"dvc repro --force {manifests.stage(store)}"
+    return f"Fetch it again with: dvc checkout --force {store}; or make it with: {again}"

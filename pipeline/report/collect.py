@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifact import read_json
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 from pipeline.params import project
 from pipeline.params.base import read
-from pipeline.params.project import Sections
+from pipeline.params.project import ALONE, Sections
 from pipeline.params.student import PairBlock, RunParams
 from pipeline.prepared import Prepared
 from pipeline.report.results import (
-    ALONE,
     Dataset,
     Fit,
     History,
@@ -113,10 +112,6 @@ def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
 
 def _pair(artifacts: Path, block: PairBlock, teacher: Teacher, seeds: tuple[int, ...]) -> Pair:
     name, student, dataset = block.pair, block.student.student, teacher.dataset
-    if ALONE in block.runs:
-        raise ParamsError(
-            f"params.yaml: run '{ALONE}' has the name under which the student alone is reported. Rename it."
-        )
     about = {"dataset": dataset.name, "student": student}
     alone = []
     for seed in seeds:

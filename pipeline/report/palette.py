@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pipeline.report.results import ALONE, BASELINE, Pair
+from pipeline.params.project import ALONE
+from pipeline.report.results import BASELINE, Pair
 
 INK, MUTED, FAINT, GRID, PAPER = "#1f2329", "#626870", "#b3b0aa", "#e3e0da", "#fffefc"
 SERIES = ("#0072b2", "#cf7a00", "#00916a", "#b04f93", "#3a9bd9", "#c4451c")

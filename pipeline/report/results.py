@@ -12,7 +12,6 @@ from pipeline.params.views import ViewParams
 from pipeline.prepared import Prepared
 from pipeline.report.statistics import Estimate, estimate, gain
 
-ALONE = "student"  # the run that is no distillation: the student trained alone
 BASELINE = "kd"  # the run that others are also compared to
 NOT_TERMS = frozenset(
     {"epoch", "phase", "learning_rate", "loss", "top1", "top5", "seconds", "images_per_second"}

@@ -54,6 +54,8 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.student, self.method, self.schedule, self.transform = student, method, schedule, transform
+        if transform is not None:
+            transform.eval().requires_grad_(False)
         self.source, self.machine, self.seed = source, machine, seed
         self.taps = type(method).needs(method.config).student
 
@@ -96,8 +98,8 @@ class Distillation(nn.Module):
     def _lesson(self, lesson: Lesson, batch: Batch) -> Batch:
         if self.transform is None:
             return replace(batch, teacher=lesson.teacher)
-        with torch.no_grad():
-            return replace(batch, teacher=self.transform(lesson.teacher, batch))
+        # With gradients: a schedule's own networks may teach too, and be taught back (SLKD).
+        return replace(batch, teacher=self.transform(lesson.teacher, batch))
 
 
 def _weigh(found: Terms, weights: Weights, terms: Terms, scale: float, prefix: str, what: str) -> Tensor:
@@ -182,7 +184,7 @@ def distil(
     frozen = None
     if transform is not None:
         with seeding.scope(seed, "transform"):
-            frozen = transform[0](transform[1], untransformed).eval().requires_grad_(False)
+            frozen = transform[0](transform[1], untransformed)
     objective = Distillation(student, method, schedule, frozen, source, machine, seed).to(machine.device)
     training = Training(
         modules={"student": student, "method": method, "schedule": schedule},

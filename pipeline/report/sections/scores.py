@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from pipeline.params.project import ALONE
 from pipeline.report import markup, palette, text
 from pipeline.report.figure import draw
-from pipeline.report.results import ALONE, BASELINE, Pair, Results, Run
+from pipeline.report.results import BASELINE, Pair, Results, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
