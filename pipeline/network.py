@@ -12,23 +12,33 @@ inserts and reaches pre-activations, and survives torch.compile and export.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from pipeline import plugin, seeding
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, ShapeError, unknown_name
+from pipeline.artifact import read_json
+from pipeline.errors import (
+    DamagedArtifactError,
+    MissingArtifactError,
+    ParamsError,
+    ShapeError,
+    unknown_name,
+)
 from pipeline.layer import LayerSpec
-from pipeline.params.base import Block
-from pipeline.params.base import load as load_block
+from pipeline.params.base import Block, validate
 
 Taps = dict[str, Tensor]
 Shape = tuple[int, ...]
+_DIGEST = "digest"  # of the metadata of a weights file
 
 
 class NetworkSpec(Block):
@@ -235,9 +245,9 @@ def save_spec(spec: NetworkSpec, folder: Path) -> None:
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Write parameters and buffers as safetensors."""
+    """Write parameters and buffers as safetensors, with their hash: the format itself has no checksum."""
     state = {name: x.detach().cpu().contiguous().clone() for name, x in network.state_dict().items()}
-    save_file(state, path)
+    path.write_bytes(to_bytes(state, metadata={_DIGEST: _digest(state)}))
 
 
 def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
@@ -247,7 +257,11 @@ def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
         MissingArtifactError: a file is not there.
         DamagedArtifactError: the weights cannot be read or are not this network's.
     """
-    spec = load_block(NetworkSpec, folder / "network.json")
+    path = folder / "network.json"
+    try:
+        spec = validate(NetworkSpec, read_json(path, "dvc repro"), "", str(path))
+    except ParamsError as error:
+        raise DamagedArtifactError(f"{error} Delete it, then: dvc repro") from None
     network = build(spec.model_copy(update={"weights": "none"}), 0)
     load_weights(network, folder / f"{weights}.safetensors")
     return network.eval(), spec
@@ -263,9 +277,26 @@ def load_weights(network: nn.Module, path: Path) -> None:
     if not path.exists():
         raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro")
     try:
-        network.load_state_dict(load_file(path))
+        state = load_file(path)
+        network.load_state_dict(state)
+        with safe_open(path, "pt") as file:
+            expected = (file.metadata() or {}).get(_DIGEST)
     except Exception as error:  # safetensors and torch raise many kinds; all of them mean that it is unusable
         reason = " ".join(str(error).split())[:200]
         raise DamagedArtifactError(
             f"{path} does not hold this network's weights: {reason}. Delete it, then: dvc repro"
         ) from None
+    if _digest(state) != expected:
+        raise DamagedArtifactError(
+            f"{path} is damaged: its tensors do not have the hash that it was written with. "
+            "Delete it, then: dvc repro"
+        )
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """Return one hash of names, dtypes, shapes and values."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, x in sorted(state.items()):
+        found.update(f"{name} {x.dtype} {tuple(x.shape)};".encode())
+        found.update(x.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,52 +1,88 @@
-"""What a run will make and cost, before it runs: bytes, files, forward passes of the teacher, break-even.
+"""What a run will make and cost, before it runs: bytes, files, forward passes of the teachers, break-even.
 
 Store sizes come from the very layout that the store will have, so they are what the disk will hold (without
-compression; with it they are an upper bound).
+compression; with it they are an upper bound). A forward pass is one sample through a teacher; those of its own
+training and evaluation, and the few that `check_features` recomputes, are needed either way and not counted.
+Weights of students are without the layers that a method adds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
+from pipeline import plugin
 from pipeline.dataset import Meta
 from pipeline.features.extract import stored_features
+from pipeline.features.manifest import StoredFeature
 from pipeline.features.store import Layout
 from pipeline.features.teacher import Teacher
 from pipeline.machine import machine
 from pipeline.network import Network, NetworkSpec, build
-from pipeline.params.project import Sections
-from pipeline.params.student import StudentParams
+from pipeline.params.base import validate
+from pipeline.params.project import Sections, blocks, merged
+from pipeline.params.recipe import Recipe
+from pipeline.params.student import PairBlock, StudentParams
 from pipeline.params.teacher import TeacherParams
-from pipeline.views import num_slots, view_space
+from pipeline.views import ViewSpace, num_slots, view_space
 
 CHECKSUM_BYTES = 4
 INDEX_BYTES = 16  # offset and length of a chunk in its shard
-METADATA_BYTES = 2000  # of one zarr.json
+ARRAY_BYTES = 470  # zarr.json of an array
+GROUP_BYTES = 66  # zarr.json of a group
+MANIFEST_BYTES = 900  # zarr.json of a store, without what it says of its features
+FEATURE_BYTES = 130  # of one feature in it
+DIGEST_BYTES = 60  # of one feature's hash in it
 
 
 @dataclass(frozen=True)
 class Item:
-    """Artifacts of one kind that a run will make.
+    """Artifacts of one kind: one for each of their stages.
 
     Attributes:
-        kind: for instance "store" or "students".
-        name: of the teacher, student or run.
-        number: how many of them.
-        bytes: of all of them.
-        files: of all of them.
-        forwards: samples that a teacher is run on to make them.
+        kind: for instance "store".
+        name: of the teacher, the student, or pair and run.
+        stages: DVC's names of the stages that make them.
+        bytes: of one.
+        files: of one.
+        forwards: samples that a teacher is run on to make one.
     """
 
     kind: str
     name: str
-    number: int
+    stages: tuple[str, ...]
     bytes: int
     files: int
     forwards: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a feature costs in the store, and what it costs online.
+
+    Attributes:
+        teacher: its name.
+        feature: its name.
+        slots: augmented slots in the store; None when it is not stored.
+        view_bytes: of a sample and view.
+        bytes: of all that is stored of it.
+        all_bytes: of all views of all training samples, one checkpoint; None for an endless view space.
+        online: forward passes for one student, on average over the students that read it; None when none does.
+        students: that read it, cached or online.
+    """
+
+    teacher: str
+    feature: str
+    slots: int | None
+    view_bytes: int
+    bytes: int
+    all_bytes: int | None
+    online: int | None
+    students: int
 
 
 @dataclass(frozen=True)
@@ -55,65 +91,95 @@ class BreakEven:
 
     Attributes:
         teacher: its name.
-        cached: samples that the teacher is run on to fill the store.
-        online: samples that it would be run on for one student, on average over those that are planned.
-        students: that are planned to read the store.
+        cached: forward passes that fill the store.
+        online: forward passes for one student without it, on average over the students that read the store.
+        students: that read it.
+        after: number of students from which on the cache is the cheaper way; None when none reads it.
     """
 
     teacher: str
     cached: int
     online: int
     students: int
-
-    @property
-    def after(self) -> int | None:
-        """Number of students from which on the cache is the cheaper way; None when no student is planned."""
-        return math.ceil(self.cached / self.online) if self.online else None
+    after: int | None
 
 
-def plan(params: Sections, metas: Mapping[str, Meta]) -> tuple[list[Item], list[BreakEven]]:
+@dataclass(frozen=True)
+class Plan:
+    """All of params.yaml, whether it is made or not.
+
+    Attributes:
+        items: artifacts.
+        costs: of the teachers' features.
+        break_even: of the teachers' stores.
+    """
+
+    items: tuple[Item, ...]
+    costs: tuple[Cost, ...]
+    break_even: tuple[BreakEven, ...]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of a pair, overrides merged."""
+
+    name: str
+    teacher: str
+    student: str
+    online: bool
+    features: tuple[str, ...]
+    forwards: int  # of a student that learns online
+
+
+def plan(params: Sections, metas: Mapping[str, Meta]) -> Plan:
     """Plan all of params.yaml.
 
     Args:
-        params: checked.
+        params: checked, plug-ins included.
         metas: of the prepared data, by data set.
 
     Raises:
-        UnknownNameError: a tap, encoding or network that does not exist.
+        ParamsError: more slots than there are views.
+        UnknownNameError: a tap or encoding that does not exist.
     """
-    where = machine("cpu")
-    items, paid = [], []
+    runs = list(_runs(params, metas))
+    items: list[Item] = []
+    costs: list[Cost] = []
+    paid: list[BreakEven] = []
     for name, teacher in params.teachers.items():
         meta = metas[teacher.dataset]
+        space = view_space(params.datasets[teacher.dataset].views)
         network = build(_spec(teacher, meta), 0)
-        weights = 3 + len(teacher.anchors)  # init, last, best
-        items.append(Item("teacher", name, 1, weights * _weight_bytes(network), weights + 3))
-        store = _store(params, name, teacher, meta, Teacher(network, where))
-        items.append(store)
-        paid.append(_break_even(params, name, store.forwards, metas))
-    for name, student in params.students.items():
-        size = 3 * _weight_bytes(build(_spec(student, metas[student.dataset]), 0))
-        number = len(params.seeds)
-        items.append(Item("student alone", name, number, number * size, 6 * number))
-    for item in params.distill:
-        pair, _, run = item.partition("/")
-        student = params.students[params.pairs[pair].student]
-        size = 3 * _weight_bytes(build(_spec(student, metas[student.dataset]), 0))
-        number = len(params.seeds)
-        online = params.runs[run].source == "online"
-        forwards = student.recipe.epochs * metas[student.dataset].samples["train"] * number if online else 0
-        items.append(Item("students", item, number, number * size, 7 * number, forwards))
-    return items, paid
+        taught = [run for run in runs if run.teacher == name]
+        stored, unstored = _features(name, teacher, meta, space, network, taught)
+        items += _teacher(name, teacher, network)
+        items.append(_store(name, teacher, meta, stored))
+        costs += _costs(name, teacher, meta, space, stored, unstored, taught, len(params.seeds))
+        paid.append(_break_even(name, items[-1].forwards, taught, len(params.seeds)))
+    for name, fit in params.fits.items():
+        items.append(Item("table", f"{fit.teacher}/{fit.table}", (f"fit_table@{name}",), 0, 1))
+    sizes = {
+        name: 3 * _weight_bytes(build(_spec(student, metas[student.dataset]), 0))  # init, last, best
+        for name, student in params.students.items()
+    }
+    for name, size in sizes.items():
+        stages = tuple(f"pretrain_student@{name}-{seed}" for seed in params.seeds)
+        items.append(Item("student alone", name, stages, size, 7))
+    for run in runs:
+        stages = tuple(f"distill@{run.name}-{seed}" for seed in params.seeds)
+        forwards = run.forwards if run.online else 0
+        items.append(Item("student", run.name, stages, sizes[run.student], 7, forwards))
+    return Plan(tuple(items), tuple(costs), tuple(paid))
 
 
 def store_bytes(layout: Layout) -> int:
     """Return the size of an array on disk without compression: chunks, checksums, indices, metadata."""
     slots, samples = layout.shape[:2]
     chunks = slots * math.ceil(samples / layout.chunk)
-    sample_bytes = math.prod(layout.shape[2:]) * np.dtype(layout.dtype).itemsize
     shards = store_files(layout) - 1
     index = shards * (layout.shard[0] * layout.shard[1] // layout.chunk * INDEX_BYTES + CHECKSUM_BYTES)
-    return chunks * (layout.chunk * sample_bytes + CHECKSUM_BYTES) + index + METADATA_BYTES
+    chunk_bytes = layout.chunk * math.prod(layout.shape[2:]) * np.dtype(layout.dtype).itemsize
+    return chunks * (chunk_bytes + CHECKSUM_BYTES) + index + ARRAY_BYTES
 
 
 def store_files(layout: Layout) -> int:
@@ -122,42 +188,105 @@ def store_files(layout: Layout) -> int:
     return math.ceil(slots / layout.shard[0]) * math.ceil(samples / layout.shard[1]) + 1
 
 
-def _store(params: Sections, name: str, teacher: TeacherParams, meta: Meta, live: Teacher) -> Item:
-    space = view_space(params.datasets[teacher.dataset].views)
+def _runs(params: Sections, metas: Mapping[str, Meta]) -> Iterator[_Run]:
+    found = blocks(params)
+    for item in params.distill:
+        name, _, key = item.partition("/")
+        pair = found[f"pairs/{name}"]
+        assert isinstance(pair, PairBlock)
+        run, student = pair.runs[key], pair.student
+        method, schedule = plugin.load("methods", run.method), plugin.load("schedules", run.schedule)
+        needs = method.Method.needs(validate(method.Config, run.config, f"runs.{key}.config"))
+        config = validate(schedule.Config, run.schedule_config, f"runs.{key}.schedule_config")
+        features = tuple(dict.fromkeys((*needs.teacher, *schedule.Schedule.teacher(config))))
+        recipe = validate(
+            Recipe, merged(student.recipe.model_dump(mode="json"), run.recipe), f"runs.{key}.recipe"
+        )
+        samples = metas[student.dataset].samples["train"]
+        if recipe.drop_last:
+            samples -= samples % recipe.batch_size
+        forwards = recipe.epochs * samples if features else 0
+        yield _Run(item, pair.teacher, student.student, run.source == "online", features, forwards)
+
+
+def _features(
+    name: str, teacher: TeacherParams, meta: Meta, space: ViewSpace, network: Network, taught: list[_Run]
+) -> tuple[dict[str, StoredFeature], dict[str, StoredFeature]]:
+    """Return the features that the store will hold, and the others that runs read."""
     where = f"teachers.{name}.extract.features"
     requested = {
         feature: (num_slots(space, stored.slots, f"{where}.{feature}.slots"), stored.dtype)
         for feature, stored in teacher.extract.features.items()
     }
-    most = max(slots for slots, _ in requested.values())
-    layouts = [Layout.plan((1 + most, meta.samples["train"]), "int32")]  # the view ids
-    for feature in stored_features(requested, live, meta.channels, meta.size).values():
-        for split, samples in meta.samples.items():
-            slots = 1 + (feature.slots if split == "train" else 0)
-            layout = Layout.plan((slots, samples, *feature.shape), feature.dtype)
-            layouts += [layout] * len(teacher.extract.checkpoints)
-    forwards = (1 + most) * meta.samples["train"] + sum(
-        samples for split, samples in meta.samples.items() if split != "train"
-    )
+    others = {feature: (0, "float16") for run in taught for feature in run.features}
+    live = Teacher(network, machine("cpu"))
+    found = stored_features(others | requested, live, meta.channels, meta.size)
+    stored = {feature: found[feature] for feature in requested}
+    return stored, {feature: found[feature] for feature in others if feature not in requested}
+
+
+def _teacher(name: str, teacher: TeacherParams, network: Network) -> list[Item]:
+    weights = 3 + len(teacher.anchors)  # init, last, best
+    # Beside them: network.json, history.csv, training.json; a teacher that is not trained has no history.
+    files = weights + 2 + (teacher.recipe.epochs > 0)
+    return [Item("teacher", name, (f"train_teacher@{name}",), weights * _weight_bytes(network), files)]
+
+
+def _layouts(feature: StoredFeature, meta: Meta) -> Iterator[Layout]:
+    for split, samples in meta.samples.items():
+        slots = 1 + (feature.slots if split == "train" else 0)
+        yield Layout.plan((slots, samples, *feature.shape), feature.dtype)
+
+
+def _store(name: str, teacher: TeacherParams, meta: Meta, stored: Mapping[str, StoredFeature]) -> Item:
+    checkpoints, splits, train = len(teacher.extract.checkpoints), len(meta.samples), meta.samples["train"]
+    slots = 1 + max(feature.slots for feature in stored.values())
+    layouts = [layout for feature in stored.values() for layout in _layouts(feature, meta)] * checkpoints
+    layouts.append(Layout.plan((slots, train), "int32"))  # the view ids
+    groups = 1 + checkpoints * (1 + splits)  # the view ids', the checkpoints', the splits'; the root has the manifest
+    manifest = MANIFEST_BYTES + len(stored) * (FEATURE_BYTES + checkpoints * splits * DIGEST_BYTES)
     return Item(
         "store",
         name,
-        1,
-        sum(map(store_bytes, layouts)),
-        sum(map(store_files, layouts)) + 2 + len(meta.samples) * len(teacher.extract.checkpoints),
-        forwards * len(teacher.extract.checkpoints),
+        (f"extract_features@{name}",),
+        sum(map(store_bytes, layouts)) + groups * GROUP_BYTES + manifest,
+        sum(map(store_files, layouts)) + groups + 1,
+        checkpoints * (slots * train + sum(meta.samples.values()) - train),
     )
 
 
-def _break_even(params: Sections, name: str, cached: int, metas: Mapping[str, Meta]) -> BreakEven:
-    online = []
-    for item in params.distill:
-        pair, _, run = item.partition("/")
-        if params.pairs[pair].teacher == name and params.runs[run].source == "cached":
-            student = params.students[params.pairs[pair].student]
-            online.append(student.recipe.epochs * metas[student.dataset].samples["train"])
-    mean = sum(online) // len(online) if online else 0
-    return BreakEven(name, cached, mean, len(online) * len(params.seeds))
+def _costs(
+    name: str,
+    teacher: TeacherParams,
+    meta: Meta,
+    space: ViewSpace,
+    stored: Mapping[str, StoredFeature],
+    unstored: Mapping[str, StoredFeature],
+    taught: list[_Run],
+    seeds: int,
+) -> Iterator[Cost]:
+    for feature, one in {**stored, **unstored}.items():
+        size = math.prod(one.shape) * np.dtype(one.dtype).itemsize
+        held = sum(map(store_bytes, _layouts(one, meta))) * len(teacher.extract.checkpoints)
+        readers = [run.forwards for run in taught if feature in run.features]
+        yield Cost(
+            name,
+            feature,
+            one.slots if feature in stored else None,
+            size,
+            held if feature in stored else 0,
+            None if space.count is None else space.count * meta.samples["train"] * size,
+            round(Fraction(sum(readers), len(readers))) if readers else None,
+            len(readers) * seeds,
+        )
+
+
+def _break_even(name: str, cached: int, taught: list[_Run], seeds: int) -> BreakEven:
+    online = [run.forwards for run in taught if run.forwards and not run.online]
+    if not online:
+        return BreakEven(name, cached, 0, 0, None)
+    mean = Fraction(sum(online), len(online))
+    return BreakEven(name, cached, round(mean), len(online) * seeds, math.ceil(cached / mean))
 
 
 def _spec(network: TeacherParams | StudentParams, meta: Meta) -> NetworkSpec:

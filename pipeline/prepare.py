@@ -6,6 +6,7 @@ Only the stage prepare_data imports it. What it writes is described in `pipeline
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import math
 import shutil
@@ -140,7 +141,9 @@ class _Writer:
     def __init__(self, folder: Path, split: str, labels: NDArray[np.int64], source: Source) -> None:
         self.labels = labels
         shape = (len(labels), source.channels, source.size, source.size)
-        np.save(labels_path(folder, split), labels)
+        content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
+        np.save(content, labels)
+        labels_path(folder, split).write_bytes(content.getvalue())
         self._file = images_path(folder, split).open("wb")
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)

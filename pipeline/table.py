@@ -73,7 +73,8 @@ class Fitted:
 def save(path: Path, fitted: Fitted, origin: dict[str, Any]) -> None:
     """Write a table's arrays, and what it was fitted from."""
     text = json.dumps(origin, sort_keys=True)
-    np.savez(path, allow_pickle=False, **fitted.arrays, **{_ORIGIN: np.array(text)})
+    with path.open("wb") as file:  # numpy would add a suffix to a path
+        np.savez(file, allow_pickle=False, **fitted.arrays, **{_ORIGIN: np.array(text)})
 
 
 def load(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:

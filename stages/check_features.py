@@ -37,51 +37,51 @@ def main(
     from pipeline.prepared import Prepared
     from pipeline.views import view_space
 
-    artifact.remove(out)
-    artifact.remove(summary)
-    prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store)
-    meta = prepared.meta
-    networks = {checkpoint: load(weights, checkpoint)[0] for checkpoint in manifest.weights}
-    manifests.require(
-        store,
-        manifest,
-        data=meta.fingerprint,
-        mean=meta.mean,
-        std=meta.std,
-        weights={key: artifact.file_hash(weights / f"{key}.safetensors") for key in manifest.weights},
-    )
-    space, normalise = view_space(manifest.views), Normalise(meta.mean, meta.std, where.device)
-    found = []
-    for checkpoint, network in networks.items():
-        live = Teacher(network, where)
-        splits = prepared.splits
-        found += compare(store, manifest, live, checkpoint, splits, space, normalise, rows=rows)
-    worst = max(found, key=lambda difference: difference.error)
-    if worst.error > tolerance:
-        raise StaleArtifactError(
-            f"{store}: {worst.array}, slot {worst.slot}, sample {worst.sample} differs from the live teacher by "
-            f"{worst.error:.2e}, expected at most {tolerance:.2e}. "
-            f"Make it again with: dvc repro --force {manifests.stage(store)}"
+    with artifact.replacing(summary, out):
+        prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store)
+        meta = prepared.meta
+        networks = {checkpoint: load(weights, checkpoint)[0] for checkpoint in manifest.weights}
+        manifests.require(
+            store,
+            manifest,
+            data=meta.fingerprint,
+            mean=meta.mean,
+            std=meta.std,
+            weights={key: artifact.file_hash(weights / f"{key}.safetensors") for key in manifest.weights},
         )
-    size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    files = sum(path.is_file() for path in store.rglob("*"))
-    checkpoint = next(iter(manifest.weights))
-    features = {
-        feature: stored.model_dump(mode="json", exclude={"digest"}) | summarise(store, checkpoint, feature)
-        for feature, stored in manifest.features.items()
-        if stored.dtype.startswith("float")
-    }
-    artifact.write_json(summary, {"bytes": size, "files": files, "features": features})
-    artifact.write_json(
-        out,
-        {
-            "largest_error": worst.error,
-            "tolerance": tolerance,
-            "bytes": size,
-            "files": files,
-            "error": {difference.array: difference.error for difference in found},
-        },
-    )
+        space, normalise = view_space(manifest.views), Normalise(meta.mean, meta.std, where.device)
+        found = []
+        for checkpoint, network in networks.items():
+            live = Teacher(network, where)
+            splits = prepared.splits
+            found += compare(store, manifest, live, checkpoint, splits, space, normalise, rows=rows)
+        worst = max(found, key=lambda difference: difference.error)
+        if worst.error > tolerance:
+            raise StaleArtifactError(
+                f"{store}: {worst.array}, slot {worst.slot}, sample {worst.sample} differs from the live teacher by "
+                f"{worst.error:.2e}, expected at most {tolerance:.2e}. "
+                f"Make it again with: dvc repro --force {manifests.stage(store)}"
+            )
+        size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+        files = sum(path.is_file() for path in store.rglob("*"))
+        checkpoint = next(iter(manifest.weights))
+        features = {
+            feature: stored.model_dump(mode="json", exclude={"digest"})
+            | summarise(store, checkpoint, feature)
+            for feature, stored in manifest.features.items()
+            if stored.dtype.startswith("float")
+        }
+        artifact.write_json(summary, {"bytes": size, "files": files, "features": features})
+        artifact.write_json(
+            out,
+            {
+                "largest_error": worst.error,
+                "tolerance": tolerance,
+                "bytes": size,
+                "files": files,
+                "error": {difference.array: difference.error for difference in found},
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -6,13 +6,17 @@ argument errors come at once.
 
 from __future__ import annotations
 
+import functools
+import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pipeline.artifact import DISK_ERRORS
 from pipeline.errors import StillhouseError
 
 Params = Annotated[Path, typer.Option("--params", help="The hyper-parameters.")]
@@ -39,12 +43,68 @@ Resident = Annotated[
 ]
 
 
+INTERRUPTED = 130  # what a shell gives for Ctrl-C
+# Libraries in C++ and Rust put the system's error into a text of their own.
+_SYSTEM_ERROR = re.compile(r"os[ _]error(?:_code)?[ =':]*(\d+)")
+_WRITTEN_FILE = re.compile(r'file "([^"]+)"')
+
+
 def run(main: Callable[..., Any]) -> None:
-    """Run `main` as a typer command; an error that the user caused is one line and exit status 1."""
+    """Run `main` as a typer command; an error that the user or the machine caused is one line and exit status 1."""
+
+    @functools.wraps(main)
+    def told(*values: Any, **options: Any) -> None:
+        try:
+            main(*values, **options)
+        except KeyboardInterrupt:
+            _exit(
+                "interrupted. Run the same command again: a training or an extraction goes on where it was, "
+                "anything else starts over.",
+                INTERRUPTED,
+            )
+        except StillhouseError as error:
+            _exit(str(error))
+        except Exception as error:
+            line = _of_machine(error)
+            if line is None:
+                raise
+            _exit(line)
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    try:
-        app()
-    except StillhouseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    app.command()(told)
+    app()
+
+
+def _exit(line: str, status: int = 1) -> NoReturn:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _of_machine(error: Exception) -> str | None:
+    """Return the line for a disk or a memory that is full or closed to us; None where it is our mistake."""
+    text = " ".join(str(error).split())
+    # torch is not imported here, so its errors are told by their names and texts.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in text
+    ):
+        return (
+            f"The memory is full: {text[:200] or 'no more can be had'}. Lower recipe.batch_size in params.yaml, "
+            "STILLHOUSE_BATCH_SIZE (extraction) or STILLHOUSE_RESIDENT (distillation), or choose another --device."
+        )
+    found = _SYSTEM_ERROR.search(text)
+    path: Any = None
+    if isinstance(error, OSError):
+        number, path = error.errno, error.filename
+    else:
+        number = int(found[1]) if found else None
+        written = _WRITTEN_FILE.search(text)
+        path = written[1] if written else None
+    if number not in DISK_ERRORS:
+        return None
+    assert number is not None
+    return (
+        f"{path or 'A file'} cannot be read or written: {os.strerror(number)}. Free space (dvc gc --workspace prunes "
+        "DVC's cache) or mend the permissions, then run the same command again."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,8 @@ def main(
         raise MissingArtifactError(f"{folder} does not exist. Make it with: dvc repro")
     inputs_path = folder / "inputs.json"
     inputs = artifact.read_json(inputs_path, "dvc repro") if inputs_path.exists() else {}
+    if inputs:
+        _check(inputs, inputs_path)
     if data is None and "data" not in inputs:
         raise ParamsError(f"{folder} does not say which data it was trained on. Give --data.")
 
@@ -34,17 +36,29 @@ def main(
     from pipeline.training.evaluate import evaluate
 
     where = machine(device)  # a slip in an option must not cost what is there
-    artifact.remove(out)
-    artifact.remove(predictions)
-    found, arrays = evaluate(folder, Path(inputs["data"]) if data is None else data, inputs, where)
+    with artifact.replacing(predictions, out):
+        found, arrays = evaluate(folder, Path(inputs["data"]) if data is None else data, inputs, where)
 
-    import numpy as np
+        import numpy as np
 
-    predictions.parent.mkdir(parents=True, exist_ok=True)
-    part = artifact.scratch(predictions).with_suffix(".npz")
-    np.savez(part, allow_pickle=False, **arrays)
-    artifact.publish(part, predictions)
-    artifact.write_json(out, found)
+        with artifact.writing(predictions) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        artifact.write_json(out, found)
+
+
+def _check(inputs: Any, path: Path) -> None:
+    """Refuse a student's inputs that are not of the form that its training wrote."""
+    from pipeline.errors import DamagedArtifactError, ParamsError
+    from pipeline.params.base import validate
+    from pipeline.training.inputs import RunInputs, StudentInputs
+
+    try:
+        if not isinstance(inputs, dict):
+            raise ParamsError(f"{path} holds {type(inputs).__name__}, expected a mapping.")
+        content = {key: value for key, value in inputs.items() if key != "seed"}
+        validate(RunInputs if "run" in inputs else StudentInputs, content, "", str(path))
+    except ParamsError as error:
+        raise DamagedArtifactError(f"{error} Delete {path.parent}, then: dvc repro") from None
 
 
 if __name__ == "__main__":

@@ -85,6 +85,9 @@ def main(
             artifact.remove(scratch)
             scratch.mkdir()
             mark.write_text(identity)
+        # What zarr and tensorstore were writing when a run was killed; the shards themselves are written again.
+        for left in [*scratch.rglob("*.partial"), *scratch.rglob("*.__lock")]:
+            artifact.remove(left)
         with progress.bar(f"features of {name}", extraction.num_forwards()) as advance:
             extraction.run(scratch, advance)
         mark.unlink()

@@ -31,23 +31,20 @@ def main(
 
     module = plugin.load("tables", fit.table)
     config = validate(module.Config, fit.config, f"tables.{out.stem}.config")
-    artifact.remove(out)
-    artifact.remove(metrics)
-    data, manifest = Prepared.open(prepared / fit.dataset), manifests.read(store)
-    manifests.require(store, manifest, data=data.meta.fingerprint)
-    check_stored(store, manifest, config.feature, ["last"], 0)
-    stream = PlainStream(store, config.feature, data.split("train").labels)
-    fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes)))
-    origin = {
-        "table": fit.model_dump(mode="json"),
-        "teacher": manifest.teacher,
-        "digest": manifest.features[config.feature].digest["last/train"],
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = artifact.scratch(out).with_suffix(".npz")
-    table.save(part, fitted, origin)
-    artifact.publish(part, out)
-    artifact.write_json(metrics, fitted.quality)
+    with artifact.replacing(out, metrics):
+        data, manifest = Prepared.open(prepared / fit.dataset), manifests.read(store)
+        manifests.require(store, manifest, data=data.meta.fingerprint)
+        check_stored(store, manifest, config.feature, ["last"], 0)
+        stream = PlainStream(store, config.feature, data.split("train").labels)
+        fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes)))
+        origin = {
+            "table": fit.model_dump(mode="json"),
+            "teacher": manifest.teacher,
+            "digest": manifest.features[config.feature].digest["last/train"],
+        }
+        with artifact.writing(out) as part:
+            table.save(part, fitted, origin)
+        artifact.write_json(metrics, fitted.quality)
 
 
 if __name__ == "__main__":

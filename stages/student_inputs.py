@@ -25,8 +25,8 @@ def main(
 
     from pipeline.training.resolve import resolve_student
 
-    artifact.remove(out)
-    artifact.write_json(out, resolve_student(student, data, code).model_dump(mode="json"))
+    with artifact.replacing(out):
+        artifact.write_json(out, resolve_student(student, data, code).model_dump(mode="json"))
 
 
 if __name__ == "__main__":

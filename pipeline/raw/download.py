@@ -7,10 +7,11 @@ import http.client
 import shutil
 import tarfile
 import urllib.request
+import zlib
 from pathlib import Path
 
 from pipeline import progress
-from pipeline.artifact import publish, remove, scratch
+from pipeline.artifact import DISK_ERRORS, publish, remove, scratch
 from pipeline.errors import DataError
 
 _TIMEOUT = 30.0  # seconds without an answer
@@ -49,6 +50,7 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
         _retrieve(url, part)
     except (OSError, http.client.HTTPException) as error:
         remove(part)
+        _reraise_of_disk(error, path)
         reason = " ".join(str(error).split()).strip("<>") or type(error).__name__
         raise DataError(
             f"Cannot download {url} ({reason}). Put the file at {path} by hand, then: dvc repro"
@@ -86,11 +88,19 @@ def extract(archive: Path, folder: str) -> None:
         if not (part / folder).is_dir():
             raise DataError(f"{archive} holds no folder '{folder}'. Put the published archive there.")
         publish(part / folder, out)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        _reraise_of_disk(error, out)
         reason = " ".join(str(error).split())
         raise DataError(f"{archive} cannot be extracted ({reason}). Delete it, then: dvc repro") from None
     finally:
         remove(part)
+
+
+def _reraise_of_disk(error: Exception, path: Path) -> None:
+    """Raise an error that is the disk's again: neither the publisher nor the archive is to blame for it."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        error.filename = error.filename or str(path)
+        raise error
 
 
 def _retrieve(url: str, path: Path) -> None:

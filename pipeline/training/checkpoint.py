@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -29,9 +29,8 @@ def save(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, sta
         if buffer is not None:
             tensors[f"momentum/{number}"] = buffer
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    part = artifact.scratch(path)
-    save_file(tensors, part, metadata={"state": json.dumps(state)})
-    artifact.publish(part, path)
+    with artifact.writing(path) as part:
+        part.write_bytes(to_bytes(tensors, metadata={"state": json.dumps(state)}))
 
 
 def state(path: Path) -> dict[str, Any] | None:

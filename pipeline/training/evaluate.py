@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.artifact import file_hash, read_json
-from pipeline.errors import MissingArtifactError, StaleArtifactError
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 from pipeline.machine import Machine
 from pipeline.metrics.accuracy import agreement, top
 from pipeline.metrics.cost import latency, macs, num_params
@@ -56,17 +57,15 @@ def evaluate(
         found[f"{prefix}top1"] = top(scores, split.labels, 1)
         found[f"{prefix}top5"] = top(scores, split.labels, 5)
         arrays[name] = scores.argmax(dim=1).cpu().numpy().astype(np.int32)
-    training = read_json(folder / "training.json", "dvc repro")
+    training = _summary(folder / "training.json")
     network, spec = load(folder / "weights")
     found |= {
         "network": spec.network,
         "params": num_params(network),
         "macs": macs(network, spec.size, spec.channels),
         "latency_ms": latency(network, spec.size, spec.channels),
-        "best_epoch": training["best_epoch"],
-        "epochs": training["epochs"],
-        "train_seconds": training["seconds"],
-        "images_per_second": training["images_per_second"],
+        "train_seconds": training.pop("seconds"),
+        **training,
     }
     arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
     arrays["fingerprint"] = np.array(test.fingerprint)
@@ -82,11 +81,30 @@ def evaluate(
 
 def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
     path = Path(inputs["teacher_evaluation"])
-    if not path.exists():
-        raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro")
-    with np.load(path, allow_pickle=False) as archive:
-        if str(archive["fingerprint"]) != fingerprint:
-            raise StaleArtifactError(f"{path} was made with other data. Make it again with: dvc repro")
-        if str(archive["weights"]) != inputs["teacher_weights"]:
-            raise StaleArtifactError(f"{path} is of another teacher. Make it again with: dvc repro")
-        return torch.from_numpy(archive["last"])
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            found = {name: archive[name] for name in ("fingerprint", "weights", "last")}
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro") from None
+    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedArtifactError(
+            f"{path} does not hold predictions ({reason}). Delete it, then: dvc repro"
+        ) from None
+    if str(found["fingerprint"]) != fingerprint:
+        raise StaleArtifactError(f"{path} was made with other data. Make it again with: dvc repro")
+    if str(found["weights"]) != inputs["teacher_weights"]:
+        raise StaleArtifactError(f"{path} is of another teacher. Make it again with: dvc repro")
+    return torch.from_numpy(found["last"])
+
+
+def _summary(path: Path) -> dict[str, float | int]:
+    """Return the numbers of `training.json` that an evaluation passes on."""
+    content = read_json(path, "dvc repro")
+    names = ("best_epoch", "epochs", "seconds", "images_per_second")
+    found = {name: content.get(name) for name in names} if isinstance(content, dict) else {}
+    if not found or not all(type(value) in (int, float) for value in found.values()):
+        raise DamagedArtifactError(
+            f"{path} does not hold the numbers {', '.join(names)}. Delete {path.parent}, then: dvc repro"
+        )
+    return found

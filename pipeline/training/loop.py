@@ -88,7 +88,8 @@ class Training:
 
         Raises:
             ParamsError: there are fewer samples than one batch, and the last is left out.
-            DivergedError: a term that is not finite; the checkpoint of an earlier epoch stays in the scratch.
+            DivergedError: a term or a weight that is not finite; the checkpoint of an earlier epoch stays in the
+                scratch.
         """
         history: list[Row] = []
         path = self.scratch / "checkpoint.safetensors"
@@ -139,6 +140,7 @@ class Training:
             names = [*terms, "loss"]
             rows.append(torch.stack([*(term.detach() for term in terms.values()), loss.detach()]))
         means = self._means(names, torch.stack(rows).cpu(), moment)
+        self._check_weights(moment, len(rows))
         seconds = time.perf_counter() - start
         images = (
             len(self.batches.labels) if not self.batches.drop_last else len(rows) * self.batches.batch_size
@@ -173,6 +175,25 @@ class Training:
                 f"step {step + 1}. Lower recipe.learning_rate or that term's weight in params.yaml, then: dvc repro"
             )
         return dict(zip(names, rows.double().mean(dim=0).tolist(), strict=True))
+
+    def _check_weights(self, moment: Moment, step: int) -> None:
+        """Refuse weights that an epoch's last step has spoilt: no later loss would tell before they are kept."""
+        tensors = {
+            f"{key}.{name}": x.detach()
+            for key, module in self.modules.items()
+            # A method's buffers are its own affair, and may well hold an infinity; the student's are saved.
+            for name, x in (
+                module.state_dict() if key == "student" else dict(module.named_parameters())
+            ).items()
+            if x.is_floating_point()
+        }
+        finite = torch.stack([torch.isfinite(x).all() for x in tensors.values()]).tolist()
+        if not all(finite):
+            name = list(tensors)[finite.index(False)]
+            raise DivergedError(
+                f"{self.title}: '{name}' is not finite after epoch {moment.epoch + 1}, step {step}. "
+                "Lower recipe.learning_rate or the weights of the loss's terms in params.yaml, then: dvc repro"
+            )
 
     def _keep(self, history: list[Row]) -> None:
         if float(history[-1]["top1"]) > max((float(row["top1"]) for row in history[:-1]), default=-1.0):

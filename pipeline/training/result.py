@@ -39,10 +39,8 @@ def saver(network: nn.Module, weights: Path) -> Callable[[str], None]:
     """Return the function that writes `network` as `<name>.safetensors`, in one step."""
 
     def save(name: str) -> None:
-        path = weights / f"{name}.safetensors"
-        part = artifact.scratch(path)
-        save_weights(network, part)
-        artifact.publish(part, path)
+        with artifact.writing(weights / f"{name}.safetensors") as part:
+            save_weights(network, part)
 
     return save
 
@@ -50,7 +48,7 @@ def saver(network: nn.Module, weights: Path) -> Callable[[str], None]:
 def finish(scratch: Path, history: list[Row], machine: Machine) -> None:
     """Write the history and its summary, and drop the checkpoint."""
     if history:
-        with (scratch / "history.csv").open("w", newline="") as file:
+        with artifact.writing(scratch / "history.csv") as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in history for key in row)))
             writer.writeheader()
             writer.writerows(history)
