@@ -37,7 +37,7 @@ class MethodConfig(Block):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method reads.
+    """What a method reads; schedules and transforms say theirs in the same words, without student taps.
 
     Attributes:
         student: taps of the student.
@@ -50,6 +50,15 @@ class Needs:
     teacher: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     network: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        """Return what either reads, in the order of first mention."""
+        return Needs(
+            tuple(dict.fromkeys(self.student + other.student)),
+            tuple(dict.fromkeys(self.teacher + other.teacher)),
+            tuple(dict.fromkeys(self.tables + other.tables)),
+            self.network or other.network,
+        )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from safetensors import safe_open
@@ -170,12 +170,22 @@ class Network(nn.Module):
         # `width`, not what the classifier reads: a layer inserted at `final` is not in the copy.
         rest = Rest(units, self.width, self.classifier.out_features,
                     tail=copy.deepcopy(self.tail), initialise=self.initialise)  # fmt: skip
-        for module in rest.modules():
+        rest.draw()
+        return rest
+
+    def fresh(self) -> Self:
+        """Return a copy of the whole network with parameters drawn anew (SLKD's untrained teachers)."""
+        network = copy.deepcopy(self).requires_grad_(True)
+        network.draw()
+        return network
+
+    def draw(self) -> None:
+        """Draw all parameters anew, from torch's global generator: wrap it in `seeding.scope`."""
+        for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
-        rest.apply(self.initialise)
-        return rest
+        self.apply(self.initialise)
 
     def _head(self, x: Tensor, tap: Tap) -> Tensor:
         x = tap("final", self.tail(x, tap))

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
-from pipeline.method import Batch, Context, Terms, Weights
+from pipeline.method import Batch, Context, Needs, Terms, Weights
 from pipeline.network import Taps
 from pipeline.params.base import Block
 
@@ -72,9 +72,9 @@ class TeacherSchedule(nn.Module, Generic[C]):
         return ("last",)
 
     @classmethod
-    def teacher(cls, config: C) -> tuple[str, ...]:
-        """Return teacher features that it needs beside the method's."""
-        return ()
+    def needs(cls, config: C) -> Needs:
+        """Return what it reads beside the method: features, tables, the teacher's own network (to copy it)."""
+        return Needs(student=())
 
     def checkpoint(self, epoch: int, epochs: int) -> str:
         """Return the checkpoint that teaches in `epoch` of `epochs`."""

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
-from pipeline.method import Batch, Context
+from pipeline.method import Batch, Context, Needs
 from pipeline.network import Shape, Taps
 from pipeline.params.base import Block
 
@@ -36,9 +36,9 @@ class TeacherTransform(nn.Module, Generic[C]):
         self.config = config
 
     @classmethod
-    def tables(cls, config: C) -> tuple[str, ...]:
-        """Return the fitted tables that the transform reads."""
-        return ()
+    def needs(cls, config: C) -> Needs:
+        """Return what it reads: fitted tables, the teacher's own network."""
+        return Needs(student=())
 
     @classmethod
     def shapes(cls, config: C, teacher: Mapping[str, Shape]) -> Mapping[str, Shape]:

@@ -239,7 +239,7 @@ def test_schedule_keeps_its_contract(name: str) -> None:
 def test_transform_keeps_its_contract(name: str) -> None:
     module, config = plugin.load("transforms", name), config_of("transforms", name)
     found = assemble("fitnet")
-    tables = {table: TABLES[name, table] for table in module.Transform.tables(config)}
+    tables = {table: TABLES[name, table] for table in module.Transform.needs(config).tables}
     transform = module.Transform(config, replace(found.context, tables=tables))
     batch = found.batch(5)
     before = {key: x.clone() for key, x in batch.teacher.items()}

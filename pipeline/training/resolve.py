@@ -104,21 +104,21 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
     schedule = plugin.load("schedules", settings.schedule)
     schedule_config = validate(schedule.Config, settings.schedule_config, f"runs.{run}.schedule_config")
     checkpoints = schedule.Schedule.checkpoints(schedule_config)
-    features = tuple(dict.fromkeys((*needs.teacher, *schedule.Schedule.teacher(schedule_config))))
-    plugins = [
-        f"methods/{settings.method}",
-        f"schedules/{settings.schedule}",
-        f"networks/{block.teacher_family}",
-        *(f"encodings/{Feature.parse(feature).encoding}" for feature in features),
-        *(f"layers/{layer}" for layer in getattr(method, "LAYERS", ())),
-    ]
-    tables, transform_config = list(needs.tables), Block()
+    needs |= schedule.Schedule.needs(schedule_config)
+    transform_config = Block()
     if settings.transform is not None:
         transform = plugin.load("transforms", settings.transform)
         where = f"runs.{run}.transform_config"
         transform_config = validate(transform.Config, settings.transform_config, where)
-        tables += transform.Transform.tables(transform_config)
-        plugins.append(f"transforms/{settings.transform}")
+        needs |= transform.Transform.needs(transform_config)
+    plugins = [
+        f"methods/{settings.method}",
+        f"schedules/{settings.schedule}",
+        f"networks/{block.teacher_family}",
+        *([] if settings.transform is None else [f"transforms/{settings.transform}"]),
+        *(f"encodings/{Feature.parse(feature).encoding}" for feature in needs.teacher),
+        *(f"layers/{layer}" for layer in getattr(method, "LAYERS", ())),
+    ]
     slots = _slots(student, settings, f"runs.{run}.slots")
     online = settings.source == "online"
     read = [*(checkpoints if online else ()), *(["last"] if needs.network else [])]
@@ -138,13 +138,13 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         schedule_config=schedule_config.model_dump(mode="json"),
         source=settings.source,
         slots=slots,
-        features=features,
+        features=needs.teacher,
         teacher_network=needs.network,
         weights_folder=str(places.weights),
         weights=_weights(places.weights, read),
         store=str(places.store),
-        stored={} if online else _stored(places, student, features, checkpoints, slots),
-        tables={table: _table(places.tables, table, run) for table in dict.fromkeys(tables)},
+        stored={} if online else _stored(places, student, needs.teacher, checkpoints, slots),
+        tables={table: _table(places.tables, table, run) for table in needs.tables},
         teacher_weights=last["last"],
         teacher_evaluation=str(places.evaluation),
     )
