@@ -70,7 +70,7 @@ class Cost:
         slots: augmented slots in the store; None when it is not stored.
         view_bytes: of a sample and view.
         bytes: of all that is stored of it.
-        all_bytes: of all views of all training samples, one checkpoint; None for an endless view space.
+        all_bytes: of the same with every view stored; None for an endless view space.
         online: forward passes for one student, on average over the students that read it; None when none does.
         students: that read it, cached or online.
     """
@@ -198,7 +198,7 @@ def _runs(params: Sections, metas: Mapping[str, Meta]) -> Iterator[_Run]:
         method, schedule = plugin.load("methods", run.method), plugin.load("schedules", run.schedule)
         needs = method.Method.needs(validate(method.Config, run.config, f"runs.{key}.config"))
         config = validate(schedule.Config, run.schedule_config, f"runs.{key}.schedule_config")
-        features = tuple(dict.fromkeys((*needs.teacher, *schedule.Schedule.teacher(config))))
+        features = (needs | schedule.Schedule.needs(config)).teacher
         recipe = validate(
             Recipe, merged(student.recipe.model_dump(mode="json"), run.recipe), f"runs.{key}.recipe"
         )
@@ -238,12 +238,18 @@ def _layouts(feature: StoredFeature, meta: Meta) -> Iterator[Layout]:
         yield Layout.plan((slots, samples, *feature.shape), feature.dtype)
 
 
+def _array_bytes(feature: StoredFeature, meta: Meta, checkpoints: int) -> int:
+    return checkpoints * sum(map(store_bytes, _layouts(feature, meta)))
+
+
 def _store(name: str, teacher: TeacherParams, meta: Meta, stored: Mapping[str, StoredFeature]) -> Item:
     checkpoints, splits, train = len(teacher.extract.checkpoints), len(meta.samples), meta.samples["train"]
     slots = 1 + max(feature.slots for feature in stored.values())
     layouts = [layout for feature in stored.values() for layout in _layouts(feature, meta)] * checkpoints
     layouts.append(Layout.plan((slots, train), "int32"))  # the view ids
-    groups = 1 + checkpoints * (1 + splits)  # the view ids', the checkpoints', the splits'; the root has the manifest
+    groups = 1 + checkpoints * (
+        1 + splits
+    )  # the view ids', the checkpoints', the splits'; the root has the manifest
     manifest = MANIFEST_BYTES + len(stored) * (FEATURE_BYTES + checkpoints * splits * DIGEST_BYTES)
     return Item(
         "store",
@@ -267,15 +273,16 @@ def _costs(
 ) -> Iterator[Cost]:
     for feature, one in {**stored, **unstored}.items():
         size = math.prod(one.shape) * np.dtype(one.dtype).itemsize
-        held = sum(map(store_bytes, _layouts(one, meta))) * len(teacher.extract.checkpoints)
+        checkpoints = len(teacher.extract.checkpoints)
+        whole = None if space.count is None else one.model_copy(update={"slots": space.count})
         readers = [run.forwards for run in taught if feature in run.features]
         yield Cost(
             name,
             feature,
             one.slots if feature in stored else None,
             size,
-            held if feature in stored else 0,
-            None if space.count is None else space.count * meta.samples["train"] * size,
+            _array_bytes(one, meta, checkpoints) if feature in stored else 0,
+            None if whole is None else _array_bytes(whole, meta, checkpoints),
             round(Fraction(sum(readers), len(readers))) if readers else None,
             len(readers) * seeds,
         )

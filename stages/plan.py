@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Stages of seconds that rewrite their outs on most edits, changed or not: only what changes in them counts.
 LIGHT = ("code", "params", "student_inputs", "inputs")
-# Their outs come before the students' inputs for the order alone.
+# `inputs` waits for them; what a student reads is not in their outs.
 GATES = ("check_features", "evaluate_teacher")
 
 
@@ -26,17 +26,32 @@ class State:
 
     Attributes:
         made: names of the stages that are up to date.
-        freed: bytes in the workspace that go when the others run; DVC's cache keeps its copy of them.
+        held: bytes in the workspace by stage: they go when it runs, and DVC's cache keeps its copy of them.
         cache: DVC's cache; None where there is none.
         linked: files of the workspace are links into the cache, or share its blocks.
         note: what the plan takes for granted.
     """
 
     made: frozenset[str] = frozenset()
-    freed: int = 0
+    held: Mapping[str, int] = field(default_factory=dict)
     cache: Path | None = None
     linked: bool = False
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one disk must hold.
+
+    Attributes:
+        place: an existing folder on it.
+        bytes: that will be written, less what goes.
+        free: bytes.
+    """
+
+    place: Path
+    bytes: int
+    free: int
 
 
 def main(
@@ -52,72 +67,250 @@ def main(
     sections = project.check(read(params))
     project.check_plugins(sections)
 
+    from pipeline.errors import MachineError
     from pipeline.planning import plan
     from pipeline.prepared import Prepared
 
-    networks = [*sections.teachers.values(), *sections.students.values()]
-    names = sorted({network.dataset for network in networks})
-    found = plan(sections, {name: Prepared.open(prepared / name).meta for name in names})
+    names = {teacher.dataset for teacher in sections.teachers.values()}
+    names |= {student.dataset for student in sections.students.values()}
+    found = plan(sections, {name: Prepared.open(prepared / name).meta for name in sorted(names)})
     state = _state(params)
-    again = [name for name in names if state.cache and f"prepare_data@{name}" not in state.made]
-    needs = _disk(found, state, artifacts)
+    needs = _needs(found, state, artifacts)
     if json:
         _print_json(found, state, needs)
     else:
-        _print(found, state, needs, again)
-    _refuse(needs)
+        _print(found, state, needs)
+    from rich.filesize import decimal
 
-
-@dataclass(frozen=True)
-class Need:
-    """What one disk must hold.
-
-    Attributes:
-        place: a folder on it.
-        bytes: that will be written, less what goes.
-        free: bytes.
-    """
-
-    place: str
-    bytes: int
-    free: int
+    for need in needs:
+        if need.bytes > need.free:
+            raise MachineError(
+                f"The plan needs {decimal(need.bytes)} on the disk of {need.place}, and {decimal(need.free)} are "
+                "free. Lower the slots of the largest features in params.yaml, take them out of extract.features and "
+                "learn with 'source: online', or free disk with: dvc gc --workspace"
+            )
 
 
 def _made(item: Item, state: State) -> int:
     return sum(stage in state.made for stage in item.stages)
 
 
-def _size(items: Iterable[Item], state: State) -> int:
-    return sum(item.bytes * (len(item.stages) - _made(item, state)) for item in items)
+def _missing(item: Item, state: State) -> int:
+    return len(item.stages) - _made(item, state)
 
 
-def _disk(found: Plan, state: State, artifacts: Path) -> list[Need]:
+def _needs(found: Plan, state: State, artifacts: Path) -> list[Need]:
     """Return what each disk must hold: the workspace, and DVC's cache with a copy of it unless they share."""
     import shutil
 
-    size = _size(found.items, state)
-    wanted = [(artifacts, 0 if state.linked else size - state.freed)]
-    wanted += [(state.cache or artifacts, size)]
+    size = sum(item.bytes * _missing(item, state) for item in found.items)
+    stages = (stage for item in found.items for stage in item.stages if stage not in state.made)
+    freed = sum(state.held.get(stage, 0) for stage in stages)
     disks: dict[int, tuple[Path, int]] = {}
-    for path, more in wanted:
-        place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-        first, sum_ = disks.get(place.stat().st_dev, (path, 0))
-        disks[place.stat().st_dev] = (first, sum_ + more)
-    return [
-        Need(str(path), max(0, more), shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free)
-        for path, more in disks.values()
-    ]
+    for path, more in (
+        (artifacts, 0 if state.linked else size - freed),
+        (state.cache or artifacts, size),
+    ):
+        place = next(one for one in (path, *path.absolute().parents) if one.exists())
+        device = place.stat().st_dev
+        first, held = disks.get(device, (place, 0))
+        disks[device] = (first, held + more)
+    return [Need(place, max(0, more), shutil.disk_usage(place).free) for place, more in disks.values()]
 
 
-def _refuse(needs: list[Need]) -> None:
+def _print(found: Plan, state: State, needs: list[Need]) -> None:
+    import sys
+
+    from rich.console import Console
     from rich.filesize import decimal
+    from rich.table import Table
+
+    # Into a file or a pipe, no line is cut.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    table = Table("artifact", "of", "there", "to make", "size", "files", "teacher forwards", box=None)
+    for item in found.items:
+        missing = _missing(item, state)
+        size = decimal(item.bytes * missing) if item.bytes else "small"
+        forwards = f"{item.forwards * missing:,}" if item.forwards * missing else ""
+        done = str(_made(item, state))
+        cells = (str(missing), size, f"{item.files * missing:,}", forwards) if missing else ()
+        table.add_row(item.kind, item.name, done, *cells)
+    _right(table, 2)
+    console.print(table)
+    console.print()
+    table = Table(
+        "feature",
+        "of",
+        "slots",
+        "a sample",
+        "stored",
+        "with all views",
+        "online, a student",
+        "students",
+        box=None,
+    )
+    for cost in found.costs:
+        table.add_row(
+            cost.feature,
+            cost.teacher,
+            "not stored" if cost.slots is None else str(cost.slots),
+            decimal(cost.view_bytes),
+            decimal(cost.bytes) if cost.slots is not None else "",
+            "endless" if cost.all_bytes is None else decimal(cost.all_bytes),
+            "" if cost.online is None else f"{cost.online:,} forwards",
+            str(cost.students),
+        )
+    _right(table, 2)
+    console.print(table)
+    console.print()
+    for one in found.break_even:
+        if one.after is None:
+            console.print(f"{one.teacher}: no student reads its store.")
+            continue
+        console.print(
+            f"{one.teacher}: its store costs {one.cached:,} forward passes; online, a student costs {one.online:,}. "
+            f"It has paid for itself after {one.after} student{'s' * (one.after > 1)}; {one.students} "
+            f"{'reads' if one.students == 1 else 'read'} it."
+        )
+    for need in needs:
+        console.print(
+            f"{decimal(need.bytes)} more on the disk of {need.place}"
+            f"{'' if state.linked else ', a copy in the cache of DVC included'}; {decimal(need.free)} are free."
+        )
+    if state.note:
+        console.print(state.note)
+
+
+def _right(table: Any, first: int) -> None:
+    for column in table.columns[first:]:
+        column.justify = "right"
+
+
+def _print_json(found: Plan, state: State, needs: list[Need]) -> None:
+    import json
+    from dataclasses import asdict
+
+    content = {
+        "items": [asdict(item) | {"made": _made(item, state)} for item in found.items],
+        "costs": [asdict(cost) for cost in found.costs],
+        "break_even": [asdict(one) for one in found.break_even],
+        "disks": [asdict(need) for need in needs],
+        "note": state.note,
+    }
+    print(json.dumps(content, indent=2, default=str))
+
+
+def _state(params: Path) -> State:
+    """Ask DVC which stages are up to date and stay so.
+
+    Raises:
+        MachineError: DVC cannot tell.
+    """
+    from dvc.exceptions import DvcException, NotDvcRepoError  # type: ignore[import-untyped]
+    from dvc.repo import Repo  # type: ignore[import-untyped]
 
     from pipeline.errors import MachineError
 
-    for need in needs:
-        if need.bytes > need.free:
-            raise MachineError(
-                f"The plan needs {decimal(need.bytes)} on the disk of {need.place}, and {decimal(need.free)} are free. "
-                "Lower 'slots' of the largest features in params.yaml, learn online without storing them, "
-                "or free disk with: dvc gc --workspace"
-            )
+    try:
+        with Repo() as repo:
+            return _known(repo, params)
+    except NotDvcRepoError:
+        return State(note="This folder is no DVC repository: everything counts as to be made.")
+    except DvcException as error:
+        reason = " ".join(str(error).split())
+        raise MachineError(f"DVC cannot say what is up to date: {reason}. Look with: dvc status") from None
+
+
+def _known(repo: Any, params: Path) -> State:
+    from graphlib import TopologicalSorter
+    from tempfile import TemporaryDirectory
+
+    root = Path(repo.root_dir)
+    graph = repo.index.graph  # from a stage to what it depends on
+    order = list(TopologicalSorter({stage: set(graph.successors(stage)) for stage in graph}).static_order())
+    outdated = repo.status()
+    changed: set[Path] = set()  # files and folders that will be others
+    heavy: set[Path] = set()  # those of them that are not known until they are made
+    made: set[str] = set()
+    held: dict[str, int] = {}
+    with TemporaryDirectory() as folder:
+        for stage in order:
+            name = stage.addressing
+            kind = name.partition("@")[0]
+            deps, outs = (_paths(group, root) for group in (stage.deps, stage.outs))
+            if kind in LIGHT:
+                if _touched(deps, heavy):
+                    changed |= outs
+                else:
+                    changed |= _rehearse(stage.cmd, kind, outs, Path(folder), params)
+            elif name in outdated or _touched(deps, changed):
+                held[name] = sum(map(_bytes, outs))
+                if kind not in GATES:
+                    changed |= outs
+                    heavy |= outs
+            else:
+                made.add(name)
+    again = [name for name in outdated if name.startswith("prepare_data@")]
+    notes = (
+        [f"{', '.join(again)} will run again: sizes are those of the data that are there."] if again else []
+    )
+    if not made:
+        notes.append("Nothing is up to date: everything counts as to be made.")
+    types = repo.config["cache"].get("type") or ["reflink", "copy"]
+    # DVC takes the first that the disk can do. Reflinks are rare, so with copies behind them a copy is counted.
+    linked = "copy" not in types or bool({"hardlink", "symlink"} & set(types[: types.index("copy")]))
+    return State(frozenset(made), held, Path(repo.cache.local.path), linked, " ".join(notes))
+
+
+def _rehearse(cmd: str, kind: str, outs: set[Path], folder: Path, params: Path) -> set[Path]:
+    """Run a light stage into `folder` and return the files that come out other than they are.
+
+    Args:
+        cmd: its command.
+        kind: its name, without what it is for.
+        outs: its outs.
+        folder: holds what was rehearsed before, at the same relative paths.
+        params: the yaml that is planned.
+    """
+    import importlib
+    import shlex
+
+    arguments = []
+    for argument in shlex.split(cmd)[3:]:  # after: python -m stages.NAME
+        moved = folder / argument
+        arguments.append(str(moved) if moved.exists() or Path(argument) in outs else argument)
+    if kind == "params":
+        arguments += ["--params", str(params)]
+    app = typer.Typer()
+    app.command()(importlib.import_module(f"stages.{kind}").main)
+    app(arguments, standalone_mode=False)
+    changed = set()
+    for out in outs:
+        files = {path.relative_to(base) for base in (folder, Path()) for path in _files(base / out)}
+        changed |= {path for path in files if _content(folder / path) != _content(path)}
+    return changed
+
+
+def _paths(group: Any, root: Path) -> set[Path]:
+    paths = (Path(one.fs_path) for one in group if one.protocol == "local")
+    return {path.relative_to(root) if path.is_relative_to(root) else path for path in paths}
+
+
+def _touched(deps: set[Path], changed: set[Path]) -> bool:
+    return any(a.is_relative_to(b) or b.is_relative_to(a) for a in deps for b in changed)
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+if __name__ == "__main__":
+    command.run(main)
