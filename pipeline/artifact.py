@@ -29,6 +29,7 @@ DISK_ERRORS = frozenset(
         errno.EROFS,
         errno.EIO,
         errno.ENOTDIR,
+        errno.EEXIST,
     )
 )
 

@@ -70,7 +70,8 @@ def run(main: Callable[..., Any]) -> None:
                 raise
             _exit(line)
 
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    # Plain help: rich's would take longer to import than the command to answer.
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(told)
     app()
 

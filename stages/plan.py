@@ -272,9 +272,12 @@ def _rehearse(cmd: str, kind: str, outs: set[Path], folder: Path, params: Path) 
         folder: holds what was rehearsed before, at the same relative paths.
         params: the yaml that is planned.
     """
-    import importlib
     import shlex
 
+    from stages import code, inputs, student_inputs
+    from stages import params as params_stage
+
+    mains = {"code": code, "inputs": inputs, "params": params_stage, "student_inputs": student_inputs}
     arguments = []
     for argument in shlex.split(cmd)[3:]:  # after: python -m stages.NAME
         moved = folder / argument
@@ -282,7 +285,7 @@ def _rehearse(cmd: str, kind: str, outs: set[Path], folder: Path, params: Path) 
     if kind == "params":
         arguments += ["--params", str(params)]
     app = typer.Typer()
-    app.command()(importlib.import_module(f"stages.{kind}").main)
+    app.command()(mains[kind].main)
     app(arguments, standalone_mode=False)
     changed = set()
     for out in outs:

@@ -97,7 +97,8 @@ class ShardWriter:
             raise ParamsError(
                 f"Feature '{self.name}' has values that {values.dtype} cannot hold. {self._cure()}"
             )
-        self.hashes.append(hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest())
+        values = np.ascontiguousarray(values)  # a copy only where the network's memory format is another
+        self.hashes.append(hashlib.blake2b(values.data, digest_size=16).hexdigest())
         rows = -(-len(values) // self.layout.shape[1])
         self.array.write(slot, start, values.reshape(rows, -1, *values.shape[1:]))
         self.position += len(values)

@@ -63,7 +63,9 @@ class Batches:
         """Give the batches of `epoch`."""
         slot = slot_of(self.seed, epoch, self.slots)
         order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
+        # All at once: for a few samples the many small steps of the permutation cost more than the crops.
+        shown = view_ids(self.space, slot, torch.arange(len(self.labels), device=self.images.device))
         for index in torch.split(order, self.batch_size)[: len(self)]:
             rows = index.to(self.images.device, non_blocking=True)
-            view = self.space.apply(self.images[rows], view_ids(self.space, slot, rows), rows)
+            view = self.space.apply(self.images.index_select(0, rows), shown[rows], rows)
             yield Views(slot, index, self.normalise(view), self.labels[rows])

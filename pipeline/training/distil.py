@@ -173,7 +173,7 @@ def distil(
         student_shapes=_checked(probe(student, spec.size, spec.channels), needs.student, inputs),
         teacher_shapes=seen,
         tables=_tables(inputs),
-        teacher=teacher.network if teacher and needs.network else None,
+        teacher=teacher.network if teacher and inputs.teacher_network else None,
         seed=seed,
     )
     untransformed = replace(context, teacher_shapes=shapes)

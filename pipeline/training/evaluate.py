@@ -83,7 +83,9 @@ def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
     path = Path(inputs["teacher_evaluation"])
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in ("fingerprint", "weights", "last")}
+            arrays = {name: archive[name] for name in archive.files}  # all: their checksums are checked
+        made_from = str(arrays["fingerprint"]), str(arrays["weights"])
+        predicted = torch.from_numpy(arrays["last"])
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro") from None
     except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
@@ -91,19 +93,22 @@ def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
         raise DamagedArtifactError(
             f"{path} does not hold predictions ({reason}). Delete it, then: dvc repro"
         ) from None
-    if str(found["fingerprint"]) != fingerprint:
+    if made_from[0] != fingerprint:
         raise StaleArtifactError(f"{path} was made with other data. Make it again with: dvc repro")
-    if str(found["weights"]) != inputs["teacher_weights"]:
+    if made_from[1] != inputs["teacher_weights"]:
         raise StaleArtifactError(f"{path} is of another teacher. Make it again with: dvc repro")
-    return torch.from_numpy(found["last"])
+    return predicted
 
 
 def _summary(path: Path) -> dict[str, float | int]:
     """Return the numbers of `training.json` that an evaluation passes on."""
     content = read_json(path, "dvc repro")
     names = ("best_epoch", "epochs", "seconds", "images_per_second")
-    found = {name: content.get(name) for name in names} if isinstance(content, dict) else {}
-    if not found or not all(type(value) in (int, float) for value in found.values()):
+    held = content if isinstance(content, dict) else {}
+    found: dict[str, float | int] = {
+        name: held[name] for name in names if type(held.get(name)) in (int, float)
+    }
+    if len(found) < len(names):
         raise DamagedArtifactError(
             f"{path} does not hold the numbers {', '.join(names)}. Delete {path.parent}, then: dvc repro"
         )

@@ -1,0 +1,166 @@
+"""What the measurements work on: generated data, teachers with random weights, and their extraction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline import seeding
+from pipeline.dataset import Meta, images_path, labels_path, meta_path
+from pipeline.features.extract import Extraction, stored_features
+from pipeline.features.manifest import Manifest
+from pipeline.features.teacher import Teacher
+from pipeline.machine import Machine
+from pipeline.network import Network, NetworkSpec, build
+from pipeline.normalise import Normalise
+from pipeline.params.views import CropFlip
+from pipeline.prepared import Prepared
+from pipeline.views import view_space
+
+VIEWS = CropFlip(space="crop_flip")  # CIFAR's: four pixels of padding, 162 views
+CLASSES = 100
+BLOCK = 4096  # samples that are generated at a time
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        rounds: in which runs take turns.
+        size: height and width of the images.
+        batch_size: of training.
+        steps: of one timed training.
+        extracted: samples of the timed extraction, each seen in two slots.
+        stored: samples of 16 kB in the store that is read.
+        remembered: samples of the smaller of the two data sets whose peak memory is compared.
+        pairs: teachers and students whose steps are timed, by family and name.
+    """
+
+    rounds: int
+    size: int
+    batch_size: int
+    steps: int
+    extracted: int
+    stored: int
+    remembered: int
+    pairs: tuple[tuple[str, str], ...] = (
+        ("resnet.resnet32x4", "resnet.resnet8x4"),
+        ("resnet.resnet56", "resnet.resnet20"),
+        ("wrn.wrn_40_2", "wrn.wrn_16_2"),
+    )
+
+    @property
+    def trained(self) -> int:
+        """Number of training samples: one epoch is one timed training."""
+        return self.steps * self.batch_size
+
+
+FULL = Scale(rounds=7, size=32, batch_size=64, steps=8, extracted=1024, stored=20_000, remembered=6000)
+QUICK = Scale(rounds=3, size=32, batch_size=64, steps=3, extracted=128, stored=5000, remembered=2200)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where it is measured.
+
+    Attributes:
+        scale: how much.
+        machine: what computes.
+        folder: for what is written; the caller removes it.
+    """
+
+    scale: Scale
+    machine: Machine
+    folder: Path
+
+    def prepared(self, samples: int) -> Prepared:
+        """Return generated training data of so many samples."""
+        folder = self.folder / f"data-{samples}"
+        return Prepared.open(folder) if folder.exists() else generate(folder, samples, self.scale.size)
+
+    def spec(self, name: str) -> NetworkSpec:
+        """Return the network "family.name" for these data."""
+        family, network = name.split(".")
+        return NetworkSpec(family=family, network=network, size=self.scale.size, channels=3, classes=CLASSES)
+
+    def teacher(self, name: str) -> Teacher:
+        """Return the network "family.name" as a teacher with random weights."""
+        return Teacher(settled(build(self.spec(name), 0), self.scale.size), self.machine)
+
+
+def generate(folder: Path, samples: int, size: int) -> Prepared:
+    """Write prepared data of random pixels, block by block, and open them."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    shape = (samples, 3, size, size)
+    images = np.lib.format.open_memmap(images_path(folder, "train"), mode="w+", dtype=np.uint8, shape=shape)
+    for start in range(0, samples, BLOCK):
+        block = images[start : start + BLOCK]
+        block[:] = draw.integers(0, 256, block.shape, np.uint8)
+    images.flush()
+    del images
+    np.save(labels_path(folder, "train"), draw.integers(0, CLASSES, samples))
+    meta = Meta(
+        source="generated",
+        classes=tuple(str(number) for number in range(CLASSES)),
+        channels=3,
+        size=size,
+        samples={"train": samples},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.3, 0.3, 0.3),
+        fingerprint={"train": f"{samples}"},
+    )
+    meta_path(folder).write_text(meta.model_dump_json())
+    return Prepared.open(folder)
+
+
+def settled(network: Network, size: int) -> Network:
+    """Give the batch norms the statistics of random images: deep networks overflow float16 without them."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.randn(16, 3, size, size, generator=seeding.generator("settled")))
+    for norm in norms:
+        norm.momentum = 0.1
+    return network
+
+
+def extraction(
+    prepared: Prepared,
+    teacher: Teacher,
+    spec: NetworkSpec,
+    requested: Mapping[str, tuple[int, str]],
+    **options: Any,
+) -> Extraction:
+    """Return the extraction of `requested` from generated data.
+
+    Args:
+        prepared: the data.
+        teacher: whose features.
+        spec: of the teacher.
+        requested: number of augmented slots and dtype, by feature name.
+        options: of the extraction.
+    """
+    meta = prepared.meta
+    manifest = Manifest(
+        teacher=spec.network,
+        network=spec,
+        weights={"last": "random"},
+        data=meta.fingerprint,
+        samples=meta.samples,
+        mean=meta.mean,
+        std=meta.std,
+        views=VIEWS,
+        features=stored_features(requested, teacher, meta.channels, meta.size),
+    )
+    normalise = Normalise(meta.mean, meta.std, teacher.machine.device)
+    space = view_space(VIEWS)
+    return Extraction(manifest, {"last": teacher}, prepared.splits, space, normalise, **options)

@@ -1,0 +1,127 @@
+"""Training steps: a distillation step from the cache must cost what a student-only step costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import count
+
+from torch import nn
+
+from pipeline import plugin, progress
+from pipeline.benchmark.material import CLASSES, VIEWS, Bench, extraction
+from pipeline.benchmark.record import Record, record
+from pipeline.benchmark.timing import Run, interleaved, synchronise, timed
+from pipeline.features.source import CachedSource, OnlineSource, TeacherSource
+from pipeline.method import Context
+from pipeline.network import NetworkSpec, build, probe
+from pipeline.params.recipe import Phase, Recipe
+from pipeline.training.alone import CrossEntropy
+from pipeline.training.batches import Batches
+from pipeline.training.distil import Distillation
+from pipeline.training.loop import Objective, Training
+from pipeline.training.setting import Setting
+
+SLOTS = 1
+USUAL = (0.41, 0.54, 0.59)  # what a usual toolkit, which runs the teacher, reaches for the standard pairs
+_RUNS = count()  # identities: no timed training goes on from the checkpoint of another
+
+
+def cached_step(bench: Bench) -> list[Record]:
+    """Time student-only, cached and online steps of every pair; the method is KD."""
+    found: list[Record] = []
+    for usual, (teacher, student) in zip(USUAL, bench.scale.pairs, strict=False):
+        pair = f"{teacher.split('.')[1]}-{student.split('.')[1]}"
+        rates = interleaved(f"steps of {pair}", _sides(bench, teacher, student), bench.scale.rounds)
+        cached, online = rates.ratio("cached", to="alone"), rates.ratio("online", to="alone")
+        found += [
+            record(f"cached_step/{pair}/alone", rates.median("alone"), "images/s"),
+            record(f"cached_step/{pair}/cached", cached, "of alone", at_least=0.95),
+            record(f"cached_step/{pair}/online", online, "of alone", note=f"a usual toolkit: {usual}"),
+            record(f"cached_step/{pair}/speed_up", rates.ratio("cached", to="online"), "cached / online"),
+        ]
+    return found
+
+
+def input_pipeline(bench: Bench) -> list[Record]:
+    """Time the batches of an epoch (gather, crop, flip, normalise) without and with the student's step."""
+    found = []
+    for student in dict.fromkeys(student for _, student in bench.scale.pairs[:2]):
+        spec, batches = bench.spec(student), _batches(bench)
+        epochs = count()
+
+        def read(batches: Batches = batches, epochs: count[int] = epochs) -> None:
+            for _ in batches.epoch(next(epochs)):
+                pass
+            synchronise(bench.machine.device)
+
+        network = build(spec, 0).to(bench.machine.device)
+        objective = CrossEntropy(network, bench.machine)
+        runs = {
+            "read": timed(read, bench.scale.trained),
+            "step": _training(bench, {"student": network}, objective, batches),
+        }
+        rates = interleaved(f"input of {spec.network}", runs, 3 * bench.scale.rounds)
+        share = 100 * rates.ratio("step", to="read")
+        note = f"{rates.median('read'):,.0f} images/s"
+        found.append(record(f"input_pipeline/{spec.network}", share, "% of a step", at_most=5, note=note))
+    return found
+
+
+def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]:
+    """Return one epoch of the student alone, taught from a store, and taught by the live teacher."""
+    spec, teacher = bench.spec(teacher_name), bench.teacher(teacher_name)
+    prepared, machine = bench.prepared(bench.scale.trained), bench.machine
+    store, batches = bench.folder / "steps" / f"{spec.network}.zarr", _batches(bench)
+    made = extraction(prepared, teacher, spec, {"logits": (SLOTS, "float16")})
+    with progress.bar(f"store of {spec.network}", made.num_forwards()) as advance:
+        manifest = made.run(store, advance)
+    cached = CachedSource(store, manifest, ["logits"], ["last"], SLOTS, machine.device)
+    online = OnlineSource({"last": teacher}, ["logits"])
+    student = bench.spec(student_name)
+    network = build(student, 0).to(machine.device)
+    alone = _training(bench, {"student": network}, CrossEntropy(network, machine), batches)
+    return {
+        "alone": alone,
+        "cached": _distillation(bench, student, cached, batches),
+        "online": _distillation(bench, student, online, batches),
+    }
+
+
+def _distillation(bench: Bench, spec: NetworkSpec, source: TeacherSource, batches: Batches) -> Run:
+    student = build(spec, 0).to(bench.machine.device)
+    shapes = probe(student, spec.size, spec.channels)
+    context = Context(CLASSES, batches.labels.cpu(), student, shapes, {"logits": (CLASSES,)})
+    kd, final = plugin.load("methods", "kd"), plugin.load("schedules", "final")
+    method, schedule = kd.Method(kd.Config(), context), final.Schedule(final.Config(), context)
+    objective = Distillation(student, method, schedule, None, source, bench.machine, 0)
+    objective.to(bench.machine.device)
+    modules = {"student": student, "method": method, "schedule": schedule}
+    return _training(bench, modules, objective, batches)
+
+
+def _training(bench: Bench, modules: Mapping[str, nn.Module], objective: Objective, batches: Batches) -> Run:
+    """Return the run that trains one epoch with the project's own loop and gives its images a second."""
+    scratch = bench.folder / "steps" / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(epochs=1, batch_size=bench.scale.batch_size, learning_rate=1e-4)
+
+    def run() -> float:
+        training = Training(
+            modules=modules,
+            objective=objective,
+            batches=batches,
+            phases=(Phase("main", recipe),),
+            evaluate=lambda: {"top1": 0.0},
+            save=lambda name: None,
+            scratch=scratch,
+            identity=str(next(_RUNS)),
+            title="training",
+        )
+        return float(training.run()[-1]["images_per_second"])
+
+    return run
+
+
+def _batches(bench: Bench) -> Batches:
+    setting = Setting.of(bench.prepared(bench.scale.trained), VIEWS, bench.machine)
+    return setting.batches(Recipe(batch_size=bench.scale.batch_size), 0, SLOTS)

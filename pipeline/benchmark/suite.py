@@ -1,0 +1,84 @@
+"""The list of measurements. Each imports what it needs when it runs, so that names are checked at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from pipeline.errors import unknown_name
+
+if TYPE_CHECKING:
+    from pipeline.benchmark.material import Bench
+    from pipeline.benchmark.record import Record
+
+
+def cached_step(bench: Bench) -> list[Record]:
+    """Measure distillation steps, cached and online, beside student-only steps."""
+    from pipeline.benchmark import step
+
+    return step.cached_step(bench)
+
+
+def input_pipeline(bench: Bench) -> list[Record]:
+    """Measure what crop, flip and normalisation cost of a step."""
+    from pipeline.benchmark import step
+
+    return step.input_pipeline(bench)
+
+
+def extract(bench: Bench) -> list[Record]:
+    """Measure extraction beside the bare teacher."""
+    from pipeline.benchmark import extraction
+
+    return extraction.extract(bench)
+
+
+def read(bench: Bench) -> list[Record]:
+    """Measure reading the store beside a memory map and zarr-python."""
+    from pipeline.benchmark import reading
+
+    return reading.read(bench)
+
+
+def memory(bench: Bench) -> list[Record]:
+    """Measure how the peak memory grows with the samples."""
+    from pipeline.benchmark import memory as peaks
+
+    return peaks.memory(bench)
+
+
+def startup(bench: Bench) -> list[Record]:
+    """Measure `--help` of every stage."""
+    from pipeline.benchmark import startup as starts
+
+    return starts.startup(bench)
+
+
+def repro(bench: Bench) -> list[Record]:
+    """Measure `dvc repro` with nothing to do."""
+    from pipeline.benchmark import repro as nothing
+
+    return nothing.repro(bench)
+
+
+MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
+    "cached_step": cached_step,
+    "extract": extract,
+    "read": read,
+    "input_pipeline": input_pipeline,
+    "memory": memory,
+    "startup": startup,
+    "repro": repro,
+}
+
+
+def select(names: Sequence[str]) -> list[str]:
+    """Return the measurements `names` in their usual order; all of them for none.
+
+    Raises:
+        UnknownNameError: no such measurement.
+    """
+    for name in names:
+        if name not in MEASUREMENTS:
+            raise unknown_name("measurement", name, MEASUREMENTS)
+    return [name for name in MEASUREMENTS if not names or name in names]

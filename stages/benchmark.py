@@ -1,0 +1,56 @@
+"""Measure what the project promises of itself: steps, extraction, reading, memory, start-up."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small sizes and few rounds: three minutes.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A measurement to make; may be given again.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="File to write the records to.")] = None,
+    device: command.Device = "auto",
+) -> None:
+    """Time the project on generated data and print each value beside its target."""
+    if out is not None and out.is_dir():
+        raise typer.BadParameter(f"{out} is a folder", param_hint="--json")
+    from pipeline.benchmark import suite
+
+    names = suite.select(only or [])
+
+    from tempfile import TemporaryDirectory
+
+    import torch
+    from rich.console import Console
+
+    from pipeline.benchmark import record
+    from pipeline.benchmark.material import FULL, QUICK, Bench
+    from pipeline.machine import machine
+
+    where = machine(device)
+    cuda = where.device.type == "cuda"
+    facts = record.facts(torch.cuda.get_device_name(where.device) if cuda else str(where.device))
+    facts["threads"] = torch.get_num_threads()
+    records = []
+    console = Console(width=None if sys.stdout.isatty() else 130)  # a file has no width of its own
+    for number, name in enumerate(names, start=1):
+        print(f"{name} ({number} of {len(names)})", flush=True)
+        with TemporaryDirectory(prefix="benchmark-") as folder:
+            records += suite.MEASUREMENTS[name](Bench(QUICK if quick else FULL, where, Path(folder)))
+    record.show(console, facts, records)
+    if out is not None:
+        record.write(out, facts, records)
+
+
+if __name__ == "__main__":
+    command.run(main)
