@@ -25,7 +25,7 @@ def main(
     from pipeline.training.distil import distil
     from pipeline.training.inputs import RunInputs
 
-    found = load(RunInputs, inputs)
+    found = load(RunInputs, inputs, "dvc repro inputs")
     code = closure.digest(["stages.distill"])
     identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
     where = machine(device, precision)  # a slip in an option must not cost what is there

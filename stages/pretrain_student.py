@@ -25,7 +25,7 @@ def main(
     from pipeline.training.alone import train
     from pipeline.training.inputs import StudentInputs, check_data
 
-    found = load(StudentInputs, inputs)
+    found = load(StudentInputs, inputs, "dvc repro student_inputs")
     prepared = Prepared.open(Path(found.data))
     check_data(found, prepared)
     code = closure.digest(["stages.pretrain_student"])

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.artifact import read_json
-from pipeline.errors import ParamsError, unknown_name
+from pipeline.errors import DamagedArtifactError, ParamsError, unknown_name
 
 
 class Block(BaseModel):
@@ -40,7 +40,7 @@ def read(path: Path) -> dict[str, Any]:
         raise ParamsError(
             f"{path} does not exist. Run the command in the project's folder, or give --params."
         ) from None
-    except YAMLError as error:
+    except (YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ParamsError(f"{path} holds {type(content).__name__}, expected a mapping of blocks.")
@@ -78,14 +78,22 @@ def validate(model: type[B], content: Any, where: str, file: str = "params.yaml"
         raise ParamsError(_one_line(error, model, content, where, file)) from None
 
 
-def load(model: type[B], path: Path) -> B:
+def load(model: type[B], path: Path, hint: str = "dvc repro params") -> B:
     """Read a block from the json that a stage has made.
+
+    Args:
+        model: the block's model.
+        path: the json.
+        hint: the command that makes it.
 
     Raises:
         MissingArtifactError: it is not there.
-        ParamsError: it is of another form.
+        DamagedArtifactError: it is of another form.
     """
-    return validate(model, read_json(path, "dvc repro params"), "", str(path))
+    try:
+        return validate(model, read_json(path, hint), "", str(path))
+    except ParamsError as error:
+        raise DamagedArtifactError(f"{error} Make it again with: {hint}") from None
 
 
 def _one_line(error: ValidationError, model: type[BaseModel], content: Any, where: str, file: str) -> str:

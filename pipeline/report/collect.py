@@ -199,6 +199,8 @@ def _history(path: Path, hint: str, epochs: int) -> History:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
+    except (ValueError, csv.Error) as error:  # bytes that are no text
+        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
     if len(rows) != epochs:
         raise DamagedArtifactError(
             f"{path} has {len(rows)} epochs, the metrics say {epochs}. Make it again with: {hint}"
