@@ -30,7 +30,7 @@ class Activated(nn.Sequential):
         self.name = name
         self.activation = activation
 
-    def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]  # takes the tap too
         """Run the modules, offer the pre-activation, activate."""
         for module in self:
             x = module(x)
@@ -54,7 +54,7 @@ class Stage(nn.Sequential):
         self.name = name
         self.activation = activation
 
-    def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]  # takes the tap too
         """Run the blocks; the last one's pre-activation and the first one's output are offered."""
         for index, block in enumerate(self):
             x = block(x)

@@ -92,7 +92,7 @@ class Tap:
 class Unit(nn.Sequential):
     """A unit without taps inside."""
 
-    def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]  # takes the tap too
         """Run the modules in their order."""
         for module in self:
             x = module(x)

@@ -24,10 +24,10 @@ from pipeline.features.teacher import Teacher
 from pipeline.machine import machine
 from pipeline.network import Network, NetworkSpec, build
 from pipeline.params.base import validate
+from pipeline.params.extract import TeacherParams
 from pipeline.params.project import Sections, blocks, merged
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import PairBlock, StudentParams
-from pipeline.params.teacher import TeacherParams
 from pipeline.views import ViewSpace, num_slots, view_space
 
 CHECKSUM_BYTES = 4

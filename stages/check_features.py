@@ -22,7 +22,7 @@ def main(
 ) -> None:
     """Check a store against the live teacher; fail above the tolerance."""
     from pipeline.params.base import load as load_block
-    from pipeline.params.teacher import CheckBlock
+    from pipeline.params.extract import CheckBlock
 
     tolerance = load_block(CheckBlock, block).tolerance
 

@@ -24,7 +24,7 @@ def main(
     if out.suffix != ".zarr":
         raise typer.BadParameter(f"{out} does not end in .zarr", param_hint="--out")
     from pipeline.params.base import load as load_block
-    from pipeline.params.teacher import ExtractBlock
+    from pipeline.params.extract import ExtractBlock
 
     extract = load_block(ExtractBlock, block)
     name = extract.teacher

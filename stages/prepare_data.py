@@ -18,7 +18,7 @@ def main(
     from pipeline import artifact, plugin
     from pipeline.errors import DataError
     from pipeline.params.base import load, validate
-    from pipeline.params.teacher import PrepareBlock
+    from pipeline.params.dataset import PrepareBlock
 
     name, found = block.stem, load(PrepareBlock, block)
     plug = plugin.load("datasets", found.source)

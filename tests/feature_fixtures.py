@@ -26,7 +26,7 @@ from pipeline.features.teacher import Teacher
 from pipeline.machine import Machine
 from pipeline.network import Network, NetworkSpec, build, save_spec, save_weights
 from pipeline.normalise import Normalise
-from pipeline.params.teacher import ExtractBlock
+from pipeline.params.extract import ExtractBlock
 from pipeline.params.views import CropFlip, ViewParams
 from pipeline.prepared import Prepared
 from pipeline.progress import Advance

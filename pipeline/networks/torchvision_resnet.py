@@ -24,7 +24,7 @@ from pipeline.blocks import Activated, Stage, fan_out
 from pipeline.network import Network
 
 
-class Basic(BasicBlock):  # type: ignore[misc]
+class Basic(BasicBlock):  # type: ignore[misc]  # torchvision is untyped
     """torchvision's block, up to the residual sum before the last ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class Basic(BasicBlock):  # type: ignore[misc]
         return y + passed
 
 
-class Neck(Bottleneck):  # type: ignore[misc]
+class Neck(Bottleneck):  # type: ignore[misc]  # torchvision is untyped
     """torchvision's bottleneck, up to the residual sum before the last ReLU."""
 
     def forward(self, x: Tensor) -> Tensor:

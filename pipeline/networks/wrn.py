@@ -68,7 +68,7 @@ class WideStage(nn.Sequential):
         self.name = name
         self.before = before
 
-    def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]  # takes the tap too
         """Run the blocks; the first one's BN and output are offered."""
         first, *others = self
         x = tap(f"{self.name}_block1", first(x, tap, f"{self.before}_pre"))

@@ -120,10 +120,12 @@ def _path(location: tuple[int | str, ...], content: Any) -> list[str]:
     """Return the keys of `location` that the yaml holds: without the tags that pydantic puts between them."""
     path = []
     for part in location:
-        keys: Any = range(len(content)) if isinstance(content, list) else content
-        if isinstance(content, list | dict) and part in keys:
+        keys = (
+            range(len(content)) if isinstance(content, list) else content if isinstance(content, dict) else ()
+        )
+        if part in keys:
             path.append(str(part))
-            content = content[part]  # type: ignore[index]
+            content = content[part]
     return path
 
 

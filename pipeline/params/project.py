@@ -16,6 +16,8 @@ from pydantic import Field
 from pipeline import plugin
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.params.base import Block, validate
+from pipeline.params.dataset import DatasetParams, PrepareBlock
+from pipeline.params.extract import CheckBlock, ExtractBlock, TeacherParams
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import (
     FitBlock,
@@ -27,15 +29,7 @@ from pipeline.params.student import (
     StudentParams,
     TableParams,
 )
-from pipeline.params.teacher import (
-    CheckBlock,
-    DatasetParams,
-    ExtractBlock,
-    PrepareBlock,
-    TeacherParams,
-    TrainBlock,
-    anchor_name,
-)
+from pipeline.params.teacher import TrainBlock, anchor_name
 
 ALONE = "student"  # what the report calls a student that is trained alone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")

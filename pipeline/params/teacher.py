@@ -1,56 +1,14 @@
-"""The `datasets` and `teachers` sections of params.yaml: what the teacher's chain reads."""
+"""How a teacher is made: what its training depends on."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.params.base import Block
 from pipeline.params.recipe import Recipe
-from pipeline.params.views import Slots, ViewParams
-
-
-class DatasetParams(Block):
-    """A data set.
-
-    Attributes:
-        source: a file of `pipeline/datasets`.
-        prepare: that source's own settings.
-        views: the augmented views that training may show.
-    """
-
-    source: str
-    prepare: dict[str, Any] = {}
-    views: ViewParams
-
-
-class FeatureParams(Block):
-    """What the store keeps of one teacher feature, beside the plain view.
-
-    Attributes:
-        slots: augmented view slots; "all" is every view of a finite space, and 0 the plain view alone.
-        dtype: of the stored numbers; integer codes keep their own.
-    """
-
-    slots: Slots = "all"
-    dtype: Literal["float16", "float32"] = "float16"
-
-
-class ExtractParams(Block):
-    """What is extracted from a teacher.
-
-    Attributes:
-        features: by feature name, "tap" or "tap:encoding", for instance "stage3:attention".
-        checkpoints: "last", "best", or anchors, for instance "anchor_050".
-        compression: of the chunks; half-zero maps shrink by 1.7 with zstd, logits hardly.
-        tolerance: largest relative error that `check_features` accepts between store and live teacher.
-    """
-
-    features: dict[str, FeatureParams] = Field(min_length=1)
-    checkpoints: tuple[str, ...] = Field(default=("last",), min_length=1)
-    compression: Literal["none", "zstd"] = "none"
-    tolerance: float = Field(default=2e-3, gt=0)
+from pipeline.params.views import ViewParams
 
 
 class TrainingParams(Block):
@@ -75,44 +33,11 @@ class TrainingParams(Block):
     anchors: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
 
 
-class TeacherParams(TrainingParams):
-    """A teacher.
-
-    Attributes:
-        extract: what its store holds.
-    """
-
-    extract: ExtractParams
-
-
-class PrepareBlock(Block):
-    """What `prepare_data` depends on: `source` and `prepare` of a data set."""
-
-    source: str
-    prepare: dict[str, Any] = {}
-
-
 class TrainBlock(TrainingParams):
     """What `train_teacher` depends on: a teacher without its `extract`, and its data set's views."""
 
     teacher: str
     views: ViewParams
-
-
-class ExtractBlock(Block):
-    """What `extract_features` depends on: a teacher's `extract` without the tolerance, and the views."""
-
-    teacher: str
-    views: ViewParams
-    features: dict[str, FeatureParams]
-    checkpoints: tuple[str, ...]
-    compression: Literal["none", "zstd"]
-
-
-class CheckBlock(Block):
-    """What `check_features` depends on beside the store."""
-
-    tolerance: float
 
 
 def anchor_name(share: float) -> str:

@@ -135,7 +135,7 @@ class Training:
             now = Moment(moment.phase, epoch, moment.epochs, step + number)
             loss, terms = self.objective(views, fetch(), now)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
             names = [*terms, "loss"]
             rows.append(torch.stack([*(term.detach() for term in terms.values()), loss.detach()]))

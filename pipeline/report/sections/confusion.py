@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -94,8 +94,8 @@ def _matrix(ax: Axes, values: Shares, classes: tuple[str, ...], difference: bool
     for row, column in zip(*np.nonzero(np.abs(values) >= 0.05), strict=True):
         value = float(values[row, column])
         short = text.fixed(value, 0 if abs(value) >= 9.95 else 1)
-        light = {"color": WHITE} if strength[row, column] > 0.55 else {}
-        ax.text(column, row, short, ha="center", va="center", fontsize=7.5 if size <= 12 else 5, **light)  # type: ignore[arg-type]
+        light: dict[str, Any] = {"color": WHITE} if strength[row, column] > 0.55 else {}
+        ax.text(column, row, short, ha="center", va="center", fontsize=7.5 if size <= 12 else 5, **light)
 
 
 def _words(classes: tuple[str, ...], teacher: Shares, student: Shares, name: str) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -66,8 +66,13 @@ def _scatter(ax: Axes, pairs: list[Pair], metric: str) -> None:
         ax.plot(*start, "o", markersize=7, mfc=palette.PAPER, mec=style.colour, mew=1.6, zorder=4)
         others = [point for name, point in points.items() if name != pair.alone.name]
         if others:
-            mark = {"marker": style.mark, "markersize": 5.5, "color": style.colour, "mew": 0.0}
-            ax.plot(*zip(*others, strict=True), linestyle="", alpha=0.85, zorder=5, **mark)  # type: ignore[arg-type]
+            mark: dict[str, Any] = {
+                "marker": style.mark,
+                "markersize": 5.5,
+                "color": style.colour,
+                "mew": 0.0,
+            }
+            ax.plot(*zip(*others, strict=True), linestyle="", alpha=0.85, zorder=5, **mark)
         places += [place for place, _ in points.values()]
     _costs(ax, min(places), max(places))
     ax.margins(y=0.12)
