@@ -85,8 +85,4 @@ def train(
         title=title,
         anchors={name: max(1, round(share * recipe.epochs)) for name, share in (anchors or {}).items()},
     )
-    history = training.run()
-    save("last")
-    if not history:
-        save("best")
-    result.finish(scratch, history, machine)
+    result.finish(scratch, training.run(), save, machine)

@@ -197,11 +197,7 @@ def distil(
         identity=identity,
         title=f"{inputs.pair}/{inputs.run} seed {seed}",
     )
-    history = training.run()
-    save("last")
-    if not history:
-        save("best")
-    result.finish(scratch, history, machine)
+    result.finish(scratch, training.run(), save, machine)
 
 
 def _schedule(inputs: RunInputs, context: Context) -> TeacherSchedule[Any]:

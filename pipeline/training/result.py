@@ -45,9 +45,15 @@ def saver(network: nn.Module, weights: Path) -> Callable[[str], None]:
     return save
 
 
-def finish(scratch: Path, history: list[Row], machine: Machine) -> None:
-    """Write the history and its summary, and drop the checkpoint."""
-    if history:
+def finish(scratch: Path, history: list[Row], save: Callable[[str], None], machine: Machine) -> None:
+    """Write the last weights (the best ones too, where no epoch ran), the history and its summary.
+
+    The checkpoint is dropped.
+    """
+    save("last")
+    if not history:
+        save("best")
+    else:
         with artifact.writing(scratch / "history.csv") as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in history for key in row)))
             writer.writeheader()
