@@ -19,3 +19,18 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_p = F.log_softmax(teacher.float() / temperature, dim=1)
     log_q = F.log_softmax(student.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def pixel_kl(p: Tensor, scores: Tensor, ids: Tensor | None = None) -> Tensor:
+    """Return KL(p || softmax(scores)): summed over outcomes, mean over all pixels of the batch.
+
+    Args:
+        p: probabilities (B, k, H, W); those that are 0 add nothing.
+        scores: the student's (B, K, H, W).
+        ids: which outcomes `p` speaks of, int64 (B, k, H, W); the others are 0. None: all of them, k = K.
+    """
+    log_q = F.log_softmax(scores.float(), dim=1)
+    if ids is not None:
+        log_q = log_q.gather(1, ids)
+    pixels = p.numel() // p.shape[1]
+    return F.kl_div(log_q, p.float(), reduction="sum") / pixels

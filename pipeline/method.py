@@ -23,6 +23,7 @@ from pipeline.params.recipe import Phase, Recipe
 
 Terms = dict[str, Tensor]  # scalars by name
 Weights = dict[str, float]
+Tables = Mapping[str, Mapping[str, NDArray[Any]]]  # arrays of fitted tables, by table and array name
 
 
 class MethodConfig(Block):
@@ -30,9 +31,12 @@ class MethodConfig(Block):
 
     Attributes:
         weights: of the terms, by name; a term that has none is an error.
+        insert: layers to put into the student for good, by tap, beside those of the method itself; so a method
+            can be compared with another at the same number of parameters.
     """
 
     weights: Weights
+    insert: dict[str, LayerSpec] = {}
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Context:
     student: Network
     student_shapes: Mapping[str, Shape]
     teacher_shapes: Mapping[str, Shape]
-    tables: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    tables: Tables = field(default_factory=dict)
     teacher: Network | None = None
     seed: int = 0
 
@@ -153,15 +157,18 @@ class BaseMethod(nn.Module, Generic[C]):
         return Needs()
 
     @classmethod
-    def operations(cls, config: C, student: Mapping[str, Shape], teacher: Mapping[str, Shape]) -> Operations:
-        """Return what is done to the student for good.
+    def operations(
+        cls, config: C, student: Mapping[str, Shape], teacher: Mapping[str, Shape], tables: Tables
+    ) -> Operations:
+        """Return what is done to the student for good; `config.insert` by default.
 
         Args:
             config: the method's settings.
             student: shapes of the plain student's taps.
             teacher: shapes of the needed features.
+            tables: arrays of the needed tables.
         """
-        return Operations()
+        return Operations(insert=config.insert)
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """Return the parts of the training, in their order; the student's recipe is the only one by default."""

@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from pipeline import plugin
+from pipeline import codebook, plugin
 from pipeline.dataset import Meta
+from pipeline.encoding import tables_of
 from pipeline.features.extract import stored_features
 from pipeline.features.manifest import StoredFeature
 from pipeline.features.store import Layout
@@ -27,7 +30,7 @@ from pipeline.params.base import validate
 from pipeline.params.extract import TeacherParams
 from pipeline.params.project import Sections, blocks, merged
 from pipeline.params.recipe import Recipe
-from pipeline.params.student import PairBlock, StudentParams
+from pipeline.params.student import CodeParams, PairBlock, StudentParams
 from pipeline.views import ViewSpace, num_slots, view_space
 
 CHECKSUM_BYTES = 4
@@ -156,8 +159,11 @@ def plan(params: Sections, metas: Mapping[str, Meta]) -> Plan:
         items.append(_store(name, teacher, meta, stored))
         costs += _costs(name, teacher, meta, space, stored, unstored, taught, len(params.seeds))
         paid.append(_break_even(name, items[-1].forwards, taught, len(params.seeds)))
-    for name, fit in params.fits.items():
-        items.append(Item("table", f"{fit.teacher}/{fit.table}", (f"fit_table@{name}",), 0, 1))
+    for stage, asked in (("fit_table", params.fits), ("derive_table", params.derived)):
+        for name, fit in asked.items():
+            items.append(Item("table", f"{fit.teacher}/{fit.table}", (f"{stage}@{name}",), 0, 1))
+    for name, code in params.codes.items():
+        items.append(_codes(name, code, params, metas))
     sizes = {
         name: 3 * _weight_bytes(build(_spec(student, metas[student.dataset]), 0))  # init, last, best
         for name, student in params.students.items()
@@ -198,7 +204,12 @@ def _runs(params: Sections, metas: Mapping[str, Meta]) -> Iterator[_Run]:
         method, schedule = plugin.load("methods", run.method), plugin.load("schedules", run.schedule)
         needs = method.Method.needs(validate(method.Config, run.config, f"runs.{key}.config"))
         config = validate(schedule.Config, run.schedule_config, f"runs.{key}.schedule_config")
-        features = (needs | schedule.Schedule.needs(config)).teacher
+        needs |= schedule.Schedule.needs(config)
+        if run.transform is not None:
+            transform = plugin.load("transforms", run.transform)
+            where = f"runs.{key}.transform_config"
+            needs |= transform.Transform.needs(validate(transform.Config, run.transform_config, where))
+        features = needs.teacher
         recipe = validate(
             Recipe, merged(student.recipe.model_dump(mode="json"), run.recipe), f"runs.{key}.recipe"
         )
@@ -218,7 +229,9 @@ def _features(
         feature: (num_slots(space, stored.slots, f"{where}.{feature}.slots"), stored.dtype)
         for feature, stored in teacher.extract.features.items()
     }
-    others = {feature: (0, "float16") for run in taught for feature in run.features}
+    # A code has a store of its own, or is made online of the tap.
+    read = {feature for run in taught for feature in run.features if not tables_of([feature])}
+    others = dict.fromkeys(sorted(read), (0, "float16"))
     live = Teacher(network, machine("cpu"))
     found = stored_features(others | requested, live, meta.channels, meta.size)
     stored = {feature: found[feature] for feature in requested}
@@ -259,6 +272,44 @@ def _store(name: str, teacher: TeacherParams, meta: Meta, stored: Mapping[str, S
         sum(map(store_files, layouts)) + groups + 1,
         checkpoints * (slots * train + sum(meta.samples.values()) - train),
     )
+
+
+def _codes(name: str, code: CodeParams, params: Sections, metas: Mapping[str, Meta]) -> Item:
+    """Return the store of a code; the teacher sees every view, and the plain ones again for what is lost."""
+    teacher = params.teachers[code.teacher]
+    dataset, meta = params.datasets[teacher.dataset], metas[teacher.dataset]
+    slots = num_slots(view_space(dataset.views), code.slots, f"codes.{name}.slots")
+    network, where = build(_spec(teacher, meta), 0), machine("cpu")
+    mapped = code.feature.rpartition(":")[0]
+    plain = stored_features({mapped: (0, "float16")}, Teacher(network, where), meta.channels, meta.size)
+    live = Teacher(network, where, {code.table: _stand_in(plain[mapped].shape[0], len(meta.classes))})
+    stored = stored_features({code.code: (slots, "float16")}, live, meta.channels, meta.size)
+    train = meta.samples["train"]
+    one = stored[code.code]
+    layouts = [
+        Layout.plan((1 + slots, train, *one.shape), one.dtype),
+        Layout.plan((1 + slots, train), "int32"),
+    ]
+    manifest = MANIFEST_BYTES + FEATURE_BYTES + DIGEST_BYTES
+    return Item(
+        "codes",
+        f"{code.teacher}/{name}",
+        (f"encode_views@{name}",),
+        sum(map(store_bytes, layouts)) + 4 * GROUP_BYTES + manifest,
+        sum(map(store_files, layouts)) + 5 + 1,  # the groups, the summary
+        (2 + slots) * train,
+    )
+
+
+def _stand_in(channels: int, classes: int) -> dict[str, Tensor]:
+    """Return a table of the least size that any encoding reads: a code's shape does not depend on its values."""
+    return {
+        "centers": torch.zeros(max(codebook.TOP, classes), channels),
+        "temperature": torch.tensor(1.0),
+        "mean": torch.zeros(channels),
+        "scalings": torch.zeros(channels, channels),
+        "per_class": torch.tensor(1),
+    }
 
 
 def _costs(

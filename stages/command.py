@@ -32,6 +32,10 @@ Precision = Annotated[
     str, typer.Option("--precision", envvar="STILLHOUSE_PRECISION", help="float32 or bfloat16 (autocast).")
 ]
 
+BatchSize = Annotated[
+    int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
+]
+
 Resident = Annotated[
     int,
     typer.Option(

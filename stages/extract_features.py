@@ -16,9 +16,7 @@ def main(
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
     out: Annotated[Path, typer.Option(help="Store to make, a folder that ends in .zarr.")],
     device: command.Device = "auto",
-    batch_size: Annotated[
-        int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
-    ] = 256,
+    batch_size: command.BatchSize = 256,
 ) -> None:
     """Fill the feature store of the teacher of BLOCK, always computed in float32: students learn from it for years."""
     if out.suffix != ".zarr":
@@ -31,9 +29,9 @@ def main(
 
     from importlib.metadata import version
 
-    from pipeline import artifact, closure, progress
-    from pipeline.encoding import Feature
-    from pipeline.features.extract import Extraction, stored_features
+    from pipeline import artifact, closure
+    from pipeline.encoding import encodings_of
+    from pipeline.features.extract import Extraction, fill, stored_features
     from pipeline.features.manifest import Manifest
     from pipeline.features.teacher import Teacher
     from pipeline.machine import machine
@@ -76,21 +74,11 @@ def main(
         compression=extract.compression,
     )
     plugins = [f"networks.{manifest.network.family}"]
-    plugins += [f"encodings.{Feature.parse(feature).encoding}" for feature in extract.features]
+    plugins += [f"encodings.{encoding}" for encoding in encodings_of(extract.features)]
     code = closure.digest(["stages.extract_features", *(f"pipeline.{plug}" for plug in plugins)])
     identity = artifact.content_hash([manifest.model_dump(mode="json"), extract.compression, code])
     with artifact.building(out, resume=True) as scratch:
-        mark = scratch / "identity"
-        if not mark.exists() or mark.read_text() != identity:
-            artifact.remove(scratch)
-            scratch.mkdir()
-            mark.write_text(identity)
-        # What zarr and tensorstore were writing when a run was killed; the shards themselves are written again.
-        for left in [*scratch.rglob("*.partial"), *scratch.rglob("*.__lock")]:
-            artifact.remove(left)
-        with progress.bar(f"features of {name}", extraction.num_forwards()) as advance:
-            extraction.run(scratch, advance)
-        mark.unlink()
+        fill(scratch, extraction, identity, f"features of {name}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ def main(
     prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
+    codes: Annotated[Path, typer.Option(help="Folder of the stores of the teacher's codes.")],
     tables: Annotated[Path, typer.Option(help="Folder of the teacher's tables.")],
     evaluation: Annotated[Path, typer.Option(help="The teacher's predictions.")],
     code: Annotated[Path, typer.Option(help="Folder of the code's hashes, made by stages.code.")],
@@ -29,7 +30,7 @@ def main(
 
     from pipeline.training.resolve import Places, resolve_run
 
-    places = Places(prepared / pair.student.dataset, weights, store, tables, evaluation, code)
+    places = Places(prepared / pair.student.dataset, weights, store, codes, tables, evaluation, code)
     with artifact.building(out) as scratch:
         for run in pair.runs:
             inputs = resolve_run(pair, run, places)

@@ -36,6 +36,8 @@ PARAMS: dict[str, Any] = {
     "distill": ["ada-sam/kd", "ada-sam/fitnet", "bob-sam/kd"],
     "tables": {"moments": {"table": "moments", "config": {"feature": "stage2"}}},
     "fits": {"ada-moments": {"teacher": "ada", "table": "moments"}},
+    "derived": {},
+    "codes": {},
 }
 # One of each, as few stages as there can be.
 ONE: dict[str, Any] = PARAMS | {

@@ -243,9 +243,9 @@ def test_a_run_that_goes_on_computes_only_what_is_missing(
     forwards = []
     live = Teacher.features
 
-    def counted(self: Teacher, image: torch.Tensor, names: Any) -> Any:
+    def counted(self: Teacher, image: torch.Tensor, *what: Any) -> Any:
         forwards.append(len(image))
-        return live(self, image, names)
+        return live(self, image, *what)
 
     monkeypatch.setattr(Teacher, "features", counted)
     made.run(tmp_path / "t.zarr", no_progress)
@@ -430,10 +430,11 @@ def test_values_that_a_dtype_cannot_hold_are_told_and_nothing_is_published(
     ("features", "block", "parts"),
     [
         ({"stage9": {}}, {}, ["Unknown tap 'stage9'", "stage3", "logits"]),
-        ({"stage3:polled": {}}, {}, ["Unknown encoding 'polled'", "'pooled'", "attention, identity"]),
+        ({"stage3:polled": {}}, {}, ["Unknown encoding 'polled'", "'pooled'", "attention, halved"]),
         ({"stage 3": {}}, {}, ["'stage 3' names no feature"]),
         ({"logits:attention": {}}, {}, ["Encoding 'attention'", "tap 'logits' has shape (10,)"]),
-        ({"stage3:attention@words": {}}, {}, ["Unknown table 'words'"]),
+        ({"stage3:attention@words": {}}, {}, ["'attention' reads no table: drop @words"]),
+        ({"stage3:nearest@words": {}}, {}, ["Unknown table 'words'"]),
         ({"logits": {"slots": 19}}, {}, ["teachers.small.extract.features.logits.slots is 19", "18 views"]),
         (
             {"logits": {}},

@@ -111,6 +111,8 @@ def jobs(world: World) -> dict[str, Job]:
     extract = ("--data", data, "--weights", weights, *cpu, "--batch-size", 30)
     check = ("--data", data, "--weights", weights, "--store", store, *cpu)
     tables = (
+        "--codes",
+        a / "codes/big",
         "--tables",
         a / "tables/big",
         "--evaluation",

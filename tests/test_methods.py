@@ -30,8 +30,24 @@ from pipeline.params.base import validate
 from pipeline.table import FitContext, TableConfig, load, save
 
 METHODS = plugin.names("methods")
+WORDS = {
+    "centers": np.random.default_rng(0).normal(size=(11, 64)).astype(np.float32),
+    "counts": np.ones(11, np.int64),
+    "temperature": np.float32(1),
+}
 # Arrays of the tables that the defaults of a method or transform name, by plug-in and table.
-TABLES: dict[tuple[str, str], Mapping[str, Any]] = {}
+TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
+    ("letkd1", "words"): WORDS,
+    ("letkd2", "words"): WORDS,
+    ("quest", "words"): WORDS,
+    ("letkd2", "subclasses"): {
+        "mean": np.random.default_rng(1).normal(size=64).astype(np.float32),
+        "scalings": np.random.default_rng(2).normal(size=(64, 3)).astype(np.float32),
+        "centers": np.random.default_rng(3).normal(size=(CLASSES * 2, 3)).astype(np.float32),
+        "per_class": np.int64(2),
+        "scores": np.random.default_rng(4).dirichlet(np.ones(CLASSES * 2), CLASSES * 2).astype(np.float32),
+    },
+}
 # Settings for plug-ins that cannot do without.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("schedules", "anchors"): {"anchors": ("anchor_025", "anchor_050", "last")},
@@ -83,7 +99,7 @@ def test_needs_are_taps_and_features(name: str) -> None:
     found = build(name)
     assert set(found.needs.student) <= set(found.context.student_shapes)
     for feature in found.needs.teacher:
-        assert Feature.parse(feature).encoding in plugin.names("encodings")
+        assert set(Feature.parse(feature).encodings) <= set(plugin.names("encodings"))
     assert set(found.context.teacher_shapes) == set(found.needs.teacher)
 
 
@@ -91,7 +107,7 @@ def test_needs_are_taps_and_features(name: str) -> None:
 def test_inserted_layers_are_named_for_the_inputs(name: str) -> None:
     found, module = build(name), plugin.load("methods", name)
     operations = module.Method.operations(
-        module.Config(), found.context.student_shapes, found.context.teacher_shapes
+        module.Config(), found.context.student_shapes, found.context.teacher_shapes, found.context.tables
     )
     assert {spec.layer for spec in operations.insert.values()} <= set(getattr(module, "LAYERS", ()))
 

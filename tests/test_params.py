@@ -43,7 +43,7 @@ def refused(params: dict[str, Any]) -> str:
 # Place, value, and what the message must say: what was found, what was expected, the nearest name.
 MISTAKES: list[tuple[str, Any, list[str]]] = [
     # unknown keys, wherever they stand
-    ("teacher", {}, ["unknown key 'teacher'", "Did you mean 'teachers'?", "Known keys: datasets, distill"]),
+    ("teacher", {}, ["unknown key 'teacher'", "Did you mean 'teachers'?", "Known keys: codes, datasets, derived"]),
     ("teachers.big.recipes", {}, ["unknown key 'teachers.big.recipes'", "Did you mean 'recipe'?"]),
     ("teachers.big.recipe.learning_rat", 1, ["Did you mean 'learning_rate'?", "Known keys: batch_size, decay"]),
     ("teachers.big.extract.checkpoint", [], ["Did you mean 'checkpoints'?", "Known keys: checkpoints, compression"]),

@@ -32,9 +32,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 
 def cached(small: Small, names: Iterable[str], slots: int, **options: Any) -> CachedSource:
     options = {"checkpoints": ["last", "anchor_050"]} | options
-    return CachedSource(
-        small.path, small.manifest, names, options.pop("checkpoints"), slots, CPU.device, **options
-    )
+    stores = dict.fromkeys(names, small.path)
+    return CachedSource(stores, options.pop("checkpoints"), slots, CPU.device, **options)
 
 
 def shown(small: Small, slot: int, index: Tensor) -> Tensor:
@@ -74,7 +73,7 @@ def test_cached_is_what_online_gives(
     for slot in range(slots + 1):  # all are begun before any is taken
         index = torch.randint(0, 50, (23,), generator=draw)
         image = shown(small, slot, index)
-        arguments = (checkpoint, slot, index, image)
+        arguments = (checkpoint, slot, index, image, torch.zeros_like(index))
         begun.append((source.begin(*arguments), online.begin(*arguments)))
     for take_cached, take_online in begun:
         assert_alike(take_cached(), take_online())
@@ -85,18 +84,18 @@ def test_the_sources_would_differ_on_another_slot_sample_or_checkpoint(small: Sm
     source, index = cached(small, ["logits"], 3), torch.arange(20)
     image = shown(small, 2, index)
     live = OnlineSource({"last": Teacher(small.networks["last"], CPU)}, ["logits"])
-    expected = live.begin("last", 2, index, image)()
-    assert_alike(source.begin("last", 2, index, image)(), expected)
+    expected = live.begin("last", 2, index, image, index)()
+    assert_alike(source.begin("last", 2, index, image, index)(), expected)
     for wrong in (("last", 1, index), ("last", 2, index.flip(0)), ("anchor_050", 2, index)):
         with pytest.raises(AssertionError):
-            assert_alike(source.begin(*wrong, image)(), expected)
+            assert_alike(source.begin(*wrong, image, index)(), expected)
 
 
 def test_a_source_without_features_gives_none(small: Small) -> None:
     index = torch.arange(3)
     image = shown(small, 0, index)
-    assert cached(small, [], 3).begin("last", 0, index, image)() == {}
-    assert OnlineSource({}, []).begin("last", 0, index, image)() == {}
+    assert cached(small, [], 3).begin("last", 0, index, image, index)() == {}
+    assert OnlineSource({}, []).begin("last", 0, index, image, index)() == {}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +153,7 @@ def test_a_damaged_chunk_is_told_when_it_is_read(tmp_path: Path, resident_bytes:
 
     def take() -> Taps:
         source = cached(small, ["logits"], 3, resident_bytes=resident_bytes)
-        return source.begin("last", 0, index, shown(small, 0, index))()
+        return source.begin("last", 0, index, shown(small, 0, index), index)()
 
     with pytest.raises(DamagedArtifactError, match="last/train/logits has a damaged chunk"):
         take()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from feature_fixtures import Small, attention, pooled, run_stage, small_store
 from numpy.typing import NDArray
 
 from pipeline import plugin, table
-from pipeline.encoding import Feature, taps_of
+from pipeline.encoding import Feature, encodings_of, tables_of, taps_of
 from pipeline.errors import (
     DamagedArtifactError,
     MissingArtifactError,
@@ -157,50 +158,78 @@ def test_encodings_are_their_loops() -> None:
     assert Feature.parse("stage3").encode(x) is x
 
 
+TABLE = {
+    "centers": torch.randn(8, 5, generator=torch.Generator().manual_seed(1)),
+    "temperature": torch.tensor(1.0),
+    "mean": torch.zeros(5),
+    "scalings": torch.eye(5),
+    "per_class": torch.tensor(2),
+}
+
+
 @pytest.mark.parametrize("name", plugin.names("encodings"))
 def test_an_encoding_codes_each_sample_alone(name: str) -> None:
-    x, encode = maps(4, 5, 3, 3), plugin.load("encodings", name).encode
-    codes = encode(x)
+    reads = getattr(plugin.load("encodings", name), "READS", ())
+    feature = Feature("stage3", (name,), "words" if "table" in reads else None)
+    x, label = maps(4, 5, 4, 4), torch.tensor([0, 3, 1, 2])
+    codes = feature.encode(x, {"words": TABLE}, label)
     assert len(codes) == 4
-    torch.testing.assert_close(torch.cat([encode(x[i : i + 1]) for i in range(4)]), codes)
+    alone = [feature.encode(x[i : i + 1], {"words": TABLE}, label[i : i + 1]) for i in range(4)]
+    torch.testing.assert_close(torch.cat(alone), codes)
 
 
 @pytest.mark.parametrize(
     ("name", "feature"),
     [
         ("stage3", Feature("stage3")),
-        ("stage3_block1_pre:attention", Feature("stage3_block1_pre", "attention")),
-        ("stage3:nearest@words-256", Feature("stage3", "nearest", "words-256")),
+        ("stage3_block1_pre:attention", Feature("stage3_block1_pre", ("attention",))),
+        ("stage3:nearest@words-256", Feature("stage3", ("nearest",), "words-256")),
+        ("final:halved:subclass@x4.1", Feature("final", ("halved", "subclass"), "x4.1")),
     ],
 )
 def test_features_are_read_from_their_names(name: str, feature: Feature) -> None:
     assert Feature.parse(name) == feature
 
 
-@pytest.mark.parametrize(
-    "name", ["", ":attention", "stage3:", "stage3@words", "a b", "stage3:x@", "a:b:c", "a\n"]
-)
+@pytest.mark.parametrize("name", ["", ":attention", "stage3:", "a b", "stage3:x@", "a\n", "a::b"])
 def test_what_is_no_feature_is_told(name: str) -> None:
     with pytest.raises(ParamsError, match="Expected a tap, tap:encoding or tap:encoding@table"):
         Feature.parse(name)
 
 
-def test_taps_of_features_are_named_once() -> None:
-    assert taps_of(["stage3", "stage3:attention", "logits"]) == {"stage3", "logits"}
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("stage3@words", "a plain tap reads no table: drop @words"),
+        ("stage3:attention@words", "its last encoding 'attention' reads no table: drop @words"),
+        ("stage3:halved:nearest", "its last encoding 'nearest' reads a table: add @table"),
+        ("stage3:nearest:halved@words", "an encoding that reads a table comes last"),
+    ],
+)
+def test_a_table_is_named_where_one_is_read_and_nowhere_else(name: str, reason: str) -> None:
+    with pytest.raises(ParamsError, match=re.escape(reason)):
+        Feature.parse(name)
+
+
+def test_taps_tables_and_encodings_of_features_are_named_once() -> None:
+    names = ["stage3", "stage3:attention", "logits", "final:halved:nearest@words", "final:halved:top4@words"]
+    assert taps_of(names) == {"stage3", "logits", "final"}
+    assert tables_of(names) == ("words",)
+    assert encodings_of(names) == ("attention", "halved", "nearest", "top4")
 
 
 def test_what_an_encoding_cannot_do_is_told() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown encoding 'attentoin'. Did you mean 'attention'"):
-        Feature.parse("stage3:attentoin").encode(maps(2, 3, 4, 4))
+        Feature.parse("stage3:attentoin")
     for encoding in ("attention", "pooled"):
         with pytest.raises(
             ShapeError, match=rf"'{encoding}' reads 3 axes, and tap 'logits' has shape \(10,\)"
         ):
             Feature.parse(f"logits:{encoding}").encode(maps(2, 10))
     with pytest.raises(UnknownNameError, match=r"Unknown table 'words'.*Known: digits"):
-        Feature.parse("stage3:attention@words").encode(maps(2, 3, 4, 4), {"digits": {}})
+        Feature.parse("stage3:nearest@words").encode(maps(2, 3, 4, 4), {"digits": {}})
     with pytest.raises(UnknownNameError, match="Known: none"):
-        Feature.parse("stage3:attention@words").encode(maps(2, 3, 4, 4))
+        Feature.parse("stage3:nearest@words").encode(maps(2, 3, 4, 4))
 
 
 # Normalisation.

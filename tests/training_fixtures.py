@@ -126,6 +126,7 @@ class World:
             "prepared": self.path("data/prepared"),
             "weights": self.path("artifacts/teachers/big/weights"),
             "store": self.path("artifacts/features/big.zarr"),
+            "codes": self.path("artifacts/codes/big"),
             "tables": self.path("artifacts/tables/big"),
             "evaluation": self.path("artifacts/predictions/teachers/big.npz"),
             "code": self.path("artifacts/code"),
@@ -219,7 +220,9 @@ class Assembled:
             "image": image,
             "label": torch.randint(CLASSES, (size,), generator=generator),
             "index": torch.arange(size),
-            "teacher": frozen_teacher().features(image, self.needs.teacher),
+            "teacher": frozen_teacher().features(
+                image, self.needs.teacher, torch.zeros(size, dtype=torch.int64)
+            ),
             "epoch": 0,
             "epochs": 2,
             "step": 0,
@@ -250,8 +253,12 @@ def assemble(
     every = probe(teacher.network, TEACHER.size, TEACHER.channels)
     assert taps_of(needs.teacher) <= set(every), f"{name} needs teacher taps that no network has"
     image = torch.zeros(1, 1, STUDENT.size, STUDENT.size)
-    seen = {key: tuple(x.shape[1:]) for key, x in teacher.features(image, needs.teacher).items()}
-    operations = module.Method.operations(config, plain, seen)
+    seen = {
+        key: tuple(x.shape[1:])
+        for key, x in teacher.features(image, needs.teacher, torch.zeros(1, dtype=torch.int64)).items()
+    }
+    arrays = {key: tables(key) if tables else {} for key in needs.tables}
+    operations = module.Method.operations(config, plain, seen, arrays)
     spec = STUDENT.model_copy(
         update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
     )
@@ -262,7 +269,7 @@ def assemble(
         student=student,
         student_shapes=probe(student, spec.size, spec.channels),
         teacher_shapes=seen,
-        tables={key: tables(key) if tables else {} for key in needs.tables},
+        tables=arrays,
         teacher=teacher.network if needs.network else None,
     )
     with seeding.scope(0, "method"):

@@ -21,7 +21,6 @@ from pipeline import progress
 from pipeline.benchmark.material import CLASSES, Bench, extraction
 from pipeline.benchmark.record import Record, record
 from pipeline.closure import root
-from pipeline.features import manifest
 from pipeline.features.source import CachedSource
 from pipeline.features.stream import PlainStream
 from pipeline.features.teacher import Teacher
@@ -78,10 +77,10 @@ def read(data: Path, store: Path) -> None:
     prepared = Prepared.open(data)
     for _ in PlainStream(store, "stage1", prepared.split("train").labels):
         pass
-    source = CachedSource(store, manifest.read(store), ["stage1"], ["last"], 0, CPU.device, resident_bytes=0)
+    source = CachedSource({"stage1": store}, ["last"], 0, CPU.device, resident_bytes=0)
     order = torch.randperm(len(prepared.split("train")))
     for index in torch.split(order, 64):
-        source.begin("last", 0, index, torch.empty(0))()
+        source.begin("last", 0, index, torch.empty(0), torch.empty(0))()
 
 
 def peak() -> float:

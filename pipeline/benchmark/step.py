@@ -74,8 +74,8 @@ def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]
     store, batches = bench.folder / "steps" / f"{spec.network}.zarr", _batches(bench)
     made = extraction(prepared, teacher, spec, {"logits": (SLOTS, "float16")})
     with progress.bar(f"store of {spec.network}", made.num_forwards()) as advance:
-        manifest = made.run(store, advance)
-    cached = CachedSource(store, manifest, ["logits"], ["last"], SLOTS, machine.device)
+        made.run(store, advance)
+    cached = CachedSource({"logits": store}, ["last"], SLOTS, machine.device)
     online = OnlineSource({"last": teacher}, ["logits"])
     student = bench.spec(student_name)
     network = build(student, 0).to(machine.device)

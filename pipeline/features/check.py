@@ -31,6 +31,8 @@ BLOCK_BYTES = 32 << 20
 class Difference:
     """The largest error of one array, relative: |stored - live| / (|live| + rms of live).
 
+    Of integer codes it is the share of a sample's codes that differ.
+
     Attributes:
         array: "checkpoint/split/feature".
         slot: where it was found.
@@ -75,7 +77,10 @@ def compare(
             for name, values in live.items():
                 array = f"{checkpoint}/{split}/{name}"
                 stored = StoredArray(array_path(path, checkpoint, split, name)).read(slot, index.numpy())
-                error = relative_error(torch.from_numpy(stored.astype(np.float32)), values.float())
+                if stored.dtype.kind == "f":
+                    error = relative_error(torch.from_numpy(stored.astype(np.float32)), values.float())
+                else:
+                    error = share_differing(torch.from_numpy(stored), values)
                 row = int(error.argmax())
                 candidate = Difference(array, slot, int(index[row]), float(error[row]))
                 if array not in worst or candidate.error > worst[array].error:
@@ -107,6 +112,16 @@ def relative_error(stored: Tensor, live: Tensor) -> Tensor:
     """
     error = (stored - live).abs() / (live.abs() + live.square().mean().sqrt()).clamp(min=1e-12)
     return torch.nan_to_num(error.reshape(len(error), -1), nan=float("inf")).amax(dim=1)
+
+
+def share_differing(stored: Tensor, live: Tensor) -> Tensor:
+    """Return the share of integer codes of each row that differ, (B,).
+
+    Args:
+        stored: (B, ...).
+        live: (B, ...).
+    """
+    return (stored.long() != live.long()).float().flatten(1).mean(dim=1)
 
 
 def summarise(path: Path, checkpoint: str, name: str) -> dict[str, Any]:
@@ -154,4 +169,5 @@ def _live(
     image = torch.from_numpy(data.images[index.numpy()]).to(device)
     rows = index.to(device)
     view = space.apply(image, view_ids(space, slot, rows), rows)
-    return {name: x.cpu() for name, x in teacher.features(normalise(view), names).items()}
+    label = torch.from_numpy(data.labels[index.numpy()]).to(device)
+    return {name: x.cpu() for name, x in teacher.features(normalise(view), names, label).items()}

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import artifact
+from pipeline import artifact, progress
 from pipeline.errors import ParamsError
 from pipeline.features import store
 from pipeline.features.manifest import Manifest, StoredFeature
@@ -183,7 +183,8 @@ class Extraction:
         index = torch.arange(start, stop, device=device)
         image = torch.from_numpy(np.array(data.images[start:stop])).to(device)
         view = self.space.apply(image, view_ids(self.space, slot, index), index)
-        return teacher.features(self.normalise(view), names)
+        label = torch.from_numpy(data.labels[start:stop]).to(device)
+        return teacher.features(self.normalise(view), names, label)
 
     def _cast(self, name: str, values: Tensor) -> Array:
         with np.errstate(over="ignore"):  # an overflow is told when the shard is written
@@ -210,6 +211,29 @@ class Extraction:
 
     def _slots(self) -> int:
         return max(feature.slots for feature in self.manifest.features.values())
+
+
+def fill(scratch: Path, extraction: Extraction, identity: str, title: str) -> Manifest:
+    """Fill a store in `scratch`; what a run that was cut off has left there is gone on from.
+
+    Args:
+        scratch: an existing folder.
+        extraction: what to fill it with.
+        identity: of everything that the store depends on; another one's remains are dropped.
+        title: of the progress bar.
+    """
+    mark = scratch / "identity"
+    if not mark.exists() or mark.read_text() != identity:
+        artifact.remove(scratch)
+        scratch.mkdir()
+        mark.write_text(identity)
+    # What zarr and tensorstore were writing when a run was killed; the shards themselves are written again.
+    for left in [*scratch.rglob("*.partial"), *scratch.rglob("*.__lock")]:
+        artifact.remove(left)
+    with progress.bar(title, extraction.num_forwards()) as advance:
+        manifest = extraction.run(scratch, advance)
+    mark.unlink()
+    return manifest
 
 
 class Progress:
@@ -245,7 +269,8 @@ def stored_features(
         UnknownNameError: a tap or encoding that does not exist.
     """
     image = torch.zeros(1, channels, size, size, device=teacher.machine.device)
-    probed = teacher.features(image, requested)
+    label = torch.zeros(1, dtype=torch.int64, device=teacher.machine.device)
+    probed = teacher.features(image, requested, label)
     found = {}
     for name, (slots, dtype) in requested.items():
         code = probed[name]

@@ -50,6 +50,7 @@ class Manifest(Block):
         std: as `mean`.
         views: the view space of the augmented slots.
         features: what is stored, by feature name.
+        tables: hash of the fitted tables that features are encoded with, by table name.
         versions: of the libraries that made it; they are not compared.
     """
 
@@ -63,6 +64,7 @@ class Manifest(Block):
     std: tuple[float, ...]
     views: ViewParams
     features: dict[str, StoredFeature]
+    tables: dict[str, str] = {}
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -121,8 +123,9 @@ def command(store: Path) -> str:
 
 
 def stage(store: Path) -> str:
-    """Return the name of the stage that makes the store at `store`."""
-    return f"extract_features@{store.stem}"
+    """Return the name of the stage that makes the store at `store`: codes lie in a folder of their teacher."""
+    made_by = "encode_views" if store.parent.parent.name == "codes" else "extract_features"
+    return f"{made_by}@{store.stem}"
 
 
 def _short(value: Any) -> str:

@@ -26,7 +26,9 @@ RESIDENT_BYTES = 2 << 30
 class TeacherSource(Protocol):
     """Gives the teacher's features of training batches."""
 
-    def begin(self, checkpoint: str, slot: int, index: Tensor, image: Tensor) -> Callable[[], Taps]:
+    def begin(
+        self, checkpoint: str, slot: int, index: Tensor, image: Tensor, label: Tensor
+    ) -> Callable[[], Taps]:
         """Start on a batch and return the function that waits for its features.
 
         Args:
@@ -34,6 +36,7 @@ class TeacherSource(Protocol):
             slot: view slot of the batch.
             index: sample indices int64 (B,), on the CPU.
             image: normalised views (B, C, H, W).
+            label: int64 (B,), on the machine's device.
 
         Returns:
             A function that returns features (B, ...) by name, floats as float32, on the machine's device.
@@ -42,12 +45,11 @@ class TeacherSource(Protocol):
 
 
 class CachedSource:
-    """Reads the store. Arrays that are small live on the device, the others are read batch by batch.
+    """Reads stores. Arrays that are small live on the device, the others are read batch by batch.
 
     Args:
-        path: the store.
-        manifest: what it says of itself.
-        features: names of those that are read in training.
+        stores: where each feature lies that is read in training, by feature name; a code that a fitted table
+            makes has a store of its own.
         checkpoints: those that are read.
         slots: number of augmented slots that training shows.
         device: where the features go.
@@ -59,29 +61,28 @@ class CachedSource:
 
     def __init__(
         self,
-        path: Path,
-        manifest: Manifest,
-        features: Iterable[str],
+        stores: Mapping[str, Path],
         checkpoints: Iterable[str],
         slots: int,
         device: torch.device,
         resident_bytes: int = RESIDENT_BYTES,
     ) -> None:
-        self.path, self.manifest, self.device = path, manifest, device
-        self.checkpoints, self.names = list(checkpoints), list(features)
-        for name in self.names:
-            check_stored(path, manifest, name, self.checkpoints, slots)
+        self.device, self.checkpoints, self.names = device, list(checkpoints), list(stores)
+        for name, path in stores.items():
+            check_stored(path, manifests.read(path), name, self.checkpoints, slots)
         self._resident: dict[tuple[str, str], Tensor] = {}
         self._arrays: dict[tuple[str, str], StoredArray] = {}
         for checkpoint in self.checkpoints:
-            for name in self.names:
+            for name, path in stores.items():
                 array = StoredArray(array_path(path, checkpoint, "train", name))
                 if array.nbytes <= resident_bytes:
                     self._resident[checkpoint, name] = torch.from_numpy(array.all()).to(device)
                 else:
                     self._arrays[checkpoint, name] = array
 
-    def begin(self, checkpoint: str, slot: int, index: Tensor, image: Tensor) -> Callable[[], Taps]:
+    def begin(
+        self, checkpoint: str, slot: int, index: Tensor, image: Tensor, label: Tensor
+    ) -> Callable[[], Taps]:
         """Start reading; see `TeacherSource.begin`. A damaged chunk raises DamagedArtifactError."""
         rows = index.numpy()
         reads = {
@@ -117,9 +118,11 @@ class OnlineSource:
         self.teachers = teachers
         self.names = list(features)
 
-    def begin(self, checkpoint: str, slot: int, index: Tensor, image: Tensor) -> Callable[[], Taps]:
+    def begin(
+        self, checkpoint: str, slot: int, index: Tensor, image: Tensor, label: Tensor
+    ) -> Callable[[], Taps]:
         """Run the teacher when the features are taken; see `TeacherSource.begin`."""
-        return lambda: self.teachers[checkpoint].features(image, self.names) if self.names else {}
+        return lambda: self.teachers[checkpoint].features(image, self.names, label) if self.names else {}
 
 
 def check_stored(path: Path, manifest: Manifest, name: str, checkpoints: Iterable[str], slots: int) -> None:

@@ -104,7 +104,7 @@ def set_manifest(store: Path, manifest: Manifest) -> None:
 
 def array_path(store: Path, checkpoint: str, split: str, name: str) -> Path:
     """Return the folder of one array; a feature "stage3:attention" is `stage3.attention` on disk."""
-    return store / checkpoint / split / name.replace(":", ".")
+    return store / checkpoint / split / name.replace(":", ".").replace("@", ".")
 
 
 class StoredArray:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.encoding import Feature, taps_of
+from pipeline.encoding import Feature, Tables, taps_of
 from pipeline.machine import Machine
 from pipeline.network import Network, Taps
 
@@ -25,15 +27,20 @@ class Teacher:
         self,
         network: Network,
         machine: Machine,
-        tables: Mapping[str, Mapping[str, Tensor]] | None = None,
+        tables: Tables | None = None,
     ) -> None:
         self.network = network.to(machine.device).eval().requires_grad_(False)
         self.machine = machine
         self.tables = tables
 
     @torch.no_grad()
-    def features(self, image: Tensor, names: Iterable[str]) -> Taps:
+    def features(self, image: Tensor, names: Iterable[str], label: Tensor) -> Taps:
         """Return the features `names` of normalised images (B, C, H, W), floats as float32.
+
+        Args:
+            image: normalised views (B, C, H, W).
+            names: of the features.
+            label: of the samples, int64 (B,), on the machine's device; some codes depend on it.
 
         Raises:
             UnknownNameError: a tap or encoding that does not exist.
@@ -43,9 +50,17 @@ class Teacher:
             taps = self.network.record(image, taps_of(names))
         found = {name: Feature.parse(name) for name in names}
         return {
-            name: feature.encode(as_float32(taps[feature.tap]), self.tables)
+            name: feature.encode(as_float32(taps[feature.tap]), self.tables, label)
             for name, feature in found.items()
         }
+
+
+def on_device(tables: Mapping[str, Mapping[str, NDArray[Any]]], machine: Machine) -> Tables:
+    """Return the arrays of fitted tables as tensors, floats as float32."""
+    return {
+        name: {key: as_float32(torch.as_tensor(array)).to(machine.device) for key, array in arrays.items()}
+        for name, arrays in tables.items()
+    }
 
 
 def as_float32(x: Tensor) -> Tensor:

@@ -20,6 +20,9 @@ from pipeline.params.dataset import DatasetParams, PrepareBlock
 from pipeline.params.extract import CheckBlock, ExtractBlock, TeacherParams
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import (
+    CodeBlock,
+    CodeParams,
+    DerivedParams,
     FitBlock,
     FitParams,
     PairBlock,
@@ -31,6 +34,7 @@ from pipeline.params.student import (
 )
 from pipeline.params.teacher import TrainBlock, anchor_name
 
+FEATURES = "features"  # the file among a teacher's tables that says what its store holds
 ALONE = "student"  # what the report calls a student that is trained alone
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
@@ -47,6 +51,8 @@ class Sections(Block):
         runs: runs by name.
         tables: table recipes by name.
         fits: which teachers get which tables, by name.
+        derived: which teachers get which tables that are fitted in the space of another one, by name.
+        codes: which teachers' views are encoded with which tables, by name.
         distill: what to distill, as "pair/run".
     """
 
@@ -58,6 +64,8 @@ class Sections(Block):
     runs: dict[str, RunParams] = {}
     tables: dict[str, TableParams] = {}
     fits: dict[str, FitParams] = {}
+    derived: dict[str, DerivedParams] = {}
+    codes: dict[str, CodeParams] = {}
     distill: tuple[str, ...] = ()
 
 
@@ -73,7 +81,17 @@ def check(content: Mapping[str, Any]) -> Sections:
     """
     # Section by section first: so an error names its place, not the whole file.
     params = validate(Sections, content, "").model_copy()
-    for section in ("datasets", "teachers", "students", "pairs", "runs", "tables", "fits"):
+    for section in (
+        "datasets",
+        "teachers",
+        "students",
+        "pairs",
+        "runs",
+        "tables",
+        "fits",
+        "derived",
+        "codes",
+    ):
         for name in getattr(params, section):
             if not _NAME.fullmatch(name):
                 raise ParamsError(
@@ -98,9 +116,7 @@ def check(content: Mapping[str, Any]) -> Sections:
         for run in pair.overrides:
             _known(f"run of pairs.{name}.overrides:", run, params.runs)
             _run(params, name, run)
-    for name, fit in params.fits.items():
-        _known(f"teacher of fits.{name}:", fit.teacher, params.teachers)
-        _known(f"table of fits.{name}:", fit.table, params.tables)
+    _check_tables(params)
     for item in params.distill:
         pair_name, slash, run = item.partition("/")
         if not slash:
@@ -115,6 +131,30 @@ def check(content: Mapping[str, Any]) -> Sections:
         if len(set(values)) < len(values):
             raise ParamsError(f"params.yaml: {name} names something twice. Name it once.")
     return params
+
+
+def _check_tables(params: Sections) -> None:
+    """Check which tables and codes are asked for: each once, its teacher and what it is made with too."""
+    asked: dict[tuple[str, str], str] = {}
+    for section in ("fits", "derived"):
+        for name, fit in getattr(params, section).items():
+            _known(f"teacher of {section}.{name}:", fit.teacher, params.teachers)
+            _known(f"table of {section}.{name}:", fit.table, params.tables)
+            other = asked.setdefault((fit.teacher, fit.table), f"{section}.{name}")
+            if other != f"{section}.{name}":
+                raise ParamsError(
+                    f"params.yaml: {other} and {section}.{name} both ask for table '{fit.table}' of teacher "
+                    f"'{fit.teacher}'. Ask for it once."
+                )
+    for name, derived in params.derived.items():
+        fitted = [fit.table for fit in params.fits.values() if fit.teacher == derived.teacher]
+        _known(f"base of derived.{name}:", derived.base, fitted)
+    for name, code in params.codes.items():
+        _known(f"teacher of codes.{name}:", code.teacher, params.teachers)
+        fitted = [table for teacher, table in asked if teacher == code.teacher]
+        _known(f"table of codes.{name}:", code.table, fitted)
+        if name == FEATURES:
+            raise ParamsError(f"params.yaml: codes.{name} is the name of another file. Rename it.")
 
 
 def check_plugins(params: Sections) -> None:
@@ -139,8 +179,8 @@ def check_plugins(params: Sections) -> None:
         validate(plugin.load(catalogue, plug).Config, config, where)
     for teacher in params.teachers.values():
         for feature in teacher.extract.features:
-            encoding = feature.partition(":")[2].partition("@")[0]  # of tap:encoding@table
-            plugin.load("encodings", encoding or "identity")
+            for encoding in feature.partition("@")[0].split(":")[1:]:  # of tap:encoding@table
+                plugin.load("encodings", encoding)
     networks: list[TeacherParams | StudentParams] = [*params.teachers.values(), *params.students.values()]
     for network in networks:
         family = plugin.load("networks", network.family)
@@ -167,9 +207,22 @@ def blocks(params: Sections) -> dict[str, Block]:
             compression=extract.compression,
         )
         found[f"teachers/{name}/check"] = CheckBlock(tolerance=extract.tolerance)
-    for name, fit in params.fits.items():
-        table, dataset_name = params.tables[fit.table], params.teachers[fit.teacher].dataset
-        found[f"fits/{name}"] = FitBlock(dataset=dataset_name, table=table.table, config=table.config)
+    for section in ("fits", "derived"):
+        for name, fit in getattr(params, section).items():
+            table, dataset_name = params.tables[fit.table], params.teachers[fit.teacher].dataset
+            found[f"{section}/{name}"] = FitBlock(
+                dataset=dataset_name, table=table.table, config=table.config
+            )
+    for name, code in params.codes.items():
+        coded = params.teachers[code.teacher]
+        found[f"codes/{name}"] = CodeBlock(
+            dataset=coded.dataset,
+            table=code.table,
+            code=code.code,
+            slots=code.slots,
+            views=params.datasets[coded.dataset].views,
+            compression=coded.extract.compression,
+        )
     for name in params.students:
         found[f"students/{name}"] = _student(params, name)
     for name in params.pairs:

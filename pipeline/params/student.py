@@ -1,4 +1,4 @@
-"""The sections of params.yaml that say what is distilled: `students`, `pairs`, `runs`, `tables`, `fits`."""
+"""The sections of params.yaml that say what is distilled, and what that needs of a teacher beside its store."""
 
 from __future__ import annotations
 
@@ -88,6 +88,53 @@ class FitParams(Block):
 
     teacher: str
     table: str
+
+
+class DerivedParams(FitParams):
+    """Asks for a table of one teacher that is fitted in the space of another one.
+
+    Attributes:
+        base: that other table, a key of `tables`; `fits` asks for it.
+    """
+
+    base: str
+
+
+class CodeParams(FitParams):
+    """Asks for the codes that a table makes of a teacher's views.
+
+    Attributes:
+        feature: tap and encodings, for instance "final:nearest"; the last encoding reads the table.
+        slots: augmented view slots; "all" is every view of a finite space.
+    """
+
+    feature: str
+    slots: Slots = "all"
+
+    @property
+    def code(self) -> str:
+        """The feature's full name, for instance "final:nearest@words"."""
+        return f"{self.feature}@{self.table}"
+
+
+class CodeBlock(Block):
+    """What `encode_views` depends on beside teacher, data and table.
+
+    Attributes:
+        dataset: of the teacher.
+        table: key of `tables`.
+        code: the feature's full name.
+        slots: augmented view slots.
+        views: of the data set.
+        compression: of the chunks.
+    """
+
+    dataset: str
+    table: str
+    code: str
+    slots: Slots
+    views: ViewParams
+    compression: Literal["none", "zstd"]
 
 
 class StudentBlock(StudentParams):

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from pipeline import plugin, seeding, table
 from pipeline.errors import ParamsError, StaleArtifactError
 from pipeline.features import manifest as manifests
+from pipeline.features.extract import stored_features
 from pipeline.features.source import RESIDENT_BYTES, CachedSource, OnlineSource, TeacherSource
-from pipeline.features.teacher import Teacher
+from pipeline.features.teacher import Teacher, on_device
 from pipeline.machine import Machine
-from pipeline.method import BaseMethod, Batch, Context, MethodConfig, Needs, Terms, Weights
+from pipeline.method import BaseMethod, Batch, Context, MethodConfig, Needs, Tables, Terms, Weights
 from pipeline.network import Network, NetworkSpec, Shape, Taps, build, load, probe
 from pipeline.params.base import validate
 from pipeline.prepared import Prepared
@@ -62,7 +63,7 @@ class Distillation(nn.Module):
     def begin(self, views: Views, moment: Moment) -> Callable[[], Taps]:
         """Start fetching the teacher's features of a batch."""
         chosen = self.schedule.checkpoint(moment.epoch, moment.epochs)
-        return self.source.begin(chosen, views.slot, views.index, views.image)
+        return self.source.begin(chosen, views.slot, views.index, views.image, views.label)
 
     def forward(self, views: Views, fetched: Taps, moment: Moment) -> tuple[Tensor, Terms]:
         """Return the weighted sum of all terms, and the terms by name.
@@ -156,12 +157,13 @@ def distil(
     check_data(inputs, prepared)
     setting = Setting.of(prepared, inputs.views, machine)
     batches = setting.batches(inputs.recipe, seed, inputs.slots)
-    source, teacher = _teacher(inputs, machine, resident_bytes)
+    tables = _tables(inputs)
+    source, teacher = _teacher(inputs, tables, machine, resident_bytes)
     method_class, config, needs = method_of(inputs)
     transform = _transform(inputs)
     shapes = _feature_shapes(inputs, source)
     seen = shapes if transform is None else transform[0].shapes(transform[1], shapes)
-    student, spec = _student(inputs, method_class, config, seen, seed)
+    student, spec = _student(inputs, method_class, config, seen, tables, seed)
     result_weights = result.begin(scratch, identity, spec)
     student.to(machine.device)
     save = result.saver(student, result_weights)
@@ -172,7 +174,7 @@ def distil(
         student=student,
         student_shapes=_checked(probe(student, spec.size, spec.channels), needs.student, inputs),
         teacher_shapes=seen,
-        tables=_tables(inputs),
+        tables=tables,
         teacher=teacher.network if teacher and inputs.teacher_network else None,
         seed=seed,
     )
@@ -216,42 +218,44 @@ def _transform(inputs: RunInputs) -> tuple[type[TeacherTransform[Any]], Transfor
 
 
 def _teacher(
-    inputs: RunInputs, machine: Machine, resident_bytes: int
+    inputs: RunInputs, tables: Tables, machine: Machine, resident_bytes: int
 ) -> tuple[TeacherSource, Teacher | None]:
     """Open the source of features; the teacher itself is loaded only where it runs or is read."""
     teachers: dict[str, Teacher] = {}
     for checkpoint, expected in inputs.weights.items():
         folder = Path(inputs.weights_folder)
         check_file(folder / f"{checkpoint}.safetensors", expected)
-        teachers[checkpoint] = Teacher(load(folder, checkpoint)[0], machine)
+        teachers[checkpoint] = Teacher(load(folder, checkpoint)[0], machine, on_device(tables, machine))
     last = teachers.get("last")
     if inputs.source == "online":
         return OnlineSource(teachers, inputs.features), last
-    store = Path(inputs.store)
-    manifest = manifests.read(store)
-    for name, expected_digest in inputs.stored.items():
-        held = manifest.features.get(name)
-        if held is None or any(held.digest.get(key) != value for key, value in expected_digest.items()):
+    stores = {name: Path(stored.store) for name, stored in inputs.stored.items()}
+    for name, stored in inputs.stored.items():
+        held = manifests.read(stores[name]).features.get(name)
+        if held is None or any(held.digest.get(key) != value for key, value in stored.digest.items()):
             raise StaleArtifactError(
-                f"{store} does not hold the '{name}' that this run was resolved with. Run: dvc repro"
+                f"{stored.store} does not hold the '{name}' that this run was resolved with. Run: dvc repro"
             )
-    checkpoints = {key.split("/")[0] for digests in inputs.stored.values() for key in digests}
+    checkpoints = {key.split("/")[0] for stored in inputs.stored.values() for key in stored.digest}
     slots = inputs.slots if inputs.slots is not None else 0
-    source = CachedSource(
-        store, manifest, inputs.features, sorted(checkpoints), slots, machine.device, resident_bytes
-    )
-    return source, last
+    return CachedSource(stores, sorted(checkpoints), slots, machine.device, resident_bytes), last
 
 
 def _feature_shapes(inputs: RunInputs, source: TeacherSource) -> dict[str, Shape]:
     if not inputs.features:
         return {}
     if not isinstance(source, OnlineSource):
-        held = manifests.read(Path(inputs.store)).features
-        return {name: held[name].shape for name in inputs.features}
+        return {
+            name: manifests.read(Path(stored.store)).features[name].shape
+            for name, stored in inputs.stored.items()
+        }
     teacher, spec = next(iter(source.teachers.values())), inputs.network
-    image = torch.zeros(1, spec.channels, spec.size, spec.size, device=teacher.machine.device)
-    return {name: tuple(x.shape[1:]) for name, x in teacher.features(image, inputs.features).items()}
+    return {
+        name: feature.shape
+        for name, feature in stored_features(
+            dict.fromkeys(inputs.features, (0, "float32")), teacher, spec.channels, spec.size
+        ).items()
+    }
 
 
 def _student(
@@ -259,18 +263,19 @@ def _student(
     method: type[BaseMethod[Any]],
     config: MethodConfig,
     teacher_shapes: Mapping[str, Shape],
+    tables: Tables,
     seed: int,
 ) -> tuple[Network, NetworkSpec]:
     """Build the student with the method's operations; what it has in common with the plain one starts alike."""
     spec = inputs.network
     plain = probe(build(spec, seed), spec.size, spec.channels)
-    operations = method.operations(config, plain, teacher_shapes)
+    operations = method.operations(config, plain, teacher_shapes, tables)
     update = {"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
     spec = spec.model_copy(update=update)
     return build(spec, seed), spec
 
 
-def _tables(inputs: RunInputs) -> dict[str, dict[str, Any]]:
+def _tables(inputs: RunInputs) -> Tables:
     for path, expected in inputs.tables.values():
         check_file(Path(path), expected)
     return {name: table.load(Path(path))[0] for name, (path, _) in inputs.tables.items()}

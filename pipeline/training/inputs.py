@@ -46,6 +46,18 @@ class StudentInputs(Block):
     code: dict[str, str]
 
 
+class Stored(Block):
+    """Where one teacher feature is stored.
+
+    Attributes:
+        store: the teacher's store, or the store of a code.
+        digest: of what is read, by "checkpoint/split".
+    """
+
+    store: str
+    digest: dict[str, str]
+
+
 class RunInputs(StudentInputs):
     """What a distilled student is trained from, beside what every student is.
 
@@ -65,8 +77,7 @@ class RunInputs(StudentInputs):
         teacher_network: the method reads the teacher's own modules.
         weights_folder: of the teacher.
         weights: hash of the teacher's weights, by checkpoint; empty when only the store is read.
-        store: the teacher's store.
-        stored: digests of the features that are read, by feature and "checkpoint/split"; empty when online.
+        stored: the features that are read from a store, by name; empty when online.
         tables: path and hash of the fitted tables that are read, by name.
         teacher_weights: hash of the teacher's last weights, which made `teacher_evaluation`.
         teacher_evaluation: the teacher's predictions, to which the student's are compared. It does not change
@@ -88,8 +99,7 @@ class RunInputs(StudentInputs):
     teacher_network: bool
     weights_folder: str
     weights: dict[str, str]
-    store: str
-    stored: dict[str, dict[str, str]]
+    stored: dict[str, Stored]
     tables: dict[str, tuple[str, str]]
     teacher_weights: str
     teacher_evaluation: str

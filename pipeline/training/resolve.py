@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline import plugin
 from pipeline.artifact import file_hash, read_json
-from pipeline.encoding import Feature
+from pipeline.encoding import Feature, encodings_of, tables_of
 from pipeline.errors import MissingArtifactError, unknown_name
 from pipeline.features import manifest as manifests
 from pipeline.features.source import check_stored
@@ -18,7 +18,7 @@ from pipeline.params.project import merged
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import PairBlock, RunParams, StudentBlock
 from pipeline.prepared import Prepared
-from pipeline.training.inputs import RunInputs, StudentInputs
+from pipeline.training.inputs import RunInputs, Stored, StudentInputs
 from pipeline.views import num_slots, view_space
 
 
@@ -30,7 +30,8 @@ class Places:
         data: folder of the prepared data.
         weights: the teacher's folder of weights.
         store: its store.
-        tables: folder of its tables.
+        codes: folder of the stores of its codes.
+        tables: folder of its tables, and of what is said of its codes.
         evaluation: its predictions.
         code: folder of the code's hashes.
     """
@@ -38,6 +39,7 @@ class Places:
     data: Path
     weights: Path
     store: Path
+    codes: Path
     tables: Path
     evaluation: Path
     code: Path
@@ -116,11 +118,14 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         f"schedules/{settings.schedule}",
         f"networks/{block.teacher_family}",
         *([] if settings.transform is None else [f"transforms/{settings.transform}"]),
-        *(f"encodings/{Feature.parse(feature).encoding}" for feature in needs.teacher),
+        *(f"encodings/{encoding}" for encoding in encodings_of(needs.teacher)),
         *(f"layers/{layer}" for layer in getattr(method, "LAYERS", ())),
+        *(f"layers/{layer.layer}" for layer in config.insert.values()),
     ]
     slots = _slots(student, settings, f"runs.{run}.slots")
     online = settings.source == "online"
+    # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
+    tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
     read = [*(checkpoints if online else ()), *(["last"] if needs.network else [])]
     last = _weights(places.weights, ["last"])
     return RunInputs(
@@ -142,9 +147,8 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         teacher_network=needs.network,
         weights_folder=str(places.weights),
         weights=_weights(places.weights, read),
-        store=str(places.store),
         stored={} if online else _stored(places, student, needs.teacher, checkpoints, slots),
-        tables={table: _table(places.tables, table, run) for table in needs.tables},
+        tables={table: _table(places.tables, table, run) for table in tables},
         teacher_weights=last["last"],
         teacher_evaluation=str(places.evaluation),
     )
@@ -177,25 +181,45 @@ def _stored(
     features: tuple[str, ...],
     checkpoints: tuple[str, ...],
     slots: int | None,
-) -> dict[str, dict[str, str]]:
-    if not features:
-        return {}
-    manifest = manifests.read(places.store)
-    manifests.require(
-        places.store,
-        manifest,
-        data=student.fingerprint,
-        mean=student.mean,
-        std=student.std,
-        views=student.views,
-    )
+) -> dict[str, Stored]:
     found = {}
     for feature in features:
-        check_stored(places.store, manifest, feature, checkpoints, slots or 0)
+        store, tables = _place(places, feature)
+        manifest = manifests.read(store)
+        manifests.require(
+            store,
+            manifest,
+            data=student.fingerprint,
+            mean=student.mean,
+            std=student.std,
+            views=student.views,
+        )
+        check_stored(store, manifest, feature, checkpoints, slots or 0)
+        manifests.require(store, manifest, weights=_weights(places.weights, checkpoints), tables=tables)
+        digest = manifest.features[feature].digest
         keys = [f"{checkpoint}/train" for checkpoint in checkpoints]
-        found[feature] = {key: manifest.features[feature].digest[key] for key in keys}
-    manifests.require(places.store, manifest, weights=_weights(places.weights, checkpoints))
+        found[feature] = Stored(store=str(store), digest={key: digest[key] for key in keys})
     return found
+
+
+def _place(places: Places, feature: str) -> tuple[Path, dict[str, str]]:
+    """Return the store that holds a feature, and the hash of the table that it must have been encoded with."""
+    table = Feature.parse(feature).table
+    if table is None:
+        return places.store, {}
+    said = [
+        path.stem
+        for path in sorted(places.tables.glob("*.json"))
+        if read_json(path, "dvc repro").get("code") == feature
+    ]
+    if not said:
+        teacher = places.tables.name
+        raise MissingArtifactError(
+            f"Teacher '{teacher}' has no code '{feature}'. Add {teacher}-{table}-codes: {{teacher: {teacher}, "
+            f"table: {table}, feature: {feature.partition('@')[0]}}} to 'codes' in params.yaml, or set "
+            f"'source: online' of the run, then: dvc repro"
+        )
+    return places.codes / f"{said[0]}.zarr", {table: file_hash(places.tables / f"{table}.npz")}
 
 
 def _table(folder: Path, name: str, run: str) -> tuple[str, str]:

@@ -1,0 +1,156 @@
+"""Codes of a teacher's views that need a fitted table: a store of their own, made after the fit.
+
+So a new K for K-means computes no logits again. The teacher runs over every view once more: its maps are not
+stored for all views, which is why their codes are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import artifact, closure, plugin, progress
+from pipeline.encoding import Feature
+from pipeline.errors import ParamsError, StaleArtifactError
+from pipeline.features import manifest as manifests
+from pipeline.features.check import compare
+from pipeline.features.extract import Extraction, fill, stored_features
+from pipeline.features.manifest import Manifest
+from pipeline.features.teacher import Teacher, on_device
+from pipeline.machine import Machine
+from pipeline.network import load
+from pipeline.normalise import Normalise
+from pipeline.params.student import CodeBlock
+from pipeline.prepared import Prepared
+from pipeline.views import num_slots, view_space
+
+ROWS = 256  # recomputed after the run
+TOLERANCE = 0.05  # share of a sample's codes that may differ: pixels between two words may fall either way
+
+
+class Encoder:
+    """Encodes the training split's views.
+
+    Args:
+        asked: the code.
+        prepared: the data.
+        weights: the teacher's folder of weights.
+        store: the teacher's store; the codes must be of the same teacher, data and views.
+        table: arrays of the fitted table.
+        table_hash: of its file.
+        fitted_to: the feature that the table was fitted to.
+        machine: where the teacher runs.
+        batch_size: samples of one forward pass.
+
+    Raises:
+        ParamsError: the table was fitted to another feature than the one that is to be encoded.
+        StaleArtifactError: the store was made from other data or another teacher.
+    """
+
+    def __init__(
+        self,
+        asked: CodeBlock,
+        prepared: Prepared,
+        weights: Path,
+        store: Path,
+        table: Mapping[str, NDArray[Any]],
+        table_hash: str,
+        fitted_to: str,
+        machine: Machine,
+        batch_size: int,
+    ) -> None:
+        feature = Feature.parse(asked.code)
+        self.code, self.encoding = asked.code, feature.encodings[-1]
+        self.mapped = ":".join((feature.tap, *feature.encodings[:-1]))
+        if self.mapped != fitted_to:
+            raise ParamsError(
+                f"Code '{asked.code}' encodes '{self.mapped}', and table '{asked.table}' was fitted to "
+                f"'{fitted_to}'. Change one of them in params.yaml."
+            )
+        made, meta = manifests.read(store), prepared.meta
+        teacher = made.teacher
+        expected = {"last": artifact.file_hash(weights / "last.safetensors")}
+        manifests.require(store, made, data=meta.fingerprint, mean=meta.mean, std=meta.std, weights=expected)
+        network, spec = load(weights)
+        self.title = f"codes {asked.code} of {teacher}"
+        self.table = on_device({asked.table: table}, machine)
+        self.teacher = Teacher(network, machine, self.table)
+        self.split, self.space = prepared.split("train"), view_space(asked.views)
+        slots = num_slots(self.space, asked.slots, f"slots of the code '{asked.code}'")
+        self.normalise = Normalise(meta.mean, meta.std, machine.device)
+        manifest = Manifest(
+            teacher=teacher,
+            network=spec,
+            weights=expected,
+            data=meta.fingerprint,
+            samples={"train": len(self.split)},
+            mean=meta.mean,
+            std=meta.std,
+            views=asked.views,
+            features=stored_features(
+                {asked.code: (slots, "float16")}, self.teacher, meta.channels, meta.size
+            ),
+            tables={asked.table: table_hash},
+            versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
+        )
+        self.extraction = Extraction(
+            manifest,
+            {"last": self.teacher},
+            {"train": self.split},
+            self.space,
+            self.normalise,
+            batch_size=batch_size,
+            compression=asked.compression,
+        )
+
+    def run(self, scratch: Path) -> Manifest:
+        """Fill the store in `scratch`, or what is missing of it, check it, and return its manifest.
+
+        Raises:
+            StaleArtifactError: rows that are encoded again differ.
+        """
+        manifest = self.extraction.manifest
+        code = closure.digest(
+            [
+                "pipeline.features.codes",
+                f"pipeline.networks.{manifest.network.family}",
+                f"pipeline.encodings.{self.encoding}",
+            ]
+        )
+        identity = artifact.content_hash(
+            [manifest.model_dump(mode="json"), self.extraction.compression, code]
+        )
+        made = fill(scratch, self.extraction, identity, self.title)
+        for found in compare(
+            scratch, made, self.teacher, "last", {"train": self.split}, self.space, self.normalise, rows=ROWS
+        ):
+            if found.error > TOLERANCE:
+                raise StaleArtifactError(
+                    f"{found.array}, slot {found.slot}, sample {found.sample}: {found.error:.0%} of its codes differ "
+                    f"when they are made again, expected at most {TOLERANCE:.0%}. Run the same command again."
+                )
+        return made
+
+    def lost(self) -> float:
+        """Return the mean KL(code || p_T) of all plain training pixels; 0 where the code loses nothing."""
+        measure = getattr(plugin.load("encodings", self.encoding), "lost", None)
+        if measure is None:
+            return 0.0
+        (table,), total, pixels = self.table.values(), 0.0, 0
+        device = self.teacher.machine.device
+        step = self.extraction.batch_size
+        with progress.bar(f"{self.title}: what is lost", len(self.split)) as advance:
+            for start in range(0, len(self.split), step):
+                image = torch.from_numpy(np.array(self.split.images[start : start + step])).to(device)
+                label = torch.from_numpy(self.split.labels[start : start + step]).to(device)
+                maps = self.teacher.features(self.normalise(image), [self.mapped], label)[self.mapped]
+                kl = measure(maps, table)
+                total, pixels = total + float(kl.double().sum()), pixels + kl.numel()
+                advance(len(image))
+        return total / pixels

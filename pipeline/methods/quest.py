@@ -1,0 +1,61 @@
+"""QuEST: predict the teacher's words (Jain, Gidaris, Komodakis, Pérez and Cord 2020, arXiv:1912.01540).
+
+L = CE + KL(p_T || softmax(scores)), p_T = softmax(-t ||f_T - word||^2), summed over words, mean over pixels. The
+scores are scaled cosines of the student's pixels; their predictor is trained beside the student and dropped, and
+the path to the logits does not lead through it. It is letKD-1 with alpha = 0 but for t, 5 here.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from pipeline.codebook import CosineScores
+from pipeline.method import BaseMethod, Batch, Context, MethodConfig, Needs, Terms, Weights
+from pipeline.network import Taps
+from pipeline.supervision import Target, Words, needs, outcomes
+
+
+class Config(MethodConfig):
+    """Settings.
+
+    Attributes:
+        weights: of `ce` and `words`.
+        places: what each student tap learns; the second place is QUEST (2) of letKD's Table 4.
+        scale: what the learnable scale of the scores starts at.
+    """
+
+    weights: Weights = {"ce": 1.0, "words": 1.0}
+    places: dict[str, Words] = Field(default={"final": Words(temperature=5.0)}, min_length=1)
+    scale: float = 3.0
+
+
+class Method(BaseMethod[Config]):
+    """QuEST."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.targets, self.predictors = nn.ModuleDict(), nn.ModuleDict()
+        for place, words in config.places.items():
+            self.targets[place] = Target(place, words, context, place)
+            channels = context.student_shapes[place][0]
+            self.predictors[place] = CosineScores(channels, outcomes(words, context.tables), config.scale)
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Logits and the places, and what they learn of the teacher."""
+        return needs(config.places, tuple(config.places))
+
+    def forward(self, student: Taps, batch: Batch) -> Terms:
+        """Return `ce` and `words`, summed over the places."""
+        words = [
+            self.targets[place](
+                self.predictors[place](student[place]), batch.teacher[one.feature], batch.label
+            )
+            for place, one in self.config.places.items()
+        ]
+        return {
+            "ce": F.cross_entropy(student["logits"], batch.label),
+            "words": sum(words, start=words[0] * 0),
+        }
