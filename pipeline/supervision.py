@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor, nn
 
 from pipeline import codebook
@@ -65,7 +65,14 @@ class Subclasses(Block):
     table: str = "subclasses"
 
 
-Lesson = Annotated[Words | Subclasses, Field(discriminator="learns")]
+def _kind(place: Any) -> Any:
+    """Return which kind a place of params.yaml is: words where it does not say."""
+    return place.get("learns", "words") if isinstance(place, Mapping) else getattr(place, "learns", None)
+
+
+Lesson = Annotated[
+    Annotated[Words, Tag("words")] | Annotated[Subclasses, Tag("subclasses")], Discriminator(_kind)
+]
 
 
 def needs(lessons: Mapping[str, Lesson], scores: tuple[str, ...]) -> Needs:
