@@ -122,7 +122,8 @@ class Target(nn.Module):
     def __init__(self, place: str, lesson: Lesson, context: Context, scores: str) -> None:
         super().__init__()
         self.lesson = lesson
-        self.code = (*Feature.parse(lesson.feature).encodings, "")[-1] if "@" in lesson.feature else ""
+        feature = Feature.parse(lesson.feature)
+        self.code = feature.encodings[-1] if feature.table else ""
         allowed = ("", "subclass") if isinstance(lesson, Subclasses) else ("", "nearest", "top4")
         if self.code not in allowed:
             raise ParamsError(

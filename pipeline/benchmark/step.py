@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import count
+from typing import Any
 
 from torch import nn
 
@@ -12,8 +13,8 @@ from pipeline.benchmark.material import CLASSES, VIEWS, Bench, extraction
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import Run, interleaved, synchronise, timed
 from pipeline.features.source import CachedSource, OnlineSource, TeacherSource
-from pipeline.method import Context
-from pipeline.network import NetworkSpec, build, probe
+from pipeline.method import Context, Tables
+from pipeline.network import NetworkSpec, Shape, build, probe
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training.alone import CrossEntropy
 from pipeline.training.batches import Batches
@@ -46,7 +47,7 @@ def input_pipeline(bench: Bench) -> list[Record]:
     """Time the batches of an epoch (gather, crop, flip, normalise) without and with the student's step."""
     found = []
     for student in dict.fromkeys(student for _, student in bench.scale.pairs[:2]):
-        spec, batches = bench.spec(student), _batches(bench)
+        spec, batches = bench.spec(student), batches_of(bench)
         epochs = count()
 
         def read(batches: Batches = batches, epochs: count[int] = epochs) -> None:
@@ -58,7 +59,7 @@ def input_pipeline(bench: Bench) -> list[Record]:
         objective = CrossEntropy(network, bench.machine)
         runs = {
             "read": timed(read, bench.scale.trained),
-            "step": _training(bench, {"student": network}, objective, batches),
+            "step": training(bench, {"student": network}, objective, batches),
         }
         rates = interleaved(f"input of {spec.network}", runs, 3 * bench.scale.rounds)
         share = 100 * rates.ratio("step", to="read")
@@ -71,7 +72,7 @@ def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]
     """Return one epoch of the student alone, taught from a store, and taught by the live teacher."""
     spec, teacher = bench.spec(teacher_name), bench.teacher(teacher_name)
     prepared, machine = bench.prepared(bench.scale.trained), bench.machine
-    store, batches = bench.folder / "steps" / f"{spec.network}.zarr", _batches(bench)
+    store, batches = bench.folder / "steps" / f"{spec.network}.zarr", batches_of(bench)
     made = extraction(prepared, teacher, spec, {"logits": (SLOTS, "float16")})
     with progress.bar(f"store of {spec.network}", made.num_forwards()) as advance:
         made.run(store, advance)
@@ -79,27 +80,52 @@ def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]
     online = OnlineSource({"last": teacher}, ["logits"])
     student = bench.spec(student_name)
     network = build(student, 0).to(machine.device)
-    alone = _training(bench, {"student": network}, CrossEntropy(network, machine), batches)
+    alone = training(bench, {"student": network}, CrossEntropy(network, machine), batches)
     return {
         "alone": alone,
-        "cached": _distillation(bench, student, cached, batches),
-        "online": _distillation(bench, student, online, batches),
+        "cached": distillation(bench, student, cached, batches),
+        "online": distillation(bench, student, online, batches),
     }
 
 
-def _distillation(bench: Bench, spec: NetworkSpec, source: TeacherSource, batches: Batches) -> Run:
+def distillation(
+    bench: Bench,
+    spec: NetworkSpec,
+    source: TeacherSource,
+    batches: Batches,
+    name: str = "kd",
+    settings: Mapping[str, Any] | None = None,
+    features: Mapping[str, Shape] | None = None,
+    tables: Tables | None = None,
+) -> Run:
+    """Return the run that distils a student by the method `name`.
+
+    Args:
+        bench: where it is measured.
+        spec: the plain student.
+        source: of the teacher's features.
+        batches: the training data.
+        name: the method.
+        settings: its config.
+        features: shapes of the teacher's features; logits where they are left out.
+        tables: that the method reads.
+    """
+    module, final = plugin.load("methods", name), plugin.load("schedules", "final")
+    config, features = module.Config(**(settings or {})), features or {"logits": (CLASSES,)}
+    plain = probe(build(spec, 0), spec.size, spec.channels)
+    operations = module.Method.operations(config, plain, features, tables or {})
+    spec = spec.model_copy(update={"inserted": dict(operations.insert)})
     student = build(spec, 0).to(bench.machine.device)
     shapes = probe(student, spec.size, spec.channels)
-    context = Context(CLASSES, batches.labels.cpu(), student, shapes, {"logits": (CLASSES,)})
-    kd, final = plugin.load("methods", "kd"), plugin.load("schedules", "final")
-    method, schedule = kd.Method(kd.Config(), context), final.Schedule(final.Config(), context)
+    context = Context(CLASSES, batches.labels.cpu(), student, shapes, features, tables or {})
+    method, schedule = module.Method(config, context), final.Schedule(final.Config(), context)
     objective = Distillation(student, method, schedule, None, source, bench.machine, 0)
     objective.to(bench.machine.device)
     modules = {"student": student, "method": method, "schedule": schedule}
-    return _training(bench, modules, objective, batches)
+    return training(bench, modules, objective, batches)
 
 
-def _training(bench: Bench, modules: Mapping[str, nn.Module], objective: Objective, batches: Batches) -> Run:
+def training(bench: Bench, modules: Mapping[str, nn.Module], objective: Objective, batches: Batches) -> Run:
     """Return the run that trains one epoch with the project's own loop and gives its images a second."""
     scratch = bench.folder / "steps" / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -122,6 +148,7 @@ def _training(bench: Bench, modules: Mapping[str, nn.Module], objective: Objecti
     return run
 
 
-def _batches(bench: Bench) -> Batches:
+def batches_of(bench: Bench) -> Batches:
+    """Return the batches of the generated training data."""
     setting = Setting.of(bench.prepared(bench.scale.trained), VIEWS, bench.machine)
     return setting.batches(Recipe(batch_size=bench.scale.batch_size), 0, SLOTS)

@@ -26,6 +26,13 @@ def input_pipeline(bench: Bench) -> list[Record]:
     return step.input_pipeline(bench)
 
 
+def word_step(bench: Bench) -> list[Record]:
+    """Measure letKD's and QuEST's steps beside student-only steps."""
+    from pipeline.benchmark import words
+
+    return words.word_step(bench)
+
+
 def extract(bench: Bench) -> list[Record]:
     """Measure extraction beside the bare teacher."""
     from pipeline.benchmark import extraction
@@ -63,6 +70,7 @@ def repro(bench: Bench) -> list[Record]:
 
 MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
     "cached_step": cached_step,
+    "word_step": word_step,
     "extract": extract,
     "read": read,
     "input_pipeline": input_pipeline,

@@ -1,0 +1,86 @@
+"""letKD's and QuEST's training steps beside a student-only step: what the layer and its supervision cost.
+
+The teacher's side is given from memory, as small codes are in training; what reading costs is measured elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import codebook
+from pipeline.benchmark.material import Bench
+from pipeline.benchmark.record import Record, record
+from pipeline.benchmark.step import batches_of, distillation, training
+from pipeline.benchmark.timing import Run, interleaved
+from pipeline.method import Tables
+from pipeline.network import Taps, build, probe
+from pipeline.training.alone import CrossEntropy
+
+WORDS = 4096  # of the papers
+FORMS = {"nearest": "final:nearest@words", "top4": "final:top4@words", "map": "final"}
+
+
+class Given:
+    """A source that gives the same feature for every batch.
+
+    Args:
+        name: of the feature.
+        feature: of a whole batch.
+    """
+
+    def __init__(self, name: str, feature: Tensor) -> None:
+        self.name, self.feature = name, feature
+
+    def begin(
+        self, checkpoint: str, slot: int, index: Tensor, image: Tensor, label: Tensor
+    ) -> Callable[[], Taps]:
+        """Return the function that gives the feature of as many samples."""
+        return lambda: {self.name: self.feature[: len(index)]}
+
+
+def word_step(bench: Bench) -> list[Record]:
+    """Time steps of letKD-1 from each form of supervision, of QuEST, and of the student alone."""
+    _, name = bench.scale.pairs[1]
+    spec, batches, device = bench.spec(name), batches_of(bench), bench.machine.device
+    network = build(spec, 0)
+    shape = probe(network, spec.size, spec.channels)["final"]
+    draw = np.random.default_rng(0)
+    centers = draw.random((WORDS, shape[0]), np.float32)
+    tables: Tables = {"words": {"centers": centers, "counts": np.ones(WORDS, np.int64)}}
+    pixels = torch.from_numpy(draw.random((bench.scale.batch_size, *shape), np.float32)).to(device)
+    found = torch.from_numpy(centers).to(device)
+    features = {
+        "nearest": codebook.as_code(codebook.nearest_word(pixels, found)),
+        "top4": codebook.pack(*codebook.nearest_words(pixels, found)),
+        "map": pixels,
+    }
+
+    def taught(method: str, form: str) -> Run:
+        feature = FORMS[form]
+        settings = {"places": {"final": {"feature": feature}}}
+        source = Given(feature, features[form])
+        seen = {feature: tuple(features[form].shape[1:])}
+        return distillation(bench, spec, source, batches, method, settings, seen, tables)
+
+    alone = training(bench, {"student": network.to(device)}, CrossEntropy(network, bench.machine), batches)
+    runs = {"alone": alone, "quest, nearest": taught("quest", "nearest")}
+    runs |= {f"letkd1, {form}": taught("letkd1", form) for form in FORMS}
+    rates = interleaved(f"steps of {spec.network} with {WORDS} words", runs, bench.scale.rounds)
+    return [
+        *(
+            record(
+                f"word_step/{spec.network}/{run.replace(', ', '/')}", rates.ratio(run, to="alone"), "of alone"
+            )
+            for run in list(runs)[1:]
+        ),
+        record(
+            f"word_step/{spec.network}/layer",
+            rates.ratio("letkd1, nearest", to="quest, nearest"),
+            "with / without the layer",
+            note="the same supervision, without what stays at inference",
+        ),
+    ]
