@@ -71,12 +71,15 @@ def test_the_inertia_is_scikit_learns(clusters: int) -> None:
 
 
 def test_a_start_from_a_sample_serves_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within 1 % of scikit-learn's mean over seeds, though k-means++ sees a tenth of the rows."""
-    stream = digit_maps(400)
+    """Within 1 % of scikit-learn's mean, though k-means++ sees an eighth of the rows.
+
+    The means are over 20 seeds: one seed's inertia strays by 1 % (over 40 seeds the means differ by 0.5 %).
+    """
+    stream = digit_maps(800)
     x = pixel_rows(stream)
-    monkeypatch.setattr(clustering, "START_ROWS", len(x) // 10)
-    known = [KMeans(40, n_init=1, max_iter=20, tol=0, random_state=i).fit(x).inertia_ for i in range(6)]
-    found = [fit(stream, clusters=40, seed=i).quality["inertia"] for i in range(6)]
+    monkeypatch.setattr(clustering, "START_ROWS", len(x) // 8)
+    known = [KMeans(100, n_init=1, max_iter=20, tol=0, random_state=i).fit(x).inertia_ for i in range(20)]
+    found = [fit(stream, clusters=100, seed=i).quality["inertia"] for i in range(20)]
     assert np.mean(found) == pytest.approx(np.mean(known), rel=0.01)
 
 
