@@ -24,6 +24,7 @@ from pipeline.table import FitContext, Fitted, Stream, TableConfig
 Array = NDArray[Any]
 
 TOLERANCE = 1e-4  # scikit-learn's, on singular values
+ROWS = 4096  # that are in float64 at a time
 
 
 class Config(TableConfig):
@@ -82,7 +83,8 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     scatter = Scatter(np.zeros(num, np.int64), np.zeros((num, channels)), np.zeros((channels, channels)))
     with progress.bar(f"LDA of {config.feature}", len(pixels)) as advance:
         for x, label, _ in pixels:
-            scatter.add(x, label)
+            for first in range(0, len(x), ROWS):
+                scatter.add(x[first : first + ROWS], label[first : first + ROWS])
             advance(len(x))
     scalings, variance, dropped = directions(scatter)
     some = int((scatter.counts > 0).sum())
