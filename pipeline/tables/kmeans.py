@@ -57,10 +57,8 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
             f"Feature '{config.feature}' has {count:,} pixels, fewer than 'clusters: {config.clusters}'. Lower it in "
             "the table's config in params.yaml, then: dvc repro"
         )
-    mean = _mean(pixels)
-    points = held(
-        pixels.map(lambda x: x - mean, pixels.channels), count, pixels.channels
-    )  # rounding grows with x
+    mean = _mean(pixels)  # taken away, because the rounding of distances grows with x
+    points = held(pixels.map(lambda x: x - mean, pixels.channels), count, pixels.channels)
     found = clustering.fit(
         points, count, config.clusters, config.iterations, config.seed, f"k-means of {config.feature}"
     )

@@ -62,41 +62,6 @@ class OfClass:
         return rows.blocked((_of(block, self.label) for block in self.pixels), self.pixels.width)
 
 
-def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
-    """Fit sub-classes to a stream of maps (N, C, H, W), for M = classes * per_class of them in D dimensions.
-
-    Arrays: `mean` (C,) and `scalings` (C, D) of the base, float64; `centers` and `prototypes` float32 (M, D);
-    `scores` float32 (M, M); `counts` int64 (M,), what h1 gives to each; `per_class` int64 (); and the exemplars of
-    `pipeline.gallery`.
-
-    Raises:
-        ParamsError: there is no base, the feature is no map of floats, or a class has too few pixels.
-        StaleArtifactError: the base has another number of channels.
-        DivergedError: the feature holds values that are not finite.
-    """
-    base = require_base(context, "subclasses", BASE)
-    pixels = Pixels.of(stream, config.feature)
-    space = _projected(pixels, base["mean"], base["scalings"])
-    found = _clustered(space, _class_counts(pixels, config, context.num_classes), config)
-    joint = _joint(space, found)
-    counts = joint.sum(axis=1)
-    scores = joint / np.maximum(counts, 1)[:, None]
-    empty = np.flatnonzero(counts == 0)
-    scores[empty, empty] = 1
-    groups = gallery.chosen(counts)
-    shown = gallery.exemplars(space, groups, found.nearness(groups), *stream.shape[2:])
-    arrays = {
-        "mean": base["mean"],
-        "scalings": base["scalings"],
-        "centers": found.centers,
-        "prototypes": found.prototypes,
-        "scores": scores.astype(np.float32),
-        "counts": counts,
-        "per_class": np.array(config.per_class),
-    }
-    return Fitted(arrays | shown, _quality(scores, counts, joint, found))
-
-
 @dataclass(frozen=True)
 class Subclasses:
     """Centres and prototypes.
@@ -132,6 +97,41 @@ class Subclasses:
             return found
 
         return score
+
+
+def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
+    """Fit sub-classes to a stream of maps (N, C, H, W), for M = classes * per_class of them in D dimensions.
+
+    Arrays: `mean` (C,) and `scalings` (C, D) of the base, float64; `centers` and `prototypes` float32 (M, D);
+    `scores` float32 (M, M); `counts` int64 (M,), what h1 gives to each; `per_class` int64 (); and the exemplars of
+    `pipeline.gallery`.
+
+    Raises:
+        ParamsError: there is no base, the feature is no map of floats, or a class has too few pixels.
+        StaleArtifactError: the base has another number of channels.
+        DivergedError: the feature holds values that are not finite.
+    """
+    base = require_base(context, "subclasses", BASE)
+    pixels = Pixels.of(stream, config.feature)
+    space = _projected(pixels, base["mean"], base["scalings"])
+    found = _clustered(space, _class_counts(pixels, config, context.num_classes), config)
+    joint = _joint(space, found)
+    counts = joint.sum(axis=1)
+    scores = joint / np.maximum(counts, 1)[:, None]
+    empty = np.flatnonzero(counts == 0)
+    scores[empty, empty] = 1
+    groups = gallery.chosen(counts)
+    shown = gallery.exemplars(space, groups, found.nearness(groups), *stream.shape[2:])
+    arrays = {
+        "mean": base["mean"],
+        "scalings": base["scalings"],
+        "centers": found.centers,
+        "prototypes": found.prototypes,
+        "scores": scores.astype(np.float32),
+        "counts": counts,
+        "per_class": np.array(config.per_class, np.int64),
+    }
+    return Fitted(arrays | shown, _quality(scores, counts, joint, found))
 
 
 def _projected(pixels: Pixels, mean: Array, scalings: Array) -> Pixels:
