@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import clustering, pixels
+from pipeline import clustering, pixels, plugin
 from pipeline.benchmark.material import CLASSES, Bench
 from pipeline.benchmark.memory import peak
 from pipeline.benchmark.record import Record, missing, record
@@ -25,7 +25,6 @@ from pipeline.benchmark.timing import Run, interleaved, timed
 from pipeline.closure import root
 from pipeline.pixels import Pixels
 from pipeline.table import FitContext
-from pipeline.tables import lda as lda_table
 
 Array = NDArray[Any]
 
@@ -125,9 +124,10 @@ def apart(engine: str, num_pixels: int) -> tuple[float, float]:
 
 def streamed_lda(stream: Generated) -> float:
     """Fit the table; return the seconds."""
+    table = plugin.load("tables", "lda")
+    config = table.Config(feature="generated", components=min(60, CLASSES - 1, stream.shape[0] - 1))
     start = time.perf_counter()
-    components = min(60, CLASSES - 1, stream.shape[0] - 1)
-    lda_table.fit(stream, lda_table.Config(feature="generated", components=components), FitContext(CLASSES))
+    table.fit(stream, config, FitContext(CLASSES))
     return time.perf_counter() - start
 
 
@@ -176,6 +176,7 @@ def _faiss(x: Array, first: Array) -> Callable[[], object] | None:
 if __name__ == "__main__":
     name, number = sys.argv[1:]
     importlib.import_module("sklearn.discriminant_analysis")
+    plugin.load("tables", "lda")
     before = peak()
     spent = ENGINES[name](Generated.of(int(number), LDA_CHANNELS))
     print(spent, peak() - before)
