@@ -16,6 +16,9 @@ def main(
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     out: Annotated[Path, typer.Option(help="Table to make, an npz.")],
     metrics: Annotated[Path, typer.Option(help="Json to make: how good the table is.")],
+    base: Annotated[
+        Path | None, typer.Option(help="The table in whose space it is fitted, where it has one.")
+    ] = None,
 ) -> None:
     """Fit the table of BLOCK to the plain training samples of a stored feature."""
     from pipeline.params.base import load, validate
@@ -35,13 +38,16 @@ def main(
         data, manifest = Prepared.open(prepared / fit.dataset), manifests.read(store)
         manifests.require(store, manifest, data=data.meta.fingerprint)
         check_stored(store, manifest, config.feature, ["last"], 0)
-        stream = PlainStream(store, config.feature, data.split("train").labels)
-        fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes)))
         origin = {
             "table": fit.model_dump(mode="json"),
             "teacher": manifest.teacher,
+            "weights": manifest.weights["last"],
             "digest": manifest.features[config.feature].digest["last/train"],
+            "base": None if base is None else artifact.file_hash(base),
         }
+        space = table.open_base(base, fit.table, getattr(module, "BASE", None), origin)
+        stream = PlainStream(store, config.feature, data.split("train").labels)
+        fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes), base=space))
         with artifact.writing(out) as part:
             table.save(part, fitted, origin)
         artifact.write_json(metrics, fitted.quality)

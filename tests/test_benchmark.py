@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from pipeline import errors
 from pipeline.artifact import read_json
-from pipeline.benchmark import memory, record, repro, startup, suite
+from pipeline.benchmark import fits, memory, record, repro, startup, suite
 from pipeline.benchmark.material import FULL, QUICK, Bench, Scale
 from pipeline.benchmark.record import Record, missing
 from pipeline.benchmark.timing import Rates, interleaved, timed
@@ -32,6 +33,7 @@ TINY = Scale(
     extracted=6,
     stored=10,
     remembered=4,
+    fitted=600,
     pairs=(("resnet.resnet14", "resnet.resnet8"), ("wrn.wrn_16_1", "resnet.resnet8")),
 )
 IN_PROCESS = ("cached_step", "extract", "read", "input_pipeline")
@@ -178,6 +180,32 @@ def test_a_process_of_its_own_tells_its_peak(bench: Bench) -> None:
 def test_a_task_that_fails_in_its_process_is_told(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="MissingArtifactError"):
         memory.apart("read", 4, tmp_path)
+
+
+def test_fits_are_compared_with_scikit_learn(bench: Bench) -> None:
+    """LDA in processes of their own; faiss may be missing, and is told so."""
+    found = fits.fits(bench)
+    check([one for one in found if one.value is not None], "fits")
+    assert [one.name for one in found] == [
+        *(f"fits/kmeans/{what}" for what in ("held", "of_sklearn", "streamed", "of_faiss")),
+        *("fits/lda/time", "fits/lda/memory"),
+    ]
+    assert all(one.note.startswith(record.MISSING) for one in found if one.value is None)
+
+
+def test_both_engines_of_a_fit_see_the_same_pixels() -> None:
+    stream = fits.Generated.of(5000, 8)
+    x, label = stream.rows()
+    assert x.shape == (78 * 64, 8)
+    assert label.tolist() == [sample % fits.CLASSES for sample in range(78) for _ in range(64)]
+    blocks = [block for block, _ in stream]
+    again = np.moveaxis(np.concatenate(blocks), 1, -1).reshape(-1, 8)
+    np.testing.assert_array_equal(x, again)
+
+
+def test_an_engine_that_fails_in_its_process_is_told() -> None:
+    with pytest.raises(RuntimeError, match="KeyError: 'none'"):
+        fits.apart("none", 64)
 
 
 def test_start_up_names_the_worst_stage() -> None:

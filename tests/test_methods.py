@@ -51,6 +51,9 @@ TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
 # Settings for plug-ins that cannot do without.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("schedules", "anchors"): {"anchors": ("anchor_025", "anchor_050", "last")},
+    ("tables", "kmeans"): {"clusters": 12},
+    ("tables", "lda"): {"components": 3},
+    ("tables", "subclasses"): {"per_class": 2},
 }
 DISK = {"os", "io", "pathlib", "shutil", "tempfile", "pickle", "safetensors", "zarr", "tensorstore", "typer"}
 
@@ -293,14 +296,24 @@ class Blocks:
             yield block, (np.arange(start, start + len(block)) % CLASSES)
 
 
+def _base(name: str | None, stream: Blocks) -> Any:
+    """Fit the table in whose space another one is fitted."""
+    if name is None:
+        return None
+    module = plugin.load("tables", name)
+    config = module.Config(feature="stage2", **SETTINGS.get(("tables", name), {}))
+    return module.fit(stream, config, FitContext(CLASSES)).arrays
+
+
 @pytest.mark.parametrize("name", plugin.names("tables"))
 def test_table_keeps_its_contract(name: str, tmp_path: Path) -> None:
     module = plugin.load("tables", name)
     assert issubclass(module.Config, TableConfig)
     config = module.Config(feature="stage2", **SETTINGS.get(("tables", name), {}))
     array = np.random.default_rng(0).normal(size=(40, 6, 4, 4)).astype(np.float32)
-    whole = module.fit(Blocks(array, 40), config, FitContext(CLASSES))
-    parts = module.fit(Blocks(array, 7), config, FitContext(CLASSES))
+    context = FitContext(CLASSES, base=_base(getattr(module, "BASE", None), Blocks(array, 40)))
+    whole = module.fit(Blocks(array, 40), config, context)
+    parts = module.fit(Blocks(array, 7), config, context)
     for key, fitted in whole.arrays.items():
         assert np.isfinite(fitted).all(), key
         np.testing.assert_allclose(parts.arrays[key], fitted, rtol=1e-6, atol=1e-9, err_msg=key)

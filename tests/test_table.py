@@ -17,6 +17,7 @@ from feature_fixtures import Small, attention, pooled, run_stage, small_store
 from numpy.typing import NDArray
 
 from pipeline import plugin, table
+from pipeline.artifact import file_hash
 from pipeline.encoding import Feature, encodings_of, tables_of, taps_of
 from pipeline.errors import (
     DamagedArtifactError,
@@ -256,8 +257,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
     return small_store(tmp_path_factory.mktemp("small"))
 
 
-def fit_arguments(small: Small, folder: Path, feature: str) -> list[object]:
-    block = {"dataset": small.prepared.folder.name, "table": "moments", "config": {"feature": feature}}
+def fit_arguments(
+    small: Small, folder: Path, feature: str, name: str = "moments", **config: object
+) -> list[object]:
+    block = {
+        "dataset": small.prepared.folder.name,
+        "table": name,
+        "config": {"feature": feature, **config},
+    }
     folder.mkdir(exist_ok=True)
     (folder / "fit.json").write_text(json.dumps(block))
     return [
@@ -296,3 +303,112 @@ def test_the_stage_refuses_a_feature_that_is_not_stored(
     assert len(told) == 1
     assert "does not hold teacher feature 'stage4'" in told[0]
     assert not (tmp_path / "tables" / "centre.npz").exists()
+
+
+# The base of a table.
+
+
+def fitted(monkeypatch: pytest.MonkeyPatch, arguments: list[object]) -> Path:
+    assert run_stage(monkeypatch, fit_table.main, *arguments) == 0
+    return Path(str(arguments[arguments.index("--out") + 1]))
+
+
+def test_the_stage_fits_a_table_in_the_space_of_its_base(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = fitted(monkeypatch, fit_arguments(small, tmp_path / "lda", "stage3", "lda", components=4))
+    arguments = fit_arguments(small, tmp_path / "sub", "stage3", "subclasses", per_class=2)
+    arrays, origin = table.load(fitted(monkeypatch, [*arguments, "--base", base]))
+    np.testing.assert_array_equal(arrays["scalings"], table.load(base)[0]["scalings"])
+    assert arrays["centers"].shape == (20, 4)
+    assert origin["base"] == file_hash(base)
+    assert origin["weights"] == small.manifest.weights["last"]
+    assert table.load(base)[1]["base"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "told"),
+    [
+        (
+            "subclasses",
+            None,
+            "is fitted in the space of a table 'lda', and none was given: give 'base: NAME'",
+        ),
+        ("subclasses", "moments", "is a table 'moments': give 'base: NAME', a fit of 'lda'"),
+        ("moments", "lda", "Table 'moments' has no base"),
+        ("subclasses", "missing", "does not exist"),
+    ],
+)
+def test_the_stage_refuses_a_base_that_is_no_base(
+    small: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    base: str | None,
+    told: str,
+) -> None:
+    options: dict[str, object] = {"components": 4} if base == "lda" else {}
+    arguments = fit_arguments(small, tmp_path / "fit", "stage3", name)
+    if base == "missing":
+        arguments += ["--base", tmp_path / "missing.npz"]
+    elif base is not None:
+        given = fit_arguments(small, tmp_path / "base", "stage3", base, **options)
+        arguments += ["--base", fitted(monkeypatch, given)]
+    assert run_stage(monkeypatch, fit_table.main, *arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert "dvc repro" in line
+    assert not (tmp_path / "fit" / "tables" / "centre.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("teacher", "other", "another teacher: found other, expected small"),
+        ("weights", "f" * 32, f"another weights of the teacher: found {'f' * 32}"),
+        ("digest", "e" * 32, f"another feature: found {'e' * 32}"),
+    ],
+)
+def test_the_stage_refuses_a_base_of_another_store(
+    small: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    key: str,
+    value: str,
+    told: str,
+) -> None:
+    base = fitted(monkeypatch, fit_arguments(small, tmp_path / "lda", "stage3", "lda", components=4))
+    arrays, origin = table.load(base)
+    table.save(base, Fitted(arrays, {}), origin | {key: value})
+    arguments = fit_arguments(small, tmp_path / "sub", "stage3", "subclasses", per_class=2)
+    assert run_stage(monkeypatch, fit_table.main, *arguments, "--base", base) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{base} was fitted to {told}" in line
+    assert line.endswith("then: dvc repro")
+
+
+@pytest.mark.parametrize(
+    ("name", "feature", "config", "told"),
+    [
+        ("kmeans", "logits", {}, "Feature 'logits' has shape (10,)"),
+        ("kmeans", "stage3", {"clusters": 201}, "has 200 pixels, fewer than 'clusters: 201'"),
+        ("lda", "stage3", {"components": 10}, "more than the 9 directions"),
+        ("kernels", "stage1:pooled", {}, "is fitted to a map"),
+    ],
+)
+def test_the_stage_tells_what_cannot_be_fitted(
+    small: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    feature: str,
+    config: dict[str, object],
+    told: str,
+) -> None:
+    arguments = fit_arguments(small, tmp_path / "fit", feature, name, **config)
+    assert run_stage(monkeypatch, fit_table.main, *arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line

@@ -40,6 +40,7 @@ class Scale:
         extracted: samples of the timed extraction, each seen in two slots.
         stored: samples of 16 kB in the store that is read.
         remembered: samples of the smaller of the two data sets whose peak memory is compared.
+        fitted: pixels that LDA is fitted to; K-means takes half of them.
         pairs: teachers and students whose steps are timed, by family and name.
     """
 
@@ -50,6 +51,7 @@ class Scale:
     extracted: int
     stored: int
     remembered: int
+    fitted: int
     pairs: tuple[tuple[str, str], ...] = (
         ("resnet.resnet32x4", "resnet.resnet8x4"),
         ("resnet.resnet56", "resnet.resnet20"),
@@ -62,8 +64,12 @@ class Scale:
         return self.steps * self.batch_size
 
 
-FULL = Scale(rounds=7, size=32, batch_size=64, steps=8, extracted=1024, stored=20_000, remembered=6000)
-QUICK = Scale(rounds=3, size=32, batch_size=64, steps=3, extracted=128, stored=5000, remembered=2200)
+FULL = Scale(
+    rounds=7, size=32, batch_size=64, steps=8, extracted=1024, stored=20_000, remembered=6000, fitted=200_000
+)
+QUICK = Scale(
+    rounds=3, size=32, batch_size=64, steps=3, extracted=128, stored=5000, remembered=2200, fitted=60_000
+)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,13 @@ def memory(bench: Bench) -> list[Record]:
     return peaks.memory(bench)
 
 
+def fits(bench: Bench) -> list[Record]:
+    """Measure the fits of tables beside scikit-learn."""
+    from pipeline.benchmark import fits as tables
+
+    return tables.fits(bench)
+
+
 def startup(bench: Bench) -> list[Record]:
     """Measure `--help` of every stage."""
     from pipeline.benchmark import startup as starts
@@ -75,6 +82,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
     "read": read,
     "input_pipeline": input_pipeline,
     "memory": memory,
+    "fits": fits,
     "startup": startup,
     "repro": repro,
 }

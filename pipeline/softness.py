@@ -1,0 +1,53 @@
+"""How soft the distributions p_T over words are, pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported where it computes: settings are checked without it
+
+ROWS = 256  # whose logits over all words are held at a time: they stay in the cache, which is twice as fast
+
+
+@dataclass
+class Softness:
+    """Means over pixels, added up block by block.
+
+    Attributes:
+        pixels: number of pixels so far.
+        probability: sum of their largest probabilities.
+        entropy: sum of their entropies, in nats.
+    """
+
+    pixels: int = 0
+    probability: float = 0.0
+    entropy: float = 0.0
+
+    def add(self, logits: Tensor) -> None:
+        """Add pixels whose p_T is the softmax of `logits` (n, K)."""
+        log = logits.log_softmax(dim=1)
+        p = log.exp()
+        self.pixels += len(p)
+        self.probability += float(p.amax(dim=1).double().sum())
+        self.entropy -= float((p * log).sum(dim=1).double().sum())
+
+    def quality(self) -> dict[str, float]:
+        """Return both means."""
+        return {
+            "mean_max_probability": self.probability / self.pixels,
+            "mean_entropy": self.entropy / self.pixels,
+        }
+
+
+def pieces(x: NDArray[Any]) -> Iterator[Tensor]:
+    """Cut rows (n, D) into pieces whose logits are held at a time."""
+    import torch
+
+    rows = torch.from_numpy(x)
+    for first in range(0, len(rows), ROWS):
+        yield rows[first : first + ROWS]
