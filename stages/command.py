@@ -32,6 +32,16 @@ Precision = Annotated[
     str, typer.Option("--precision", envvar="STILLHOUSE_PRECISION", help="float32 or bfloat16 (autocast).")
 ]
 
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        envvar="STILLHOUSE_PROCESSES",
+        help="Processes that share the work, one a GPU; torchrun starts them.",
+        min=1,
+    ),
+]
+
 Resident = Annotated[
     int,
     typer.Option(
@@ -63,7 +73,7 @@ def run(main: Callable[..., Any]) -> None:
                 INTERRUPTED,
             )
         except StillhouseError as error:
-            _exit(str(error))
+            _exit(str(error), error=error)
         except Exception as error:
             line = _of_machine(error)
             if line is None:
@@ -76,9 +86,29 @@ def run(main: Callable[..., Any]) -> None:
     app()
 
 
-def _exit(line: str, status: int = 1) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(status)
+def spread(module: str, processes: int) -> None:
+    """Run the command of `module` again in `processes` processes and exit as they do.
+
+    It returns at once in one process, and in those that torchrun has started.
+    """
+    if processes > 1 and "RANK" not in os.environ:
+        from pipeline.distributed import launch
+
+        launch(module, sys.argv[1:], processes)
+        sys.exit()
+
+
+def _exit(line: str, status: int = 1, error: Exception | None = None) -> NoReturn:
+    if "RANK" not in os.environ:
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(status)
+    from pipeline.distributed import tells
+
+    if tells(error):
+        print(f"error: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # at once: threads of torch would wait for ranks that do not come
 
 
 def _of_machine(error: Exception) -> str | None:

@@ -19,6 +19,7 @@ def main(
     batch_size: Annotated[
         int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
     ] = 256,
+    processes: command.Processes = 1,
 ) -> None:
     """Fill the feature store of the teacher of BLOCK, always computed in float32: students learn from it for years."""
     if out.suffix != ".zarr":
@@ -28,10 +29,11 @@ def main(
 
     extract = load_block(ExtractBlock, block)
     name = extract.teacher
+    command.spread("stages.extract_features", processes)
 
     from importlib.metadata import version
 
-    from pipeline import artifact, closure, progress
+    from pipeline import artifact, closure, distributed, progress
     from pipeline.encoding import Feature
     from pipeline.features.extract import Extraction, stored_features
     from pipeline.features.manifest import Manifest
@@ -42,7 +44,7 @@ def main(
     from pipeline.prepared import Prepared
     from pipeline.views import num_slots, view_space
 
-    prepared, where = Prepared.open(data), machine(device)
+    prepared, where = Prepared.open(data), machine(device, ranks=distributed.join())
     space, meta = view_space(extract.views), prepared.meta
     loaded = {checkpoint: load(weights, checkpoint) for checkpoint in extract.checkpoints}
     teachers = {checkpoint: Teacher(network, where) for checkpoint, (network, _) in loaded.items()}
@@ -74,23 +76,26 @@ def main(
         Normalise(meta.mean, meta.std, where.device),
         batch_size=batch_size,
         compression=extract.compression,
+        ranks=where.ranks,
     )
     plugins = [f"networks.{manifest.network.family}"]
     plugins += [f"encodings.{Feature.parse(feature).encoding}" for feature in extract.features]
     code = closure.digest(["stages.extract_features", *(f"pipeline.{plug}" for plug in plugins)])
     identity = artifact.content_hash([manifest.model_dump(mode="json"), extract.compression, code])
-    with artifact.building(out, resume=True) as scratch:
+    with distributed.building(out, where.ranks) as scratch:
         mark = scratch / "identity"
-        if not mark.exists() or mark.read_text() != identity:
-            artifact.remove(scratch)
-            scratch.mkdir()
-            mark.write_text(identity)
-        # What zarr and tensorstore were writing when a run was killed; the shards themselves are written again.
-        for left in [*scratch.rglob("*.partial"), *scratch.rglob("*.__lock")]:
-            artifact.remove(left)
+        if where.ranks.first:
+            if not mark.exists() or mark.read_text() != identity:
+                artifact.remove(scratch)
+                scratch.mkdir()
+                mark.write_text(identity)
+            # What zarr and tensorstore were writing when a run was killed; the shards themselves are written again.
+            for left in [*scratch.rglob("*.partial"), *scratch.rglob("*.__lock")]:
+                artifact.remove(left)
         with progress.bar(f"features of {name}", extraction.num_forwards()) as advance:
             extraction.run(scratch, advance)
-        mark.unlink()
+        if where.ranks.first:
+            mark.unlink()
 
 
 if __name__ == "__main__":
