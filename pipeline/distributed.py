@@ -272,14 +272,17 @@ def synchronised(module: nn.Module, device: torch.device, ranks: Ranks) -> None:
         nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
-def tells(error: Exception | None = None) -> bool:
+def tells(error: BaseException | None = None) -> bool:
     """Say whether this rank is the one that tells why the run fails; the others end without a word.
 
     Args:
         error: why. A rank that lost another first leaves torchrun the time to end it: the other one tells more.
+            Ctrl-C goes to the process that started the ranks, which tells it.
     """
     if _size() == 1:
         return True
+    if isinstance(error, KeyboardInterrupt) and "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
     if not _STORE:  # before ranks meet, all of them fail alike
         return os.environ.get("RANK") == "0"
     if isinstance(error, LostRankError):

@@ -66,11 +66,12 @@ def run(main: Callable[..., Any]) -> None:
     def told(*values: Any, **options: Any) -> None:
         try:
             main(*values, **options)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             _exit(
                 "interrupted. Run the same command again: a training or an extraction goes on where it was, "
                 "anything else starts over.",
                 INTERRUPTED,
+                error,
             )
         except StillhouseError as error:
             _exit(str(error), error=error)
@@ -98,7 +99,7 @@ def spread(module: str, processes: int) -> None:
         sys.exit()
 
 
-def _exit(line: str, status: int = 1, error: Exception | None = None) -> NoReturn:
+def _exit(line: str, status: int = 1, error: BaseException | None = None) -> NoReturn:
     if "RANK" not in os.environ:
         print(f"error: {line}", file=sys.stderr)
         sys.exit(status)

@@ -412,19 +412,31 @@ def children(process: int) -> list[int]:
     return [int(child) for child in found if b"stages." in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def test_a_process_that_is_killed_is_one_line_of_the_stage(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "line"),
+    [
+        pytest.param(signal.SIGKILL, 1, "error: Process 1 of 2 was ended by SIGKILL", id="killed"),
+        pytest.param(signal.SIGINT, 130, "error: interrupted.", id="interrupted"),
+    ],
+)
+def test_a_run_that_is_ended_is_one_line_of_the_stage(
+    world: World, tmp_path: Path, number: int, status: int, line: str
+) -> None:
+    """A rank is killed, or the stage gets Ctrl-C."""
     with shell(world, "train_teacher", tmp_path / "out") as process:
         scratch, end = artifact.scratch(tmp_path / "out"), time.monotonic() + 60
         while not scratch.exists():
             assert time.monotonic() < end
             assert process.poll() is None, process.stdout.read() if process.stdout else ""
             time.sleep(0.02)
-        os.kill(children(process.pid)[-1], signal.SIGKILL)
+        ranks = children(process.pid)
+        os.kill(ranks[1] if number == signal.SIGKILL else process.pid, number)
         text, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert text.startswith("error: Process 1 of 2 was ended by SIGKILL")
+    assert process.returncode == status
+    assert text.startswith(line)
     assert text.count("\n") == 1
     assert not (tmp_path / "out").exists()
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 
 def test_ranks_do_not_outlive_the_stage(world: World, tmp_path: Path) -> None:
