@@ -32,6 +32,24 @@ Precision = Annotated[
     str, typer.Option("--precision", envvar="STILLHOUSE_PRECISION", help="float32 or bfloat16 (autocast).")
 ]
 
+ChannelsLast = Annotated[
+    bool,
+    typer.Option(
+        "--channels-last",
+        envvar="STILLHOUSE_CHANNELS_LAST",
+        help="Keep maps in memory with the channels innermost.",
+    ),
+]
+
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        envvar="STILLHOUSE_COMPILE",
+        help="Run networks through torch.compile: long runs pay for it.",
+    ),
+]
+
 Processes = Annotated[
     int,
     typer.Option(

@@ -18,6 +18,8 @@ def main(
     precision: command.Precision = "float32",
     resident: command.Resident = 2048,
     processes: command.Processes = 1,
+    channels_last: command.ChannelsLast = False,
+    compiled: command.Compile = False,
 ) -> None:
     """Distil the student of INPUTS by its method."""
     from pipeline.params.base import load
@@ -32,7 +34,8 @@ def main(
 
     code = closure.digest(["stages.distill"])
     identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
-    where = machine(device, precision, distributed.join())  # a slip in an option must not cost what is there
+    # Before the output is touched: a slip in an option must not cost what is there.
+    where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
     with distributed.building(out, where.ranks) as scratch:
         distil(
             scratch,

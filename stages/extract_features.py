@@ -20,6 +20,8 @@ def main(
         int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
     ] = 256,
     processes: command.Processes = 1,
+    channels_last: command.ChannelsLast = False,
+    compiled: command.Compile = False,
 ) -> None:
     """Fill the feature store of the teacher of BLOCK, always computed in float32: students learn from it for years."""
     if out.suffix != ".zarr":
@@ -44,7 +46,8 @@ def main(
     from pipeline.prepared import Prepared
     from pipeline.views import num_slots, view_space
 
-    prepared, where = Prepared.open(data), machine(device, ranks=distributed.join())
+    prepared = Prepared.open(data)
+    where = machine(device, ranks=distributed.join(), channels_last=channels_last, compiled=compiled)
     space, meta = view_space(extract.views), prepared.meta
     loaded = {checkpoint: load(weights, checkpoint) for checkpoint in extract.checkpoints}
     teachers = {checkpoint: Teacher(network, where) for checkpoint, (network, _) in loaded.items()}
@@ -68,6 +71,9 @@ def main(
         features=stored_features(requested, first, meta.channels, meta.size),
         versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
     )
+    for teacher in teachers.values():
+        where.place(teacher.network)
+        where.compile(teacher.network)
     extraction = Extraction(
         manifest,
         teachers,

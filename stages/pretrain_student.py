@@ -17,6 +17,8 @@ def main(
     device: command.Device = "auto",
     precision: command.Precision = "float32",
     processes: command.Processes = 1,
+    channels_last: command.ChannelsLast = False,
+    compiled: command.Compile = False,
 ) -> None:
     """Train the student of INPUTS on labels alone."""
     from pipeline.params.base import load
@@ -34,7 +36,8 @@ def main(
     check_data(found, prepared)
     code = closure.digest(["stages.pretrain_student"])
     identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
-    where = machine(device, precision, distributed.join())  # a slip in an option must not cost what is there
+    # Before the output is touched: a slip in an option must not cost what is there.
+    where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
     with distributed.building(out, where.ranks) as scratch:
         train(
             scratch,

@@ -17,6 +17,8 @@ def main(
     device: command.Device = "auto",
     precision: command.Precision = "float32",
     processes: command.Processes = 1,
+    channels_last: command.ChannelsLast = False,
+    compiled: command.Compile = False,
 ) -> None:
     """Train the teacher of BLOCK on labels and keep its init, last, best and anchor weights."""
     from pipeline.params.base import load
@@ -44,7 +46,8 @@ def main(
     identity = artifact.content_hash(
         [teacher.model_dump(mode="json"), prepared.meta.model_dump(mode="json"), precision, code]
     )
-    where = machine(device, precision, distributed.join())  # a slip in an option must not cost what is there
+    # Before the output is touched: a slip in an option must not cost what is there.
+    where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
     with distributed.building(out, where.ranks) as scratch:
         train(
             scratch,

@@ -40,6 +40,7 @@ class Scale:
         extracted: samples of the timed extraction, each seen in two slots.
         stored: samples of 16 kB in the store that is read.
         remembered: samples of the smaller of the two data sets whose peak memory is compared.
+        compiled: measure torch.compile too, which first compiles for minutes.
         pairs: teachers and students whose steps are timed, by family and name.
     """
 
@@ -50,6 +51,7 @@ class Scale:
     extracted: int
     stored: int
     remembered: int
+    compiled: bool = True
     pairs: tuple[tuple[str, str], ...] = (
         ("resnet.resnet32x4", "resnet.resnet8x4"),
         ("resnet.resnet56", "resnet.resnet20"),
@@ -63,7 +65,9 @@ class Scale:
 
 
 FULL = Scale(rounds=7, size=32, batch_size=64, steps=8, extracted=1024, stored=20_000, remembered=6000)
-QUICK = Scale(rounds=3, size=32, batch_size=64, steps=3, extracted=128, stored=5000, remembered=2200)
+QUICK = Scale(
+    rounds=3, size=32, batch_size=64, steps=3, extracted=128, stored=5000, remembered=2200, compiled=False
+)
 
 
 @dataclass(frozen=True)

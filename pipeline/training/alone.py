@@ -71,10 +71,11 @@ def train(
     """
     weights = result.begin(scratch, identity, spec, machine.ranks)
     network = build(spec, seed)
-    network.to(machine.device)
+    machine.place(network)
     save = result.saver(network, weights, machine.ranks)
     save("init")
     distributed.synchronised(network, machine.device, machine.ranks)
+    machine.compile(network)
     setting = Setting.of(prepared, views, machine)
     batches = setting.batches(recipe, seed, all_slots(setting.space, "all", title))
     training = Training(

@@ -163,7 +163,7 @@ def distil(
     seen = shapes if transform is None else transform[0].shapes(transform[1], shapes)
     student, spec = _student(inputs, method_class, config, seen, seed)
     result_weights = result.begin(scratch, identity, spec, machine.ranks)
-    student.to(machine.device)
+    machine.place(student)
     save = result.saver(student, result_weights, machine.ranks)
     save("init")
     context = Context(
@@ -189,6 +189,9 @@ def distil(
     modules: dict[str, nn.Module] = {"student": student, "method": method, "schedule": schedule}
     for module in modules.values():
         distributed.synchronised(module, machine.device, machine.ranks)
+    for network in (student, *(one.network for one in getattr(source, "teachers", {}).values())):
+        machine.place(network)
+        machine.compile(network)
     training = Training(
         modules=modules,
         objective=objective,
