@@ -102,15 +102,19 @@ def test_a_copy_of_a_compiled_network_runs_its_own_weights(traced: None) -> None
     assert one.state_dict().keys() == build(STUDENT, 0).state_dict().keys()
 
 
+@pytest.mark.slow  # twenty seconds of a core, most of them the compiler's
 def test_compiled_code_gives_the_same_numbers() -> None:
-    """With the compiler itself, on a network of one unit."""
+    """With the compiler itself, on a network of one unit and without what only pays for larger ones."""
     if lacking := cannot_compile(DEVICE):
         pytest.skip(f"torch.compile needs {lacking}")
+    from torch._inductor import config
+
     torch.compiler.reset()
     unit = Unit(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
     one = Network({"stem": unit}, 4, 3).eval()
     image = torch.randn(3, 1, 8, 8)
-    with torch.no_grad():
+    scalar = {"cpp.simdlen": 1, "cpp_cache_precompile_headers": False}
+    with torch.no_grad(), config.patch(scalar):
         expected = one.record(image, ["stem", "logits"])
         COMPILED.compile(one)
         found = one.record(image, ["stem", "logits"])

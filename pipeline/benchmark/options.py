@@ -70,7 +70,9 @@ def _forward(bench: Bench, name: str, machine: Machine) -> Run:
     machine.place(teacher.network)
     machine.compile(teacher.network)
     size, device = bench.scale.size, machine.device
-    image = torch.zeros(bench.scale.batch_size, 3, size, size, device=device)
+    image = torch.zeros(
+        bench.scale.batch_size // 2, 3, size, size, device=device
+    )  # a teacher is several students
 
     def work() -> None:
         teacher.features(image, ["logits"])
