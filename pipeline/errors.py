@@ -50,6 +50,10 @@ class MachineError(StillhouseError, RuntimeError):
     """The machine lacks what was asked of it: a device, an extra, disk."""
 
 
+class LostRankError(MachineError):
+    """Another process of the same run has ended, or answers no more."""
+
+
 def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> UnknownNameError:
     """Return the error for a name that is not in `valid`, with the nearest valid one first.
 

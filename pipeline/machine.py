@@ -4,26 +4,59 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
+from torch import nn
 
+from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import MachineError
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A device, and the precision of its forward passes."""
+    """A device, the precision of its forward passes, and the processes that share the work.
+
+    Attributes:
+        device: of this process.
+        bfloat16: forward passes under autocast.
+        ranks: the processes.
+        channels_last: networks hold their weights, and so their maps, with the channels innermost.
+        compiled: networks run through torch.compile.
+    """
 
     device: torch.device
     bfloat16: bool = False
+    ranks: Ranks = ALONE
+    channels_last: bool = False
+    compiled: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass; losses are computed outside it, in float32."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
 
+    def place(self, network: nn.Module) -> None:
+        """Move a network to the device, in the memory format of the machine."""
+        if self.channels_last:
+            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        else:
+            network.to(self.device)
 
-def machine(device: str = "auto", precision: str = "float32") -> Machine:
-    """Return the machine that the options ask for.
+    def compile(self, network: nn.Module) -> None:
+        """Let a network run compiled from now on, if the machine does that."""
+        if self.compiled:
+            network.compile()
+
+
+def machine(
+    device: str = "auto",
+    precision: str = "float32",
+    ranks: Ranks = ALONE,
+    *,
+    channels_last: bool = False,
+    compiled: bool = False,
+) -> Machine:
+    """Return the machine that the options ask for; several ranks are connected, and each takes a GPU of its own.
 
     Raises:
         MachineError: a device that is not there, or an option that is not known.
@@ -32,10 +65,43 @@ def machine(device: str = "auto", precision: str = "float32") -> Machine:
         raise MachineError(f"--precision is '{precision}'. Give float32 or bfloat16.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.size > 1 and device.startswith("cuda"):
+        device = _own_gpu(device, ranks)
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise MachineError(f"--device '{device}' cannot be used: {reason}. Give auto or cpu.") from None
-    return Machine(chosen, precision == "bfloat16")
+    if compiled and (lacking := cannot_compile(chosen)):
+        raise MachineError(f"--compile needs {lacking}, and this machine has none. Unset STILLHOUSE_COMPILE.")
+    ranks.connect(chosen)
+    return Machine(chosen, precision == "bfloat16", ranks, channels_last, compiled)
+
+
+def cannot_compile(device: torch.device) -> str | None:
+    """Return what torch.compile lacks on a device, or None."""
+    if device.type == "cuda":
+        return None if find_spec("triton") else "triton"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "a C++ compiler"
+    return None
+
+
+def _own_gpu(device: str, ranks: Ranks) -> str:
+    if device != "cuda":
+        raise MachineError(
+            f"--device '{device}' names one GPU for {ranks.size} processes. Give auto, cuda or cpu."
+        )
+    found = torch.cuda.device_count()
+    if ranks.local >= found:
+        raise MachineError(
+            f"Process {ranks.local + 1} of this machine finds {found} GPUs, and each process takes one. "
+            "Lower STILLHOUSE_PROCESSES, or give --device cpu."
+        )
+    return f"cuda:{ranks.local}"

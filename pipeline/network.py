@@ -12,11 +12,12 @@ inserts and reaches pre-activations, and survives torch.compile and export.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import safe_open
@@ -128,11 +129,20 @@ class Network(nn.Module):
         self.classifier = nn.Linear(width, classes)
         self.inserted = nn.ModuleDict()
         self.initialise = initialise
+        self.compiled = False
         self.apply(initialise)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what `forward` and `record` run, when they run; names of weights stay as they are.
+
+        torch's own way would compile `forward` alone. A flag, and one compiled function for all networks, let
+        copies of a network run their own weights.
+        """
+        self.compiled = True
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits (B, classes) of normalised images (B, C, H, W)."""
-        return self.run(image, Tap(inserted=self.layers()))
+        return self._walk(image, ())[0]
 
     def record(self, image: Tensor, names: Iterable[str] | None) -> Taps:
         """Run the network and return the taps `names`, all of them for None.
@@ -140,12 +150,15 @@ class Network(nn.Module):
         Raises:
             UnknownNameError: a tap that the network does not have.
         """
-        tap = Tap(names, self.layers())
-        self.run(image, tap)
-        missing = sorted((tap.wanted or frozenset()) - tap.kept.keys())
+        names = None if names is None else tuple(names)
+        _, kept = self._walk(image, names)
+        missing = sorted(set(names or ()) - kept.keys())
         if missing:
             raise unknown_name("tap", missing[0], self.record(image[:1], None))
-        return tap.kept
+        return kept
+
+    def _walk(self, image: Tensor, names: tuple[str, ...] | None) -> tuple[Tensor, Taps]:
+        return (_compiled() if self.compiled else _walked)(self, image, names)
 
     def run(self, x: Tensor, tap: Tap) -> Tensor:
         """Run all units; every named place is handed to `tap`."""
@@ -191,6 +204,21 @@ class Network(nn.Module):
         x = tap("final", self.tail(x, tap))
         x = tap("pooled", x.mean(dim=(2, 3)))
         return tap("logits", self.classifier(x))
+
+
+def _walked(network: Network, image: Tensor, names: tuple[str, ...] | None) -> tuple[Tensor, Taps]:
+    """Run a network and return its logits and the taps `names`."""
+    tap = Tap(names, network.layers())
+    return network.run(image, tap), tap.kept
+
+
+@functools.cache
+def _compiled() -> Callable[[Network, Tensor, tuple[str, ...] | None], tuple[Tensor, Taps]]:
+    import torch._dynamo
+
+    # One compiled function serves all networks, in training and evaluation, with all batch sizes.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return torch.compile(_walked)
 
 
 class Rest(Network):

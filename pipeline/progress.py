@@ -1,7 +1,11 @@
-"""Progress bars with an estimate of the time left; quiet when standard error is not a terminal."""
+"""Progress bars with an estimate of the time left; quiet when standard error is not a terminal.
+
+Of the processes of one run, the first shows its bars.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -22,7 +26,7 @@ class Advance(Protocol):
 def bar(title: str, total: int) -> Iterator[Advance]:
     """Show a bar named `title` over `total` units; yields the function that advances it."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or os.environ.get("RANK", "0") != "0":
 
         def ignore(units: int = 1, note: str = "") -> None:
             pass

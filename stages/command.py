@@ -36,6 +36,34 @@ BatchSize = Annotated[
     int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
 ]
 
+ChannelsLast = Annotated[
+    bool,
+    typer.Option(
+        "--channels-last",
+        envvar="STILLHOUSE_CHANNELS_LAST",
+        help="Keep maps in memory with the channels innermost.",
+    ),
+]
+
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        envvar="STILLHOUSE_COMPILE",
+        help="Run networks through torch.compile: long runs pay for it.",
+    ),
+]
+
+Processes = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        envvar="STILLHOUSE_PROCESSES",
+        help="Processes that share the work, one a GPU; torchrun starts them.",
+        min=1,
+    ),
+]
+
 Resident = Annotated[
     int,
     typer.Option(
@@ -60,14 +88,15 @@ def run(main: Callable[..., Any]) -> None:
     def told(*values: Any, **options: Any) -> None:
         try:
             main(*values, **options)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             _exit(
                 "interrupted. Run the same command again: a training or an extraction goes on where it was, "
                 "anything else starts over.",
                 INTERRUPTED,
+                error,
             )
         except StillhouseError as error:
-            _exit(str(error))
+            _exit(str(error), error=error)
         except Exception as error:
             line = _of_machine(error)
             if line is None:
@@ -80,9 +109,29 @@ def run(main: Callable[..., Any]) -> None:
     app()
 
 
-def _exit(line: str, status: int = 1) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(status)
+def spread(module: str, processes: int) -> None:
+    """Run the command of `module` again in `processes` processes and exit as they do.
+
+    It returns at once in one process, and in those that torchrun has started.
+    """
+    if processes > 1 and "RANK" not in os.environ:
+        from pipeline.distributed import launch
+
+        launch(module, sys.argv[1:], processes)
+        sys.exit()
+
+
+def _exit(line: str, status: int = 1, error: BaseException | None = None) -> NoReturn:
+    if "RANK" not in os.environ:
+        print(f"error: {line}", file=sys.stderr)
+        sys.exit(status)
+    from pipeline.distributed import tells
+
+    if tells(error):
+        print(f"error: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # at once: threads of torch would wait for ranks that do not come
 
 
 def _of_machine(error: Exception) -> str | None:

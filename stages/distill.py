@@ -17,19 +17,26 @@ def main(
     device: command.Device = "auto",
     precision: command.Precision = "float32",
     resident: command.Resident = 2048,
+    processes: command.Processes = 1,
+    channels_last: command.ChannelsLast = False,
+    compiled: command.Compile = False,
 ) -> None:
     """Distil the student of INPUTS by its method."""
-    from pipeline import artifact, closure
-    from pipeline.machine import machine
     from pipeline.params.base import load
-    from pipeline.training.distil import distil
     from pipeline.training.inputs import RunInputs
 
     found = load(RunInputs, inputs, "dvc repro inputs")
+    command.spread("stages.distill", processes)
+
+    from pipeline import artifact, closure, distributed
+    from pipeline.machine import machine
+    from pipeline.training.distil import distil
+
     code = closure.digest(["stages.distill"])
     identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
-    where = machine(device, precision)  # a slip in an option must not cost what is there
-    with artifact.building(out, resume=True) as scratch:
+    # Before the output is touched: a slip in an option must not cost what is there.
+    where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
+    with distributed.building(out, where.ranks) as scratch:
         distil(
             scratch,
             found,
@@ -38,7 +45,8 @@ def main(
             identity=identity,
             resident_bytes=resident << 20,
         )
-        artifact.write_json(scratch / "inputs.json", found.model_dump(mode="json") | {"seed": seed})
+        if where.ranks.first:
+            artifact.write_json(scratch / "inputs.json", found.model_dump(mode="json") | {"seed": seed})
 
 
 if __name__ == "__main__":

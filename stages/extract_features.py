@@ -17,6 +17,9 @@ def main(
     out: Annotated[Path, typer.Option(help="Store to make, a folder that ends in .zarr.")],
     device: command.Device = "auto",
     batch_size: command.BatchSize = 256,
+    processes: command.Processes = 1,
+    channels_last: command.ChannelsLast = False,
+    compiled: command.Compile = False,
 ) -> None:
     """Fill the feature store of the teacher of BLOCK, always computed in float32: students learn from it for years."""
     if out.suffix != ".zarr":
@@ -26,10 +29,11 @@ def main(
 
     extract = load_block(ExtractBlock, block)
     name = extract.teacher
+    command.spread("stages.extract_features", processes)
 
     from importlib.metadata import version
 
-    from pipeline import artifact, closure
+    from pipeline import artifact, closure, distributed
     from pipeline.encoding import encodings_of
     from pipeline.features.extract import Extraction, fill, stored_features
     from pipeline.features.manifest import Manifest
@@ -40,7 +44,8 @@ def main(
     from pipeline.prepared import Prepared
     from pipeline.views import num_slots, view_space
 
-    prepared, where = Prepared.open(data), machine(device)
+    prepared = Prepared.open(data)
+    where = machine(device, ranks=distributed.join(), channels_last=channels_last, compiled=compiled)
     space, meta = view_space(extract.views), prepared.meta
     loaded = {checkpoint: load(weights, checkpoint) for checkpoint in extract.checkpoints}
     teachers = {checkpoint: Teacher(network, where) for checkpoint, (network, _) in loaded.items()}
@@ -64,6 +69,9 @@ def main(
         features=stored_features(requested, first, meta.channels, meta.size),
         versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
     )
+    for teacher in teachers.values():
+        where.place(teacher.network)
+        where.compile(teacher.network)
     extraction = Extraction(
         manifest,
         teachers,
@@ -72,12 +80,13 @@ def main(
         Normalise(meta.mean, meta.std, where.device),
         batch_size=batch_size,
         compression=extract.compression,
+        ranks=where.ranks,
     )
     plugins = [f"networks.{manifest.network.family}"]
     plugins += [f"encodings.{encoding}" for encoding in encodings_of(extract.features)]
     code = closure.digest(["stages.extract_features", *(f"pipeline.{plug}" for plug in plugins)])
     identity = artifact.content_hash([manifest.model_dump(mode="json"), extract.compression, code])
-    with artifact.building(out, resume=True) as scratch:
+    with distributed.building(out, where.ranks) as scratch:
         fill(scratch, extraction, identity, f"features of {name}")
 
 

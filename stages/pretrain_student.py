@@ -16,22 +16,29 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, training.json.")],
     device: command.Device = "auto",
     precision: command.Precision = "float32",
+    processes: command.Processes = 1,
+    channels_last: command.ChannelsLast = False,
+    compiled: command.Compile = False,
 ) -> None:
     """Train the student of INPUTS on labels alone."""
-    from pipeline import artifact, closure
-    from pipeline.machine import machine
     from pipeline.params.base import load
-    from pipeline.prepared import Prepared
-    from pipeline.training.alone import train
     from pipeline.training.inputs import StudentInputs, check_data
 
     found = load(StudentInputs, inputs, "dvc repro student_inputs")
+    command.spread("stages.pretrain_student", processes)
+
+    from pipeline import artifact, closure, distributed
+    from pipeline.machine import machine
+    from pipeline.prepared import Prepared
+    from pipeline.training.alone import train
+
     prepared = Prepared.open(Path(found.data))
     check_data(found, prepared)
     code = closure.digest(["stages.pretrain_student"])
     identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
-    where = machine(device, precision)  # a slip in an option must not cost what is there
-    with artifact.building(out, resume=True) as scratch:
+    # Before the output is touched: a slip in an option must not cost what is there.
+    where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
+    with distributed.building(out, where.ranks) as scratch:
         train(
             scratch,
             found.network,
@@ -43,7 +50,8 @@ def main(
             identity=identity,
             title=f"student {found.student} seed {seed}",
         )
-        artifact.write_json(scratch / "inputs.json", found.model_dump(mode="json") | {"seed": seed})
+        if where.ranks.first:
+            artifact.write_json(scratch / "inputs.json", found.model_dump(mode="json") | {"seed": seed})
 
 
 if __name__ == "__main__":

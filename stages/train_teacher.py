@@ -16,14 +16,18 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, training.json.")],
     device: command.Device = "auto",
     precision: command.Precision = "float32",
+    processes: command.Processes = 1,
+    channels_last: command.ChannelsLast = False,
+    compiled: command.Compile = False,
 ) -> None:
     """Train the teacher of BLOCK on labels and keep its init, last, best and anchor weights."""
     from pipeline.params.base import load
     from pipeline.params.teacher import TrainBlock, anchor_name
 
     teacher = load(TrainBlock, block)
+    command.spread("stages.train_teacher", processes)
 
-    from pipeline import artifact, closure
+    from pipeline import artifact, closure, distributed
     from pipeline.machine import machine
     from pipeline.network import NetworkSpec
     from pipeline.prepared import Prepared
@@ -42,8 +46,9 @@ def main(
     identity = artifact.content_hash(
         [teacher.model_dump(mode="json"), prepared.meta.model_dump(mode="json"), precision, code]
     )
-    where = machine(device, precision)  # a slip in an option must not cost what is there
-    with artifact.building(out, resume=True) as scratch:
+    # Before the output is touched: a slip in an option must not cost what is there.
+    where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
+    with distributed.building(out, where.ranks) as scratch:
         train(
             scratch,
             spec,

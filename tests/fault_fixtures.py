@@ -69,19 +69,27 @@ class Server:
         )  # fmt: skip
 
     def start(
-        self, stage: str, words: Sequence[object], *faults: Fault, limit: int = 0, settings: Any = None
+        self,
+        stage: str,
+        words: Sequence[object],
+        *faults: Fault,
+        limit: int = 0,
+        settings: Any = None,
+        environment: Mapping[str, str] | None = None,
     ) -> int:
         """Start a stage and return the number of its process.
 
         Args:
-            stage: its name.
+            stage: its name, or that of a module of the tests that has a `main` as stages have.
             words: arguments of its command.
             faults: what goes wrong.
             limit: bytes that a file may have; the system refuses more. 0 is no limit.
             settings: attributes to set, by "module:name"; a mapping gives a function these options.
+            environment: variables to set.
         """
         request = {"stage": stage, "words": [str(word) for word in words], "limit": limit,
-                   "faults": [vars(fault) for fault in faults], "settings": settings or {}}  # fmt: skip
+                   "faults": [vars(fault) for fault in faults], "settings": settings or {},
+                   "environment": dict(environment or {})}  # fmt: skip
         return int(self._ask(request))
 
     def wait(self, number: int) -> Ended:
@@ -185,12 +193,15 @@ def _serve() -> None:
 
 
 def _child(request: dict[str, Any]) -> None:
+    from stages import command
+
     held = io.StringIO()
     status = 70  # os._exit: nothing of the server's is to run in its child
     try:
         out = os.open(f"{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        os.environ.update(request["environment"])
         for place, value in request["settings"].items():
             module, name = place.split(":")
             owner = importlib.import_module(module)
@@ -201,9 +212,10 @@ def _child(request: dict[str, Any]) -> None:
         if request["limit"]:
             sys.stderr = held  # the limit holds for the file behind it, too
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], resource.RLIM_INFINITY))
-        stage = importlib.import_module(f"stages.{request['stage']}")
+        name = request["stage"]
+        stage = importlib.import_module(name if name.endswith("_fixtures") else f"stages.{name}")
         sys.argv = [request["stage"], *request["words"]]
-        stage.command.run(stage.main)
+        command.run(stage.main)
         status = 0
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pipeline.benchmark.material import FULL, QUICK, Bench, Scale
 from pipeline.benchmark.record import Record, missing
 from pipeline.benchmark.timing import Rates, interleaved, timed
 from pipeline.machine import Machine
+from pipeline.network import Network, _walked
 from stages import benchmark as stage
 from stages import command
 
@@ -34,9 +36,10 @@ TINY = Scale(
     stored=10,
     remembered=4,
     fitted=600,
+    compiled=False,
     pairs=(("resnet.resnet14", "resnet.resnet8"), ("wrn.wrn_16_1", "resnet.resnet8")),
 )
-IN_PROCESS = ("cached_step", "extract", "read", "input_pipeline")
+IN_PROCESS = ("cached_step", "extract", "read", "input_pipeline", "options")
 
 
 @pytest.fixture
@@ -136,6 +139,9 @@ def check(found: list[Record], name: str) -> None:
     assert len({one.name for one in found}) == len(found)
     for one in found:
         assert one.name.startswith(name)
+        if one.name.startswith("options/") and one.name.endswith("/compile"):
+            assert one.note == "not measured: compiling takes minutes, leave out --quick"
+            continue
         assert one.value is not None
         assert math.isfinite(one.value)
         assert (one.holds is None) == (one.target is None)
@@ -154,6 +160,31 @@ def test_every_pair_is_timed_three_ways(bench: Bench) -> None:
     sides = ("alone", "cached", "online", "speed_up")
     pairs = ("resnet14-resnet8", "wrn_16_1-resnet8")
     assert names == {f"cached_step/{pair}/{side}" for pair in pairs for side in sides}
+
+
+def test_every_option_is_timed_beside_the_default(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile is switched on as everywhere; the compiler itself is left out of this test."""
+    compiled: list[Network] = []
+
+    def walk(network: Network, image: torch.Tensor, names: Any) -> Any:
+        compiled.append(network)
+        return _walked(network, image, names)
+
+    monkeypatch.setattr("pipeline.network._compiled", lambda: walk)
+    monkeypatch.setattr("pipeline.benchmark.options.cannot_compile", lambda device: None)
+    found = suite.MEASUREMENTS["options"](replace(bench, scale=replace(TINY, compiled=True)))
+    sides = ("default", "channels_last", "bfloat16", "compile")
+    names = {f"options/{what}/{side}" for what in ("step/resnet8", "forward/resnet14") for side in sides}
+    assert {one.name for one in found} == names
+    assert all(one.value is not None for one in found)
+    assert len(set(map(id, compiled))) == 2  # of four machines, one compiles its student and its teacher
+
+
+def test_a_machine_without_a_compiler_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.benchmark.options.cannot_compile", lambda device: "a C++ compiler")
+    found = suite.MEASUREMENTS["options"](replace(bench, scale=replace(TINY, compiled=True)))
+    notes = [one.note for one in found if one.value is None]
+    assert notes == ["not measured: torch.compile needs a C++ compiler"] * 2
 
 
 def test_peak_memory_is_compared(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ class Scale:
         stored: samples of 16 kB in the store that is read.
         remembered: samples of the smaller of the two data sets whose peak memory is compared.
         fitted: pixels that LDA is fitted to; K-means takes half of them.
+        compiled: measure torch.compile too, which first compiles for minutes.
         pairs: teachers and students whose steps are timed, by family and name.
     """
 
@@ -52,6 +53,7 @@ class Scale:
     stored: int
     remembered: int
     fitted: int
+    compiled: bool = True
     pairs: tuple[tuple[str, str], ...] = (
         ("resnet.resnet32x4", "resnet.resnet8x4"),
         ("resnet.resnet56", "resnet.resnet20"),
@@ -68,7 +70,15 @@ FULL = Scale(
     rounds=7, size=32, batch_size=64, steps=8, extracted=1024, stored=20_000, remembered=6000, fitted=200_000
 )
 QUICK = Scale(
-    rounds=3, size=32, batch_size=64, steps=3, extracted=128, stored=5000, remembered=2200, fitted=60_000
+    rounds=3,
+    size=32,
+    batch_size=64,
+    steps=3,
+    extracted=128,
+    stored=5000,
+    remembered=2200,
+    fitted=60_000,
+    compiled=False,
 )
 
 

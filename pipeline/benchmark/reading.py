@@ -93,7 +93,7 @@ def _make(folder: Path, samples: int) -> tuple[StoredArray, Array]:
     layout = Layout.plan((2, samples, *SHAPE), DTYPE)
     store.create(folder / "read.zarr", {"last": {"train": {"map": layout}}}, "none")
     array = StoredArray(store.array_path(folder / "read.zarr", "last", "train", "map"))
-    writer = ShardWriter(array, layout, 0, [], "map")
+    writer = ShardWriter(array, layout, "map")
     path = folder / "read.npy"
     mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=layout.shape)
     draw = np.random.default_rng(0)

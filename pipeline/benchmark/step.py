@@ -47,7 +47,7 @@ def input_pipeline(bench: Bench) -> list[Record]:
     """Time the batches of an epoch (gather, crop, flip, normalise) without and with the student's step."""
     found = []
     for student in dict.fromkeys(student for _, student in bench.scale.pairs[:2]):
-        spec, batches = bench.spec(student), batches_of(bench)
+        spec, batches = bench.spec(student), training_batches(bench, bench.scale.trained)
         epochs = count()
 
         def read(batches: Batches = batches, epochs: count[int] = epochs) -> None:
@@ -59,7 +59,7 @@ def input_pipeline(bench: Bench) -> list[Record]:
         objective = CrossEntropy(network, bench.machine)
         runs = {
             "read": timed(read, bench.scale.trained),
-            "step": training(bench, {"student": network}, objective, batches),
+            "step": one_epoch(bench, {"student": network}, objective, batches),
         }
         rates = interleaved(f"input of {spec.network}", runs, 3 * bench.scale.rounds)
         share = 100 * rates.ratio("step", to="read")
@@ -72,7 +72,10 @@ def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]
     """Return one epoch of the student alone, taught from a store, and taught by the live teacher."""
     spec, teacher = bench.spec(teacher_name), bench.teacher(teacher_name)
     prepared, machine = bench.prepared(bench.scale.trained), bench.machine
-    store, batches = bench.folder / "steps" / f"{spec.network}.zarr", batches_of(bench)
+    store, batches = (
+        bench.folder / "steps" / f"{spec.network}.zarr",
+        training_batches(bench, bench.scale.trained),
+    )
     made = extraction(prepared, teacher, spec, {"logits": (SLOTS, "float16")})
     with progress.bar(f"store of {spec.network}", made.num_forwards()) as advance:
         made.run(store, advance)
@@ -80,7 +83,7 @@ def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]
     online = OnlineSource({"last": teacher}, ["logits"])
     student = bench.spec(student_name)
     network = build(student, 0).to(machine.device)
-    alone = training(bench, {"student": network}, CrossEntropy(network, machine), batches)
+    alone = one_epoch(bench, {"student": network}, CrossEntropy(network, machine), batches)
     return {
         "alone": alone,
         "cached": distillation(bench, student, cached, batches),
@@ -122,10 +125,10 @@ def distillation(
     objective = Distillation(student, method, schedule, None, source, bench.machine, 0)
     objective.to(bench.machine.device)
     modules = {"student": student, "method": method, "schedule": schedule}
-    return training(bench, modules, objective, batches)
+    return one_epoch(bench, modules, objective, batches)
 
 
-def training(bench: Bench, modules: Mapping[str, nn.Module], objective: Objective, batches: Batches) -> Run:
+def one_epoch(bench: Bench, modules: Mapping[str, nn.Module], objective: Objective, batches: Batches) -> Run:
     """Return the run that trains one epoch with the project's own loop and gives its images a second."""
     scratch = bench.folder / "steps" / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -148,7 +151,7 @@ def training(bench: Bench, modules: Mapping[str, nn.Module], objective: Objectiv
     return run
 
 
-def batches_of(bench: Bench) -> Batches:
-    """Return the batches of the generated training data."""
-    setting = Setting.of(bench.prepared(bench.scale.trained), VIEWS, bench.machine)
+def training_batches(bench: Bench, samples: int) -> Batches:
+    """Return the batches of generated training data of so many samples."""
+    setting = Setting.of(bench.prepared(samples), VIEWS, bench.machine)
     return setting.batches(Recipe(batch_size=bench.scale.batch_size), 0, SLOTS)

@@ -75,12 +75,20 @@ def repro(bench: Bench) -> list[Record]:
     return nothing.repro(bench)
 
 
+def options(bench: Bench) -> list[Record]:
+    """Measure what machine options bring to a step and to a forward pass."""
+    from pipeline.benchmark import options as sides
+
+    return sides.options(bench)
+
+
 MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
     "cached_step": cached_step,
     "word_step": word_step,
     "extract": extract,
     "read": read,
     "input_pipeline": input_pipeline,
+    "options": options,
     "memory": memory,
     "fits": fits,
     "startup": startup,

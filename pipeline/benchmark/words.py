@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline import codebook
 from pipeline.benchmark.material import Bench
 from pipeline.benchmark.record import Record, record
-from pipeline.benchmark.step import batches_of, distillation, training
+from pipeline.benchmark.step import distillation, one_epoch, training_batches
 from pipeline.benchmark.timing import Run, interleaved
 from pipeline.method import Tables
 from pipeline.network import Taps, build, probe
@@ -45,7 +45,11 @@ class Given:
 def word_step(bench: Bench) -> list[Record]:
     """Time steps of letKD-1 from each form of supervision, of QuEST, and of the student alone."""
     _, name = bench.scale.pairs[1]
-    spec, batches, device = bench.spec(name), batches_of(bench), bench.machine.device
+    spec, batches, device = (
+        bench.spec(name),
+        training_batches(bench, bench.scale.trained),
+        bench.machine.device,
+    )
     network = build(spec, 0)
     shape = probe(network, spec.size, spec.channels)["final"]
     draw = np.random.default_rng(0)
@@ -66,7 +70,7 @@ def word_step(bench: Bench) -> list[Record]:
         seen = {feature: tuple(features[form].shape[1:])}
         return distillation(bench, spec, source, batches, method, settings, seen, tables)
 
-    alone = training(bench, {"student": network.to(device)}, CrossEntropy(network, bench.machine), batches)
+    alone = one_epoch(bench, {"student": network.to(device)}, CrossEntropy(network, bench.machine), batches)
     runs = {"alone": alone, "quest, nearest": taught("quest", "nearest")}
     runs |= {f"letkd1, {form}": taught("letkd1", form) for form in FORMS}
     rates = interleaved(f"steps of {spec.network} with {WORDS} words", runs, bench.scale.rounds)

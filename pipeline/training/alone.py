@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline import distributed
 from pipeline.machine import Machine
 from pipeline.network import Network, NetworkSpec, build
 from pipeline.params.recipe import Phase, Recipe
@@ -67,16 +69,19 @@ def train(
     Raises:
         DivergedError: the loss is not finite.
     """
-    weights = result.begin(scratch, identity, spec)
+    weights = result.begin(scratch, identity, spec, machine.ranks)
     network = build(spec, seed)
-    network.to(machine.device)
-    save = result.saver(network, weights)
+    machine.place(network)
+    save = result.saver(network, weights, machine.ranks)
     save("init")
+    distributed.synchronised(network, machine.device, machine.ranks)
+    machine.compile(network)
     setting = Setting.of(prepared, views, machine)
+    batches = setting.batches(recipe, seed, all_slots(setting.space, "all", title))
     training = Training(
         modules={"student": network},
         objective=CrossEntropy(network, machine),
-        batches=setting.batches(recipe, seed, all_slots(setting.space, "all", title)),
+        batches=replace(batches, ranks=machine.ranks),
         phases=(Phase("main", recipe),),
         evaluate=setting.evaluation(network),
         save=save,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline import seeding
+from pipeline.distributed import ALONE, Ranks
 from pipeline.normalise import Normalise
 from pipeline.views import ViewSpace, slot_of, view_ids
 
@@ -22,12 +23,14 @@ class Views:
         index: of the samples, int64 (B,), on the CPU.
         image: normalised (B, C, H, W).
         label: int64 (B,).
+        share: of the global batch, which the ranks divide among them; 1 in one process.
     """
 
     slot: int
     index: Tensor
     image: Tensor
     label: Tensor
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Batches:
         seed: of the run.
         batch_size: samples a batch.
         drop_last: leave out the last batch of an epoch when it is not full.
+        ranks: who divide each batch among them.
     """
 
     images: Tensor
@@ -53,6 +57,7 @@ class Batches:
     seed: int
     batch_size: int
     drop_last: bool = False
+    ranks: Ranks = ALONE
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
@@ -60,12 +65,13 @@ class Batches:
         return whole + (part > 0 and not self.drop_last)
 
     def epoch(self, epoch: int) -> Iterator[Views]:
-        """Give the batches of `epoch`."""
+        """Give the batches of `epoch`; of each, this rank's part."""
         slot = slot_of(self.seed, epoch, self.slots)
         order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
         # All at once: for a few samples the many small steps of the permutation cost more than the crops.
         shown = view_ids(self.space, slot, torch.arange(len(self.labels), device=self.images.device))
-        for index in torch.split(order, self.batch_size)[: len(self)]:
+        for whole in torch.split(order, self.batch_size)[: len(self)]:
+            index = self.ranks.part(whole)
             rows = index.to(self.images.device, non_blocking=True)
             view = self.space.apply(self.images.index_select(0, rows), shown[rows], rows)
-            yield Views(slot, index, self.normalise(view), self.labels[rows])
+            yield Views(slot, index, self.normalise(view), self.labels[rows], self.ranks.share(len(whole)))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import plugin, seeding, table
+from pipeline import distributed, plugin, seeding, table
 from pipeline.errors import ParamsError, StaleArtifactError
 from pipeline.features import manifest as manifests
 from pipeline.features.extract import stored_features
@@ -156,7 +156,7 @@ def distil(
     prepared = Prepared.open(Path(inputs.data))
     check_data(inputs, prepared)
     setting = Setting.of(prepared, inputs.views, machine)
-    batches = setting.batches(inputs.recipe, seed, inputs.slots)
+    batches = replace(setting.batches(inputs.recipe, seed, inputs.slots), ranks=machine.ranks)
     tables = _tables(inputs)
     source, teacher = _teacher(inputs, tables, machine, resident_bytes)
     method_class, config, needs = method_of(inputs)
@@ -164,9 +164,9 @@ def distil(
     shapes = _feature_shapes(inputs, source)
     seen = shapes if transform is None else transform[0].shapes(transform[1], shapes)
     student, spec = _student(inputs, method_class, config, seen, tables, seed)
-    result_weights = result.begin(scratch, identity, spec)
-    student.to(machine.device)
-    save = result.saver(student, result_weights)
+    result_weights = result.begin(scratch, identity, spec, machine.ranks)
+    machine.place(student)
+    save = result.saver(student, result_weights, machine.ranks)
     save("init")
     context = Context(
         num_classes=spec.classes,
@@ -188,8 +188,14 @@ def distil(
         with seeding.scope(seed, "transform"):
             frozen = transform[0](transform[1], untransformed)
     objective = Distillation(student, method, schedule, frozen, source, machine, seed).to(machine.device)
+    modules: dict[str, nn.Module] = {"student": student, "method": method, "schedule": schedule}
+    for module in modules.values():
+        distributed.synchronised(module, machine.device, machine.ranks)
+    for network in (student, *(one.network for one in getattr(source, "teachers", {}).values())):
+        machine.place(network)
+        machine.compile(network)
     training = Training(
-        modules={"student": student, "method": method, "schedule": schedule},
+        modules=modules,
         objective=objective,
         batches=batches,
         phases=method.phases(inputs.recipe),

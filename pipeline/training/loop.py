@@ -2,6 +2,12 @@
 
 What is trained, and on which loss, is the caller's. Every random draw is keyed by seed and epoch, so a run that
 is cut off goes on from its checkpoint and ends bit for bit where it would have ended.
+
+Several ranks (`pipeline.distributed`) divide every batch. Each weighs its loss, a mean over its part, by its part's
+share, and the gradients are summed. So what is a mean over samples (cross-entropy, soft targets, a map's error) is
+exactly one process's, uneven last batches too. What looks across the samples of a batch is that of the part: Gram
+matrices and other terms of pairs, draws of `Batch.generator`, and on CPUs what batch norms normalise by. On GPUs
+batch norms are synchronised. Their running statistics are the mean over the ranks, taken at every epoch's end.
 """
 
 from __future__ import annotations
@@ -16,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import progress
-from pipeline.errors import DivergedError, ParamsError
+from pipeline.distributed import Ranks
+from pipeline.errors import DivergedError, MachineError, ParamsError
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training import checkpoint
 from pipeline.training.batches import Batches, Views
@@ -62,7 +69,7 @@ class Training:
     Attributes:
         modules: what is checkpointed, by name; "student" is the network that is saved.
         objective: what a step minimises.
-        batches: the training split.
+        batches: the training split; of several ranks that divide it, the first evaluates and keeps the checkpoint.
         phases: in their order.
         evaluate: gives the columns of the history that belong to an epoch's end; "top1" picks the best epoch.
         save: called with "best" when an epoch is the best so far, and with the names of anchors.
@@ -83,19 +90,27 @@ class Training:
     title: str
     anchors: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share the work."""
+        return self.batches.ranks
+
     def run(self) -> list[Row]:
         """Train, and return the history: one row an epoch.
 
         Raises:
             ParamsError: there are fewer samples than one batch, and the last is left out.
+            MachineError: a batch has no two samples for each rank.
             DivergedError: a term or a weight that is not finite; the checkpoint of an earlier epoch stays in the
                 scratch.
         """
-        history: list[Row] = []
+        if self.batches.batch_size < 2 * self.ranks.size and self.ranks.size > 1:
+            raise MachineError(
+                f"{self.title}: a batch of {self.batches.batch_size} has no two samples for each of "
+                f"{self.ranks.size} processes. Set STILLHOUSE_PROCESSES to {self.batches.batch_size // 2} or less."
+            )
         path = self.scratch / "checkpoint.safetensors"
-        resumed = checkpoint.state(path)
-        if resumed is not None and resumed["identity"] == self.identity:
-            history = resumed["history"]
+        history = self.ranks.agree(self._done(path) if self.ranks.first else [])
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
         with progress.bar(self.title, sum(phase.recipe.epochs for phase in self.phases)) as advance:
             advance(len(history))
@@ -104,16 +119,23 @@ class Training:
                 optimizer = self._optimizer(phase, trained)
                 if done < len(history) <= done + phase.recipe.epochs:
                     checkpoint.restore(path, self.modules, optimizer)
+                self.ranks.share_modules(self.modules)
                 for epoch in range(max(0, len(history) - done), phase.recipe.epochs):
                     history.append(self._epoch(phase, epoch, optimizer, done))
                     self._keep(history)
-                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    if self.ranks.first and time.monotonic() - saved > CHECKPOINT_SECONDS:
                         state = {"identity": self.identity, "history": history}
                         checkpoint.save(path, self.modules, optimizer, state)
                         saved = time.monotonic()
                     advance(1, note=f"top-1 {history[-1]['top1']:.2f}")
                 done += phase.recipe.epochs
         return history
+
+    def _done(self, path: Path) -> list[Row]:
+        """Return the history of the checkpoint that is gone on from."""
+        resumed = checkpoint.state(path)
+        found: list[Row] = resumed["history"] if resumed and resumed["identity"] == self.identity else []
+        return found
 
     def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer, before: int) -> Row:
         rate = phase.recipe.rate(epoch)
@@ -129,17 +151,21 @@ class Training:
                 f"{self.title}: {len(self.batches.labels)} training samples make no batch of "
                 f"{self.batches.batch_size}. Lower recipe.batch_size in params.yaml, or set drop_last: false."
             )
+        parameters = [x for group in optimizer.param_groups for x in group["params"]]
         names: list[str] = []
         rows: list[Tensor] = []
         for number, (views, fetch) in enumerate(self._ahead(epoch + before, moment)):
             now = Moment(moment.phase, epoch, moment.epochs, step + number)
             loss, terms = self.objective(views, fetch(), now)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            (loss * views.share).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self.ranks.sum_gradients(parameters)
             optimizer.step()
             names = [*terms, "loss"]
-            rows.append(torch.stack([*(term.detach() for term in terms.values()), loss.detach()]))
-        means = self._means(names, torch.stack(rows).cpu(), moment)
+            row = torch.stack([*(term.detach() for term in terms.values()), loss.detach()])
+            rows.append(row * views.share)
+        means = self._means(names, self.ranks.total(torch.stack(rows)).cpu(), moment)
+        self.ranks.share_statistics(self.modules)
         self._check_weights(moment, len(rows))
         seconds = time.perf_counter() - start
         images = (
@@ -150,7 +176,7 @@ class Training:
             "phase": phase.name,
             "learning_rate": rate,
             **means,
-            **self.evaluate(),
+            **self.ranks.agree(self.evaluate() if self.ranks.first else {}),
             "seconds": seconds,
             "images_per_second": images / seconds,
         }

@@ -1,6 +1,7 @@
 """The folder that a training leaves: `weights/`, `history.csv` and `training.json`.
 
-Weights stand in a folder of their own, so that what reads them does not depend on how long they took.
+Weights stand in a folder of their own, so that what reads them does not depend on how long they took. Of several
+ranks the first writes.
 """
 
 from __future__ import annotations
@@ -13,32 +14,37 @@ from torch import nn
 
 from pipeline import artifact
 from pipeline.artifact import write_json
+from pipeline.distributed import ALONE, Ranks
 from pipeline.machine import Machine
 from pipeline.network import NetworkSpec, save_spec, save_weights
 from pipeline.training import checkpoint
 from pipeline.training.loop import Row
 
 
-def begin(scratch: Path, identity: str, spec: NetworkSpec) -> Path:
+def begin(scratch: Path, identity: str, spec: NetworkSpec, ranks: Ranks = ALONE) -> Path:
     """Make the scratch folder ready for a training, emptied of another one's remains.
 
     Returns:
         The folder for weights in it.
     """
+    weights = scratch / "weights"
+    if not ranks.first:
+        return weights
     found = checkpoint.state(scratch / "checkpoint.safetensors")
     if found is None or found["identity"] != identity:
         for path in scratch.iterdir():
             artifact.remove(path)
-    weights = scratch / "weights"
     weights.mkdir(exist_ok=True)
     save_spec(spec, weights)
     return weights
 
 
-def saver(network: nn.Module, weights: Path) -> Callable[[str], None]:
+def saver(network: nn.Module, weights: Path, ranks: Ranks = ALONE) -> Callable[[str], None]:
     """Return the function that writes `network` as `<name>.safetensors`, in one step."""
 
     def save(name: str) -> None:
+        if not ranks.first:
+            return
         with artifact.writing(weights / f"{name}.safetensors") as part:
             save_weights(network, part)
 
@@ -50,6 +56,9 @@ def finish(scratch: Path, history: list[Row], save: Callable[[str], None], machi
 
     The checkpoint is dropped.
     """
+    machine.ranks.wait()  # a rank that is lost by now must not cost the checkpoint
+    if not machine.ranks.first:
+        return
     save("last")
     if not history:
         save("best")

@@ -1,0 +1,81 @@
+"""Machine options that change no result: what they bring to a student's step and to a teacher's forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pipeline.benchmark.material import Bench
+from pipeline.benchmark.record import Record, missing, record
+from pipeline.benchmark.step import one_epoch, training_batches
+from pipeline.benchmark.timing import Run, interleaved, synchronise, timed
+from pipeline.features.teacher import Teacher
+from pipeline.machine import Machine, cannot_compile
+from pipeline.network import build
+from pipeline.training.alone import CrossEntropy
+
+DEFAULT, COMPILED = "default", "compile"
+
+
+def options(bench: Bench) -> list[Record]:
+    """Time the first pair under each option, beside the default."""
+    teacher, student = bench.scale.pairs[0]
+    machines = {
+        DEFAULT: bench.machine,
+        "channels_last": replace(bench.machine, channels_last=True),
+        "bfloat16": replace(bench.machine, bfloat16=True),
+        COMPILED: replace(bench.machine, compiled=True),
+    }
+    why = _not_compiled(bench)
+    if why:
+        del machines[COMPILED]
+    found = []
+    for name, runs in (
+        (f"step/{student.split('.')[1]}", {key: _step(bench, student, one) for key, one in machines.items()}),
+        (
+            f"forward/{teacher.split('.')[1]}",
+            {key: _forward(bench, teacher, one) for key, one in machines.items()},
+        ),
+    ):
+        rates = interleaved(f"options of {name}", runs, bench.scale.rounds)
+        found.append(record(f"options/{name}/{DEFAULT}", rates.median(DEFAULT), "images/s"))
+        found += [
+            record(f"options/{name}/{key}", rates.ratio(key, to=DEFAULT), "of default")
+            for key in runs
+            if key != DEFAULT
+        ]
+        if why:
+            found.append(missing(f"options/{name}/{COMPILED}", "of default", why))
+    return found
+
+
+def _not_compiled(bench: Bench) -> str | None:
+    if not bench.scale.compiled:
+        return "compiling takes minutes, leave out --quick"
+    lacking = cannot_compile(bench.machine.device)
+    return f"torch.compile needs {lacking}" if lacking else None
+
+
+def _step(bench: Bench, name: str, machine: Machine) -> Run:
+    network = build(bench.spec(name), 0)
+    machine.place(network)
+    machine.compile(network)
+    batches = training_batches(bench, bench.scale.batch_size)
+    return one_epoch(bench, {"student": network}, CrossEntropy(network, machine), batches)
+
+
+def _forward(bench: Bench, name: str, machine: Machine) -> Run:
+    teacher = Teacher(bench.teacher(name).network, machine)
+    machine.place(teacher.network)
+    machine.compile(teacher.network)
+    size, device = bench.scale.size, machine.device
+    count = bench.scale.batch_size // 2  # a teacher is several students
+    image = torch.zeros(count, 3, size, size, device=device)
+    label = torch.zeros(count, dtype=torch.int64, device=device)
+
+    def work() -> None:
+        teacher.features(image, ["logits"], label)
+        synchronise(device)
+
+    return timed(work, count)
