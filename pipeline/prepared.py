@@ -1,4 +1,8 @@
-"""The reader of prepared data: memory maps, checked against their `meta.json`."""
+"""The reader of prepared data: memory maps, checked against their `meta.json`.
+
+Nothing is read of the raw files of indexed data before an image is asked for: what needs labels and names alone
+works where the raw files are not.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.artifact import read_json
-from pipeline.dataset import SCHEMA, Meta, images_path, labels_path, meta_path
+from pipeline.dataset import SCHEMA, Meta, files_path, images_path, labels_path, meta_path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, unknown_name
+from pipeline.index import FileIndex, record_type
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +30,14 @@ class Split:
 
     Attributes:
         name: for instance "train".
-        images: uint8 (N, C, H, W), mapped from disk, read-only.
+        images: uint8 (N, C, H, W), mapped from disk, read-only; or the index of the files that hold them. Both
+            give a plain image (C, H, W) by its row.
         labels: int64 (N,).
         fingerprint: hash of the images, labels and class names.
     """
 
     name: str
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | FileIndex
     labels: NDArray[np.int64]
     fingerprint: str
 
@@ -80,9 +86,10 @@ class Prepared:
 
 
 def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copy a whole split to `device`: images uint8 (N, C, H, W) and labels int64 (N,)."""
+    """Copy a whole split that is not indexed to `device`: images uint8 (N, C, H, W) and labels int64 (N,)."""
     import torch
 
+    assert isinstance(split.images, np.ndarray)
     # A copy first: torch cannot hold a read-only map.
     images, labels = torch.from_numpy(np.array(split.images)), torch.from_numpy(np.array(split.labels))
     return images.to(device), labels.to(device)
@@ -111,19 +118,29 @@ def _read_meta(path: Path, hint: str) -> Meta:
 
 def _open_split(folder: Path, split: str, meta: Meta, hint: str) -> Split:
     number = meta.samples[split]
-    shape = (number, meta.channels, meta.size, meta.size)
-    images = _open_array(images_path(folder, split), shape, "uint8", hint)
-    labels = np.array(_open_array(labels_path(folder, split), (number,), "int64", hint))
+    labels = np.array(_open_array(labels_path(folder, split), (number,), np.dtype("int64"), hint))
+    images: NDArray[np.uint8] | FileIndex
+    if meta.files is None:
+        shape = (number, meta.channels, meta.size, meta.size)
+        images = _open_array(images_path(folder, split), shape, np.dtype("uint8"), hint)
+    else:
+        records = _open_array(files_path(folder, split), (number,), None, hint)
+        images = FileIndex(
+            folder, Path(meta.files.root), records, meta.channels, meta.size, meta.files.resize
+        )
     return Split(split, images, labels, meta.fingerprint[split])
 
 
-def _open_array(path: Path, shape: tuple[int, ...], dtype: str, hint: str) -> NDArray[Any]:
+def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any] | None, hint: str) -> NDArray[Any]:
+    """Map an array; without a dtype, one of an index's records."""
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
     except (ValueError, EOFError) as error:  # a header that is no header, or fewer bytes than it promises
         raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
+    if dtype is None:  # paths are as long as the longest of them
+        dtype = record_type(array.dtype["path"].itemsize if "path" in (array.dtype.names or ()) else 1)
     if array.shape != shape or array.dtype != dtype:
         raise DamagedArtifactError(
             f"{path} holds {array.dtype} {array.shape}, meta.json says {dtype} {shape}. "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipeline.features import store
 from pipeline.features.manifest import Manifest, StoredFeature
 from pipeline.features.store import Layout, StoredArray
 from pipeline.features.teacher import Teacher
+from pipeline.images import Forward, stream_images
 from pipeline.normalise import Normalise
 from pipeline.prepared import Split
 from pipeline.progress import Advance
@@ -128,6 +129,7 @@ class Extraction:
     batch_size: int = 256
     shard_bytes: int = store.SHARD_BYTES
     compression: str = "none"
+    _views: dict[str, Forward] = field(default_factory=dict, init=False, repr=False)  # by split
 
     def num_forwards(self) -> int:
         """Return the number of samples that the teacher will see."""
@@ -179,10 +181,10 @@ class Extraction:
     def _features(
         self, teacher: Teacher, data: Split, slot: int, start: int, stop: int, names: set[str]
     ) -> dict[str, Tensor]:
-        device = teacher.machine.device
-        index = torch.arange(start, stop, device=device)
-        image = torch.from_numpy(np.array(data.images[start:stop])).to(device)
-        view = self.space.apply(image, view_ids(self.space, slot, index), index)
+        if data.name not in self._views:
+            images = stream_images(data, self.space, teacher.machine.device)
+            self._views[data.name] = Forward(images, len(data))
+        view = self._views[data.name].take(slot, start, stop)
         return teacher.features(self.normalise(view), names)
 
     def _cast(self, name: str, values: Tensor) -> Array:
