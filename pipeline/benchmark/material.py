@@ -19,7 +19,7 @@ from pipeline.features.teacher import Teacher
 from pipeline.machine import Machine
 from pipeline.network import Network, NetworkSpec, build
 from pipeline.normalise import Normalise
-from pipeline.params.views import CropFlip
+from pipeline.params.views import CropFlip, ViewParams
 from pipeline.prepared import Prepared
 from pipeline.views import view_space
 
@@ -40,6 +40,7 @@ class Scale:
         extracted: samples of the timed extraction, each seen in two slots.
         stored: samples of 16 kB in the store that is read.
         remembered: samples of the smaller of the two data sets whose peak memory is compared.
+        photographs: as `remembered`, of JPEGs that are indexed.
         pairs: teachers and students whose steps are timed, by family and name.
     """
 
@@ -50,6 +51,7 @@ class Scale:
     extracted: int
     stored: int
     remembered: int
+    photographs: int
     pairs: tuple[tuple[str, str], ...] = (
         ("resnet.resnet32x4", "resnet.resnet8x4"),
         ("resnet.resnet56", "resnet.resnet20"),
@@ -62,8 +64,19 @@ class Scale:
         return self.steps * self.batch_size
 
 
-FULL = Scale(rounds=7, size=32, batch_size=64, steps=8, extracted=1024, stored=20_000, remembered=6000)
-QUICK = Scale(rounds=3, size=32, batch_size=64, steps=3, extracted=128, stored=5000, remembered=2200)
+FULL = Scale(
+    rounds=7,
+    size=32,
+    batch_size=64,
+    steps=8,
+    extracted=1024,
+    stored=20_000,
+    remembered=6000,
+    photographs=1000,
+)
+QUICK = Scale(
+    rounds=3, size=32, batch_size=64, steps=3, extracted=128, stored=5000, remembered=2200, photographs=130
+)
 
 
 @dataclass(frozen=True)
@@ -138,6 +151,7 @@ def extraction(
     teacher: Teacher,
     spec: NetworkSpec,
     requested: Mapping[str, tuple[int, str]],
+    views: ViewParams = VIEWS,
     **options: Any,
 ) -> Extraction:
     """Return the extraction of `requested` from generated data.
@@ -147,6 +161,7 @@ def extraction(
         teacher: whose features.
         spec: of the teacher.
         requested: number of augmented slots and dtype, by feature name.
+        views: that the slots show.
         options: of the extraction.
     """
     meta = prepared.meta
@@ -158,9 +173,9 @@ def extraction(
         samples=meta.samples,
         mean=meta.mean,
         std=meta.std,
-        views=VIEWS,
+        views=views,
         features=stored_features(requested, teacher, meta.channels, meta.size),
     )
     normalise = Normalise(meta.mean, meta.std, teacher.machine.device)
-    space = view_space(VIEWS)
+    space = view_space(views)
     return Extraction(manifest, {"last": teacher}, prepared.splits, space, normalise, **options)

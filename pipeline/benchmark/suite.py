@@ -47,6 +47,13 @@ def memory(bench: Bench) -> list[Record]:
     return peaks.memory(bench)
 
 
+def photographs(bench: Bench) -> list[Record]:
+    """Measure peak memory and decoding of an image folder that is indexed."""
+    from pipeline.benchmark import photographs as files
+
+    return files.photographs(bench)
+
+
 def startup(bench: Bench) -> list[Record]:
     """Measure `--help` of every stage."""
     from pipeline.benchmark import startup as starts
@@ -67,6 +74,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
     "read": read,
     "input_pipeline": input_pipeline,
     "memory": memory,
+    "photographs": photographs,
     "startup": startup,
     "repro": repro,
 }
