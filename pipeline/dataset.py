@@ -10,6 +10,8 @@ edit of the writer reruns no stage that reads.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +130,21 @@ class Meta(Block):
     std: tuple[float, ...]
     fingerprint: dict[str, str]
     files: Files | None = None
+
+
+def fingerprinting(
+    classes: Sequence[str], shape: Sequence[int], labels: NDArray[np.int64]
+) -> hashlib.blake2b:
+    """Return the hash of a split, to which its images uint8 (N, C, H, W) are still to be added.
+
+    Args:
+        classes: class names.
+        shape: of the images.
+        labels: int64 (N,).
+    """
+    found = hashlib.blake2b(json.dumps([list(classes), list(shape)]).encode(), digest_size=16)
+    found.update(labels.astype("<i8").tobytes())
+    return found
 
 
 def images_path(folder: Path, split: str) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import histogram
-from pipeline.dataset import Files, files_path
+from pipeline.dataset import Files, files_path, fingerprinting
 from pipeline.index import content_hash, record_type
 from pipeline.progress import Advance
 from pipeline.raw import image_files
@@ -57,8 +55,7 @@ def index(
         kind = record_type(max(map(len, names)))
         labels = raw.labels[rows]
         shape = (len(rows), raw.channels, raw.size, raw.size)
-        digest = hashlib.blake2b(json.dumps([classes, shape, files.resize]).encode(), digest_size=16)
-        digest.update(labels.astype("<i8").tobytes())
+        digest = fingerprinting(classes, (*shape, files.resize), labels)
         scan = partial(_scan, raw, decode=measure and split == "train")
         with files_path(folder, split).open("wb") as file, ThreadPoolExecutor(threads) as pool:
             header = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from pipeline.dataset import (
     Meta,
     RawSplit,
     Source,
+    fingerprinting,
     images_path,
     labels_path,
     meta_path,
@@ -179,8 +179,7 @@ class _Writer:
         self._file = images_path(folder, split).open("wb")
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
-        self._hash = hashlib.blake2b(json.dumps([list(source.classes), shape]).encode(), digest_size=16)
-        self._hash.update(labels.astype("<i8").tobytes())
+        self._hash = fingerprinting(source.classes, shape, labels)
 
     def __enter__(self) -> Self:
         return self

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.artifact import read_json
-from pipeline.dataset import SCHEMA, Meta, files_path, images_path, labels_path, meta_path
+from pipeline.dataset import SCHEMA, Meta, files_path, fingerprinting, images_path, labels_path, meta_path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, unknown_name
 from pipeline.index import FileIndex, record_type
 
@@ -34,12 +34,16 @@ class Split:
             give a plain image (C, H, W) by its row.
         labels: int64 (N,).
         fingerprint: hash of the images, labels and class names.
+        classes: class names.
+        folder: of the prepared data.
     """
 
     name: str
     images: NDArray[np.uint8] | FileIndex
     labels: NDArray[np.int64]
     fingerprint: str
+    classes: tuple[str, ...]
+    folder: Path
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,13 +90,24 @@ class Prepared:
 
 
 def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copy a whole split that is not indexed to `device`: images uint8 (N, C, H, W) and labels int64 (N,)."""
+    """Copy a whole split that is not indexed to `device`: images uint8 (N, C, H, W) and labels int64 (N,).
+
+    Raises:
+        DamagedArtifactError: the bytes are not those that were prepared.
+    """
     import torch
 
     assert isinstance(split.images, np.ndarray)
-    # A copy first: torch cannot hold a read-only map.
-    images, labels = torch.from_numpy(np.array(split.images)), torch.from_numpy(np.array(split.labels))
-    return images.to(device), labels.to(device)
+    images = np.array(split.images)  # a copy: torch cannot hold a read-only map
+    found = fingerprinting(split.classes, images.shape, split.labels)
+    found.update(images.data)
+    if found.hexdigest() != split.fingerprint:
+        raise DamagedArtifactError(
+            f"{images_path(split.folder, split.name)} or its labels are not what was prepared: they hash to "
+            f"{found.hexdigest()[:8]}, meta.json says {split.fingerprint[:8]}. Make them again with: "
+            f"dvc repro --force prepare_data@{split.folder.name}"
+        )
+    return torch.from_numpy(images).to(device), torch.from_numpy(np.array(split.labels)).to(device)
 
 
 def _read_meta(path: Path, hint: str) -> Meta:
@@ -128,7 +143,7 @@ def _open_split(folder: Path, split: str, meta: Meta, hint: str) -> Split:
         images = FileIndex(
             folder, Path(meta.files.root), records, meta.channels, meta.size, meta.files.resize
         )
-    return Split(split, images, labels, meta.fingerprint[split])
+    return Split(split, images, labels, meta.fingerprint[split], meta.classes, folder)
 
 
 def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any] | None, hint: str) -> NDArray[Any]:

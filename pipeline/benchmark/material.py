@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline import seeding
-from pipeline.dataset import Meta, images_path, labels_path, meta_path
+from pipeline.dataset import Meta, fingerprinting, images_path, labels_path, meta_path
 from pipeline.features.extract import Extraction, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher
@@ -112,23 +112,26 @@ def generate(folder: Path, samples: int, size: int) -> Prepared:
     """Write prepared data of random pixels, block by block, and open them."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
+    classes, labels = tuple(map(str, range(CLASSES))), draw.integers(0, CLASSES, samples)
     shape = (samples, 3, size, size)
     images = np.lib.format.open_memmap(images_path(folder, "train"), mode="w+", dtype=np.uint8, shape=shape)
+    digest = fingerprinting(classes, shape, labels)
     for start in range(0, samples, BLOCK):
         block = images[start : start + BLOCK]
         block[:] = draw.integers(0, 256, block.shape, np.uint8)
+        digest.update(np.ascontiguousarray(block).data)
     images.flush()
     del images
-    np.save(labels_path(folder, "train"), draw.integers(0, CLASSES, samples))
+    np.save(labels_path(folder, "train"), labels)
     meta = Meta(
         source="generated",
-        classes=tuple(str(number) for number in range(CLASSES)),
+        classes=classes,
         channels=3,
         size=size,
         samples={"train": samples},
         mean=(0.5, 0.5, 0.5),
         std=(0.3, 0.3, 0.3),
-        fingerprint={"train": f"{samples}"},
+        fingerprint={"train": digest.hexdigest()},
     )
     meta_path(folder).write_text(meta.model_dump_json())
     return Prepared.open(folder)
