@@ -17,12 +17,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipeline import progress
+from pipeline import plugin, progress
 from pipeline.benchmark.material import Bench, extraction
 from pipeline.benchmark.memory import CPU, FACTOR, apart, peak
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import interleaved, timed
-from pipeline.datasets import image_folder
 from pipeline.features.teacher import Teacher
 from pipeline.images import DecodedImages, stream_images, views
 from pipeline.network import Network, NetworkSpec, Unit
@@ -120,8 +119,9 @@ def prepared(folder: Path, samples: int) -> Prepared:
 def extract(folder: Path, samples: int) -> None:
     """Index the files, the normalisation measured, and fill a store: plain views and a slot of crops."""
     root, out = folder / f"raw-{samples}", folder / f"indexed-{samples}"
-    config = image_folder.Config(path=root, size=SIZE, resize=RESIZE, storage="indexed")
-    prepare(image_folder.open_source(config), "image_folder", config, out)
+    plug = plugin.load("datasets", "image_folder")
+    config = plug.Config(path=root, size=SIZE, resize=RESIZE, storage="indexed")
+    prepare(plug.open_source(config), "image_folder", config, out)
     network = _network()
     spec = NetworkSpec(family="none", network="one", size=SIZE, channels=3, classes=CLASSES)
     teacher = Teacher(network, CPU)
