@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import histogram
-from pipeline.dataset import Files, files_path, fingerprinting
+from pipeline.dataset import Source, files_path, fingerprinting
 from pipeline.index import content_hash, record_type
 from pipeline.progress import Advance
 from pipeline.raw import image_files
@@ -24,9 +23,8 @@ _BLOCK = 64  # files a thread that are read before their records are written
 
 def index(
     folder: Path,
-    classes: list[str],
-    files: Files,
-    parts: Mapping[str, tuple[FileSplit, NDArray[np.int64]]],
+    source: Source,
+    held: NDArray[np.bool_],
     advance: Advance,
     *,
     measure: bool,
@@ -35,9 +33,8 @@ def index(
 
     Args:
         folder: of the prepared data.
-        classes: class names.
-        files: how the files become images.
-        parts: files, and the rows int64 (n,) of them that the split has, by split.
+        source: the data set; its splits are files.
+        held: which training files are held out for model selection, bool (N,).
         advance: reports samples done.
         measure: decode the training images, to count their pixel values; otherwise only their heads are read.
 
@@ -48,14 +45,21 @@ def index(
     Raises:
         DataError: a file that cannot be read, by name.
     """
-    fingerprints, counts = {}, np.zeros((parts["train"][0].channels, 256), dtype=np.int64)
+    assert source.files is not None
+    assert isinstance(source.train, FileSplit)
+    assert isinstance(source.test, FileSplit)
+    parts = {"train": (source.train, np.flatnonzero(~held))}
+    if held.any():
+        parts["holdout"] = (source.train, np.flatnonzero(held))
+    parts["test"] = (source.test, np.arange(len(source.test.labels)))
+    fingerprints, counts = {}, np.zeros((source.channels, 256), dtype=np.int64)
     threads = os.cpu_count() or 1
     for split, (raw, rows) in parts.items():
-        names = [os.fsencode(os.path.relpath(raw.paths[row], files.root)) for row in rows.tolist()]
+        names = [os.fsencode(os.path.relpath(raw.paths[row], source.files.root)) for row in rows.tolist()]
         kind = record_type(max(map(len, names)))
         labels = raw.labels[rows]
         shape = (len(rows), raw.channels, raw.size, raw.size)
-        digest = fingerprinting(classes, (*shape, files.resize), labels)
+        digest = fingerprinting(source.classes, (*shape, source.files.resize), labels)
         scan = partial(_scan, raw, decode=measure and split == "train")
         with files_path(folder, split).open("wb") as file, ThreadPoolExecutor(threads) as pool:
             header = {

@@ -31,7 +31,6 @@ from pipeline.dataset import (
     meta_path,
 )
 from pipeline.errors import DataError, MachineError, ParamsError
-from pipeline.raw.image_files import FileSplit
 
 BLOCK_BYTES = 16 * 2**20
 
@@ -69,7 +68,8 @@ def prepare(
             rows = max(1, block_bytes // (source.channels * source.size**2))
             fingerprint, counts = _copy(source, name, folder, held, labels, rows, advance)
         else:
-            fingerprint, counts = _index(source, config, folder, held, advance)
+            measure = None in (config.mean or source.mean, config.std or source.std)
+            fingerprint, counts = indexing.index(folder, source, held, advance, measure=measure)
         for split, one in labels.items():
             content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
             np.save(content, one)
@@ -119,21 +119,6 @@ def _copy(
             writers["test"].write(block)
             advance(len(block))
         return {split: one.fingerprint() for split, one in writers.items()}, counts
-
-
-def _index(
-    source: Source, config: DatasetConfig, folder: Path, held: NDArray[np.bool_], advance: progress.Advance
-) -> tuple[dict[str, str], NDArray[np.int64]]:
-    """List all files; return fingerprints, and counts of training pixels (C, 256) where they are needed."""
-    assert source.files is not None
-    assert isinstance(source.train, FileSplit)
-    assert isinstance(source.test, FileSplit)
-    parts = {"train": (source.train, np.flatnonzero(~held))}
-    if held.any():
-        parts["holdout"] = (source.train, np.flatnonzero(held))
-    parts["test"] = (source.test, np.arange(len(source.test.labels)))
-    measure = None in (config.mean or source.mean, config.std or source.std)
-    return indexing.index(folder, list(source.classes), source.files, parts, advance, measure=measure)
 
 
 def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:

@@ -70,7 +70,7 @@ def make_folder(root: Path, train: int = 26, val: int = 14, square: int | None =
 
 
 def indexed(root: Path, out: Path, **settings: Any) -> tuple[Prepared, Meta]:
-    given = {"path": root, "size": SIZE, "resize": RESIZE, "storage": "indexed"} | settings
+    given: dict[str, Any] = {"path": root, "size": SIZE, "resize": RESIZE, "storage": "indexed"} | settings
     config = image_folder.Config(**given)
     meta = prepare(image_folder.open_source(config), "image_folder", config, out)
     return Prepared.open(out), meta
@@ -93,7 +93,8 @@ def files_of(split: Split) -> FileIndex:
 
 def path_of(split: Split, row: int) -> Path:
     files = files_of(split)
-    return files.root / files.records["path"][row].decode()
+    name: str = files.records["path"][row].decode()
+    return files.root / name
 
 
 def all_views(split: Split, params: ViewParams, slot: int, *, threads: int = 2) -> Tensor:
@@ -274,6 +275,51 @@ def test_a_view_replays_from_its_id(prepared: Prepared, params: ViewParams, thre
         forward = Forward(images, 26)
         for start, stop in ((0, 5), (5, 10), (20, 26), (3, 5), (10, 15), (15, 20), (20, 25), (25, 26)):
             assert torch.equal(forward.take(slot, start, stop), expected[start:stop])
+
+
+class Recorder:
+    """Images that note when a batch is begun and when it is taken."""
+
+    ahead = 2
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, int, int]] = []
+
+    def begin(self, slot: int, index: Tensor) -> Callable[[], Tensor]:
+        first = int(index[0])
+        self.events.append(("begin", slot, first))
+
+        def finish() -> Tensor:
+            self.events.append(("take", slot, first))
+            return index
+
+        return finish
+
+
+def opened(events: list[tuple[str, int, int]]) -> list[int]:
+    """Return how many batches are under way after each event."""
+    counts = np.cumsum([1 if kind == "begin" else -1 for kind, _, _ in events])
+    return [int(number) for number in counts]
+
+
+def test_the_next_batches_are_under_way_and_never_more_than_they_should() -> None:
+    recorder = Recorder()
+    for index, view in views(recorder, 5, torch.split(torch.arange(20), 4)):
+        assert torch.equal(index, view)
+    starts = [first for kind, _, first in recorder.events if kind == "take"]
+    assert starts == [0, 4, 8, 12, 16]
+    assert opened(recorder.events)[:4] == [1, 2, 3, 2]
+    assert max(opened(recorder.events)) == 3
+    assert opened(recorder.events)[-1] == 0
+
+    recorder = Recorder()
+    forward = Forward(recorder, 20)
+    for start in (0, 4, 8, 12, 16):
+        assert forward.take(1, start, start + 4).tolist() == list(range(start, start + 4))
+    assert recorder.events.count(("begin", 1, 8)) == 1
+    assert opened(recorder.events)[:4] == [1, 2, 3, 2]
+    assert max(opened(recorder.events)) == 3
+    assert opened(recorder.events)[-1] == 0
 
 
 def test_batches_of_training_show_the_views_of_their_slot(prepared: Prepared) -> None:
