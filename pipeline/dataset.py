@@ -2,13 +2,16 @@
 
 A plug-in file holds `Config` (a `DatasetConfig`) and `open_source(config) -> Source`.
 Prepared data are plain arrays: `<split>_images.npy` uint8 (N, C, H, W), `<split>_labels.npy` int64 (N,),
-and `meta.json` (`Meta`). Splits are `train`, `test` and, when a part is held out for model selection,
+and `meta.json` (`Meta`). Indexed data have `<split>_files.npy` (`pipeline/index.py`) in the place of the images,
+which stay in their files. Splits are `train`, `test` and, when a part is held out for model selection,
 `holdout`. `pipeline/prepare.py` writes them and `pipeline/prepared.py` reads them: two modules, so that an
 edit of the writer reruns no stage that reads.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +67,18 @@ class ArraySplit:
         return self.array[start:stop]
 
 
+class Files(Block):
+    """How the files of indexed data become images.
+
+    Attributes:
+        root: the folder that the listed paths start from.
+        resize: pixels that the short side is resized to before the centre is cropped.
+    """
+
+    root: str
+    resize: int
+
+
 @dataclass(frozen=True)
 class Source:
     """An opened data set, checked: it exists, and its labels, classes and shapes fit together.
@@ -76,6 +91,7 @@ class Source:
         test: samples for evaluation (some data sets call them validation).
         mean: published normalisation per channel in [0, 1], or None.
         std: as `mean`.
+        files: where it is, the files are indexed and not copied; the splits are then `raw.image_files.FileSplit`.
     """
 
     classes: Sequence[str]
@@ -85,6 +101,7 @@ class Source:
     test: RawSplit
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    files: Files | None = None
 
 
 class Meta(Block):
@@ -100,6 +117,7 @@ class Meta(Block):
         mean: per channel in [0, 1].
         std: per channel.
         fingerprint: hash of the images, labels and class names of each split, by split.
+        files: of indexed data.
     """
 
     schema_version: int = SCHEMA
@@ -111,11 +129,32 @@ class Meta(Block):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: dict[str, str]
+    files: Files | None = None
+
+
+def fingerprinting(
+    classes: Sequence[str], shape: Sequence[int], labels: NDArray[np.int64]
+) -> hashlib.blake2b:
+    """Return the hash of a split, to which its images uint8 (N, C, H, W) are still to be added.
+
+    Args:
+        classes: class names.
+        shape: of the images.
+        labels: int64 (N,).
+    """
+    found = hashlib.blake2b(json.dumps([list(classes), list(shape)]).encode(), digest_size=16)
+    found.update(labels.astype("<i8").tobytes())
+    return found
 
 
 def images_path(folder: Path, split: str) -> Path:
     """Return where prepared data keep the images of `split`."""
     return folder / f"{split}_images.npy"
+
+
+def files_path(folder: Path, split: str) -> Path:
+    """Return where indexed data list the files of `split`."""
+    return folder / f"{split}_files.npy"
 
 
 def labels_path(folder: Path, split: str) -> Path:

@@ -1,15 +1,16 @@
 """The writer of prepared data: streams a `Source` into arrays, block by block, in bounded memory.
 
-Only the stage prepare_data imports it. What it writes is described in `pipeline/dataset.py`.
+Of indexed data it writes a list of the files instead (`pipeline/indexing.py`). Only the stage prepare_data
+imports it. What it writes is described in `pipeline/dataset.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +19,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import artifact, progress
+from pipeline import artifact, histogram, indexing, progress
 from pipeline.dataset import (
     DatasetConfig,
     Meta,
     RawSplit,
     Source,
+    fingerprinting,
     images_path,
     labels_path,
     meta_path,
@@ -55,28 +57,60 @@ def prepare(
         MachineError: the disk is too full.
     """
     _check(source, name, config)
-    image_bytes = source.channels * source.size**2
-    rows = max(1, block_bytes // image_bytes)
     held = held_out(source.train.labels, config.holdout, config.holdout_seed)
-    total = len(source.train.labels) + len(source.test.labels)
-    with artifact.building(out) as folder, ExitStack() as stack:
-        _check_disk(folder, total * image_bytes)
-        advance = stack.enter_context(progress.bar(f"prepare {name}", total))
+    labels = {"train": source.train.labels[~held]}
+    if held.any():
+        labels["holdout"] = source.train.labels[held]
+    labels["test"] = source.test.labels
+    total = sum(map(len, labels.values()))
+    with artifact.building(out) as folder, progress.bar(f"prepare {name}", total) as advance:
+        if source.files is None:
+            rows = max(1, block_bytes // (source.channels * source.size**2))
+            fingerprint, counts = _copy(source, name, folder, held, labels, rows, advance)
+        else:
+            measure = None in (config.mean or source.mean, config.std or source.std)
+            fingerprint, counts = indexing.index(folder, source, held, advance, measure=measure)
+        for split, one in labels.items():
+            content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
+            np.save(content, one)
+            labels_path(folder, split).write_bytes(content.getvalue())
+        mean, std = _normalisation(source, config, counts)
+        meta = Meta(
+            source=name,
+            classes=tuple(source.classes),
+            channels=source.channels,
+            size=source.size,
+            samples={split: len(one) for split, one in labels.items()},
+            mean=mean,
+            std=std,
+            fingerprint=fingerprint,
+            files=source.files,
+        )
+        artifact.write_json(meta_path(folder), meta.model_dump(mode="json"))
+    return meta
 
-        def writer(split: str, labels: NDArray[np.int64]) -> _Writer:
-            return stack.enter_context(_Writer(folder, split, labels, source))
 
-        writers = {"train": writer("train", source.train.labels[~held])}
-        if held.any():
-            writers["holdout"] = writer("holdout", source.train.labels[held])
-        writers["test"] = writer("test", source.test.labels)
-        histogram = np.zeros((source.channels, 256), dtype=np.int64)
-
+def _copy(
+    source: Source,
+    name: str,
+    folder: Path,
+    held: NDArray[np.bool_],
+    labels: Mapping[str, NDArray[np.int64]],
+    rows: int,
+    advance: progress.Advance,
+) -> tuple[dict[str, str], NDArray[np.int64]]:
+    """Write all images, so many rows at a time; return fingerprints, and counts of training pixels (C, 256)."""
+    _check_disk(folder, sum(map(len, labels.values())) * source.channels * source.size**2)
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(_Writer(folder, split, one, source)) for split, one in labels.items()
+        }
+        counts = np.zeros((source.channels, 256), dtype=np.int64)
         for start in range(0, len(held), rows):
             block = _read(source, source.train, name, start, rows)
             mask = held[start : start + rows]
             writers["train"].write(block[~mask])
-            _count(block[~mask], histogram)
+            counts += histogram.count(block[~mask])
             if "holdout" in writers:
                 writers["holdout"].write(block[mask])
             advance(len(block))
@@ -84,20 +118,7 @@ def prepare(
             block = _read(source, source.test, name, start, rows)
             writers["test"].write(block)
             advance(len(block))
-
-        mean, std = _normalisation(source, config, histogram)
-        meta = Meta(
-            source=name,
-            classes=tuple(source.classes),
-            channels=source.channels,
-            size=source.size,
-            samples={split: len(one.labels) for split, one in writers.items()},
-            mean=mean,
-            std=std,
-            fingerprint={split: one.fingerprint() for split, one in writers.items()},
-        )
-        artifact.write_json(meta_path(folder), meta.model_dump(mode="json"))
-    return meta
+        return {split: one.fingerprint() for split, one in writers.items()}, counts
 
 
 def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
@@ -139,16 +160,11 @@ class _Writer:
     """
 
     def __init__(self, folder: Path, split: str, labels: NDArray[np.int64], source: Source) -> None:
-        self.labels = labels
         shape = (len(labels), source.channels, source.size, source.size)
-        content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
-        np.save(content, labels)
-        labels_path(folder, split).write_bytes(content.getvalue())
         self._file = images_path(folder, split).open("wb")
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
-        self._hash = hashlib.blake2b(json.dumps([list(source.classes), shape]).encode(), digest_size=16)
-        self._hash.update(labels.astype("<i8").tobytes())
+        self._hash = fingerprinting(source.classes, shape, labels)
 
     def __enter__(self) -> Self:
         return self
@@ -169,26 +185,20 @@ class _Writer:
         return self._hash.hexdigest()
 
 
-def _count(block: NDArray[np.uint8], histogram: NDArray[np.int64]) -> None:
-    """Add the pixel values of `block`, uint8 (n, C, H, W), to `histogram`, int64 (C, 256)."""
-    for channel, counts in enumerate(histogram):
-        counts += np.bincount(block[:, channel].reshape(-1), minlength=256)
-
-
 def _normalisation(
-    source: Source, config: DatasetConfig, histogram: NDArray[np.int64]
+    source: Source, config: DatasetConfig, counts: NDArray[np.int64]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std per channel: the config's, else the published, else those of the training images.
 
     Args:
         source: the data set, with its published normalisation.
         config: its settings.
-        histogram: counts of each pixel value in the training split, int64 (C, 256).
+        counts: of each pixel value in the training split, int64 (C, 256).
     """
     mean, std = config.mean or source.mean, config.std or source.std
     if mean is not None and std is not None:
         return mean, std
-    measured = [_moments(counts.tolist()) for counts in histogram]
+    measured = [histogram.moments(one.tolist()) for one in counts]
     for channel, (_, spread) in enumerate(measured):
         if spread == 0.0 and std is None:
             raise DataError(
@@ -196,14 +206,6 @@ def _normalisation(
                 "deviation to normalise with. Set mean and std under 'prepare' in params.yaml."
             )
     return mean or tuple(m for m, _ in measured), std or tuple(s for _, s in measured)
-
-
-def _moments(counts: list[int]) -> tuple[float, float]:
-    """Return mean and standard deviation of pixel / 255: the sums are exact integers."""
-    number = sum(counts)
-    first = sum(value * count for value, count in enumerate(counts))
-    second = sum(value * value * count for value, count in enumerate(counts))
-    return first / (255 * number), math.sqrt(number * second - first * first) / (255 * number)
 
 
 def _read(source: Source, split: RawSplit, name: str, start: int, rows: int) -> NDArray[np.uint8]:

@@ -1,4 +1,8 @@
-"""The reader of prepared data: memory maps, checked against their `meta.json`."""
+"""The reader of prepared data: memory maps, checked against their `meta.json`.
+
+Nothing is read of the raw files of indexed data before an image is asked for: what needs labels and names alone
+works where the raw files are not.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.artifact import read_json
-from pipeline.dataset import SCHEMA, Meta, images_path, labels_path, meta_path
+from pipeline.dataset import SCHEMA, Meta, files_path, fingerprinting, images_path, labels_path, meta_path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, unknown_name
+from pipeline.index import FileIndex, record_type
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +30,20 @@ class Split:
 
     Attributes:
         name: for instance "train".
-        images: uint8 (N, C, H, W), mapped from disk, read-only.
+        images: uint8 (N, C, H, W), mapped from disk, read-only; or the index of the files that hold them. Both
+            give a plain image (C, H, W) by its row.
         labels: int64 (N,).
         fingerprint: hash of the images, labels and class names.
+        classes: class names.
+        folder: of the prepared data.
     """
 
     name: str
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | FileIndex
     labels: NDArray[np.int64]
     fingerprint: str
+    classes: tuple[str, ...]
+    folder: Path
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,12 +90,24 @@ class Prepared:
 
 
 def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copy a whole split to `device`: images uint8 (N, C, H, W) and labels int64 (N,)."""
+    """Copy a whole split that is not indexed to `device`: images uint8 (N, C, H, W) and labels int64 (N,).
+
+    Raises:
+        DamagedArtifactError: the bytes are not those that were prepared.
+    """
     import torch
 
-    # A copy first: torch cannot hold a read-only map.
-    images, labels = torch.from_numpy(np.array(split.images)), torch.from_numpy(np.array(split.labels))
-    return images.to(device), labels.to(device)
+    assert isinstance(split.images, np.ndarray)
+    images = np.array(split.images)  # a copy: torch cannot hold a read-only map
+    found = fingerprinting(split.classes, images.shape, split.labels)
+    found.update(images.data)
+    if found.hexdigest() != split.fingerprint:
+        raise DamagedArtifactError(
+            f"{images_path(split.folder, split.name)} or its labels are not what was prepared: they hash to "
+            f"{found.hexdigest()[:8]}, meta.json says {split.fingerprint[:8]}. Make them again with: "
+            f"dvc repro --force prepare_data@{split.folder.name}"
+        )
+    return torch.from_numpy(images).to(device), torch.from_numpy(np.array(split.labels)).to(device)
 
 
 def _read_meta(path: Path, hint: str) -> Meta:
@@ -111,19 +133,29 @@ def _read_meta(path: Path, hint: str) -> Meta:
 
 def _open_split(folder: Path, split: str, meta: Meta, hint: str) -> Split:
     number = meta.samples[split]
-    shape = (number, meta.channels, meta.size, meta.size)
-    images = _open_array(images_path(folder, split), shape, "uint8", hint)
-    labels = np.array(_open_array(labels_path(folder, split), (number,), "int64", hint))
-    return Split(split, images, labels, meta.fingerprint[split])
+    labels = np.array(_open_array(labels_path(folder, split), (number,), np.dtype("int64"), hint))
+    images: NDArray[np.uint8] | FileIndex
+    if meta.files is None:
+        shape = (number, meta.channels, meta.size, meta.size)
+        images = _open_array(images_path(folder, split), shape, np.dtype("uint8"), hint)
+    else:
+        records = _open_array(files_path(folder, split), (number,), None, hint)
+        images = FileIndex(
+            folder, Path(meta.files.root), records, meta.channels, meta.size, meta.files.resize
+        )
+    return Split(split, images, labels, meta.fingerprint[split], meta.classes, folder)
 
 
-def _open_array(path: Path, shape: tuple[int, ...], dtype: str, hint: str) -> NDArray[Any]:
+def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any] | None, hint: str) -> NDArray[Any]:
+    """Map an array; without a dtype, one of an index's records."""
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
     except (ValueError, EOFError) as error:  # a header that is no header, or fewer bytes than it promises
         raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
+    if dtype is None:  # paths are as long as the longest of them
+        dtype = record_type(array.dtype["path"].itemsize if "path" in (array.dtype.names or ()) else 1)
     if array.shape != shape or array.dtype != dtype:
         raise DamagedArtifactError(
             f"{path} holds {array.dtype} {array.shape}, meta.json says {dtype} {shape}. "

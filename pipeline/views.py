@@ -7,6 +7,7 @@ so the store can hold slots and every run, seed and worker agrees on them. Slot 
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -91,6 +92,7 @@ class CropFlipSpace:
 class RandomResizedCropSpace:
     """Random boxes resized to the full size; the id seeds a counter-based generator with the sample's index.
 
+    Of indexed images the boxes are cut out of the whole photograph (`pipeline/images.py`), and `apply` is not used.
     The box is drawn as by Szegedy et al. 2014 (arXiv:1409.4842): area and log-ratio uniform, up to ten
     attempts, else the largest centred square. Bilinear within the box; it never shrinks, so there is no aliasing.
     """
@@ -103,9 +105,9 @@ class RandomResizedCropSpace:
     def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
         """Return resized boxes; see `ViewSpace.apply`."""
         height, width = image.shape[2:]
-        draws = _uniform(index, view, 4 * _ATTEMPTS + 1)  # (B, 4 * attempts + 1)
-        top, left, tall, wide = self._box(draws, height, width)
-        flip = (draws[:, -1] < 0.5) if self.params.flip else torch.zeros_like(view, dtype=torch.bool)
+        heights, widths = torch.full_like(view, height), torch.full_like(view, width)
+        boxes, flip = self.boxes(view, index, heights, widths)
+        top, left, tall, wide = boxes.float().unbind(1)  # each (B,)
         # Centre and half extent of the box in grid_sample's coordinates, which run from -1 to 1.
         scale_x, scale_y = wide / width, tall / height
         shift_x, shift_y = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
@@ -122,20 +124,33 @@ class RandomResizedCropSpace:
         crop = crop.round().clamp(0, 255).to(torch.uint8)
         return torch.where((view == 0)[:, None, None, None], image, crop)
 
-    def _box(self, draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        area, ratio, y, x = draws[:, :-1].view(len(draws), 4, _ATTEMPTS).unbind(1)  # each (B, attempts)
-        low, high = (torch.tensor(bound).log().item() for bound in self.params.ratio)
-        area = height * width * (self.params.scale[0] + area * (self.params.scale[1] - self.params.scale[0]))
+    def boxes(self, view: Tensor, index: Tensor, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the boxes that views show, as (top, left, height, width) int64 (B, 4), and whether they are mirrored.
+
+        Computed in float64: so no device rounds to another pixel than the next, nor a sample in another batch.
+
+        Args:
+            view: view ids int64 (B,).
+            index: sample indices int64 (B,).
+            height: of the images, int64 (B,).
+            width: as `height`.
+        """
+        draws = _uniform(index, view, 4 * _ATTEMPTS + 1)  # (B, 4 * attempts + 1)
+        share, ratio, y, x = draws[:, :-1].double().view(len(draws), 4, _ATTEMPTS).unbind(1)  # (B, attempts)
+        low, high = (math.log(bound) for bound in self.params.ratio)
+        smallest, largest = self.params.scale
+        area = (height * width)[:, None] * (smallest + share * (largest - smallest))
         aspect = (low + ratio * (high - low)).exp()
         wide, tall = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-        fits = (wide >= 1) & (wide <= width) & (tall >= 1) & (tall <= height)
+        fits = (wide >= 1) & (wide <= width[:, None]) & (tall >= 1) & (tall <= height[:, None])
         first = fits.int().argmax(dim=1, keepdim=True)  # the first attempt that fits
         wide, tall, y, x = (draw.gather(1, first)[:, 0] for draw in (wide, tall, y, x))
-        none, side = ~fits.any(dim=1), float(min(height, width))
-        wide, tall = wide.masked_fill(none, side), tall.masked_fill(none, side)
-        top = torch.where(none, (height - tall) / 2, (y * (height - tall + 1)).floor())
-        left = torch.where(none, (width - wide) / 2, (x * (width - wide + 1)).floor())
-        return top, left, tall, wide
+        none, side = ~fits.any(dim=1), torch.minimum(height, width).double()
+        wide, tall = torch.where(none, side, wide), torch.where(none, side, tall)
+        top = torch.where(none, (height - tall) / 2, y * (height - tall + 1))
+        left = torch.where(none, (width - wide) / 2, x * (width - wide + 1))
+        mirrored = (draws[:, -1] < 0.5) if self.params.flip else torch.zeros_like(view, dtype=torch.bool)
+        return torch.stack((top.floor(), left.floor(), tall, wide), dim=1).long(), mirrored
 
 
 def view_space(params: ViewParams) -> ViewSpace:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from pipeline import errors
 from pipeline.artifact import read_json
-from pipeline.benchmark import fits, memory, record, repro, startup, suite
+from pipeline.benchmark import fits, memory, photographs, record, repro, startup, suite
 from pipeline.benchmark.material import FULL, QUICK, Bench, Scale
 from pipeline.benchmark.record import Record, missing
 from pipeline.benchmark.timing import Rates, interleaved, timed
@@ -36,6 +36,7 @@ TINY = Scale(
     stored=10,
     remembered=4,
     fitted=600,
+    photographs=6,
     compiled=False,
     pairs=(("resnet.resnet14", "resnet.resnet8"), ("wrn.wrn_16_1", "resnet.resnet8")),
 )
@@ -199,6 +200,22 @@ def test_peak_memory_is_compared(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     check(found, "memory")
     assert [one.value for one in found] == pytest.approx([20, 20])
     assert [one.holds for one in found] == [False, False]
+
+
+def test_peaks_of_an_indexed_folder_are_compared_and_its_decoding_timed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(task: str, samples: int, folder: Path, module: str) -> float:
+        assert module == "photographs"
+        photographs.TASKS[task](folder, samples)
+        return 100.0 if samples == TINY.photographs else 106.0
+
+    monkeypatch.setattr(photographs, "apart", here)
+    found = suite.MEASUREMENTS["photographs"](bench)
+    check(found, "photographs")
+    assert [one.value for one in found[:2]] == pytest.approx([6, 6])
+    assert [one.holds for one in found[:2]] == [False, False]
+    assert len(photographs.prepared(bench.folder, 24).split("train")) == 24
 
 
 def test_a_process_of_its_own_tells_its_peak(bench: Bench) -> None:

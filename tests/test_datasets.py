@@ -106,6 +106,18 @@ def test_prepared_arrays_are_those_of_the_source(tmp_path: Path) -> None:
         np.testing.assert_array_equal(labels.numpy(), split.labels)
 
 
+@pytest.mark.parametrize("file", ["train_images.npy", "train_labels.npy"])
+def test_a_changed_byte_is_told_where_the_split_goes_to_the_device(prepared: Path, file: str) -> None:
+    content = bytearray((prepared / file).read_bytes())
+    content[-8] ^= 1
+    (prepared / file).write_bytes(content)
+    split = Prepared.open(prepared).split("train")
+    with pytest.raises(DamagedArtifactError) as error:
+        to_device(split, "cpu")
+    one_line(error, str(prepared / "train_images.npy"), "dvc repro --force prepare_data@some")
+    to_device(Prepared.open(prepared).split("test"), "cpu")
+
+
 @pytest.mark.parametrize("holdout", [0.0, 0.3])
 def test_result_does_not_depend_on_the_block_size(tmp_path: Path, holdout: float) -> None:
     source, config = random_source(), DatasetConfig(holdout=holdout)

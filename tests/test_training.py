@@ -19,6 +19,7 @@ from training_fixtures import CPU, RECIPE, STUDENT, TIMES, VIEWS, prepared_data
 
 from pipeline import seeding
 from pipeline.errors import DivergedError, ParamsError, StillhouseError
+from pipeline.images import ResidentImages
 from pipeline.machine import machine
 from pipeline.network import NetworkSpec, build, load
 from pipeline.params.recipe import Phase, Recipe
@@ -391,9 +392,8 @@ def bare(scratch: Path, saved: list[str] | None = None, **options: Any) -> Train
         "modules": {"student": network},
         "objective": Toy(network),
         "batches": Batches(
-            images,
+            ResidentImages(images, view_space(VIEWS)),
             torch.arange(40) % 4,
-            view_space(VIEWS),
             9,
             lambda x: x.float() / 255,
             seed=0,

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from pipeline import seeding
-from pipeline.dataset import Meta, images_path, labels_path, meta_path
+from pipeline.dataset import Meta, fingerprinting, images_path, labels_path, meta_path
 from pipeline.features.extract import Extraction, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher
 from pipeline.machine import Machine
 from pipeline.network import Network, NetworkSpec, build
 from pipeline.normalise import Normalise
-from pipeline.params.views import CropFlip
+from pipeline.params.views import CropFlip, ViewParams
 from pipeline.prepared import Prepared
 from pipeline.views import view_space
 
@@ -42,6 +42,7 @@ class Scale:
         remembered: samples of the smaller of the two data sets whose peak memory is compared.
         fitted: pixels that LDA is fitted to; K-means takes half of them.
         compiled: measure torch.compile too, which first compiles for minutes.
+        photographs: as `remembered`, of JPEGs that are indexed.
         pairs: teachers and students whose steps are timed, by family and name.
     """
 
@@ -53,6 +54,7 @@ class Scale:
     stored: int
     remembered: int
     fitted: int
+    photographs: int
     compiled: bool = True
     pairs: tuple[tuple[str, str], ...] = (
         ("resnet.resnet32x4", "resnet.resnet8x4"),
@@ -67,7 +69,15 @@ class Scale:
 
 
 FULL = Scale(
-    rounds=7, size=32, batch_size=64, steps=8, extracted=1024, stored=20_000, remembered=6000, fitted=200_000
+    rounds=7,
+    size=32,
+    batch_size=64,
+    steps=8,
+    extracted=1024,
+    stored=20_000,
+    remembered=6000,
+    fitted=200_000,
+    photographs=1000,
 )
 QUICK = Scale(
     rounds=3,
@@ -78,6 +88,7 @@ QUICK = Scale(
     stored=5000,
     remembered=2200,
     fitted=60_000,
+    photographs=130,
     compiled=False,
 )
 
@@ -115,23 +126,26 @@ def generate(folder: Path, samples: int, size: int) -> Prepared:
     """Write prepared data of random pixels, block by block, and open them."""
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
+    classes, labels = tuple(map(str, range(CLASSES))), draw.integers(0, CLASSES, samples)
     shape = (samples, 3, size, size)
     images = np.lib.format.open_memmap(images_path(folder, "train"), mode="w+", dtype=np.uint8, shape=shape)
+    digest = fingerprinting(classes, shape, labels)
     for start in range(0, samples, BLOCK):
         block = images[start : start + BLOCK]
         block[:] = draw.integers(0, 256, block.shape, np.uint8)
+        digest.update(np.ascontiguousarray(block).data)
     images.flush()
     del images
-    np.save(labels_path(folder, "train"), draw.integers(0, CLASSES, samples))
+    np.save(labels_path(folder, "train"), labels)
     meta = Meta(
         source="generated",
-        classes=tuple(str(number) for number in range(CLASSES)),
+        classes=classes,
         channels=3,
         size=size,
         samples={"train": samples},
         mean=(0.5, 0.5, 0.5),
         std=(0.3, 0.3, 0.3),
-        fingerprint={"train": f"{samples}"},
+        fingerprint={"train": digest.hexdigest()},
     )
     meta_path(folder).write_text(meta.model_dump_json())
     return Prepared.open(folder)
@@ -154,6 +168,7 @@ def extraction(
     teacher: Teacher,
     spec: NetworkSpec,
     requested: Mapping[str, tuple[int, str]],
+    views: ViewParams = VIEWS,
     **options: Any,
 ) -> Extraction:
     """Return the extraction of `requested` from generated data.
@@ -163,6 +178,7 @@ def extraction(
         teacher: whose features.
         spec: of the teacher.
         requested: number of augmented slots and dtype, by feature name.
+        views: that the slots show.
         options: of the extraction.
     """
     meta = prepared.meta
@@ -174,9 +190,9 @@ def extraction(
         samples=meta.samples,
         mean=meta.mean,
         std=meta.std,
-        views=VIEWS,
+        views=views,
         features=stored_features(requested, teacher, meta.channels, meta.size),
     )
     normalise = Normalise(meta.mean, meta.std, teacher.machine.device)
-    space = view_space(VIEWS)
+    space = view_space(views)
     return Extraction(manifest, {"last": teacher}, prepared.splits, space, normalise, **options)

@@ -8,6 +8,7 @@ Run as a module it does one task and prints its peak: `python -m pipeline.benchm
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -32,6 +33,9 @@ WIDTH = 16  # of the map that is stored: 32 kB a sample of 32x32 pixels
 REQUESTED = {"stage1": (0, "float16"), "logits": (1, "float32")}
 FACTOR = 4
 SHARD_BYTES = 8 << 20  # several shards at the smaller size, so that both sizes hold whole ones
+# Large blocks go back to the system when they are freed. Else glibc keeps them in pieces, and the peak of the same
+# task differs by a quarter from run to run when several threads have allocated them.
+STEADY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 CPU = Machine(torch.device("cpu"))
 
 
@@ -52,10 +56,12 @@ def memory(bench: Bench) -> list[Record]:
     return found
 
 
-def apart(task: str, samples: int, folder: Path) -> float:
-    """Do a task in a process of its own and return its peak memory in MB."""
-    command = [sys.executable, "-m", "pipeline.benchmark.memory", task, str(samples), str(folder)]
-    done = subprocess.run(command, cwd=root(), capture_output=True, text=True, check=False)
+def apart(task: str, samples: int, folder: Path, module: str = "memory") -> float:
+    """Do a task of a module in a process of its own and return its peak memory in MB."""
+    command = [sys.executable, "-m", f"pipeline.benchmark.{module}", task, str(samples), str(folder)]
+    done = subprocess.run(
+        command, cwd=root(), env=os.environ | STEADY, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(done.stderr)
     return float(done.stdout)

@@ -61,6 +61,13 @@ def fits(bench: Bench) -> list[Record]:
     return tables.fits(bench)
 
 
+def photographs(bench: Bench) -> list[Record]:
+    """Measure peak memory and decoding of an image folder that is indexed."""
+    from pipeline.benchmark import photographs as files
+
+    return files.photographs(bench)
+
+
 def startup(bench: Bench) -> list[Record]:
     """Measure `--help` of every stage."""
     from pipeline.benchmark import startup as starts
@@ -91,6 +98,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
     "options": options,
     "memory": memory,
     "fits": fits,
+    "photographs": photographs,
     "startup": startup,
     "repro": repro,
 }

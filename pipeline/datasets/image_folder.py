@@ -1,8 +1,12 @@
 """Any classification set kept as folders: `train/<class>/*` and `val/<class>/*`.
 
 Files ending in .bmp, .jpeg, .jpg, .png or .webp count, in any case. Classes are the folders of `train/` in
-alphabetical order. An image that is not size x size is resized, short side to `size` (bilinear with
-antialiasing), and its centre is cropped. What else decoding does is said in `pipeline/raw/image_files.py`.
+alphabetical order. An image is resized, short side to `resize` (bilinear with antialiasing), and its centre is
+cropped. What else decoding does is said in `pipeline/raw/image_files.py`.
+
+A set that does not fit memory is `storage: indexed`: prepared data hold a list of the files and the hash of each,
+and images are decoded whenever they are read. Random resized crops are then cut out of the whole photograph, not
+out of its size x size centre.
 """
 
 from __future__ import annotations
@@ -11,9 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.dataset import DatasetConfig, Source
+from pipeline.dataset import DatasetConfig, Files, Source
 from pipeline.errors import DataError
 from pipeline.raw.image_files import SUFFIXES, FileSplit, files, subfolders
 
@@ -25,11 +29,25 @@ class Config(DatasetConfig):
         path: the folder that holds `train/` and `val/`.
         size: height and width of the prepared images, in pixels.
         channels: 1 (grey) or 3 (colour).
+        resize: pixels that the short side is resized to before the centre is cropped; None is `size`. ImageNet's
+            usual evaluation has size 224 and resize 256.
+        storage: "copied" keeps the pixels of all images, "indexed" a list of the files.
     """
 
     path: Path
     size: int = Field(ge=1)
     channels: Literal[1, 3] = 3
+    resize: int | None = None
+    storage: Literal["copied", "indexed"] = "copied"
+
+    @field_validator("resize")
+    @classmethod
+    def _covers(cls, resize: int | None, info: ValidationInfo) -> int | None:
+        if resize is not None and resize < info.data.get("size", 0):
+            raise ValueError(
+                f"Expected {info.data['size']} or more, as 'size' is: the centre is cropped out of it"
+            )
+        return resize
 
 
 def open_source(config: Config) -> Source:
@@ -47,7 +65,9 @@ def open_source(config: Config) -> Source:
             )
     train = _split(config, config.path / "train", classes)
     test = _split(config, config.path / "val", classes)
-    return Source(classes, config.channels, config.size, train, test)
+    files = Files(root=str(config.path), resize=config.resize or config.size)
+    indexed = files if config.storage == "indexed" else None
+    return Source(classes, config.channels, config.size, train, test, files=indexed)
 
 
 def _classes(folder: Path) -> list[str]:
@@ -76,4 +96,4 @@ def _split(config: Config, folder: Path, classes: list[str]) -> FileSplit:
         paths += found
         counts.append(len(found))
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-    return FileSplit(paths, labels, config.channels, config.size, resize=True)
+    return FileSplit(paths, labels, config.channels, config.size, config.resize or config.size)

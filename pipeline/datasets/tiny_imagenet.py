@@ -70,7 +70,7 @@ def _train(folder: Path, ids: list[str]) -> FileSplit:
             f"{folder / extra[0]} is a class that wnids.txt does not list. Remove it or add the id."
         )
     labels = np.repeat(np.arange(len(ids), dtype=np.int64), counts)
-    return FileSplit(paths, labels, channels=3, size=SIZE, resize=False)
+    return FileSplit(paths, labels, channels=3, size=SIZE, resize=None)
 
 
 def _val(folder: Path, ids: list[str]) -> FileSplit:
@@ -91,4 +91,4 @@ def _val(folder: Path, ids: list[str]) -> FileSplit:
         lacks = "is not annotated in" if differ[0] in found else "does not exist, but is annotated in"
         raise DataError(f"{differ[0]} {lacks} {annotations}. Unpack {_ARCHIVE} anew.")
     paths = sorted(labels)
-    return FileSplit(paths, np.array([labels[path] for path in paths], np.int64), 3, SIZE, resize=False)
+    return FileSplit(paths, np.array([labels[path] for path in paths], np.int64), 3, SIZE, resize=None)

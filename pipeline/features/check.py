@@ -20,9 +20,10 @@ from pipeline import seeding
 from pipeline.features.manifest import Manifest
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
+from pipeline.images import stream_images
 from pipeline.normalise import Normalise
 from pipeline.prepared import Split
-from pipeline.views import ViewSpace, view_ids
+from pipeline.views import ViewSpace
 
 BLOCK_BYTES = 32 << 20
 
@@ -166,8 +167,6 @@ def _live(
     names: set[str],
 ) -> dict[str, Tensor]:
     device = teacher.machine.device
-    image = torch.from_numpy(data.images[index.numpy()]).to(device)
-    rows = index.to(device)
-    view = space.apply(image, view_ids(space, slot, rows), rows)
+    view = stream_images(data, space, device).begin(slot, index)()
     label = torch.from_numpy(data.labels[index.numpy()]).to(device)
     return {name: x.cpu() for name, x in teacher.features(normalise(view), names, label).items()}

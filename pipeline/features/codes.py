@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -23,6 +22,7 @@ from pipeline.features.check import compare
 from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher, on_device
+from pipeline.images import stream_images, views
 from pipeline.machine import Machine
 from pipeline.network import load
 from pipeline.normalise import Normalise
@@ -144,11 +144,11 @@ class Encoder:
             return 0.0
         (table,), total, pixels = self.table.values(), 0.0, 0
         device = self.teacher.machine.device
-        step = self.extraction.batch_size
+        images = stream_images(self.split, self.space, device)
+        batches = torch.arange(len(self.split)).split(self.extraction.batch_size)
         with progress.bar(f"{self.title}: what is lost", len(self.split)) as advance:
-            for start in range(0, len(self.split), step):
-                image = torch.from_numpy(np.array(self.split.images[start : start + step])).to(device)
-                label = torch.from_numpy(self.split.labels[start : start + step]).to(device)
+            for index, image in views(images, 0, batches):
+                label = torch.from_numpy(self.split.labels[index.numpy()]).to(device)
                 maps = self.teacher.features(self.normalise(image), [self.mapped], label)[self.mapped]
                 kl = measure(maps, table)
                 total, pixels = total + float(kl.double().sum()), pixels + kl.numel()

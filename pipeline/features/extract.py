@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from pipeline.features import store
 from pipeline.features.manifest import Manifest, StoredFeature
 from pipeline.features.store import Layout, StoredArray
 from pipeline.features.teacher import Teacher
+from pipeline.images import Forward, stream_images
 from pipeline.normalise import Normalise
 from pipeline.prepared import Split
 from pipeline.progress import Advance
@@ -179,6 +180,7 @@ class Extraction:
     shard_bytes: int = store.SHARD_BYTES
     compression: str = "none"
     ranks: Ranks = ALONE
+    _views: dict[str, Forward] = field(default_factory=dict, init=False, repr=False)  # by split
 
     def num_forwards(self) -> int:
         """Return the number of samples that the teacher will see."""
@@ -281,9 +283,9 @@ class Extraction:
         self, teacher: Teacher, data: Split, slot: int, start: int, stop: int, names: set[str]
     ) -> dict[str, Tensor]:
         device = teacher.machine.device
-        index = torch.arange(start, stop, device=device)
-        image = torch.from_numpy(np.array(data.images[start:stop])).to(device)
-        view = self.space.apply(image, view_ids(self.space, slot, index), index)
+        if data.name not in self._views:
+            self._views[data.name] = Forward(stream_images(data, self.space, device), len(data))
+        view = self._views[data.name].take(slot, start, stop)
         label = torch.from_numpy(data.labels[start:stop]).to(device)
         return teacher.features(self.normalise(view), names, label)
 

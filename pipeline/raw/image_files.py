@@ -2,11 +2,13 @@
 
 What is done to an image, and no more: the first frame is taken, an alpha channel is dropped, colour becomes
 grey by ITU-R 601 luma and grey becomes colour by repetition. An orientation noted in a photograph's EXIF data
-is ignored, as torchvision's ImageFolder does.
+is ignored, as torchvision's ImageFolder does. The plain view is torchvision's evaluation transform: the short
+side is resized (bilinear with antialiasing) and the centre is cropped.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import DataError
 
@@ -35,14 +37,15 @@ class FileSplit:
         labels: int64 (N,).
         channels: 1 (grey) or 3 (colour).
         size: height and width to give, in pixels.
-        resize: whether an image of another size is resized and cropped; otherwise it is an error.
+        resize: pixels that the short side is resized to before the centre is cropped; None where an image of
+            another size is an error.
     """
 
     paths: Sequence[str]
     labels: NDArray[np.int64]
     channels: int
     size: int
-    resize: bool
+    resize: int | None
 
     def images(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Decode images [start, stop) on all processors: uint8 (n, C, H, W).
@@ -53,32 +56,31 @@ class FileSplit:
         paths = self.paths[start:stop]
         out = np.empty((len(paths), self.channels, self.size, self.size), dtype=np.uint8)
         first = Path(paths[0])  # a dangling link is told of by the decoder
-        large = first.is_file() and first.stat().st_size > _WORTH_A_THREAD
-        threads = (os.cpu_count() or 1) if large else 1
-        # One run of files a thread: a task a file would cost as much as decoding a small one.
-        runs = np.array_split(np.arange(len(paths)), threads)
+        parts = runs(len(paths), first.stat().st_size if first.is_file() else 0, os.cpu_count() or 1)
 
-        def decode(run: NDArray[np.int64]) -> None:
+        def fill(run: NDArray[np.int64]) -> None:
             for row in run.tolist():
-                out[row] = self._decode(paths[row])
+                out[row] = self.pixels(paths[row], read(paths[row]))
 
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(decode, runs):  # raises the first error in the order of the files
+        with ThreadPoolExecutor(len(parts)) as pool:
+            for _ in pool.map(fill, parts):  # raises the first error in the order of the files
                 pass
         return out
 
-    def _decode(self, path: str) -> NDArray[np.uint8]:
-        image = _open(path, "L" if self.channels == 1 else "RGB")
-        if image.size != (self.size, self.size):
-            if not self.resize:
-                width, height = image.size
-                raise DataError(
-                    f"{path} is {width}x{height}, expected {self.size}x{self.size}. Replace the file, or "
-                    "read the data with source: image_folder, which resizes."
-                )
-            image = _fit(image, self.size)
-        pixels = np.asarray(image)
-        return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)  # (C, H, W)
+    def pixels(self, path: str, content: bytes) -> NDArray[np.uint8]:
+        """Return the plain view (C, H, W) of a file.
+
+        Raises:
+            DataError: it is no image, or of another size where that is an error.
+        """
+        image = decode(path, content, self.channels)
+        if self.resize is None and image.size != (self.size, self.size):
+            width, height = image.size
+            raise DataError(
+                f"{path} is {width}x{height}, expected {self.size}x{self.size}. Replace the file, or "
+                "read the data with source: image_folder, which resizes."
+            )
+        return array(plain(image, self.resize or self.size, self.size))
 
 
 def files(folder: Path) -> list[str]:
@@ -92,15 +94,48 @@ def subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _open(path: str, mode: str) -> Image.Image:
+def runs(count: int, file_bytes: int, threads: int) -> list[NDArray[np.int64]]:
+    """Share out 0..count-1 in runs, one a thread: a task a file would cost as much as decoding a small one.
+
+    Args:
+        count: number of files, at least one.
+        file_bytes: usual size of one; small files are left to a single thread.
+        threads: that there are.
+    """
+    wanted = min(threads, count) if file_bytes > _WORTH_A_THREAD else 1
+    return np.array_split(np.arange(count), wanted)
+
+
+def read(path: str) -> bytes:
+    """Return the content of a file that is to be prepared.
+
+    Raises:
+        DataError: there is no such file.
+    """
     try:
-        with Image.open(path) as file:
-            image = file.copy()
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise _unreadable(path, "no such file", "dvc repro") from None
+
+
+def decode(path: str, content: bytes, channels: int, then: str = "dvc repro") -> Image.Image:
+    """Decode the content of a file: mode L for one channel, RGB for three.
+
+    Args:
+        path: its name, for errors.
+        content: its bytes.
+        channels: 1 or 3.
+        then: the command that comes after its repair.
+
+    Raises:
+        DataError: it is no image, is cut off, or has pixels of more than 8 bits.
+    """
+    mode = "L" if channels == 1 else "RGB"
+    try:
+        image: Image.Image = Image.open(io.BytesIO(content))
+        image.load()
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
-        reason = "no such file" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
-        raise DataError(
-            f"Cannot read the image {path} ({reason}). Replace or delete the file, then: dvc repro"
-        ) from None
+        raise _unreadable(path, _reason(error), then) from None
     if image.mode.startswith(("I", "F")):
         # Pillow would clip or scale 16 bits and floats without a word.
         raise DataError(
@@ -108,14 +143,42 @@ def _open(path: str, mode: str) -> Image.Image:
         )
     if "transparency" in image.info:  # of a palette, in bytes: converted in one step Pillow warns
         image = image.convert("RGBA")
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
-def _fit(image: Image.Image, size: int) -> Image.Image:
-    """Resize the short side to `size` (bilinear with antialiasing), then crop the centre."""
+def dimensions(path: str, content: bytes) -> tuple[int, int]:
+    """Return height and width of an image, from the head of its file.
+
+    Raises:
+        DataError: it is no image.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.height, image.width
+    except Exception as error:
+        raise _unreadable(path, _reason(error), "dvc repro") from None
+
+
+def plain(image: Image.Image, resize: int, size: int) -> Image.Image:
+    """Resize the short side to `resize`, then crop the centre, size x size, as torchvision's transforms do."""
     width, height = image.size
     short = min(width, height)
-    width, height = size * width // short, size * height // short
+    width, height = resize * width // short, resize * height // short
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
+    left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+def array(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels (C, H, W) of an image of mode L or RGB."""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _reason(error: Exception) -> str:
+    # Pillow would name the object that holds the bytes, by its address.
+    return "no image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+
+
+def _unreadable(path: str, reason: str, then: str) -> DataError:
+    return DataError(f"Cannot read the image {path} ({reason}). Replace or delete the file, then: {then}")

@@ -1,4 +1,4 @@
-"""Training batches on the device: no per-sample Python, and nothing that depends on what ran before."""
+"""Training batches on the device; nothing in them depends on what ran before."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pipeline import seeding
 from pipeline.distributed import ALONE, Ranks
+from pipeline.images import Images, views
 from pipeline.normalise import Normalise
-from pipeline.views import ViewSpace, slot_of, view_ids
+from pipeline.views import slot_of
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ class Batches:
     """The training split as batches; order and views are functions of (seed, epoch, sample).
 
     Attributes:
-        images: uint8 (N, C, H, W), on the device.
+        images: gives their views.
         labels: int64 (N,), on the device.
-        space: the views.
-        slots: how many of them are shown; None is no end.
+        slots: how many views are shown; None is no end.
         normalise: what images go through.
         seed: of the run.
         batch_size: samples a batch.
@@ -49,9 +49,8 @@ class Batches:
         ranks: who divide each batch among them.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
-    space: ViewSpace
     slots: int | None
     normalise: Normalise
     seed: int
@@ -68,10 +67,9 @@ class Batches:
         """Give the batches of `epoch`; of each, this rank's part."""
         slot = slot_of(self.seed, epoch, self.slots)
         order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
-        # All at once: for a few samples the many small steps of the permutation cost more than the crops.
-        shown = view_ids(self.space, slot, torch.arange(len(self.labels), device=self.images.device))
-        for whole in torch.split(order, self.batch_size)[: len(self)]:
-            index = self.ranks.part(whole)
-            rows = index.to(self.images.device, non_blocking=True)
-            view = self.space.apply(self.images.index_select(0, rows), shown[rows], rows)
-            yield Views(slot, index, self.normalise(view), self.labels[rows], self.ranks.share(len(whole)))
+        whole = torch.split(order, self.batch_size)[: len(self)]
+        parts = [self.ranks.part(batch) for batch in whole]
+        shares = [self.ranks.share(len(batch)) for batch in whole]
+        for (index, view), share in zip(views(self.images, slot, parts), shares, strict=True):
+            label = self.labels[index.to(self.labels.device, non_blocking=True)]
+            yield Views(slot, index, self.normalise(view), label, share)

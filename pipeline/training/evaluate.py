@@ -18,7 +18,7 @@ from pipeline.metrics.accuracy import agreement, top
 from pipeline.metrics.cost import latency, macs, num_params
 from pipeline.network import load
 from pipeline.normalise import Normalise
-from pipeline.prepared import Prepared, to_device
+from pipeline.prepared import Prepared
 from pipeline.training.evaluation import PlainSplit, logits
 
 Metrics = dict[str, float | int | str]
@@ -48,7 +48,7 @@ def evaluate(
     prepared = Prepared.open(data)
     test = prepared.split("test")
     normalise = Normalise(prepared.meta.mean, prepared.meta.std, machine.device)
-    split = PlainSplit(*to_device(test, machine.device), normalise)
+    split = PlainSplit.of(prepared, "test", normalise, machine)
     found: Metrics = {}
     arrays: dict[str, NDArray[Any]] = {"label": test.labels.astype(np.int32)}
     for name, prefix in (("last", ""), ("best", "best_")):

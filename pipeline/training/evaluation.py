@@ -4,35 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from pipeline.images import Images, open_images, views
 from pipeline.machine import Machine
 from pipeline.network import Network
 from pipeline.normalise import Normalise
+from pipeline.prepared import Prepared
+from pipeline.views import PlainSpace
+
+BATCH_SIZE = 500
+BATCH_BYTES = 16 << 20  # of large images, fewer than that many
 
 
 @dataclass(frozen=True)
 class PlainSplit:
-    """The plain images of a split on the device.
+    """The plain images of a split.
 
     Attributes:
-        images: uint8 (N, C, H, W).
-        labels: int64 (N,).
+        images: gives them.
+        labels: int64 (N,), on the device.
         normalise: what images go through.
         batch_size: samples of one forward pass.
     """
 
-    images: Tensor
+    images: Images
     labels: Tensor
     normalise: Normalise
-    batch_size: int = 500
+    batch_size: int = BATCH_SIZE
+
+    @classmethod
+    def of(cls, prepared: Prepared, split: str, normalise: Normalise, machine: Machine) -> Self:
+        """Open the split of that name."""
+        images, labels = open_images(prepared.split(split), PlainSpace(), machine.device)
+        most = BATCH_BYTES // (prepared.meta.channels * prepared.meta.size**2)
+        return cls(images, labels, normalise, max(1, min(BATCH_SIZE, most)))
 
     def batches(self) -> Iterator[Tensor]:
         """Give normalised images (B, C, H, W) in their order."""
-        for images in torch.split(self.images, self.batch_size):
-            yield self.normalise(images)
+        rows = torch.arange(len(self.labels))
+        for _, image in views(self.images, 0, torch.split(rows, self.batch_size)):
+            yield self.normalise(image)
 
 
 @torch.no_grad()

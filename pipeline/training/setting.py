@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipeline.images import open_images
 from pipeline.machine import Machine
 from pipeline.metrics.accuracy import top
 from pipeline.network import Network
 from pipeline.normalise import Normalise
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import Slots, ViewParams
-from pipeline.prepared import Prepared, to_device
+from pipeline.prepared import Prepared
 from pipeline.training.batches import Batches
 from pipeline.training.evaluation import PlainSplit, logits
 from pipeline.views import ViewSpace, num_slots, view_space
@@ -35,15 +36,12 @@ class Setting:
 
     def batches(self, recipe: Recipe, seed: int, slots: int | None) -> Batches:
         """Return the training batches of a run."""
-        images, labels = to_device(self.prepared.split("train"), self.machine.device)
-        return Batches(
-            images, labels, self.space, slots, self.normalise, seed, recipe.batch_size, recipe.drop_last
-        )
+        images, labels = open_images(self.prepared.split("train"), self.space, self.machine.device)
+        return Batches(images, labels, slots, self.normalise, seed, recipe.batch_size, recipe.drop_last)
 
     def plain(self, split: str) -> PlainSplit:
         """Return the plain images of a split."""
-        images, labels = to_device(self.prepared.split(split), self.machine.device)
-        return PlainSplit(images, labels, self.normalise)
+        return PlainSplit.of(self.prepared, split, self.normalise, self.machine)
 
     def evaluation(self, network: Network) -> Callable[[], dict[str, float]]:
         """Return the function that gives top-1 and top-5 at an epoch's end.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
@@ -43,7 +44,9 @@ def _dataset(dataset: Dataset) -> Markup:
 
 def _gallery(dataset: Dataset) -> Markup:
     """Return the first training sample of each class."""
-    split = dataset.prepared.split("train")
+    split, files = dataset.prepared.split("train"), dataset.prepared.meta.files
+    if files is not None and not Path(files.root).is_dir():
+        return Markup("<p>{}</p>").format(f"The images stay in {files.root}, which is not on this machine.")
     classes, first = np.unique(split.labels, return_index=True)
     items = [
         Markup('<li title="{0}"><img alt="" src="data:image/png;base64,{1}">{0}</li>').format(
