@@ -145,7 +145,7 @@ class Encoder:
         (table,), total, pixels = self.table.values(), 0.0, 0
         device = self.teacher.machine.device
         images = stream_images(self.split, self.space, device)
-        batches = torch.arange(len(self.split)).split(self.extraction.batch_size)
+        batches = torch.split(torch.arange(len(self.split)), self.extraction.batch_size)
         with progress.bar(f"{self.title}: what is lost", len(self.split)) as advance:
             for index, image in views(images, 0, batches):
                 label = torch.from_numpy(self.split.labels[index.numpy()]).to(device)
