@@ -14,6 +14,7 @@ from pipeline.codebook import TOP, log_words, nearest_words, pack
 
 AXES = 4
 READS = ("table",)
+ARRAYS = ("centers",)
 
 
 def encode(x: Tensor, table: Mapping[str, Tensor]) -> Tensor:
