@@ -6,7 +6,8 @@ the teacher runs, so cached and online give the same code.
 
 A plug-in file holds `encode(x) -> Tensor`. It holds `AXES`, the number of axes with the batch, when it cannot
 encode just any tensor, and `READS`, a tuple of "table" and "label", when `encode` takes these beside `x`; then
-`ARRAYS` names the arrays that the table must have.
+`ARRAYS` names the arrays that the table must have. Where codes are integers that rounding changes, it holds
+`differing(stored, live)`, the share of each sample's codes (B,) that differ by more than that.
 """
 
 from __future__ import annotations
