@@ -29,6 +29,7 @@ from code_fixtures import (
 )
 from feature_fixtures import CutOffError, cut_off_bar
 from safetensors.torch import load_file
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 from training_fixtures import CPU, STUDENT, World
 
@@ -209,6 +210,35 @@ def test_the_layers_stay(world: World) -> None:
         torch.testing.assert_close(again(image), logits, rtol=0, atol=0)
         network.inserted = nn.ModuleDict()
         assert not torch.allclose(logits, network(image), atol=1e-3)
+
+
+def test_probes_see_what_stands_before_and_after_each_layer(world: World) -> None:
+    inputs = world.inputs("hard")
+    folder = world.distil("probed", inputs)
+    found, _ = evaluate(folder, world.path("data/prepared/toy"), {}, CPU)
+    assert {name for name in found if name.startswith("probe_")} == {
+        f"probe_{tap}{side}" for tap in ("final", INNER) for side in ("", ".input")
+    }
+    network, _ = load(folder / "weights")
+    meta, seen = world.prepared.meta, {}
+    for tap, layer in network.inserted.items():
+        layer.register_forward_hook(
+            lambda module, given, output, tap=tap: seen.update({tap: (given[0], output)})
+        )
+    pooled: dict[str, list[Any]] = {}
+    for split in ("train", "test"):
+        images = torch.from_numpy(np.array(world.prepared.split(split).images))
+        with torch.no_grad():
+            network(Normalise(meta.mean, meta.std, CPU.device)(images))
+        for tap, pair in seen.items():
+            for side, x in zip((".input", ""), pair, strict=True):
+                pooled.setdefault(f"probe_{tap}{side}", []).append(x.double().sum(dim=(2, 3)).numpy() / 4)
+    labels = [np.asarray(world.prepared.split(split).labels) for split in ("train", "test")]
+    for name, (train, test) in pooled.items():
+        lda = LinearDiscriminantAnalysis().fit(train, labels[0])
+        assert found[name] == 100 * lda.score(test, labels[1]), name
+    plain, _ = evaluate(world.path("artifacts/teachers/big"), world.path("data/prepared/toy"), {}, CPU)
+    assert not any(name.startswith("probe_") for name in plain)
 
 
 def test_loaded_logits_are_the_trained_network_s(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
