@@ -353,6 +353,15 @@ def test_codes_of_something_else_are_refused_with_the_command(
     assert "dvc repro encode_views@big-subclass" in message
 
 
+def test_an_unknown_layer_is_told_by_its_name(world: World, tmp_path: Path) -> None:
+    pair = (
+        world.blocks(runs={"kd": {"config": {"insert": {"final": {"layer": "kd_layr"}}}}}) / "pairs/pair.json"
+    )
+    message = resolve_error(world, tmp_path / "out", block=pair)
+    assert "'kd_layr'" in message
+    assert "Did you mean 'kd_layer'?" in message
+
+
 def test_a_code_that_nobody_asked_for_names_the_line(world: World, tmp_path: Path) -> None:
     tables = copied(world, tmp_path, "tables")
     (tables / "big-top4.json").unlink()

@@ -114,6 +114,8 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         where = f"runs.{run}.transform_config"
         transform_config = validate(transform.Config, settings.transform_config, where)
         needs |= transform.Transform.needs(transform_config)
+    for layer in config.insert.values():
+        plugin.load("layers", layer.layer)  # its name is the user's; it has no hash if it has no file
     plugins = [
         f"methods/{settings.method}",
         f"schedules/{settings.schedule}",
