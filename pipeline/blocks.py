@@ -37,6 +37,14 @@ class Activated(nn.Sequential):
         return self.activation(tap(f"{self.name}_pre", x))
 
 
+def convolve(unit: nn.Sequential, x: Tensor, tap: Tap | None, name: str) -> Tensor:
+    """Run a convolution with its BN; what stands between them is offered as the tap `name`."""
+    convolution, norm = unit
+    y: Tensor = convolution(x)
+    normed: Tensor = norm(y if tap is None else tap(name, y))
+    return normed
+
+
 class Stage(nn.Sequential):
     """A unit of blocks, with the taps `<name>_pre` and `<name>_block1`.
 
@@ -45,21 +53,28 @@ class Stage(nn.Sequential):
         blocks: each maps (B, C, H, W) to the map before its last activation.
         activation: stands after every block, not in place; None for blocks that end linearly, which have no
             `<name>_pre`.
+        conv: the last block takes a tap and a name too, and offers a convolution inside as `<name>_conv`.
     """
 
     def __init__(
-        self, name: str, blocks: Iterable[nn.Module], activation: Activation | None = F.relu
+        self,
+        name: str,
+        blocks: Iterable[nn.Module],
+        activation: Activation | None = F.relu,
+        conv: bool = False,
     ) -> None:
         super().__init__(*blocks)
         self.name = name
         self.activation = activation
+        self.conv = conv
 
     def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]  # takes the tap too
         """Run the blocks; the last one's pre-activation and the first one's output are offered."""
         for index, block in enumerate(self):
-            x = block(x)
+            last = index == len(self) - 1
+            x = block(x, tap, f"{self.name}_conv") if self.conv and last else block(x)
             if self.activation is not None:
-                if index == len(self) - 1:
+                if last:
                     x = tap(f"{self.name}_pre", x)
                 x = self.activation(x)
             if index == 0:

@@ -48,10 +48,19 @@ def pixelwise(x: Tensor, matrix: Tensor) -> Tensor:
     return F.conv2d(x, matrix[:, :, None, None])
 
 
+def _products(x: Tensor, matrix: Tensor) -> Tensor:
+    """Return what `pixelwise` does in full float32.
+
+    A convolution may round its factors to TF32 on a GPU, and differences of distances are small beside the
+    distances.
+    """
+    return (matrix @ x.flatten(2)).view(len(x), len(matrix), *x.shape[2:])
+
+
 def squared_distances(x: Tensor, centers: Tensor) -> Tensor:
     """Return ||x - c_k||^2 for every pixel of (B, C, H, W) and centres (K, C): (B, K, H, W)."""
     norms = centers.square().sum(dim=1)[:, None, None]
-    found = x.square().sum(dim=1, keepdim=True) + norms - 2 * pixelwise(x, centers)
+    found = x.square().sum(dim=1, keepdim=True) + norms - 2 * _products(x, centers)
     return found.clamp(min=0)  # rounding may leave a little less than nothing
 
 
@@ -87,7 +96,7 @@ def subclass(x: Tensor, table: Mapping[str, Tensor], label: Tensor) -> Tensor:
         label: int64 (B,).
     """
     per_class = int(table["per_class"])
-    z = pixelwise(x - table["mean"][:, None, None], table["scalings"].T)  # (B, D, H, W)
+    z = _products(x - table["mean"][:, None, None], table["scalings"].T)  # (B, D, H, W)
     centers = table["centers"].reshape(-1, per_class, z.shape[1])[label]  # (B, n, D)
     distances = centers.square().sum(dim=2)[:, :, None, None] - 2 * torch.einsum("bnd,bdhw->bnhw", centers, z)
     found: Tensor = distances.argmin(dim=1) + per_class * label[:, None, None]

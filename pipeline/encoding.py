@@ -5,7 +5,9 @@ Where the last encoding reads a fitted table, its name follows: "final:nearest@w
 the teacher runs, so cached and online give the same code.
 
 A plug-in file holds `encode(x) -> Tensor`. It holds `AXES`, the number of axes with the batch, when it cannot
-encode just any tensor, and `READS`, a tuple of "table" and "label", when `encode` takes these beside `x`.
+encode just any tensor, and `READS`, a tuple of "table" and "label", when `encode` takes these beside `x`; then
+`ARRAYS` names the arrays that the table must have. Where codes are integers that rounding changes, it holds
+`differing(stored, live)`, the share of each sample's codes (B,) that differ by more than that.
 """
 
 from __future__ import annotations
@@ -73,6 +75,7 @@ class Feature:
         Raises:
             UnknownNameError: none of the tables has the name.
             ShapeError: the encoding cannot encode this tap.
+            ParamsError: the table is of another kind than the encoding reads.
         """
         for encoding in self.encodings:
             x = self._apply(encoding, x, tables or {}, label)
@@ -89,6 +92,12 @@ class Feature:
             if self.table is None or self.table not in tables:
                 raise unknown_name("table", str(self.table), tables)
             given["table"] = tables[self.table]
+            lacking = [array for array in module.ARRAYS if array not in given["table"]]
+            if lacking:
+                raise ParamsError(
+                    f"Encoding '{encoding}' reads '{lacking[0]}', and table '{self.table}' holds "
+                    f"{', '.join(sorted(given['table']))}. Name a table of another kind in params.yaml."
+                )
         if "label" in _reads(encoding):
             assert label is not None, f"'{encoding}' reads labels"
             given["label"] = label

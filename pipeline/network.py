@@ -5,6 +5,7 @@ Contract of `pipeline/networks/`, one architecture family a file: `NETWORKS`, th
 
 Taps, from input to output: `stem`, `stage1` to `stage4`, each with `stage<k>_block1` (after its first block)
 and `_pre` (before the activation, where there is one), `final` (the map that is pooled), `pooled`, `logits`.
+ResNets also have `stage<k>_conv`, what the 3x3 convolution of a stage's last block gives before its BN.
 A unit hands what it computes to `tap(name, x)` and goes on with what comes back; so one mechanism records,
 inserts and reaches pre-activations, and survives torch.compile and export.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -233,6 +235,7 @@ def build(spec: NetworkSpec, *seed: int | str) -> Network:
 
     Raises:
         UnknownNameError: no such family, network, layer or tap.
+        ParamsError: a layer does not have the settings.
     """
     family = plugin.load("networks", spec.family)
     if spec.network not in family.NETWORKS and not getattr(family, "OPEN", False):
@@ -244,9 +247,15 @@ def build(spec: NetworkSpec, *seed: int | str) -> Network:
         for name, layer in spec.inserted.items():
             if name not in shapes:
                 raise unknown_name("tap", name, shapes)
+            make = plugin.load("layers", layer.layer).build
+            try:
+                inspect.signature(make).bind(name, shapes[name][0], **layer.settings)
+            except TypeError as error:
+                raise ParamsError(
+                    f"Layer '{layer.layer}' at '{name}' has other settings: {error}. Change them in params.yaml."
+                ) from None
             with seeding.scope(*seed, "layer", name):
-                module = plugin.load("layers", layer.layer).build(name, shapes[name][0], **layer.settings)
-            network.inserted[name] = module
+                network.inserted[name] = make(name, shapes[name][0], **layer.settings)
     if spec.classifier_width is not None:
         with seeding.scope(*seed, "classifier"):
             network.classifier = nn.Linear(spec.classifier_width, spec.classes)

@@ -8,12 +8,12 @@ as a compact code of one outcome a pixel; where p_T is one-hot anyway, both trai
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
 from pipeline import codebook
@@ -23,17 +23,34 @@ from pipeline.losses import pixel_kl
 from pipeline.method import Context, Needs, Tables
 from pipeline.params.base import Block
 
-ARRAYS = {
-    "centers",
-    "scale",
-    "mean",
-    "scalings",
-    "per_class",
-    "scores",
-}  # those of a table that training reads
+ARRAYS = {"centers", "scale", "mean", "scalings", "per_class", "scores"}  # of a table, that training reads
 
 
-class Words(Block):
+class _Lesson(Block):
+    """What both kinds have: a feature of the teacher, and the table that it is learned with."""
+
+    CODES: ClassVar[tuple[str, ...]]  # encodings that stand for the whole map
+
+    feature: str
+    table: str
+
+    @property
+    def code(self) -> str:
+        """The encoding that makes the feature a code of the table, or nothing where it is a map."""
+        asked = Feature.parse(self.feature)
+        return "" if asked.table is None else asked.encodings[-1]
+
+    @model_validator(mode="after")
+    def _check_code(self) -> Self:
+        _, at, table = self.feature.partition("@")
+        if at and table != self.table:
+            raise ValueError(f"Feature '{self.feature}' is encoded with another table than '{self.table}'")
+        if self.code not in ("", *self.CODES):
+            raise ValueError(f"Expected a map or one of its codes {', '.join(self.CODES)}")
+        return self
+
+
+class Words(_Lesson):
     """A place that learns the words of a table that `kmeans` or `kernels` made.
 
     Attributes:
@@ -45,13 +62,15 @@ class Words(Block):
             p_T = softmax(t a).
     """
 
+    CODES = ("nearest", "top4")
+
     learns: Literal["words"] = "words"
     feature: str = "final"
     table: str = "words"
     temperature: float = Field(default=1.0, gt=0)
 
 
-class Subclasses(Block):
+class Subclasses(_Lesson):
     """A place that learns the sub-class decisions of a table that `subclasses` made.
 
     Attributes:
@@ -60,8 +79,9 @@ class Subclasses(Block):
         table: key of `tables`.
     """
 
+    CODES = ("subclass",)
+
     learns: Literal["subclasses"]
-    feature: str
     table: str = "subclasses"
 
 
@@ -116,20 +136,12 @@ class Target(nn.Module):
 
     Raises:
         ShapeError: student and teacher have maps of other sizes.
-        ParamsError: the feature is not one that the lesson can be learned from.
+        ParamsError: the table was fitted to another map.
     """
 
     def __init__(self, place: str, lesson: Lesson, context: Context, scores: str) -> None:
         super().__init__()
-        self.lesson = lesson
-        feature = Feature.parse(lesson.feature)
-        self.code = feature.encodings[-1] if feature.table else ""
-        allowed = ("", "subclass") if isinstance(lesson, Subclasses) else ("", "nearest", "top4")
-        if self.code not in allowed:
-            raise ParamsError(
-                f"Place '{place}' learns {lesson.learns} from '{lesson.feature}', expected a map or one of its codes "
-                f"{', '.join(allowed[1:])}. Change it in the run's config, in params.yaml."
-            )
+        self.lesson, self.code = lesson, lesson.code
         seen = context.teacher_shapes[lesson.feature]
         self._check_size(place, context.student_shapes[scores], seen)
         fitted = _channels(context.tables[lesson.table])

@@ -32,12 +32,14 @@ def main(
 
     from pipeline import artifact
     from pipeline import table as tables
+    from pipeline.features import manifest as manifests
     from pipeline.features.codes import Encoder
     from pipeline.machine import machine
     from pipeline.prepared import Prepared
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device)
     arrays, origin = tables.load(table)
+    manifests.require_source(table, origin, store, manifests.read(store))
     fitted_to, table_hash = origin["table"]["config"]["feature"], artifact.file_hash(table)
     encoder = Encoder(asked, data, weights, store, arrays, table_hash, fitted_to, where, batch_size)
     with artifact.replacing(summary, metrics), artifact.building(out, resume=True) as scratch:

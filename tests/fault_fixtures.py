@@ -157,6 +157,7 @@ def _serve() -> None:
         check_features,
         code,
         distill,
+        encode_views,
         evaluate,
         extract_features,
         fit_table,
@@ -170,7 +171,8 @@ def _serve() -> None:
     )
 
     for name in ("training.distil", "training.evaluate", "training.alone", "training.resolve", "prepare",
-                 "features.extract", "features.check", "features.stream", "report.page", "report.collect"):  # fmt: skip
+                 "features.extract", "features.codes", "features.check", "features.stream", "report.page",
+                 "report.collect"):  # fmt: skip
         importlib.import_module(f"pipeline.{name}")
     from pipeline import closure, plugin
 

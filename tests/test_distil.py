@@ -31,7 +31,7 @@ from training_fixtures import (
     weights,
 )
 
-from pipeline import seeding
+from pipeline import seeding, table
 from pipeline.errors import (
     DamagedArtifactError,
     DivergedError,
@@ -714,13 +714,23 @@ def test_only_runs_that_read_a_feature_change_with_it(
         content["attributes"]["features"][feature]["digest"]["last/train"] = "0"
 
     rewrite(store / "zarr.json", change)
-    before, after = world.resolve(tmp_path / "before"), world.resolve(tmp_path / "after", store=store)
-    # The path of the store changes with the copy, so it is put back before the bytes are compared.
+    tables = copied(world, tmp_path, "artifacts/tables/big")
+    if feature == "stage2":  # the table is fitted again too
+        refitted(tables / "moments.npz", digest="0")
+    before = world.resolve(tmp_path / "before")
+    after = world.resolve(tmp_path / "after", store=store, tables=tables)
+    # The paths change with the copies, so they are put back before the bytes are compared.
     for run, content in after.items():
-        after[run] = content.replace(
-            str(store).encode(), str(world.path("artifacts/features/big.zarr")).encode()
-        )
+        for copy, original in ((store, "artifacts/features/big.zarr"), (tables, "artifacts/tables/big")):
+            content = content.replace(str(copy).encode(), str(world.path(original)).encode())
+        after[run] = content
     assert {run for run in before if before[run] != after[run]} == expected
+
+
+def refitted(path: Path, **origin: Any) -> None:
+    """Write a table as a fit of something else would have left it."""
+    arrays, fitted_from = table.load(path)
+    table.save(path, table.Fitted(arrays, {}), fitted_from | origin)
 
 
 def test_only_runs_that_read_a_table_change_with_it(world: World, tmp_path: Path) -> None:
@@ -728,13 +738,31 @@ def test_only_runs_that_read_a_table_change_with_it(world: World, tmp_path: Path
     np.savez(tables / "another.npz", x=np.zeros(3))  # a table that nothing asks for
     home = str(world.path("artifacts/tables/big")).encode()
     before = world.resolve(tmp_path / "before")
-    for name, content, expected in (("same", None, set()), ("other", b"another fit", {"standardised"})):
-        if content is not None:
-            (tables / "moments.npz").write_bytes(content)
+    for name, expected in (("same", set()), ("other", {"standardised"})):
+        if name == "other":
+            refitted(tables / "moments.npz", by="another version of the fit")
         after = world.resolve(tmp_path / name, tables=tables)
         assert {
             run for run in before if before[run] != after[run].replace(str(tables).encode(), home)
         } == expected
+
+
+@pytest.mark.parametrize(
+    ("origin", "message"),
+    [
+        ({"teacher": "tall"}, "was fitted to teacher 'tall', expected 'big'"),
+        ({"digest": "0"}, "was fitted to another 'stage2' than"),
+        ({"table": {"config": {"feature": "stage1"}}}, "was fitted to another 'stage1' than"),
+    ],
+)
+def test_a_table_of_another_teacher_or_store_is_refused(
+    world: World, tmp_path: Path, origin: dict[str, Any], message: str
+) -> None:
+    tables = copied(world, tmp_path, "artifacts/tables/big")
+    refitted(tables / "moments.npz", **origin)
+    found = resolve_error(world, tmp_path / "out", tables=tables)
+    assert message in found
+    assert "dvc repro" in found
 
 
 def test_inputs_name_what_is_read_and_nothing_else(world: World) -> None:

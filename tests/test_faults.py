@@ -28,11 +28,12 @@ import torch
 from dvc_project import ONE, RECIPE, make
 from fault_fixtures import Ended, Fault, Server, contents, serving
 from safetensors.torch import load_file, save_file
-from training_fixtures import PARAMS, World, changed, make_world
+from training_fixtures import PARAMS, VIEWS, World, changed, make_world
 
-from pipeline import artifact
+from pipeline import artifact, table
 from pipeline.closure import root
 from pipeline.errors import MachineError
+from pipeline.features.manifest import read as read_manifest
 from pipeline.training import checkpoint
 from stages import command
 
@@ -41,6 +42,7 @@ SMALL = changed(PARAMS, "distill", ["pair/kd", "pair/fitnet"])
 EVERY_EPOCH = {"pipeline.training.loop:CHECKPOINT_SECONDS": -1.0}
 BLOCKS = {"pipeline.prepare:prepare": {"block_bytes": 9000}}
 SHARDS = {"pipeline.features.extract:Extraction": {"shard_bytes": 4000}}
+CODE_SHARDS = {"pipeline.features.codes:Extraction": {"shard_bytes": 4000}}
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ def jobs(world: World) -> dict[str, Job]:
     params.write_text(json.dumps(SMALL))
     digits.write_text(json.dumps({"source": "digits", "prepare": {"holdout": 0.1}}))
     weights, store = a / "teachers/big/weights", a / "features/big.zarr"
+    code, words = world.path("code.json"), world.path("words.npz")
+    code.write_text(json.dumps({"dataset": "toy", "table": "words", "code": "stage2:top4@words", "slots": "all",
+                                "views": VIEWS.model_dump(mode="json"), "compression": "none"}))  # fmt: skip
     places = ["--prepared", world.path("data/prepared"), "--weights", weights, "--store", store]
     pairs, small = a / "inputs/pairs/pair", a / "inputs/students/small.json"
 
@@ -133,6 +138,9 @@ def jobs(world: World) -> dict[str, Job]:
                      out="metrics/features/big.json"),
         "fit": job("fit_table", a / "params/fits/big-moments.json", "--prepared", world.path("data/prepared"),
                    "--store", store, out="tables/big/moments.npz", metrics="metrics/tables/big-moments.json"),
+        "encode": job("encode_views", code, *places, "--table", words, *cpu, "--batch-size", 30,
+                      settings=CODE_SHARDS, out="codes/big/coded.zarr", summary="tables/big/coded.json",
+                      metrics="metrics/codes/coded.json"),
         "student_inputs": job("student_inputs", a / "params/students/small.json", "--data", data, "--code",
                               a / "code", out="inputs/students/small.json"),
         "pretrain": job("pretrain_student", small, "--seed", 0, *cpu, settings=EVERY_EPOCH, out="pretrained/small/0"),
@@ -149,6 +157,19 @@ def jobs(world: World) -> dict[str, Job]:
     }  # fmt: skip
 
 
+def write_words(world: World) -> None:
+    """Write a table of words beside the store, as a fit to what it holds now."""
+    held = read_manifest(world.path("artifacts/features/big.zarr")).features["stage2"]
+    origin = {
+        "table": {"config": {"feature": "stage2"}},
+        "teacher": "big",
+        "digest": held.digest["last/train"],
+    }
+    centers = np.random.default_rng(0).normal(size=(5, held.shape[0])).astype(np.float32)
+    arrays = {"centers": centers, "counts": np.ones(5), "temperature": np.float32(1)}
+    table.save(world.path("words.npz"), table.Fitted(arrays, {}), origin)
+
+
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     """Make every artifact once, undisturbed."""
@@ -157,6 +178,8 @@ def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     with serving(folder) as server:
         plant = Plant(world, jobs(world), server)
         for name in plant.jobs:
+            if name == "encode":
+                write_words(world)
             ended = plant.run(name, plant.artifacts)
             assert ended.status == 0, (name, ended.text)
         yield plant
@@ -219,6 +242,13 @@ MOMENTS = {
     ],
     "check": [Fault("pipeline.features.check:summarise"), Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],
     "fit": [Fault(SAVEZ, 1, "after"), Fault(REPLACE, 1, "after"), Fault(TEXT, 1, "half")],
+    "encode": [
+        Fault(SHARD, 3),
+        Fault(RECORD, 2),
+        Fault(MANIFEST, 1, "after"),
+        Fault("pipeline.features.codes:Encoder.lost"),
+        Fault(REPLACE, 2),
+    ],
     "student_inputs": [Fault(TEXT, 1, "half"), Fault(REPLACE)],
     "pretrain": [Fault(STEP, 7)],
     "inputs": [Fault(TEXT, 2, "half"), Fault(REPLACE, 3)],

@@ -1,4 +1,4 @@
-"""Accuracy, agreement and confusion, against numpy."""
+"""Accuracy, agreement, confusion and the linear probe, against numpy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline.metrics.accuracy import agreement, confusion, top
+from pipeline.metrics.probe import fisher
 
 
 def scores(samples: int = 57, classes: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,3 +53,35 @@ def test_confusion_against_loops() -> None:
 def test_confusion_counts_classes_that_nobody_predicts() -> None:
     found = confusion(torch.tensor([0, 0], dtype=torch.int32), torch.tensor([0, 2], dtype=torch.int32), 4)
     assert found.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_the_fisher_probe_is_the_closed_form_of_an_lda() -> None:
+    """Classes share one covariance: argmax of x S^-1 mu - mu S^-1 mu / 2 + log of the class's share."""
+    random, classes = np.random.default_rng(0), 5
+    means, mixing = random.normal(size=(classes, 7)), random.normal(size=(7, 7))
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        label = random.choice(classes, count, p=[0.4, 0.3, 0.1, 0.1, 0.1])
+        return (means[label] + random.normal(size=(count, 7)) @ mixing).astype(np.float32), label
+
+    (train, label), (test, wanted) = draw(300), draw(200)
+    mu = np.stack([train[label == c].astype(float).mean(axis=0) for c in range(classes)])
+    within = sum(np.outer(x - mu[c], x - mu[c]) for x, c in zip(train, label, strict=True)) / len(train)
+    inverse, share = np.linalg.inv(within), np.bincount(label) / len(label)
+    right = 0
+    for x, c in zip(test, wanted, strict=True):
+        rule = [x @ inverse @ m - m @ inverse @ m / 2 + np.log(p) for m, p in zip(mu, share, strict=True)]
+        right += int(np.argmax(rule)) == c
+    found = fisher(train, label, test, wanted)
+    # The covariance may be divided by N or N - K: a sample on a border may fall either way.
+    assert found == pytest.approx(100 * right / 200, abs=0.5)
+    assert 40 < found < 100
+
+
+def test_the_fisher_probe_bears_dead_channels() -> None:
+    train = (
+        np.repeat(np.eye(3, dtype=np.float32), 10, axis=0) + 0.01 * np.arange(30, dtype=np.float32)[:, None]
+    )
+    train[:, 2] = 0
+    label = np.arange(30) // 10
+    assert fisher(train, label, train[::-1], label[::-1]) == 100

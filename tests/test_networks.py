@@ -47,15 +47,16 @@ IMAGENET = {
     "mobilenet_v2": (3_504_872, "320x7x7"),
     "mobilenetv1": (4_231_976, "1024x7x7"),
 }
-# letKD's inner tap, its table of places.
-BLOCK1 = {
-    "resnet20": ("stage3_block1", "64x8x8"),
-    "resnet32x4": ("stage3_block1", "256x8x8"),
-    "wrn_16_2": ("stage3_block1", "128x8x8"),
-    "shufflenetv1": ("stage3_block1", "960x4x4"),
-    "shufflenetv2": ("stage3_block1", "464x4x4"),
-    "mobilenetv2_half": ("stage4_block1", "80x2x2"),
-    "resnet50_cifar": ("stage4_block1", "2048x4x4"),
+# letKD's table of places: the inner tap, after the first block of the last stage, and the penultimate map.
+PLACES = {
+    **dict.fromkeys(["resnet20", "resnet32", "resnet56", "resnet110"], ("stage3_block1", "64x8x8", "64x8x8")),
+    **dict.fromkeys(["resnet8x4", "resnet32x4"], ("stage3_block1", "256x8x8", "256x8x8")),
+    **dict.fromkeys(["wrn_16_2", "wrn_40_2"], ("stage3_block1", "128x8x8", "128x8x8")),
+    "wrn_40_1": ("stage3_block1", "64x8x8", "64x8x8"),
+    "shufflenetv1": ("stage3_block1", "960x4x4", "960x4x4"),
+    "shufflenetv2": ("stage3_block1", "464x4x4", "1024x4x4"),
+    "mobilenetv2_half": ("stage4_block1", "80x2x2", "1280x2x2"),
+    "resnet50_cifar": ("stage4_block1", "2048x4x4", "2048x4x4"),
 }
 FAMILY = {
     name: family for family in plugin.names("networks") for name in plugin.load("networks", family).NETWORKS
@@ -136,9 +137,9 @@ def test_published_counts_and_shapes(name: str) -> None:
     assert found["pooled"] == str(pooled)
     assert found["final"] == "x".join([str(pooled), *found[list(built.units)[-1]].split("x")[1:]])
     assert found["logits"] == "100"
-    if name in BLOCK1:
-        tap, shape = BLOCK1[name]
-        assert found[tap] == shape
+    if name in PLACES:
+        inner, inside, final = PLACES[name]
+        assert (found[inner], found["final"]) == (inside, final)
 
 
 @pytest.mark.parametrize("name", IMAGENET)
@@ -193,6 +194,53 @@ def test_a_stage_is_its_pre_activation_activated(name: str) -> None:
     for unit in built.units:
         assert taps[f"{unit}_pre"].min() < 0
         torch.testing.assert_close(taps[f"{unit}_pre"].relu(), taps[unit], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "after"),
+    [
+        ("wrn_16_2", "units.stage3", True),  # the raw residual sum
+        ("shufflenetv2", "units.stage3.first", True),  # after the shuffle
+        ("mobilenetv2_half", "units.stage4", True),  # linear
+        ("resnet20", "units.stage3", False),  # then the ReLU
+        ("shufflenetv1", "units.stage3", False),
+    ],
+)
+def test_the_inner_place_of_letkd(name: str, blocks: str, after: bool) -> None:
+    built = settled(spec(name, 32))
+    module = built.get_submodule(blocks)
+    first = next(iter(module)) if isinstance(module, nn.Sequential) else module
+    seen: list[torch.Tensor] = []
+    first.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    taps = built.record(torch.randn(2, 3, 32, 32), None)
+    place = taps["stage4_block1" if "stage4" in blocks else "stage3_block1"]
+    torch.testing.assert_close(place, seen[0] if after else seen[0].relu(), rtol=0, atol=0)
+    assert (place.min() < 0) == (name in ("wrn_16_2", "mobilenetv2_half"))
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("resnet20", "units.stage3.2.conv1.0"),  # the first convolution of a basic block
+        ("resnet8", "units.stage3.0.conv1.0"),  # one block is the first and the last
+        ("resnet29", "units.stage3.2.conv2.0"),  # the 3x3 of a bottleneck
+        ("resnet50_cifar", "units.stage4.2.conv2.0"),
+        ("resnet18", "units.stage4.1.conv1"),
+        ("resnet50", "units.stage4.2.conv2"),
+    ],
+)
+def test_the_last_3x3_convolution_is_a_tap_before_its_bn(name: str, last: str) -> None:
+    built = settled(spec(name, 32))
+    seen: list[torch.Tensor] = []
+    convolution = built.get_submodule(last)
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.kernel_size == (3, 3)
+    convolution.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    taps = built.record(torch.randn(2, 3, 32, 32), None)
+    unit = last.split(".")[1]
+    torch.testing.assert_close(taps[f"{unit}_conv"], seen[0], rtol=0, atol=0)
+    assert taps[f"{unit}_conv"].min() < 0
+    assert {f"stage{k}_conv" for k in range(1, len(built.units))} <= taps.keys()
 
 
 def test_pre_activations_of_other_kinds() -> None:

@@ -461,6 +461,21 @@ def test_settings_that_differ_are_columns(project: Project) -> None:
     assert {"source", "slots"} <= set(re.findall(r"<th[^>]*>(\w+)</th>", _accuracy(project)))
 
 
+def test_probes_of_inserted_layers_are_shown(project: Project) -> None:
+    html = (project.run() / "index.html").read_text()
+    assert "Inserted layers" not in html  # no run inserts any
+    for seed in project.seeds:
+        found = {"probe_final.input": 50.0 + seed, "probe_final": 54.0 + seed, "probe_stage2": 31.5}
+        project.metrics(f"students/big-small/fitnet/{seed}", **found)
+    html = (project.run() / "index.html").read_text()
+    part = html[html.index('<section id="pair0-probe">') :]
+    cells = re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", part[: part.index("</table>")])
+    assert cells[:5] == ["run", "layer after", "its input", "its output", "gain"]
+    assert [re.sub(r" <.*", "", cell) for cell in cells[5:]] == [
+        "fitnet", "final", "51.00", "55.00", "+4.00", "fitnet", "stage2", "\N{EN DASH}", "31.50", "\N{EN DASH}",
+    ]  # fmt: skip
+
+
 def _accuracy(project: Project) -> str:
     html = (project.run() / "index.html").read_text()
     return html[html.index('<section id="pair0-scores">') : html.index('<section id="pair0-curves">')]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,9 +18,9 @@ from torch import Tensor
 from pipeline import plugin, seeding
 from pipeline.dataset import ArraySplit, DatasetConfig, Source
 from pipeline.encoding import taps_of
-from pipeline.features.teacher import Teacher
+from pipeline.features.teacher import Teacher, on_device
 from pipeline.machine import Machine
-from pipeline.method import BaseMethod, Batch, Context, MethodConfig, Needs
+from pipeline.method import BaseMethod, Batch, Context, MethodConfig, Needs, Tables
 from pipeline.network import Network, NetworkSpec, build, load, probe
 from pipeline.params import project
 from pipeline.params.base import load as load_block
@@ -102,6 +102,7 @@ class World:
     """A project on disk, made by the stages' own commands."""
 
     root: Path
+    params: Mapping[str, Any] = field(default_factory=lambda: PARAMS)
 
     def path(self, name: str) -> Path:
         return self.root / name
@@ -135,9 +136,9 @@ class World:
         return {path.stem: path.read_bytes() for path in out.iterdir()}
 
     def blocks(self, **sections: Any) -> Path:
-        """Return the folder of blocks of PARAMS with `sections` merged into it."""
+        """Return the folder of blocks of the world's params with `sections` merged into them."""
         folder = self.root / "changed" / str(seeding.derive(json.dumps(sections, sort_keys=True)))
-        for name, block in project.blocks(project.check(project.merged(PARAMS, sections))).items():
+        for name, block in project.blocks(project.check(project.merged(self.params, sections))).items():
             path = folder / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(block.model_dump(mode="json")))
@@ -151,17 +152,17 @@ class World:
         return scratch
 
 
-def make_world(root: Path) -> World:
-    """Run the whole chain up to the runs' inputs: a second or two."""
+def make_world(root: Path, params: Mapping[str, Any] = PARAMS, runs: bool = True) -> World:
+    """Run the whole chain up to the runs' inputs: a second or two. Without `runs` these are left to the test."""
     from stages import code, evaluate, extract_features, fit_table, student_inputs, train_teacher
     from stages import params as params_stage
 
     prepared_data(root / "data/prepared/toy")
     artifacts = root / "artifacts"
-    params = root / "params.yaml"
-    params.write_text(json.dumps(PARAMS))  # json is yaml
+    file = root / "params.yaml"
+    file.write_text(json.dumps(params))  # json is yaml
     code.main(out=artifacts / "code")
-    params_stage.main(out=artifacts / "params", params=params)
+    params_stage.main(out=artifacts / "params", params=file)
     block, data = artifacts / "params/teachers/big", root / "data/prepared/toy"
     teacher, store = artifacts / "teachers/big", artifacts / "features/big.zarr"
     train_teacher.main(block / "train.json", data=data, out=teacher, device="cpu")
@@ -188,8 +189,9 @@ def make_world(root: Path) -> World:
         code=artifacts / "code",
         out=artifacts / "inputs/students/small.json",
     )
-    world = World(root)
-    world.resolve(artifacts / "inputs/pairs/pair")
+    world = World(root, params)
+    if runs:
+        world.resolve(artifacts / "inputs/pairs/pair")
     return world
 
 
@@ -216,13 +218,12 @@ class Assembled:
     def batch(self, size: int = 6, seed: int = 0, **update: Any) -> Batch:
         generator = seeding.generator(seed, "batch")
         image = torch.randn(size, 1, STUDENT.size, STUDENT.size, generator=generator)
+        label = torch.randint(CLASSES, (size,), generator=generator)
         fields = {
             "image": image,
-            "label": torch.randint(CLASSES, (size,), generator=generator),
+            "label": label,
             "index": torch.arange(size),
-            "teacher": frozen_teacher().features(
-                image, self.needs.teacher, torch.zeros(size, dtype=torch.int64)
-            ),
+            "teacher": frozen_teacher(self.context.tables).features(image, self.needs.teacher, label),
             "epoch": 0,
             "epochs": 2,
             "step": 0,
@@ -235,8 +236,8 @@ class Assembled:
         return self.student.record(batch.image, self.needs.student)
 
 
-def frozen_teacher() -> Teacher:
-    return Teacher(build(TEACHER, "teacher"), CPU)
+def frozen_teacher(tables: Tables | None = None) -> Teacher:
+    return Teacher(build(TEACHER, "teacher"), CPU, on_device(tables or {}, CPU))
 
 
 def assemble(
@@ -249,7 +250,8 @@ def assemble(
     config: MethodConfig = module.Config(**(settings or {}))
     needs: Needs = module.Method.needs(config)
     plain = probe(build(STUDENT, 0), STUDENT.size, STUDENT.channels)
-    teacher = frozen_teacher()
+    arrays = {key: tables(key) if tables else {} for key in needs.tables}
+    teacher = frozen_teacher(arrays)
     every = probe(teacher.network, TEACHER.size, TEACHER.channels)
     assert taps_of(needs.teacher) <= set(every), f"{name} needs teacher taps that no network has"
     image = torch.zeros(1, 1, STUDENT.size, STUDENT.size)
@@ -257,7 +259,6 @@ def assemble(
         key: tuple(x.shape[1:])
         for key, x in teacher.features(image, needs.teacher, torch.zeros(1, dtype=torch.int64)).items()
     }
-    arrays = {key: tables(key) if tables else {} for key in needs.tables}
     operations = module.Method.operations(config, plain, seen, arrays)
     spec = STUDENT.model_copy(
         update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}

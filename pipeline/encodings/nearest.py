@@ -10,6 +10,7 @@ from pipeline.codebook import as_code, log_words, nearest_word
 
 AXES = 4
 READS = ("table",)
+ARRAYS = ("centers",)
 
 
 def encode(x: Tensor, table: Mapping[str, Tensor]) -> Tensor:

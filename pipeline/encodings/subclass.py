@@ -11,6 +11,7 @@ from pipeline.codebook import subclass as subclass_of
 
 AXES = 4
 READS = ("table", "label")
+ARRAYS = ("mean", "scalings", "centers", "per_class")
 
 
 def encode(x: Tensor, table: Mapping[str, Tensor], label: Tensor) -> Tensor:

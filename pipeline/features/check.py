@@ -7,8 +7,8 @@ feature look like is gathered on the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import seeding
+from pipeline import plugin, seeding
+from pipeline.encoding import Feature
 from pipeline.features.manifest import Manifest
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
@@ -32,19 +33,21 @@ BLOCK_BYTES = 32 << 20
 class Difference:
     """The largest error of one array, relative: |stored - live| / (|live| + rms of live).
 
-    Of integer codes it is the share of a sample's codes that differ.
+    Of integer codes it is the largest share of a sample's codes that differ.
 
     Attributes:
         array: "checkpoint/split/feature".
         slot: where it was found.
         sample: where it was found.
         error: its size.
+        mean: mean error of all rows that were compared.
     """
 
     array: str
     slot: int
     sample: int
     error: float
+    mean: float
 
 
 def compare(
@@ -73,6 +76,7 @@ def compare(
     found: list[Difference] = []
     for split, data in splits.items():
         worst: dict[str, Difference] = {}
+        errors: dict[str, list[float]] = {}
         for slot, index, names in _draw(manifest, checkpoint, split, len(data), rows):
             live = _live(teacher, data, space, normalise, slot, index, names)
             for name, values in live.items():
@@ -81,12 +85,13 @@ def compare(
                 if stored.dtype.kind == "f":
                     error = relative_error(torch.from_numpy(stored.astype(np.float32)), values.float())
                 else:
-                    error = share_differing(torch.from_numpy(stored), values)
+                    error = _share_of_code(name)(torch.from_numpy(stored), values)
+                errors.setdefault(array, []).extend(error.tolist())
                 row = int(error.argmax())
-                candidate = Difference(array, slot, int(index[row]), float(error[row]))
+                candidate = Difference(array, slot, int(index[row]), float(error[row]), 0.0)
                 if array not in worst or candidate.error > worst[array].error:
                     worst[array] = candidate
-        found += worst.values()
+        found += [replace(one, mean=sum(errors[array]) / len(errors[array])) for array, one in worst.items()]
     return found
 
 
@@ -123,6 +128,13 @@ def share_differing(stored: Tensor, live: Tensor) -> Tensor:
         live: (B, ...).
     """
     return (stored.long() != live.long()).float().flatten(1).mean(dim=1)
+
+
+def _share_of_code(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return the function that compares codes: the encoding's own, where equality is too much to ask."""
+    encoding = plugin.load("encodings", Feature.parse(name).encodings[-1])
+    own: Callable[[Tensor, Tensor], Tensor] = getattr(encoding, "differing", share_differing)
+    return own
 
 
 def summarise(path: Path, checkpoint: str, name: str) -> dict[str, Any]:

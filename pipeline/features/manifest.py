@@ -6,6 +6,7 @@ content. Whoever opens a store compares it with what it is to be used with.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,31 @@ def require(store: Path, manifest: Manifest, **expected: Any) -> None:
                 f"{store} was made with other {field}: found {_short(found)}, expected {_short(value)}. "
                 f"Make it again with: {command(store)}"
             )
+
+
+def require_source(table: Path, origin: Mapping[str, Any], store: Path, manifest: Manifest) -> None:
+    """Refuse a fitted table that was not fitted to what the store holds now.
+
+    Args:
+        table: where it is, for the message.
+        origin: what it says of itself, as `fit_table` wrote it.
+        store: the teacher's store.
+        manifest: what the store says of itself.
+
+    Raises:
+        StaleArtifactError: it is of another teacher, or of other content of its feature.
+    """
+    if origin.get("teacher") != manifest.teacher:
+        raise StaleArtifactError(
+            f"{table} was fitted to teacher '{origin.get('teacher')}', expected '{manifest.teacher}'. "
+            "Make it again with: dvc repro"
+        )
+    feature = origin.get("table", {}).get("config", {}).get("feature")
+    held = manifest.features.get(feature)
+    if held is None or held.digest.get("last/train") != origin.get("digest"):
+        raise StaleArtifactError(
+            f"{table} was fitted to another '{feature}' than {store} holds. Make it again with: dvc repro"
+        )
 
 
 def command(store: Path) -> str:

@@ -134,6 +134,7 @@ def check_stored(path: Path, manifest: Manifest, name: str, checkpoints: Iterabl
     feature = manifest.features.get(name)
     where = f"teachers.{manifest.teacher}.extract"
     then = f"then: {manifests.command(path)}"
+    coded = "@" in name  # in a store of its own, of the last checkpoint
     if feature is None:
         held = ", ".join(sorted(manifest.features))
         raise ParamsError(
@@ -141,14 +142,15 @@ def check_stored(path: Path, manifest: Manifest, name: str, checkpoints: Iterabl
             f"Add it to {where}.features in params.yaml, {then}"
         )
     if feature.slots < slots:
+        raised = f"codes.{path.stem}.slots" if coded else f"{where}.features.{name}.slots"
         raise ParamsError(
-            f"{path} holds {feature.slots} view slots of '{name}', expected {slots}. Raise "
-            f"{where}.features.{name}.slots, or set 'slots' or 'source: online' of the run, in params.yaml, {then}"
+            f"{path} holds {feature.slots} view slots of '{name}', expected {slots}. Raise {raised}, or set "
+            f"'slots' or 'source: online' of the run, in params.yaml, {then}"
         )
     for checkpoint in checkpoints:
         if checkpoint not in manifest.weights:
             held = ", ".join(sorted(manifest.weights))
-            raise ParamsError(
-                f"{path} does not hold checkpoint '{checkpoint}'; it holds {held}. "
-                f"Add it to {where}.checkpoints in params.yaml, {then}"
-            )
+            cure = f"Add it to {where}.checkpoints in params.yaml, {then}"
+            if coded:
+                cure = "Set 'source: online' of the run in params.yaml, then: dvc repro"
+            raise ParamsError(f"{path} does not hold checkpoint '{checkpoint}'; it holds {held}. {cure}")

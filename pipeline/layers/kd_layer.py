@@ -42,8 +42,14 @@ class KDLayer(nn.Module):
         self.scores = CosineScores(channels, words, scale)
         self.norm = nn.BatchNorm2d(words)
         self.values = nn.Parameter(torch.empty(channels, words))
-        self.value_scale = nn.Parameter(torch.tensor(value_scale))
-        nn.init.normal_(self.values, 0.0, (2.0 / words) ** 0.5)
+        self.value_scale = nn.Parameter(torch.empty(()))
+        self._start = value_scale
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the values anew and set their scale back; the other modules reset themselves."""
+        nn.init.normal_(self.values, 0.0, (2.0 / self.values.shape[1]) ** 0.5)
+        nn.init.constant_(self.value_scale, self._start)
 
     def forward(self, x: Tensor, tap: Tap) -> Tensor:
         """Map (B, C, H, W) to x + alpha g(x)."""

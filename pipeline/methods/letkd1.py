@@ -15,9 +15,10 @@ trains all, where their code has one a module with equal settings.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.layer import LayerSpec
@@ -50,6 +51,16 @@ class Config(MethodConfig):
     weights: Weights = {"ce": 1.0, "words": 1.0}
     places: dict[str, Lesson] = Field(default={"final": Words()}, min_length=1)
     alpha: dict[str, float] = {}
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        idle = sorted(self.alpha.keys() - self.places.keys())
+        if idle:
+            raise ValueError(f"alpha is given for '{idle[0]}', and the places are {', '.join(self.places)}")
+        twice = sorted(self.insert.keys() & self.places.keys())
+        if twice:
+            raise ValueError(f"insert has a layer at '{twice[0]}', where the method puts its own")
+        return self
 
 
 class Method(BaseMethod[Config]):

@@ -7,6 +7,7 @@ the path to the logits does not lead through it. It is letKD-1 with alpha = 0 bu
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
@@ -49,13 +50,8 @@ class Method(BaseMethod[Config]):
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `words`, summed over the places."""
-        words = [
-            self.targets[place](
-                self.predictors[place](student[place]), batch.teacher[one.feature], batch.label
-            )
-            for place, one in self.config.places.items()
-        ]
-        return {
-            "ce": F.cross_entropy(student["logits"], batch.label),
-            "words": sum(words, start=words[0] * 0),
-        }
+        words = []
+        for place, lesson in self.config.places.items():
+            scores = self.predictors[place](student[place])  # (B, K, H, W)
+            words.append(self.targets[place](scores, batch.teacher[lesson.feature], batch.label))
+        return {"ce": F.cross_entropy(student["logits"], batch.label), "words": torch.stack(words).sum()}

@@ -4,6 +4,8 @@ A 3x3 stem without max-pool. Depth 6n+2 has three stages of n basic blocks; "x4"
 ("x4" leaves the stem at 32). `resnet29` and `resnet83` are letKD's: depth 9n+2, bottlenecks with expansion 2.
 `resnet50_cifar` has the four stages of the ImageNet network, expansion 4. Where the shape changes, the
 shortcut is a 1x1 convolution with BN instead of the paper's zero padding.
+
+`stage<k>_conv` is what the last block's 3x3 convolution gives, before its BN; of a basic block the first one.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import pretrained
-from pipeline.blocks import Activated, Stage, conv_bn, fan_out
-from pipeline.network import Network
+from pipeline.blocks import Activated, Stage, conv_bn, convolve, fan_out
+from pipeline.network import Network, Tap
 
 
 class Setting(NamedTuple):
@@ -58,9 +60,9 @@ class Basic(nn.Module):
         self.conv2 = conv_bn(width, width, 3)
         self.shortcut = _shortcut(inputs, width, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, inputs, H, W) to (B, width, H / stride, W / stride)."""
-        y: Tensor = self.conv2(F.relu(self.conv1(x)))
+    def forward(self, x: Tensor, tap: Tap | None = None, name: str = "") -> Tensor:
+        """Map (B, inputs, H, W) to (B, width, H / stride, W / stride); the first convolution is offered."""
+        y: Tensor = self.conv2(F.relu(convolve(self.conv1, x, tap, name)))
         passed: Tensor = self.shortcut(x)
         return y + passed
 
@@ -75,9 +77,9 @@ class Bottleneck(nn.Module):
         self.conv3 = conv_bn(width, width * expansion, 1)
         self.shortcut = _shortcut(inputs, width * expansion, stride)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, inputs, H, W) to (B, width * expansion, H / stride, W / stride)."""
-        y: Tensor = self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
+    def forward(self, x: Tensor, tap: Tap | None = None, name: str = "") -> Tensor:
+        """Map (B, inputs, H, W) to (B, width * expansion, H / stride, W / stride); the 3x3 is offered."""
+        y: Tensor = self.conv3(F.relu(convolve(self.conv2, F.relu(self.conv1(x)), tap, name)))
         passed: Tensor = self.shortcut(x)
         return y + passed
 
@@ -102,7 +104,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
             else:
                 blocks.append(Bottleneck(inputs, width, stride, setting.expansion))
                 inputs = width * setting.expansion
-        units[f"stage{k}"] = Stage(f"stage{k}", blocks)
+        units[f"stage{k}"] = Stage(f"stage{k}", blocks, conv=True)
     return Network(units, inputs, classes, initialise=fan_out)
 
 

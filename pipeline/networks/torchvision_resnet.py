@@ -3,6 +3,7 @@
 Stride 2 stands at the 3x3 convolution of a bottleneck, as in torchvision. `weights: imagenet` takes
 torchvision's first weights (IMAGENET1K_V1), the ones of the published distillation tables; with other classes
 than 1000 the classifier is fresh. The max-pool stands at the start of stage1, so `stem` is the map before it.
+`stage<k>_conv` is as in `resnet.py`.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pipeline import pretrained
 from pipeline.blocks import Activated, Stage, fan_out
-from pipeline.network import Network
+from pipeline.network import Network, Tap
 
 
 class Basic(BasicBlock):  # type: ignore[misc]  # torchvision is untyped
     """torchvision's block, up to the residual sum before the last ReLU."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the pre-activation of the block's output."""
-        y: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+    def forward(self, x: Tensor, tap: Tap | None = None, name: str = "") -> Tensor:
+        """Map (B, C, H, W) to the pre-activation of the block's output; the first convolution is offered."""
+        y: Tensor = self.conv1(x)
+        y = self.bn2(self.conv2(self.relu(self.bn1(y if tap is None else tap(name, y)))))
         passed: Tensor = x if self.downsample is None else self.downsample(x)
         return y + passed
 
@@ -37,10 +39,10 @@ class Basic(BasicBlock):  # type: ignore[misc]  # torchvision is untyped
 class Neck(Bottleneck):  # type: ignore[misc]  # torchvision is untyped
     """torchvision's bottleneck, up to the residual sum before the last ReLU."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to the pre-activation of the block's output."""
-        y = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
-        z: Tensor = self.bn3(self.conv3(y))
+    def forward(self, x: Tensor, tap: Tap | None = None, name: str = "") -> Tensor:
+        """Map (B, C, H, W) to the pre-activation of the block's output; the 3x3 convolution is offered."""
+        y: Tensor = self.conv2(self.relu(self.bn1(self.conv1(x))))
+        z: Tensor = self.bn3(self.conv3(self.relu(self.bn2(y if tap is None else tap(name, y)))))
         passed: Tensor = x if self.downsample is None else self.downsample(x)
         return z + passed
 
@@ -76,10 +78,10 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
     first, *others = body.layer1
     units: dict[str, nn.Module] = {
         "stem": Activated("stem", body.conv1, body.bn1),
-        "stage1": Stage("stage1", [nn.Sequential(body.maxpool, first), *others]),
-        "stage2": Stage("stage2", body.layer2),
-        "stage3": Stage("stage3", body.layer3),
-        "stage4": Stage("stage4", body.layer4),
+        "stage1": Stage("stage1", [nn.Sequential(body.maxpool, first), *others], conv=True),
+        "stage2": Stage("stage2", body.layer2, conv=True),
+        "stage3": Stage("stage3", body.layer3, conv=True),
+        "stage4": Stage("stage4", body.layer4, conv=True),
     }
     network = Network(units, width, classes, initialise=fan_out)
     if weights == "imagenet":

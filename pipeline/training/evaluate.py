@@ -16,10 +16,11 @@ from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArt
 from pipeline.machine import Machine
 from pipeline.metrics.accuracy import agreement, top
 from pipeline.metrics.cost import latency, macs, num_params
-from pipeline.network import load
+from pipeline.metrics.probe import fisher
+from pipeline.network import Network, NetworkSpec, load, probe
 from pipeline.normalise import Normalise
 from pipeline.prepared import Prepared
-from pipeline.training.evaluation import PlainSplit, logits
+from pipeline.training.evaluation import PlainSplit, logits, pooled
 
 Metrics = dict[str, float | int | str]
 
@@ -39,8 +40,9 @@ def evaluate(
         machine: where it runs.
 
     Returns:
-        Metrics by name (accuracies and agreement in percent, latency in ms, training time in s), and arrays:
-        predicted classes int32 (N,) of both weights.
+        Metrics by name (accuracies and agreement in percent, latency in ms, training time in s; of a network with
+        inserted layers, what a linear probe finds before and after each), and arrays: predicted classes int32
+        (N,) of both weights.
 
     Raises:
         StaleArtifactError: the teacher's predictions are not those of this teacher or data.
@@ -67,6 +69,9 @@ def evaluate(
         "train_seconds": training.pop("seconds"),
         **training,
     }
+    if network.inserted:
+        train = PlainSplit.of(prepared, "train", normalise, machine)
+        found |= _probes(network.to(machine.device), spec, train, split, machine)
     arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
     arrays["fingerprint"] = np.array(test.fingerprint)
     if inputs.get("teacher_evaluation"):
@@ -77,6 +82,18 @@ def evaluate(
         if inputs.get(key) is not None:
             found[key] = inputs[key]
     return found, arrays
+
+
+def _probes(
+    network: Network, spec: NetworkSpec, train: PlainSplit, test: PlainSplit, machine: Machine
+) -> Metrics:
+    """Return the accuracy of a linear probe before and after every inserted layer, as `probe_<tap>`."""
+    shapes = probe(network, spec.size, spec.channels)
+    # Not every layer offers what it reads.
+    taps = [name for tap in network.inserted for name in (f"{tap}.input", tap) if name in shapes]
+    fitted, seen = pooled(network, train, taps, machine), pooled(network, test, taps, machine)
+    label, test_label = train.labels.cpu().numpy(), test.labels.cpu().numpy()
+    return {f"probe_{tap}": fisher(fitted[tap], label, seen[tap], test_label) for tap in taps}
 
 
 def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:

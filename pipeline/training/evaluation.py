@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.images import Images, open_images, views
@@ -59,3 +61,22 @@ def logits(network: Network, split: PlainSplit, machine: Machine) -> Tensor:
         found = torch.cat([network(image).float() for image in split.batches()])
     network.train(training)
     return found
+
+
+@torch.no_grad()
+def pooled(
+    network: Network, split: PlainSplit, names: Iterable[str], machine: Machine
+) -> dict[str, NDArray[Any]]:
+    """Return taps of a split averaged over all pixels, float32 (N, C) by name; in evaluation mode."""
+    training, wanted = network.training, list(names)
+    network.eval()
+    found: dict[str, list[NDArray[Any]]] = {name: [] for name in wanted}
+    for image in split.batches():
+        with machine.autocast():
+            taps = network.record(image, wanted)
+        for name in wanted:
+            x = taps[name].float()
+            x = x.flatten(2).mean(dim=2) if x.ndim > 2 else x  # (B, C)
+            found[name].append(x.cpu().numpy())
+    network.train(training)
+    return {name: np.concatenate(parts) for name, parts in found.items()}

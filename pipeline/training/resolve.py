@@ -18,6 +18,7 @@ from pipeline.params.project import merged
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import PairBlock, RunParams, StudentBlock
 from pipeline.prepared import Prepared
+from pipeline.table import load as load_table
 from pipeline.training.inputs import RunInputs, Stored, StudentInputs
 from pipeline.views import num_slots, view_space
 
@@ -113,6 +114,8 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         where = f"runs.{run}.transform_config"
         transform_config = validate(transform.Config, settings.transform_config, where)
         needs |= transform.Transform.needs(transform_config)
+    for layer in config.insert.values():
+        plugin.load("layers", layer.layer)  # its name is the user's; it has no hash if it has no file
     plugins = [
         f"methods/{settings.method}",
         f"schedules/{settings.schedule}",
@@ -148,7 +151,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         weights_folder=str(places.weights),
         weights=_weights(places.weights, read),
         stored={} if online else _stored(places, student, needs.teacher, checkpoints, slots),
-        tables={table: _table(places.tables, table, run) for table in tables},
+        tables={table: _table(places, table, run) for table in tables},
         teacher_weights=last["last"],
         teacher_evaluation=str(places.evaluation),
     )
@@ -222,14 +225,17 @@ def _place(places: Places, feature: str) -> tuple[Path, dict[str, str]]:
     return places.codes / f"{said[0]}.zarr", {table: file_hash(places.tables / f"{table}.npz")}
 
 
-def _table(folder: Path, name: str, run: str) -> tuple[str, str]:
-    path = folder / f"{name}.npz"
+def _table(places: Places, name: str, run: str) -> tuple[str, str]:
+    """Return path and hash of a table, which must be fitted to the teacher's store."""
+    path = places.tables / f"{name}.npz"
     if not path.exists():
-        teacher = folder.name
+        teacher = places.tables.name
         raise MissingArtifactError(
             f"Run '{run}' needs the table '{name}' of teacher '{teacher}', and {path} does not exist. Add "
             f"{teacher}-{name}: {{teacher: {teacher}, table: {name}}} to 'fits' in params.yaml, then: dvc repro"
         )
+    _, origin = load_table(path)
+    manifests.require_source(path, origin, places.store, manifests.read(places.store))
     return str(path), file_hash(path)
 
 
