@@ -41,6 +41,8 @@ def _figure(fit: Fit) -> Markup:
 
 def paint(ax: Axes, counts: NDArray[np.int64], unit: str) -> None:
     """Draw sizes int64 (K,), the largest first; what is empty is marked."""
+    from matplotlib.ticker import FuncFormatter
+
     sizes = np.sort(counts)[::-1]
     some, number = int((sizes > 0).sum()), len(sizes)
     edges = np.arange(number + 1) + 0.5  # the rank is the middle of its step
@@ -53,10 +55,11 @@ def paint(ax: Axes, counts: NDArray[np.int64], unit: str) -> None:
         colour = palette.SERIES[5]
         ax.axvspan(edges[some], edges[-1], color=colour, alpha=0.25, linewidth=0)
         ax.axvline(edges[some], color=colour, linewidth=1.2)  # seen where there are few of many
-        ax.text(1, 1, f"{number - some} empty", color=colour, transform=ax.transAxes, ha="right", va="top")
+        ax.set_title(f"{number - some} empty", loc="right", color=colour)
     if uneven:
         logarithmic(ax)
         ax.set_ylim(floor)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.amount(value)))
     ax.set_xlim(edges[0], edges[-1])
     ax.locator_params(axis="x", integer=True)
     ax.grid(visible=False, axis="x")

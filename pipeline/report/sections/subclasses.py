@@ -30,7 +30,7 @@ def section(results: Results) -> Markup:
         return Markup()
     words = (
         "Rows are the sub-class of a pixel within its own class (h1), columns the one that is nearest of all classes "
-        "(h2), in percent of the row's pixels. Lines part the classes: within a square on the diagonal the class is "
+        "(h2), as a share of the row's pixels. Lines part the classes: within a square on the diagonal the class is "
         "right. Colour grows with the square root, so that rare mistakes are seen."
     )
     return Markup("<section>{}{}</section>").format(markup.figures(pictures), markup.note(words))

@@ -22,7 +22,8 @@ def section(results: Results) -> Markup:
         return Markup()
     words = (
         "Each row shows the pixels of the teacher's map that are nearest to one word, strongest in one kernel or "
-        "nearest to one sub-class, the best first and each in another training image."
+        "nearest to one sub-class, the best first and each in another training image. What few images say is filled up "
+        "with pixels that fall to something else."
     )
     return markup.note(words) + Markup().join(parts)
 
@@ -68,8 +69,9 @@ def _row(fit: Fit, group: int, examples: NDArray[np.int64], field: Field) -> Mar
     shown = [
         _example(fit, sample, row, column, field) for sample, row, column in examples.tolist() if sample >= 0
     ]
-    return Markup("<figure><div>{}</div><figcaption><b>{}</b> {} pixels, {} %</figcaption></figure>").format(
-        Markup().join(shown), name, f"{counts[group]:,}", text.fixed(share, 2)
+    pixels = f"{counts[group]:,} {'pixel' if counts[group] == 1 else 'pixels'}"
+    return Markup("<figure><div>{}</div><figcaption><b>{}</b> {}, {} %</figcaption></figure>").format(
+        Markup().join(shown), name, pixels, text.fixed(share, 2)
     )
 
 
