@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ def main(
     device: command.Device = "auto",
     rows: Annotated[int, typer.Option(help="Rows of each split to recompute.", min=1)] = 256,
 ) -> None:
-    """Check a store against the live teacher; fail above the tolerance."""
+    """Check a store against the live teacher; fail above the tolerance. Say what its features see and look like."""
     from pipeline.params.base import load as load_block
     from pipeline.params.extract import CheckBlock
 
@@ -30,6 +31,7 @@ def main(
     from pipeline.errors import StaleArtifactError
     from pipeline.features import manifest as manifests
     from pipeline.features.check import compare, summarise
+    from pipeline.features.receptive import receptive_fields
     from pipeline.features.teacher import Teacher
     from pipeline.machine import machine
     from pipeline.network import load
@@ -65,11 +67,13 @@ def main(
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
         files = sum(path.is_file() for path in store.rglob("*"))
         checkpoint = next(iter(manifest.weights))
+        floats = {name: kept for name, kept in manifest.features.items() if kept.dtype.startswith("float")}
+        seen = receptive_fields(networks[checkpoint], floats, meta.size, meta.channels)
         features = {
-            feature: stored.model_dump(mode="json", exclude={"digest"})
-            | summarise(store, checkpoint, feature)
-            for feature, stored in manifest.features.items()
-            if stored.dtype.startswith("float")
+            name: stored.model_dump(mode="json", exclude={"digest"})
+            | summarise(store, checkpoint, name)
+            | ({"field": asdict(seen[name])} if name in seen else {})
+            for name, stored in floats.items()
         }
         artifact.write_json(summary, {"bytes": size, "files": files, "features": features})
         artifact.write_json(

@@ -338,6 +338,9 @@ def test_the_stage_publishes_a_store_that_its_gate_accepts(stage: Stage, prepare
     summary = json.loads((stage.folder / "summary.json").read_text())
     assert summary["features"].keys() == BLOCK.keys()
     assert summary["features"]["stage1"]["shape"] == [16, 8, 8]
+    assert "field" not in summary["features"]["logits"]
+    assert summary["features"]["stage1"]["field"]["rows"][:4] == [[0, 3], [0, 4], [0, 5], [0, 6]]
+    assert len(summary["features"]["stage3:attention"]["field"]["columns"]) == 2
 
 
 def test_all_slots_of_a_finite_space_are_stored(stage: Stage) -> None:

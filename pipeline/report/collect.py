@@ -15,24 +15,15 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artifact import read_json
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 from pipeline.params import project
 from pipeline.params.base import read
-from pipeline.params.project import ALONE, Sections
+from pipeline.params.project import ALONE
 from pipeline.params.student import PairBlock, RunParams
 from pipeline.prepared import Prepared
-from pipeline.report.results import (
-    Dataset,
-    Fit,
-    History,
-    Metrics,
-    Pair,
-    Results,
-    Run,
-    Teacher,
-    Trained,
-)
+from pipeline.report.fits import codes, fits
+from pipeline.report.mapping import mapping, require
+from pipeline.report.results import Dataset, History, Pair, Results, Run, Teacher, Trained
 
 NEEDED = (
     "top1",
@@ -96,17 +87,17 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
         block = blocks[f"pairs/{name}"]
         assert isinstance(block, PairBlock)
         pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds))
-    fits = tuple(_fit(artifacts, name, sections) for name in sections.fits)
-    return Results(sections.seeds, datasets, teachers, tuple(pairs), fits)
+    fitted, coded = fits(artifacts, sections, teachers), codes(artifacts, sections)
+    return Results(sections.seeds, datasets, teachers, tuple(pairs), fitted, coded)
 
 
 def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
     source = _Source(f"teachers/{name}", f"evaluate_teacher@{name}", f"train_teacher@{name}", {})
     trained = _trained(artifacts, source, dataset, 0)
     hint = f"dvc repro check_features@{name}"
-    store = _mapping(artifacts / "tables" / name / "features.json", hint, ("features",))
+    store = mapping(artifacts / "tables" / name / "features.json", hint, ("features",))
     needed = ("largest_error", "tolerance", "error", "bytes", "files")
-    check = _mapping(artifacts / "metrics" / "features" / f"{name}.json", hint, needed)
+    check = mapping(artifacts / "metrics" / "features" / f"{name}.json", hint, needed)
     return Teacher(name, dataset, trained, store, check)
 
 
@@ -154,28 +145,13 @@ def _method(settings: RunParams) -> str:
 def _trained(artifacts: Path, source: _Source, dataset: Dataset, seed: int) -> Trained:
     hint = f"dvc repro {source.evaluated}"
     path = artifacts / "metrics" / f"{source.key}.json"
-    metrics = _mapping(path, hint, (*NEEDED, *source.needed))
-    for name, value in source.expected.items():
-        if metrics.get(name) != value:
-            raise StaleArtifactError(
-                f"{path} was made for {name} '{metrics.get(name)}', params.yaml says '{value}'. "
-                f"Make it again with: {hint}"
-            )
+    metrics = mapping(path, hint, (*NEEDED, *source.needed))
+    require(path, hint, metrics, source.expected)
     prediction = _prediction(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
     epochs = int(metrics["epochs"])  # none where weights were taken as they are
     file = artifacts / source.key / "history.csv"
     history = _history(file, f"dvc repro {source.trained}", epochs) if epochs else {}
     return Trained(seed, metrics, prediction, history)
-
-
-def _mapping(path: Path, hint: str, needed: tuple[str, ...]) -> Metrics:
-    found = read_json(path, hint)
-    if not isinstance(found, dict):
-        raise DamagedArtifactError(f"{path} is no mapping of names. Make it again with: {hint}")
-    lacking = [name for name in needed if name not in found]
-    if lacking:
-        raise DamagedArtifactError(f"{path} lacks {', '.join(lacking)}. Make it again with: {hint}")
-    return dict(found)
 
 
 def _prediction(path: Path, hint: str, dataset: Dataset) -> NDArray[np.int32]:
@@ -214,11 +190,3 @@ def _history(path: Path, hint: str, epochs: int) -> History:
                 message = f"{path} has {name} '{cell}', expected a number. Make it again with: {hint}"
                 raise DamagedArtifactError(message) from None
     return found
-
-
-def _fit(artifacts: Path, name: str, sections: Sections) -> Fit:
-    fit = sections.fits[name]
-    table = sections.tables[fit.table]
-    path = artifacts / "metrics" / "tables" / f"{name}.json"
-    quality = _mapping(path, f"dvc repro fit_table@{name}", ())
-    return Fit(name, fit.teacher, fit.table, table.table, str(table.config.get("feature", "")), quality)

@@ -18,7 +18,17 @@ from pipeline.report.results import Results
 
 OPENING = ("overview",)
 OF_PAIR = ("scores", "curves", "confusion", "probe", "cost")
-CLOSING = ("tradeoff", "teachers", "caches", "tables", "datasets")
+CLOSING = (
+    "tradeoff",
+    "teachers",
+    "caches",
+    "tables",
+    "sizes",
+    "discriminants",
+    "subclasses",
+    "templates",
+    "datasets",
+)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,9 @@ NOT_TERMS = frozenset(
     {"epoch", "phase", "learning_rate", "loss", "top1", "top5", "seconds", "images_per_second"}
 )
 
+PLACES = ("nearest_sample", "nearest_row", "nearest_column")
+UNITS = {"kmeans": "word", "kernels": "kernel", "subclasses": "sub-class"}  # by file of `pipeline/tables`
+
 Metrics = dict[str, Any]
 History = dict[str, list[str]]  # columns as the file has them; an empty cell is a term that a phase lacks
 
@@ -110,6 +113,19 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class Field:
+    """What the places of a map see of the image.
+
+    Attributes:
+        rows: first and last row of pixels for each row of the map, int64 (H, 2).
+        columns: first and last column of pixels for each column of the map, int64 (W, 2).
+    """
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Teacher:
     """A teacher and what its caches hold.
 
@@ -126,6 +142,11 @@ class Teacher:
     trained: Trained
     store: dict[str, Any]
     check: dict[str, Any]
+
+    def field(self, feature: str) -> Field:
+        """Return the receptive field of a stored map."""
+        found = self.store["features"][feature]["field"]
+        return Field(np.array(found["rows"], np.int64), np.array(found["columns"], np.int64))
 
 
 @dataclass(frozen=True)
@@ -174,20 +195,55 @@ class Fit:
     """A fitted table.
 
     Attributes:
-        name: key of `fits`.
-        teacher: key of `teachers`.
+        name: key of `fits` or `derived`.
+        teacher: whose outputs it was fitted to.
         table: key of `tables`.
         plugin: the file of `pipeline/tables` that made it.
         feature: what it was fitted to.
         quality: numbers by name.
+        arrays: by name.
     """
 
     name: str
-    teacher: str
+    teacher: Teacher
     table: str
     plugin: str
     feature: str
     quality: dict[str, Any]
+    arrays: dict[str, NDArray[Any]]
+
+    def has(self, *names: str) -> bool:
+        """Tell whether it holds all of these arrays."""
+        return all(name in self.arrays for name in names)
+
+    @property
+    def unit(self) -> str:
+        """What one of the groups is called, into which it parts the pixels."""
+        return UNITS.get(self.plugin, "cluster")
+
+    @property
+    def units(self) -> str:
+        """The same of several."""
+        return self.unit + ("es" if self.unit.endswith("s") else "s")
+
+
+@dataclass(frozen=True)
+class Code:
+    """Codes of a teacher's views, made with a fitted table.
+
+    Attributes:
+        name: key of `codes`.
+        teacher: key of `teachers`.
+        code: the feature's full name.
+        slots: augmented views of each sample.
+        lost: mean KL(code || p_T) of the plain training pixels, in nats.
+    """
+
+    name: str
+    teacher: str
+    code: str
+    slots: int
+    lost: float
 
 
 @dataclass(frozen=True)
@@ -199,7 +255,8 @@ class Results:
         datasets: by name.
         teachers: by name.
         pairs: in the order of params.yaml.
-        fits: in the order of params.yaml.
+        fits: in the order of params.yaml, those in the space of another table last.
+        codes: in the order of params.yaml.
     """
 
     seeds: tuple[int, ...]
@@ -207,3 +264,4 @@ class Results:
     teachers: dict[str, Teacher]
     pairs: tuple[Pair, ...]
     fits: tuple[Fit, ...]
+    codes: tuple[Code, ...]

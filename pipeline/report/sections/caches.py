@@ -9,14 +9,17 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.report import markup, text
-from pipeline.report.results import Results, Teacher
+from pipeline.report.results import Code, Results, Teacher
 
 TITLE = "Caches"
 
 
 def section(results: Results) -> Markup:
     """Return the content of every teacher's store."""
-    parts = [_teacher(teacher) for teacher in results.teachers.values()]
+    parts = [
+        _teacher(teacher, [code for code in results.codes if code.teacher == teacher.name])
+        for teacher in results.teachers.values()
+    ]
     if not parts:
         return Markup()
     words = (
@@ -28,7 +31,7 @@ def section(results: Results) -> Markup:
     return Markup().join(parts) + markup.note(words)
 
 
-def _teacher(teacher: Teacher) -> Markup:
+def _teacher(teacher: Teacher, codes: list[Code]) -> Markup:
     check = teacher.check
     error, tolerance = float(check["largest_error"]), float(check["tolerance"])
     facts = markup.facts(
@@ -59,9 +62,30 @@ def _teacher(teacher: Teacher) -> Markup:
         "zeros",
         "dead channels",
     ]
-    return Markup("<section><h3>{}</h3>{}{}</section>").format(
-        teacher.name, facts, markup.table(head, rows, 3)
+    return Markup("<section><h3>{}</h3>{}{}{}</section>").format(
+        teacher.name, facts, markup.table(head, rows, 3), _codes(codes)
     )
+
+
+def _codes(codes: list[Code]) -> Markup:
+    """Return what the codes that a table makes of all views lose."""
+    if not codes:
+        return Markup()
+    rows: list[markup.Row] = [
+        [
+            code.name,
+            code.code,
+            markup.Cell(str(code.slots), code.slots),
+            markup.Cell(text.plain(code.lost), code.lost),
+        ]
+        for code in codes
+    ]
+    words = (
+        "Codes are stores of their own, made with a fitted table. What one loses is the mean KL divergence, in nats, "
+        "between the words that it keeps and the teacher's whole distribution over words, of the plain training pixels."
+    )
+    table = markup.table(["codes", "code", "slots", "mean KL lost"], rows, 2)
+    return Markup("<h4>Codes of the views</h4>{}{}").format(table, markup.note(words))
 
 
 def _errors(found: dict[str, float]) -> dict[str, float]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
 from pipeline.report import markup, text
+from pipeline.report.picture import png
 from pipeline.report.results import Dataset, Results
 
 TITLE = "Data"
 MOST_SHOWN = 20  # classes of which a sample is shown
+LARGEST = 112  # pixels of it
 
 
 def section(results: Results) -> Markup:
@@ -49,24 +48,9 @@ def _gallery(dataset: Dataset) -> Markup:
         return Markup("<p>{}</p>").format(f"The images stay in {files.root}, which is not on this machine.")
     classes, first = np.unique(split.labels, return_index=True)
     items = [
-        Markup('<li title="{0}"><img alt="" src="data:image/png;base64,{1}">{0}</li>').format(
-            dataset.classes[label], _png(np.asarray(split.images[row]))
+        Markup('<li title="{0}"><img alt="" src="{1}">{0}</li>').format(
+            dataset.classes[label], png(np.asarray(split.images[row]), LARGEST)
         )
         for label, row in list(zip(classes.tolist(), first.tolist(), strict=True))[:MOST_SHOWN]
     ]
     return Markup('<ul class="gallery">{}</ul>').format(Markup().join(items))
-
-
-def _png(image: NDArray[np.uint8]) -> str:
-    """Return an image (C, H, W) as png in base64."""
-    from PIL import Image
-
-    picture = (
-        Image.fromarray(image[0])
-        if len(image) == 1
-        else Image.fromarray(np.moveaxis(image[:3], 0, -1).copy())
-    )
-    picture.thumbnail((112, 112))
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()

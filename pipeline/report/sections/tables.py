@@ -25,7 +25,7 @@ def _plugin(name: str, fits: list[Fit]) -> Markup:
     rows: list[markup.Row] = [
         [
             fit.name,
-            fit.teacher,
+            fit.teacher.name,
             fit.table,
             fit.feature,
             *(_cell(numbers[fit.name].get(key)) for key in columns),

@@ -1,0 +1,101 @@
+"""What words, kernels and sub-classes mean: the training pixels that are nearest to each, and what they see."""
+
+from __future__ import annotations
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from pipeline.report import markup, text
+from pipeline.report.picture import png
+from pipeline.report.results import PLACES, Field, Fit, Results
+
+TITLE = "What the templates mean"
+LARGEST = 48  # pixels of an image
+COLOURS = 64
+
+
+def section(results: Results) -> Markup:
+    """Return a gallery for each table that has examples."""
+    parts = [_fit(fit) for fit in results.fits if fit.has("counts", "gallery", *PLACES)]
+    if not parts:
+        return Markup()
+    words = (
+        "Each row shows the pixels of the teacher's map that are nearest to one word, strongest in one kernel or "
+        "nearest to one sub-class, the best first and each in another training image. What few images say is filled up "
+        "with pixels that fall to something else."
+    )
+    return markup.note(words) + Markup().join(parts)
+
+
+def _fit(fit: Fit) -> Markup:
+    field, size = fit.teacher.field(fit.feature), fit.teacher.dataset.prepared.meta.size
+    places = np.stack([fit.arrays[name] for name in PLACES], axis=2)  # (G, P, 3)
+    rows = [
+        _row(fit, int(group), examples, field)
+        for group, examples in zip(fit.arrays["gallery"], places, strict=True)
+    ]
+    lead = Markup("{} of {}. {}").format(
+        len(rows),
+        text.count(len(fit.arrays["counts"]), fit.unit, fit.units),
+        _seen(fit.feature, field, size),
+    )
+    return Markup('<section><h3>{}</h3>{}<div class="templates">{}</div></section>').format(
+        fit.name, markup.note(lead), Markup("\n").join(rows)
+    )
+
+
+def _seen(feature: str, field: Field, size: int) -> str:
+    """Say what a pixel of the map sees."""
+    height, width = (int((spans[:, 1] - spans[:, 0]).max()) + 1 for spans in (field.rows, field.columns))
+    narrow = [bool((spans[:, 1] - spans[:, 0] + 1 < size).any()) for spans in (field.rows, field.columns)]
+    if not any(narrow):
+        return f"A pixel of {feature} sees the whole image; the dot is its place."
+    words = (
+        f"A pixel of {feature} sees at most {height}{text.TIMES}{width} of the {size}{text.TIMES}{size} pixels of an "
+        "image: they are framed, the others are faded"
+    )
+    whole = height == size and width == size
+    return words + (", and where it sees the whole image a dot is its place." if whole else ".")
+
+
+def _row(fit: Fit, group: int, examples: NDArray[np.int64], field: Field) -> Markup:
+    counts = fit.arrays["counts"]
+    name = f"{fit.unit} {group}"
+    if fit.has("per_class"):
+        label, number = divmod(group, int(fit.arrays["per_class"]))
+        name = f"{fit.teacher.dataset.classes[label]}, {fit.unit} {number}"
+    share = 100 * float(counts[group]) / max(1, int(counts.sum()))
+    shown = [
+        _example(fit, sample, row, column, field) for sample, row, column in examples.tolist() if sample >= 0
+    ]
+    pixels = f"{counts[group]:,} {'pixel' if counts[group] == 1 else 'pixels'}"
+    return Markup("<figure><div>{}</div><figcaption><b>{}</b> {}, {} %</figcaption></figure>").format(
+        Markup().join(shown), name, pixels, text.fixed(share, 2)
+    )
+
+
+def _example(fit: Fit, sample: int, row: int, column: int, field: Field) -> Markup:
+    """Return a training image on which the field of a place of the map is marked."""
+    split, size = fit.teacher.dataset.prepared.split("train"), fit.teacher.dataset.prepared.meta.size
+    title = (
+        f"{fit.teacher.dataset.classes[split.labels[sample]]}, sample {sample}, row {row}, column {column}"
+    )
+    return Markup(
+        '<svg viewBox="0 0 {0} {0}" role="img"><title>{1}</title>'
+        '<image width="{0}" height="{0}" preserveAspectRatio="none" href="{2}"/>{3}</svg>'
+    ).format(
+        size, title, png(np.asarray(split.images[sample]), LARGEST, COLOURS), _mark(field, row, column, size)
+    )
+
+
+def _mark(field: Field, row: int, column: int, size: int) -> Markup:
+    """Return a frame around what a place sees, or, where that is the whole image, a dot at the place."""
+    (top, bottom), (left, right) = field.rows[row].tolist(), field.columns[column].tolist()
+    height, width = bottom - top + 1, right - left + 1
+    if height == width == size:
+        x, y = (column + 0.5) * size / len(field.columns), (row + 0.5) * size / len(field.rows)
+        return Markup('<circle cx="{:g}" cy="{:g}" r="{:g}"/>').format(x, y, size / 16)
+    return Markup(
+        '<path d="M0 0H{0}V{0}H0zM{1} {2}v{4}h{3}v-{4}z"/><rect x="{1}" y="{2}" width="{3}" height="{4}"/>'
+    ).format(size, left, top, width, height)
