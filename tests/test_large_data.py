@@ -454,7 +454,8 @@ def test_the_stages_run_on_indexed_data(project: Path) -> None:
                 shown = reference.resized_crop(image, *boxes[0].tolist(), [SIZE, SIZE])
                 shown = ImageOps.mirror(shown) if flips[0] else shown
             images.append(torch.from_numpy(planes(shown)))
-        live = teacher.features(normalise(torch.stack(images)), ["logits"])["logits"].numpy()
+        label = torch.zeros(len(images), dtype=torch.int64)
+        live = teacher.features(normalise(torch.stack(images)), ["logits"], label)["logits"].numpy()
         stored = StoredArray(array_path(project / "big.zarr", "last", "train", "logits"))
         # Float32 sums of batches of another size.
         np.testing.assert_allclose(stored.read(slot, np.arange(26)), live, rtol=1e-4, atol=1e-5)

@@ -81,9 +81,9 @@ def test_a_teacher_gives_the_same_features(where: Machine, traced: None) -> None
     where.place(other.network)
     where.compile(other.network)
     for size in (5, 2):
-        image = torch.randn(size, 1, 8, 8)
-        expected = plain.features(image, names)
-        found = other.features(image, names)
+        image, label = torch.randn(size, 1, 8, 8), torch.zeros(size, dtype=torch.int64)
+        expected = plain.features(image, names, label)
+        found = other.features(image, names, label)
         assert list(found) == list(expected)
         for name, x in expected.items():
             torch.testing.assert_close(found[name], x, rtol=1e-5, atol=1e-5, msg=name)

@@ -6,7 +6,6 @@ Run as a module it fits LDA once in a process of its own and prints seconds and 
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 import time
@@ -166,7 +165,7 @@ def _sklearn(x: Array, first: Array) -> Callable[[], object]:
 
 def _faiss(x: Array, first: Array) -> Callable[[], object] | None:
     try:
-        faiss = importlib.import_module("faiss")
+        import faiss
     except ImportError:
         return None
     options = {"niter": ITERATIONS, "max_points_per_centroid": len(x), "min_points_per_centroid": 1}
@@ -175,7 +174,8 @@ def _faiss(x: Array, first: Array) -> Callable[[], object] | None:
 
 if __name__ == "__main__":
     name, number = sys.argv[1:]
-    importlib.import_module("sklearn.discriminant_analysis")
+    import sklearn.discriminant_analysis  # noqa: F401  # what it takes in memory is not the fit's
+
     plugin.load("tables", "lda")
     before = peak()
     spent = ENGINES[name](Generated.of(int(number), LDA_CHANNELS))
