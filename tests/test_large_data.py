@@ -461,10 +461,12 @@ def test_the_stages_run_on_indexed_data(project: Path) -> None:
         np.testing.assert_allclose(stored.read(slot, np.arange(26)), live, rtol=1e-4, atol=1e-5)
 
     # Cached and online features of training's own batches.
-    cached = CachedSource(project / "big.zarr", manifest, ["logits", "stage2"], ["last"], 1, CPU.device)
+    stores = dict.fromkeys(("logits", "stage2"), project / "big.zarr")
+    cached = CachedSource(stores, ["last"], 1, CPU.device)
     online = OnlineSource({"last": teacher}, ["logits", "stage2"])
     for shown in Setting.of(data, CROPS, CPU).batches(Recipe(batch_size=8), 0, 1).epoch(4):
-        found = [source.begin("last", shown.slot, shown.index, shown.image)() for source in (cached, online)]
+        batch = ("last", shown.slot, shown.index, shown.image, shown.label)
+        found = [source.begin(*batch)() for source in (cached, online)]
         for name in ("logits", "stage2"):
             torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-5)
 
