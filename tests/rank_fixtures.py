@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pipeline import distributed, seeding
+from pipeline.images import ResidentImages
 from pipeline.machine import machine
 from pipeline.normalise import Normalise
 from pipeline.params.recipe import Phase, Recipe
@@ -94,7 +95,7 @@ def main(out: Path, samples: int = 53, kind: str = "none", rate: float = 0.05) -
         network, bank = Plain(), Bank(kind)
     space = view_space(CropFlip(space="crop_flip", padding=1))
     normalise = Normalise((0.5,), (0.25,), where.device)
-    batches = Batches(images, labels, space, 5, normalise, 3, 16, ranks=where.ranks)
+    batches = Batches(ResidentImages(images, space), labels, 5, normalise, 3, 16, ranks=where.ranks)
     out.mkdir(exist_ok=True)
     training = Training(
         modules={"student": network, "method": bank},
