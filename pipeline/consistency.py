@@ -151,8 +151,8 @@ class Statistics(nn.Module):
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Return the global average (B, C) of maps (B, C, H, W); vectors (B, C) stay as they are."""
-    return x if x.ndim == 2 else x.flatten(2).mean(dim=2)
+    """Return the global average float64 (B, C) of maps (B, C, H, W), or vectors (B, C) as they are."""
+    return x.double() if x.ndim == 2 else x.flatten(2).mean(dim=2, dtype=torch.float64)
 
 
 def range_of(label: Tensor, ranges: int, classes: int) -> Tensor:

@@ -55,6 +55,8 @@ class Origin(Block):
         teacher_weights: hash of the file of the teacher's.
         digest: of the teacher's stored feature.
         data: fingerprint of the training images.
+        classes: number of classes.
+        channels: c_T of the feature.
     """
 
     teacher: str
@@ -66,6 +68,8 @@ class Origin(Block):
     teacher_weights: str
     digest: str
     data: str
+    classes: int
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,10 @@ class Matching:
 
     Attributes:
         origin: what it was made from.
-        classes: number of classes.
         arrays: `permutation` int64 (ranges, c_S), or the weights of a learned network as "subnet.<name>".
     """
 
     origin: Origin
-    classes: int
     arrays: dict[str, Array]
 
     @property
@@ -88,7 +90,7 @@ class Matching:
         return self.origin.recipe
 
     @property
-    def channels(self) -> int:
+    def width(self) -> int:
         """Channels that a feature has after it: c_S."""
         learned = self.arrays.get("subnet.straight.weight")
         return int(self.arrays["permutation"].shape[1] if learned is None else learned.shape[0])
@@ -97,13 +99,7 @@ class Matching:
         """Write it; the same content is the same bytes."""
         text = json.dumps(self.origin.model_dump(mode="json"), sort_keys=True)
         with path.open("wb") as file:  # numpy would add a suffix to a path
-            np.savez(
-                file,
-                allow_pickle=False,
-                **self.arrays,
-                classes=np.int64(self.classes),
-                **{_ORIGIN: np.array(text)},
-            )
+            np.savez(file, allow_pickle=False, **self.arrays, **{_ORIGIN: np.array(text)})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -118,8 +114,8 @@ class Matching:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             origin = validate(Origin, json.loads(str(arrays.pop(_ORIGIN))), "", str(path))
-            found = cls(origin, int(arrays.pop("classes")), arrays)
-            if found.channels < 1:
+            found = cls(origin, arrays)
+            if found.width < 1:
                 raise ValueError("it has no channels")
         except FileNotFoundError:
             raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None

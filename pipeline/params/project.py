@@ -262,7 +262,7 @@ def blocks(params: Sections) -> dict[str, Block]:
     for name in params.pairs:
         found[f"pairs/{name}"] = _pair(params, name)
         asked = {key: match for key, match in params.matches.items() if match.pair == name}
-        found[f"pairs/{name}.matches"] = MatchesBlock(pair=name, matches=asked)
+        found[f"matched/{name}"] = MatchesBlock(pair=name, matches=asked)
     for name, match in params.matches.items():
         found[f"matches/{name}"] = MatchBlock(
             **match.model_dump(),

@@ -9,11 +9,13 @@ from pathlib import Path
 from pipeline import plugin
 from pipeline.artifact import file_hash, read_json
 from pipeline.encoding import Feature, encodings_of, tables_of
-from pipeline.errors import MissingArtifactError, unknown_name
+from pipeline.errors import MissingArtifactError, StaleArtifactError, unknown_name
 from pipeline.features import manifest as manifests
 from pipeline.features.source import check_stored
+from pipeline.matching import Matching, Wanted
 from pipeline.network import NetworkSpec
-from pipeline.params.base import Block, validate
+from pipeline.params.base import Block, load, validate
+from pipeline.params.matching import MatchesBlock
 from pipeline.params.project import merged
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import PairBlock, RunParams, StudentBlock
@@ -32,6 +34,7 @@ class Places:
         store: its store.
         codes: folder of the stores of its codes.
         tables: folder of its tables, and of what is said of its codes.
+        matchings: folder of the pair's matchings.
         evaluation: its predictions.
         code: folder of the code's hashes.
     """
@@ -41,6 +44,7 @@ class Places:
     store: Path
     codes: Path
     tables: Path
+    matchings: Path
     evaluation: Path
     code: Path
 
@@ -82,8 +86,8 @@ def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInput
     )
 
 
-def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
-    """Resolve a run of a pair.
+def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInputs]:
+    """Resolve a run of a pair, and return its inputs by seed.
 
     Args:
         block: the pair, of params.yaml.
@@ -128,12 +132,13 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
     tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
     read = [*(checkpoints if online else ()), *(["last"] if needs.network else [])]
     last = _weights(places.weights, ["last"])
-    return RunInputs(
+    found = RunInputs(
         **student.model_dump(exclude={"code", "recipe"}),
         recipe=recipe,
         code=student.code | _code(places.code, plugins),
         pair=block.pair,
         run=run,
+        seed=block.seeds[0],
         teacher=block.teacher,
         method=settings.method,
         config=config.model_dump(mode="json"),
@@ -152,6 +157,11 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         teacher_weights=last["last"],
         teacher_evaluation=str(places.evaluation),
     )
+    by_seed = {}
+    for seed in block.seeds:
+        matched = {wanted.key: _matching(places, block, found, wanted, seed) for wanted in needs.matchings}
+        by_seed[seed] = found.model_copy(update={"seed": seed, "matchings": matched})
+    return by_seed
 
 
 def _slots(student: StudentInputs, settings: RunParams, what: str) -> int | None:
@@ -230,6 +240,48 @@ def _table(folder: Path, name: str, run: str) -> tuple[str, str]:
             f"Run '{run}' needs the table '{name}' of teacher '{teacher}', and {path} does not exist. Add "
             f"{teacher}-{name}: {{teacher: {teacher}, table: {name}}} to 'fits' in params.yaml, then: dvc repro"
         )
+    return str(path), file_hash(path)
+
+
+def _matching(places: Places, block: PairBlock, run: RunInputs, wanted: Wanted, seed: int) -> tuple[str, str]:
+    """Return path and hash of a matching, checked to be of these networks and data."""
+    hint = f"dvc repro list_matches@{block.pair}"
+    index = load(MatchesBlock, places.matchings / "index.json", hint)
+    teacher, seed = wanted.teacher or block.teacher, seed if wanted.seed is None else wanted.seed
+    asked = (teacher, wanted.matching)
+    name = next(
+        (key for key, match in index.matches.items() if (match.teacher, match.matching) == asked), None
+    )
+    if name is None:
+        raise MissingArtifactError(
+            f"Run '{run.run}' needs the matching '{wanted.matching}' of pair '{block.pair}' with teacher '{teacher}'. "
+            f"Add {block.pair}-{wanted.matching}: {{pair: {block.pair}, teacher: {teacher}, student: "
+            f"{block.student.student}, matching: {wanted.matching}}} to 'matches' in params.yaml, then: dvc repro"
+        )
+    if seed not in block.seeds:
+        listed = ", ".join(map(str, block.seeds))
+        raise MissingArtifactError(
+            f"Run '{run.run}' needs the matching '{wanted.matching}' of seed {seed}, and there are those of {listed}. "
+            "Name one of these in its transform_config, or add the seed to 'seeds' in params.yaml, then: dvc repro"
+        )
+    path = places.matchings / name / f"{seed}.npz"
+    origin = Matching.load(path).origin
+    expected = {
+        "student": block.student.student,
+        "seed": seed,
+        "teacher": teacher,
+        "data": run.fingerprint["train"],
+    }
+    if wanted.teacher is None:  # another teacher's weights are not among what is read here
+        expected["teacher_weights"] = _weights(places.weights, [origin.recipe.teacher_checkpoint]).popitem()[
+            1
+        ]
+    for field, value in expected.items():
+        if getattr(origin, field) != value:
+            raise StaleArtifactError(
+                f"{path} was made with other {field}: found {getattr(origin, field)}, expected {value}. Make it again "
+                f"with: dvc repro match_channels@{name}"
+            )
     return str(path), file_hash(path)
 
 
