@@ -178,8 +178,16 @@ class World:
 
 def make_world(root: Path) -> World:
     """Run the whole chain up to the runs' inputs: a few seconds."""
-    from stages import code, evaluate, extract_features, fit_table, list_matches, pretrain_student
-    from stages import student_inputs, train_teacher
+    from stages import (
+        code,
+        evaluate,
+        extract_features,
+        fit_table,
+        list_matches,
+        pretrain_student,
+        student_inputs,
+        train_teacher,
+    )
     from stages import params as params_stage
 
     prepared_data(root / "data/prepared/toy")
