@@ -335,8 +335,8 @@ def test_a_lock_is_its_own_outs_alone(tmp_path: Path) -> None:
 
 ROOM = {
     "code": 300, "params": 300, "prepare": 20_000, "train": 100_000, "evaluate": 500, "extract": 1000,
-    "check": 200, "fit": 300, "student_inputs": 300, "pretrain": 100_000, "list": 40, "match": 500, "inputs": 300, "distill": 100_000,
-    "report": 2000,
+    "check": 200, "fit": 300, "student_inputs": 300, "pretrain": 100_000, "list": 40, "match": 500,
+    "inputs": 300, "distill": 100_000, "report": 2000,
 }  # fmt: skip
 
 

@@ -252,7 +252,7 @@ def test_spelling_out_a_default_changes_no_block() -> None:
         ("datasets.toy.prepare", {"holdout": 0.1}, {"datasets/toy"}),
         ("datasets.toy.views.padding", 2,
          {"teachers/big/train", "teachers/big/extract", "students/small", "pairs/pair"}),
-        ("seeds", [0, 2], {"pairs/pair"}),
+        ("seeds", [0, 2], {"pairs/pair", "matches/pair-kcd"}),
     ],
 )  # fmt: skip
 def test_an_edit_changes_the_blocks_that_read_it(place: str, value: Any, expected: set[str]) -> None:

@@ -26,6 +26,7 @@ from pipeline.report.results import (
     Dataset,
     Fit,
     History,
+    Matched,
     Metrics,
     Pair,
     Results,
@@ -95,7 +96,8 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
     for name in sections.pairs:
         block = blocks[f"pairs/{name}"]
         assert isinstance(block, PairBlock)
-        pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds))
+        matchings = tuple(_matched(artifacts, key, sections) for key in _matches(sections, name))
+        pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds, matchings))
     fits = tuple(_fit(artifacts, name, sections) for name in sections.fits)
     return Results(sections.seeds, datasets, teachers, tuple(pairs), fits)
 
@@ -110,7 +112,13 @@ def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
     return Teacher(name, dataset, trained, store, check)
 
 
-def _pair(artifacts: Path, block: PairBlock, teacher: Teacher, seeds: tuple[int, ...]) -> Pair:
+def _pair(
+    artifacts: Path,
+    block: PairBlock,
+    teacher: Teacher,
+    seeds: tuple[int, ...],
+    matchings: tuple[Matched, ...],
+) -> Pair:
     name, student, dataset = block.pair, block.student.student, teacher.dataset
     about = {"dataset": dataset.name, "student": student}
     alone = []
@@ -139,7 +147,7 @@ def _pair(artifacts: Path, block: PairBlock, teacher: Teacher, seeds: tuple[int,
             )
             students.append(_trained(artifacts, source, dataset, seed))
         runs.append(Run(run, _method(settings), tuple(students)))
-    return Pair(name, teacher, student, tuple(runs))
+    return Pair(name, teacher, student, tuple(runs), matchings)
 
 
 def _method(settings: RunParams) -> str:
@@ -222,3 +230,25 @@ def _fit(artifacts: Path, name: str, sections: Sections) -> Fit:
     path = artifacts / "metrics" / "tables" / f"{name}.json"
     quality = _mapping(path, f"dvc repro fit_table@{name}", ())
     return Fit(name, fit.teacher, fit.table, table.table, str(table.config.get("feature", "")), quality)
+
+
+def _matches(sections: Sections, pair: str) -> list[str]:
+    return [name for name, match in sections.matches.items() if match.pair == pair]
+
+
+def _matched(artifacts: Path, name: str, sections: Sections) -> Matched:
+    match, hint = sections.matches[name], f"dvc repro match_channels@{name}"
+    seeds = tuple(map(str, sections.seeds))
+    measured = _mapping(artifacts / "metrics" / "matchings" / f"{name}.json", hint, seeds)
+    path = artifacts / "matchings" / match.pair / name / "measured" / f"{seeds[0]}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {
+                key: np.array(archive[key]) for key in ("teacher_map", "transformed_map", "student_map")
+            }
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
+    except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
+        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
+    recipe = sections.matchings[match.matching]
+    return Matched(name, match.teacher, recipe, tuple(measured[seed] for seed in seeds), arrays)
