@@ -33,8 +33,9 @@ TINY = Scale(
     stored=10,
     remembered=4,
     pairs=(("resnet.resnet14", "resnet.resnet8"), ("wrn.wrn_16_1", "resnet.resnet8")),
+    channels=12,
 )
-IN_PROCESS = ("cached_step", "extract", "read", "input_pipeline")
+IN_PROCESS = ("cached_step", "extract", "matching", "read", "input_pipeline")
 
 
 @pytest.fixture

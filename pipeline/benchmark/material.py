@@ -41,6 +41,7 @@ class Scale:
         stored: samples of 16 kB in the store that is read.
         remembered: samples of the smaller of the two data sets whose peak memory is compared.
         pairs: teachers and students whose steps are timed, by family and name.
+        channels: of the assignment that is timed.
     """
 
     rounds: int
@@ -55,6 +56,7 @@ class Scale:
         ("resnet.resnet56", "resnet.resnet20"),
         ("wrn.wrn_40_2", "wrn.wrn_16_2"),
     )
+    channels: int = 2048
 
     @property
     def trained(self) -> int:

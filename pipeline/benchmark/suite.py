@@ -33,6 +33,13 @@ def extract(bench: Bench) -> list[Record]:
     return extraction.extract(bench)
 
 
+def matching(bench: Bench) -> list[Record]:
+    """Measure the matching of channels beside the teacher's forward."""
+    from pipeline.benchmark import matching as matches
+
+    return matches.matching(bench)
+
+
 def read(bench: Bench) -> list[Record]:
     """Measure reading the store beside a memory map and zarr-python."""
     from pipeline.benchmark import reading
@@ -64,6 +71,7 @@ def repro(bench: Bench) -> list[Record]:
 MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
     "cached_step": cached_step,
     "extract": extract,
+    "matching": matching,
     "read": read,
     "input_pipeline": input_pipeline,
     "memory": memory,
