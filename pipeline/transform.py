@@ -53,6 +53,11 @@ class TeacherTransform(nn.Module, Generic[C]):
         """
         return teacher
 
+    @classmethod
+    def changes(cls, config: C) -> tuple[str, ...]:
+        """Return the features that it changes: a table that was fitted to one of them does not fit any more."""
+        return ()
+
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
         return super().train(False)

@@ -608,6 +608,21 @@ def test_what_is_not_asked_for_is_told_with_its_line(world: World, tmp_path: Pat
     assert "dvc repro match_channels@pair-kcd" in refused(world, tmp_path, matchings=matchings)
 
 
+def test_a_table_of_the_feature_that_is_permuted_is_refused(world: World, tmp_path: Path) -> None:
+    run = {
+        "method": "fitnet",
+        "config": {"standardise": "moments"},
+        "transform_config": {"features": ["stage2"]},
+    }
+    content = json.loads(world.path("artifacts/params/pairs/pair.json").read_text())
+    content["runs"]["kcd"] |= run
+    (tmp_path / "pair.json").write_text(json.dumps(content))
+    message = refused(world, tmp_path, block=tmp_path / "pair.json")
+    assert (
+        "Run 'kcd' reads table 'moments', which was fitted to 'stage2', and its transform changes" in message
+    )
+
+
 def test_a_seed_that_is_not_there_is_told(world: World, tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError, match="of seed 7, and there are those of 0, 1") as error:
         resolved(world, tmp_path, {}, transform_config={"features": ["stage2"], "seed": 7})

@@ -28,9 +28,7 @@ def matching(bench: Bench) -> list[Record]:
 def _assignment(bench: Bench) -> Record:
     channels = bench.scale.channels
     samples = np.random.default_rng(0).normal(size=(2, 2 * channels, channels))
-    matrix = np.corrcoef(samples[0].T, samples[1].T)[
-        :channels, channels:
-    ]  # of independent channels
+    matrix = np.corrcoef(samples[0].T, samples[1].T)[:channels, channels:]  # of independent channels
     run = timed(partial(assign, matrix, "bipartite", seeding.generator(0)), 1)
     rates = interleaved("assignment", {"bipartite": run}, bench.scale.rounds, warm=False)
     return record(f"matching/bipartite/{channels}x{channels}", 1 / rates.median("bipartite"), "s")

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import plugin
+from pipeline import plugin, table
 from pipeline.artifact import file_hash, read_json
 from pipeline.encoding import Feature, encodings_of, tables_of
-from pipeline.errors import MissingArtifactError, StaleArtifactError, unknown_name
+from pipeline.errors import MissingArtifactError, ParamsError, StaleArtifactError, unknown_name
 from pipeline.features import manifest as manifests
 from pipeline.features.source import check_stored
 from pipeline.matching import Matching, Wanted
@@ -111,12 +111,13 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     schedule_config = validate(schedule.Config, settings.schedule_config, f"runs.{run}.schedule_config")
     checkpoints = schedule.Schedule.checkpoints(schedule_config)
     needs |= schedule.Schedule.needs(schedule_config)
-    transform_config = Block()
+    transform_config, changed = Block(), tuple[str, ...]()
     if settings.transform is not None:
         transform = plugin.load("transforms", settings.transform)
         where = f"runs.{run}.transform_config"
         transform_config = validate(transform.Config, settings.transform_config, where)
         needs |= transform.Transform.needs(transform_config)
+        changed = transform.Transform.changes(transform_config)
     plugins = [
         f"methods/{settings.method}",
         f"schedules/{settings.schedule}",
@@ -131,6 +132,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
     tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
     read = [*(checkpoints if online else ()), *(["last"] if needs.network else [])]
+    fitted = {name: _table(places.tables, name, run, changed) for name in tables}
     last = _weights(places.weights, ["last"])
     found = RunInputs(
         **student.model_dump(exclude={"code", "recipe"}),
@@ -153,7 +155,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
         weights_folder=str(places.weights),
         weights=_weights(places.weights, read),
         stored={} if online else _stored(places, student, needs.teacher, checkpoints, slots),
-        tables={table: _table(places.tables, table, run) for table in tables},
+        tables=fitted,
         teacher_weights=last["last"],
         teacher_evaluation=str(places.evaluation),
     )
@@ -232,7 +234,8 @@ def _place(places: Places, feature: str) -> tuple[Path, dict[str, str]]:
     return places.codes / f"{said[0]}.zarr", {table: file_hash(places.tables / f"{table}.npz")}
 
 
-def _table(folder: Path, name: str, run: str) -> tuple[str, str]:
+def _table(folder: Path, name: str, run: str, changed: tuple[str, ...]) -> tuple[str, str]:
+    """Return path and hash of a table; `changed` are the features that the run's transform changes."""
     path = folder / f"{name}.npz"
     if not path.exists():
         teacher = folder.name
@@ -240,6 +243,13 @@ def _table(folder: Path, name: str, run: str) -> tuple[str, str]:
             f"Run '{run}' needs the table '{name}' of teacher '{teacher}', and {path} does not exist. Add "
             f"{teacher}-{name}: {{teacher: {teacher}, table: {name}}} to 'fits' in params.yaml, then: dvc repro"
         )
+    if changed:
+        feature = table.load(path)[1].get("table", {}).get("config", {}).get("feature")
+        if feature in changed:
+            raise ParamsError(
+                f"Run '{run}' reads table '{name}', which was fitted to '{feature}', and its transform changes that "
+                "feature. Drop the transform, or take the feature out of its transform_config, in params.yaml."
+            )
     return str(path), file_hash(path)
 
 

@@ -93,6 +93,11 @@ class Transform(TeacherTransform[Config]):
         return found | Needs(student=(config.student_tap,), teacher=config.features[:1])
 
     @classmethod
+    def changes(cls, config: Config) -> tuple[str, ...]:
+        """Return the features that are permuted."""
+        return config.features
+
+    @classmethod
     def shapes(
         cls, config: Config, teacher: Mapping[str, Shape], matchings: Matchings
     ) -> Mapping[str, Shape]:
