@@ -550,6 +550,21 @@ def test_maps_of_other_sizes_are_refused(world: World, tmp_path: Path) -> None:
     assert not (tmp_path / "sizes").exists()
 
 
+def test_a_teacher_with_fewer_channels_is_greedy_or_refused(world: World, tmp_path: Path) -> None:
+    recipe = {"student_tap": "pooled", "teacher_feature": "logits"}  # 64 channels against 4
+    block = world.blocks(matchings={"kcd": recipe}) / "matches/pair-kcd.json"
+    with pytest.raises(ShapeError, match="64 channels a channel of its own, and the teacher has 4") as error:
+        world.match(tmp_path / "out", block=block)
+    one_line(error)
+    block = world.blocks(matchings={"kcd": recipe | {"strategy": "greedy"}}) / "matches/pair-kcd.json"
+    folder = world.match(tmp_path / "greedy", block=block, metrics=tmp_path / "greedy.json")
+    assert Matching.load(folder / "0.npz").arrays["permutation"].shape == (1, 64)
+    numbers = json.loads((tmp_path / "greedy.json").read_text())["0"]
+    assert set(numbers["gamma"]) == {"greedy"}
+    assert set(numbers["overlap"]) == {"transformed", "students"}
+    assert set(numbers["alone"]) == {"kl", "l2_transformed"}
+
+
 # ------------------------------------------------------------------ refusals
 
 

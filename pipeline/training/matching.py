@@ -111,9 +111,10 @@ class Matcher:
     def features(self, student: Network, split: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Give the two features of the plain images of a split, in their order, float32: (B, ...), (B, ...), labels."""
         recipe, data, device = self.block.recipe, self.prepared.split(split), self.machine.device
+        array = self._array(split)
         for start in range(0, len(data), BATCH):
             index = slice(start, start + BATCH)
-            a = torch.from_numpy(self._array(split).range(0, start, min(start + BATCH, len(data)))).to(device)
+            a = torch.from_numpy(array.range(0, start, min(start + BATCH, len(data)))).to(device)
             label = torch.from_numpy(np.array(data.labels[index])).to(device)
             taps = self.record(student, data.images[index], recipe.student_tap)
             yield a.float(), taps, label

@@ -105,7 +105,7 @@ def _distances(pair: Pair, runs: list[Run]) -> Markup:
 
 def _pictures(pair: Pair, one: Matched) -> Markup:
     flat = {name: x.reshape(len(x), -1).astype(np.float64) for name, x in one.arrays.items()}
-    if any(x.ndim != 3 for x in one.arrays.values()):
+    if any(x.ndim != 3 or not x.any() for x in one.arrays.values()):
         return Markup()  # vectors have no picture
     shown = {name.removesuffix("_map"): x[:MOST_CHANNELS] for name, x in flat.items()}
     name = pair.dataset.classes[one.recipe.pictured]
