@@ -16,7 +16,8 @@ from pipeline.matching import Matching
 from pipeline.metrics.distance import map_distance, prediction_kl
 from pipeline.network import Network
 from pipeline.rearrangement import Rearrangement
-from pipeline.training.matching import BATCH, Matcher, Sums
+from pipeline.training.matching import BATCH, Matcher
+from pipeline.training.sums import Sums
 
 TOP = (10, 20, 50, 100)
 Numbers = dict[str, Any]  # nested, numbers at its leaves

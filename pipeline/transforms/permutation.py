@@ -82,7 +82,7 @@ class Transform(TeacherTransform[Config]):
             self.recorded.extend(Statistics(teacher, student, measure) for _ in range(ranges))
             self.register_buffer("finished", torch.tensor(0))  # epochs
             self.register_buffer("current", torch.tensor(-1))  # which epoch it is, over all phases
-        self._known: int | None = None  # `current`, where no device must be waited for
+        self._known: tuple[int, int] | None = None  # both as numbers, so that no step waits for a device
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
@@ -115,7 +115,7 @@ class Transform(TeacherTransform[Config]):
                     f"{', '.join(teacher) or 'none'}. Name one of these in its transform_config.features, in "
                     "params.yaml."
                 )
-            if teacher[feature][0] != matching.origin.channels or len(teacher[feature]) not in (1, 3):
+            if len(teacher[feature]) not in (1, 3) or teacher[feature][0] != matching.origin.channels:
                 raise ShapeError(
                     f"Teacher feature '{feature}' has shape {teacher[feature]}, and matching '{config.matching}' was "
                     f"made for {matching.origin.channels} channels. Match that feature in 'matchings' in params.yaml."
@@ -125,9 +125,8 @@ class Transform(TeacherTransform[Config]):
 
     def forward(self, teacher: Taps, batch: Batch) -> Taps:
         """Return the features, those of `features` permuted."""
-        known = [
-            name for name in self.config.features if name in teacher
-        ]  # a schedule's own lessons may lack some
+        # A schedule's own lessons may lack some.
+        known = [name for name in self.config.features if name in teacher]
         return {**teacher, **{name: self.rearrangement(teacher[name], batch.label) for name in known}}
 
     @torch.no_grad()
@@ -136,17 +135,17 @@ class Transform(TeacherTransform[Config]):
         every = self.config.dynamic
         if every is None:
             return
-        if self._known is None:
-            self._known = int(self.current)
+        current, finished = self._known or (int(self.current), int(self.finished))
         now = seeding.derive(batch.phase, batch.epoch)
-        if now != self._known:
-            if self._known != -1:
-                self.finished += 1
-                if int(self.finished) % every == 0:
+        if now != current:
+            if current != -1:
+                finished += 1
+                if finished % every == 0:
                     self._match()
-            self._known = now
             self.current.fill_(now)
-        if (int(self.finished) + 1) % every == 0:
+            self.finished.fill_(finished)
+        self._known = now, finished
+        if (finished + 1) % every == 0:
             ranges = range_of(batch.label, self.recipe.ranges, self.origin.classes)
             a = pooled(batch.teacher[self.config.features[0]])
             b = pooled(student[self.config.student_tap])
