@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.layer import LayerSpec
+from pipeline.matching import Matching, Wanted
 from pipeline.network import Network, Shape, Taps
 from pipeline.params.base import Block
 from pipeline.params.recipe import Phase, Recipe
@@ -24,6 +25,7 @@ from pipeline.params.recipe import Phase, Recipe
 Terms = dict[str, Tensor]  # scalars by name
 Weights = dict[str, float]
 Tables = Mapping[str, Mapping[str, NDArray[Any]]]  # arrays of fitted tables, by table and array name
+Matchings = Mapping[str, Matching]  # by the key of what was wanted
 
 
 class MethodConfig(Block):
@@ -41,19 +43,21 @@ class MethodConfig(Block):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method reads; schedules and transforms say theirs in the same words, without student taps.
+    """What a method reads; schedules and transforms say theirs in the same words.
 
     Attributes:
         student: taps of the student.
         teacher: features of the teacher, for instance "logits" or "stage3:attention".
         tables: fitted tables, by the names of `tables` in params.yaml.
         network: the teacher's own modules (its classifier for SimKD, its BN for OFD).
+        matchings: of the teacher's channels to the student's.
     """
 
     student: tuple[str, ...] = ("logits",)
     teacher: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     network: bool = False
+    matchings: tuple[Wanted, ...] = ()
 
     def __or__(self, other: Needs) -> Needs:
         """Return what either reads, in the order of first mention."""
@@ -62,6 +66,7 @@ class Needs:
             tuple(dict.fromkeys(self.teacher + other.teacher)),
             tuple(dict.fromkeys(self.tables + other.tables)),
             self.network or other.network,
+            tuple(dict.fromkeys(self.matchings + other.matchings)),
         )
 
 
@@ -92,6 +97,7 @@ class Context:
         tables: arrays of the needed tables, by table and array name.
         teacher: the frozen teacher when `Needs.network` asks for it.
         seed: of the run, for `pipeline.seeding`.
+        matchings: the needed ones, by their keys.
     """
 
     num_classes: int
@@ -102,6 +108,7 @@ class Context:
     tables: Tables = field(default_factory=dict)
     teacher: Network | None = None
     seed: int = 0
+    matchings: Matchings = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:

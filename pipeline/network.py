@@ -294,7 +294,7 @@ def save_spec(spec: NetworkSpec, folder: Path) -> None:
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write parameters and buffers as safetensors, with their hash: the format itself has no checksum."""
     state = {name: x.detach().cpu().contiguous().clone() for name, x in network.state_dict().items()}
-    path.write_bytes(to_bytes(state, metadata={_DIGEST: _digest(state)}))
+    path.write_bytes(to_bytes(state, metadata={_DIGEST: state_digest(state)}))
 
 
 def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
@@ -333,14 +333,14 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise DamagedArtifactError(
             f"{path} does not hold this network's weights: {reason}. Delete it, then: dvc repro"
         ) from None
-    if _digest(state) != expected:
+    if state_digest(state) != expected:
         raise DamagedArtifactError(
             f"{path} is damaged: its tensors do not have the hash that it was written with. "
             "Delete it, then: dvc repro"
         )
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
+def state_digest(state: Mapping[str, Tensor]) -> str:
     """Return one hash of names, dtypes, shapes and values."""
     found = hashlib.blake2b(digest_size=16)
     for name, x in sorted(state.items()):

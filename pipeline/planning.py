@@ -162,6 +162,9 @@ def plan(params: Sections, metas: Mapping[str, Meta]) -> Plan:
     for stage, asked in (("fit_table", params.fits), ("derive_table", params.derived)):
         for name, fit in asked.items():
             items.append(Item("table", f"{fit.teacher}/{fit.table}", (f"{stage}@{name}",), 0, 1))
+    for name, match in params.matches.items():
+        made = (f"match_channels@{name}",)
+        items.append(Item("matching", f"{match.pair}/{match.matching}", made, 0, 2 * len(params.seeds)))
     for name, code in params.codes.items():
         items.append(_codes(name, code, params, metas))
     sizes = {

@@ -11,8 +11,7 @@ from stages import command
 
 
 def main(
-    inputs: Annotated[Path, typer.Argument(help="The run's json, made by stages.inputs.")],
-    seed: Annotated[int, typer.Option(help="Seed of init, order and views.")],
+    inputs: Annotated[Path, typer.Argument(help="The json of a run and seed, made by stages.inputs.")],
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, training.json.")],
     device: command.Device = "auto",
     precision: command.Precision = "float32",
@@ -33,20 +32,19 @@ def main(
     from pipeline.training.distil import distil
 
     code = closure.digest(["stages.distill"])
-    identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
+    identity = artifact.content_hash([found.model_dump(mode="json"), precision, code])
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
     with distributed.building(out, where.ranks) as scratch:
         distil(
             scratch,
             found,
-            seed,
             where,
             identity=identity,
             resident_bytes=resident << 20,
         )
         if where.ranks.first:
-            artifact.write_json(scratch / "inputs.json", found.model_dump(mode="json") | {"seed": seed})
+            artifact.write_json(scratch / "inputs.json", found.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

@@ -55,8 +55,11 @@ def _check(inputs: Any, path: Path) -> None:
     try:
         if not isinstance(inputs, dict):
             raise ParamsError(f"{path} holds {type(inputs).__name__}, expected a mapping.")
-        content = {key: value for key, value in inputs.items() if key != "seed"}
-        validate(RunInputs if "run" in inputs else StudentInputs, content, "", str(path))
+        if "run" in inputs:
+            validate(RunInputs, inputs, "", str(path))
+        else:  # the inputs of a student alone are those of all its seeds
+            alone = {key: value for key, value in inputs.items() if key != "seed"}
+            validate(StudentInputs, alone, "", str(path))
     except ParamsError as error:
         raise DamagedArtifactError(f"{error} Delete {path.parent}, then: dvc repro") from None
 

@@ -17,11 +17,12 @@ def main(
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     codes: Annotated[Path, typer.Option(help="Folder of the stores of the teacher's codes.")],
     tables: Annotated[Path, typer.Option(help="Folder of the teacher's tables.")],
+    matchings: Annotated[Path, typer.Option(help="Folder of the pair's matchings.")],
     evaluation: Annotated[Path, typer.Option(help="The teacher's predictions.")],
     code: Annotated[Path, typer.Option(help="Folder of the code's hashes, made by stages.code.")],
-    out: Annotated[Path, typer.Option(help="Folder to make: one json a run.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: one json a run and seed.")],
 ) -> None:
-    """Write one json of inputs for every run that 'distill' asks of the pair of BLOCK."""
+    """Write one json of inputs for every seed of every run that 'distill' asks of the pair of BLOCK."""
     from pipeline import artifact
     from pipeline.params.base import load
     from pipeline.params.student import PairBlock
@@ -30,11 +31,13 @@ def main(
 
     from pipeline.training.resolve import Places, resolve_run
 
-    places = Places(prepared / pair.student.dataset, weights, store, codes, tables, evaluation, code)
+    places = Places(
+        prepared / pair.student.dataset, weights, store, codes, tables, matchings, evaluation, code
+    )
     with artifact.building(out) as scratch:
         for run in pair.runs:
-            inputs = resolve_run(pair, run, places)
-            artifact.write_json(scratch / f"{run}.json", inputs.model_dump(mode="json"))
+            for seed, inputs in resolve_run(pair, run, places).items():
+                artifact.write_json(scratch / run / f"{seed}.json", inputs.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

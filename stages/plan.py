@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.planning import Item, Plan
 
 # Stages of seconds that rewrite their outs on most edits, changed or not: only what changes in them counts.
-LIGHT = ("code", "params", "student_inputs", "inputs")
+LIGHT = ("code", "params", "student_inputs", "list_matches", "inputs")
 # `inputs` waits for them; what a student reads is not in their outs.
 GATES = ("check_features", "evaluate_teacher")
 
@@ -274,10 +274,11 @@ def _rehearse(cmd: str, kind: str, outs: set[Path], folder: Path, params: Path) 
     """
     import shlex
 
-    from stages import code, inputs, student_inputs
+    from stages import code, inputs, list_matches, student_inputs
     from stages import params as params_stage
 
-    mains = {"code": code, "inputs": inputs, "params": params_stage, "student_inputs": student_inputs}
+    mains = {"code": code, "inputs": inputs, "list_matches": list_matches, "params": params_stage}
+    mains["student_inputs"] = student_inputs
     arguments = []
     for argument in shlex.split(cmd)[3:]:  # after: python -m stages.NAME
         moved = folder / argument

@@ -32,12 +32,21 @@ PARAMS: dict[str, Any] = {
     "runs": {
         "kd": {"method": "kd", "slots": 2},
         "fitnet": {"method": "fitnet", "slots": 2, "config": {"standardise": "moments"}},
+        "kcd": {
+            "method": "mimicry",
+            "slots": 2,
+            "config": {"student_tap": "stage2", "teacher_feature": "stage2"},
+            "transform": "permutation",
+            "transform_config": {"features": ["stage2"]},
+        },
     },
-    "distill": ["ada-sam/kd", "ada-sam/fitnet", "bob-sam/kd"],
+    "distill": ["ada-sam/kd", "ada-sam/fitnet", "ada-sam/kcd", "bob-sam/kd"],
     "tables": {"moments": {"table": "moments", "config": {"feature": "stage2"}}},
     "fits": {"ada-moments": {"teacher": "ada", "table": "moments"}},
     "derived": {},
     "codes": {},
+    "matchings": {"kcd": {"student_tap": "stage2", "teacher_feature": "stage2"}},
+    "matches": {"ada-sam-kcd": {"pair": "ada-sam", "teacher": "ada", "student": "sam", "matching": "kcd"}},
 }
 # One of each, as few stages as there can be.
 ONE: dict[str, Any] = PARAMS | {
@@ -45,6 +54,8 @@ ONE: dict[str, Any] = PARAMS | {
     "pairs": {"ada-sam": {"teacher": "ada", "student": "sam"}},
     "runs": {"kd": {"method": "kd", "slots": 2}},
     "distill": ["ada-sam/kd"],
+    "matchings": {},
+    "matches": {},
 }
 
 

@@ -287,10 +287,14 @@ def commands(world: World) -> dict[str, list[str]]:
         "pretrain_student": [at("artifacts/inputs/students/small.json"), "--seed", "0", "--out", out("alone")],
         "inputs": [at("artifacts/params/pairs/pair.json"), "--prepared", at("data/prepared"),
                    "--weights", weights, "--store", store, "--codes", at("artifacts/codes/big"),
-                   "--tables", at("artifacts/tables/big"),
+                   "--tables", at("artifacts/tables/big"), "--matchings", at("artifacts/matchings/pair"),
                    "--evaluation", at("artifacts/predictions/teachers/big.npz"),
                    "--code", at("artifacts/code"), "--out", out("inputs")],
-        "distill": [at("artifacts/inputs/pairs/pair/standardised.json"), "--seed", "0", "--out", out("student")],
+        "list_matches": [at("artifacts/params/matched/pair.json"), "--out", out("index.json")],
+        "match_channels": [at("artifacts/params/matches/pair-kcd.json"), "--prepared", at("data/prepared"),
+                           "--students", at("artifacts/pretrained/small"), "--weights", weights, "--store", store,
+                           "--out", out("kcd"), "--metrics", out("kcd.json")],
+        "distill": [at("artifacts/inputs/pairs/pair/standardised/0.json"), "--out", out("student")],
     }  # fmt: skip
 
 
@@ -330,8 +334,8 @@ def test_stages_did_their_work(loaded: dict[str, list[str]], world: World) -> No
     one = world.path("again/teacher/weights/last.safetensors").read_bytes()
     assert one == world.path("artifacts/teachers/big/weights/last.safetensors").read_bytes()
     for run in ("kd", "standardised"):
-        path = f"pair/{run}.json"
-        again = world.path(f"again/inputs/{run}.json").read_bytes()
+        path = f"pair/{run}/0.json"
+        again = world.path(f"again/inputs/{run}/0.json").read_bytes()
         assert again == world.path(f"artifacts/inputs/pairs/{path}").read_bytes()
 
 

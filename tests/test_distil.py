@@ -47,6 +47,7 @@ from pipeline.method import (
     BaseMethod,
     Batch,
     Context,
+    Matchings,
     MethodConfig,
     Needs,
     Operations,
@@ -501,7 +502,9 @@ class Halved(TeacherTransform[TransformConfig]):
     """Keeps the first half of the channels."""
 
     @classmethod
-    def shapes(cls, config: TransformConfig, teacher: Mapping[str, Shape]) -> Mapping[str, Shape]:
+    def shapes(
+        cls, config: TransformConfig, teacher: Mapping[str, Shape], matchings: Matchings
+    ) -> Mapping[str, Shape]:
         return {name: (shape[0] // 2, *shape[1:]) for name, shape in teacher.items()}
 
     def forward(self, teacher: Taps, batch: Batch) -> Taps:
@@ -640,7 +643,12 @@ def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
 
 def test_resolving_twice_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
     folder = world.path("artifacts/inputs/pairs/pair")
-    assert world.resolve(tmp_path / "out") == {path.stem: path.read_bytes() for path in folder.iterdir()}
+    found = world.resolve(tmp_path / "out")
+    assert found == {run.name: (run / "0.json").read_bytes() for run in folder.iterdir()}
+    for run in folder.iterdir():
+        assert {path.name for path in run.iterdir()} == {"0.json", "1.json"}
+        for path in run.iterdir():
+            assert (tmp_path / "out" / run.name / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -649,9 +657,11 @@ def test_resolving_twice_gives_the_same_bytes(world: World, tmp_path: Path) -> N
         ("methods/kd", {"kd", "rco"}),
         ("methods/fitnet", {"fitnet", "standardised", "online"}),
         ("schedules/anchors", {"rco"}),
-        ("schedules/final", {"kd", "fitnet", "standardised", "online"}),
+        ("schedules/final", {"kd", "fitnet", "standardised", "online", "kcd"}),
+        ("methods/mimicry", {"kcd"}),
+        ("transforms/permutation", {"kcd"}),
         ("encodings/pooled", set()),
-        ("networks/resnet", {"kd", "fitnet", "standardised", "online", "rco"}),
+        ("networks/resnet", {"kd", "fitnet", "standardised", "online", "rco", "kcd"}),
         ("networks/vgg", set()),
         ("tables/moments", set()),  # the table's own hash stands for it
         ("stages/distill", set()),  # the stage depends on it itself
@@ -677,10 +687,10 @@ def test_only_runs_that_use_code_change_with_it(
         ({"runs": {"kd": {"slots": 3}}}, {"kd"}),
         (
             {"students": {"small": {"recipe": {"epochs": 3}}}},
-            {"kd", "fitnet", "standardised", "online", "rco"},
+            {"kd", "fitnet", "standardised", "online", "rco", "kcd"},
         ),
         ({"pairs": {"pair": {"overrides": {"kd": {"config": {"temperature": 2.0}}}}}}, {"kd"}),
-        ({"seeds": [0, 1, 2]}, set()),
+        ({"seeds": [0]}, set()),
         ({"teachers": {"big": {"extract": {"tolerance": 0.1}}}}, set()),
         ({"tables": {"other": {"table": "moments", "config": {"feature": "logits"}}}}, set()),
     ],
@@ -695,7 +705,7 @@ def test_only_runs_that_use_settings_change_with_them(
 
 def test_a_new_run_leaves_the_others_alone(world: World, tmp_path: Path) -> None:
     runs = {"hot": {"method": "kd", "config": {"temperature": 8.0}}}
-    asked = ["pair/hot", "pair/kd", "pair/fitnet", "pair/standardised", "pair/online", "pair/rco"]
+    asked = ["pair/hot", "pair/kd", "pair/fitnet", "pair/standardised", "pair/online", "pair/rco", "pair/kcd"]
     pair = world.blocks(runs=runs, distill=asked) / "pairs/pair.json"
     before, after = world.resolve(tmp_path / "before"), world.resolve(tmp_path / "after", block=pair)
     assert after.keys() - before.keys() == {"hot"}
@@ -703,7 +713,7 @@ def test_a_new_run_leaves_the_others_alone(world: World, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("feature", "expected"), [("logits", {"kd", "rco"}), ("stage2", {"fitnet", "standardised"})]
+    ("feature", "expected"), [("logits", {"kd", "rco"}), ("stage2", {"fitnet", "standardised", "kcd"})]
 )
 def test_only_runs_that_read_a_feature_change_with_it(
     world: World, tmp_path: Path, feature: str, expected: set[str]

@@ -22,6 +22,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = make(tmp_path_factory.mktemp("finished"))
     ran = project.repro()
     assert ran >= {"train_teacher@ada", "distill@bob-sam/kd-0", "fit_table@ada-moments", "report"}
+    assert ran >= {"list_matches@bob-sam", "match_channels@ada-sam-kcd", "distill@ada-sam/kcd-0"}
     return project
 
 
@@ -105,6 +106,7 @@ def test_a_seed_a_pair_and_a_method_are_added_by_params(project: Project) -> Non
     project.edit(lambda params: params.update(seeds=[0, 1], distill=["ada-sam/kd"]))
     students = {f"{stage}@ada-sam/kd-1" for stage in ("distill", "evaluate")}
     alone = {f"{stage}@sam-1" for stage in ("pretrain_student", "evaluate_pretrained")}
+    alone.add("match_channels@ada-sam-kcd")
     assert project.repro() == {"params", "report"} | INPUTS | students | alone
 
     method = (project.folder / "pipeline/methods/kd.py").read_text().replace('"ce": 0.1', '"ce": 1.0')
@@ -129,8 +131,23 @@ def test_one_student_builds_only_what_it_needs(tmp_path: Path) -> None:
         for stage in ("train_teacher", "evaluate_teacher", "extract_features", "check_features")
     }
     assert (
-        ran == {"code", "params", "prepare_data@digits", "inputs@bob-sam", "distill@bob-sam/kd-0"} | teacher
+        ran
+        == {"code", "params", "prepare_data@digits", "list_matches@bob-sam", "inputs@bob-sam"}
+        | {"distill@bob-sam/kd-0"}
+        | teacher
     )
+
+
+def test_a_measure_reruns_the_students_that_are_matched_by_it(project: Project) -> None:
+    project.edit(lambda params: params["matchings"]["kcd"].update(measure="l2"))
+    students = {f"{stage}@ada-sam/kcd-0" for stage in ("distill", "evaluate")}
+    expected = {"params", "match_channels@ada-sam-kcd", "inputs@ada-sam", "report"} | students
+    assert project.repro() == expected
+
+
+def test_what_is_pictured_retrains_nothing(project: Project) -> None:
+    project.edit(lambda params: params["matchings"]["kcd"].update(pictured=3))
+    assert project.repro() == {"params", "match_channels@ada-sam-kcd", "inputs@ada-sam", "report"}
 
 
 def test_every_stage_depends_on_its_own_code(finished: Project) -> None:

@@ -151,7 +151,7 @@ def test_help_comes_at_once() -> None:
 
 
 def test_a_stage_is_a_module_to_run() -> None:
-    names = ("prepared", "weights", "store", "codes", "tables", "evaluation", "code", "out")
+    names = ("prepared", "weights", "store", "codes", "tables", "matchings", "evaluation", "code", "out")
     options = [f"--{name}=a" for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "stages.inputs", "none.json", *options],

@@ -38,7 +38,7 @@ from pipeline.training import checkpoint
 from stages import command
 
 KILLED = -signal.SIGKILL
-SMALL = changed(PARAMS, "distill", ["pair/kd", "pair/fitnet"])
+SMALL = changed(PARAMS | {"seeds": [0]}, "distill", ["pair/kd", "pair/fitnet"])
 EVERY_EPOCH = {"pipeline.training.loop:CHECKPOINT_SECONDS": -1.0}
 BLOCKS = {"pipeline.prepare:prepare": {"block_bytes": 9000}}
 SHARDS = {"pipeline.features.extract:Extraction": {"shard_bytes": 4000}}
@@ -120,6 +120,8 @@ def jobs(world: World) -> dict[str, Job]:
         a / "codes/big",
         "--tables",
         a / "tables/big",
+        "--matchings",
+        a / "matchings/pair",
         "--evaluation",
         a / "predictions/teachers/big.npz",
         "--code",
@@ -145,11 +147,15 @@ def jobs(world: World) -> dict[str, Job]:
                               a / "code", out="inputs/students/small.json"),
         "pretrain": job("pretrain_student", small, "--seed", 0, *cpu, settings=EVERY_EPOCH, out="pretrained/small/0"),
         "evaluate_alone": evaluate("pretrained/small/0"),
+        "list": job("list_matches", a / "params/matched/pair.json", out="matchings/pair/index.json"),
+        "match": job("match_channels", a / "params/matches/pair-kcd.json", "--prepared", world.path("data/prepared"),
+                     "--students", a / "pretrained/small", "--weights", weights, "--store", store, *cpu,
+                     out="matchings/pair/pair-kcd", metrics="metrics/matchings/pair-kcd.json"),
         "inputs": job("inputs", a / "params/pairs/pair.json", *places, *tables, out="inputs/pairs/pair"),
-        "distill": job("distill", pairs / "kd.json", "--seed", 0, *cpu, settings=EVERY_EPOCH,
+        "distill": job("distill", pairs / "kd/0.json", *cpu, settings=EVERY_EPOCH,
                        out="students/pair/kd/0"),
         "evaluate_student": evaluate("students/pair/kd/0"),
-        "fitnet": job("distill", pairs / "fitnet.json", "--seed", 0, *cpu, settings=EVERY_EPOCH,
+        "fitnet": job("distill", pairs / "fitnet/0.json", *cpu, settings=EVERY_EPOCH,
                       out="students/pair/fitnet/0"),
         "evaluate_fitnet": evaluate("students/pair/fitnet/0"),
         "report": job("report", "--params", params, "--artifacts", a, "--prepared", world.path("data/prepared"),
@@ -251,6 +257,8 @@ MOMENTS = {
     ],
     "student_inputs": [Fault(TEXT, 1, "half"), Fault(REPLACE)],
     "pretrain": [Fault(STEP, 7)],
+    "list": [Fault(TEXT, 1, "half"), Fault(REPLACE)],
+    "match": [Fault(SAVEZ, 2), Fault(SAVEZ, 2, "after"), Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],
     "inputs": [Fault(TEXT, 2, "half"), Fault(REPLACE, 3)],
     "distill": [TRAINING[1], TRAINING[3], TRAINING[-1]],
     "fitnet": [Fault(STEP, 7)],
@@ -300,9 +308,10 @@ def test_what_a_killed_run_left_is_nothing_to_one_with_other_settings(plant: Pla
     (out,) = job.outs.values()
     assert plant.run("distill", tmp_path, Fault(KEEP, 2)).status == KILLED
     assert (artifact.scratch(tmp_path / out) / "checkpoint.safetensors").exists()
-    other = [*job.arguments(tmp_path), "--seed", "1"]
+    fitnet = plant.jobs["fitnet"].words[0]
+    other = [fitnet, *job.arguments(tmp_path)[1:]]
     assert plant.server.run(job.stage, other).status == 0
-    clean = [*job.arguments(tmp_path / "clean"), "--seed", "1"]
+    clean = [fitnet, *job.arguments(tmp_path / "clean")[1:]]
     assert plant.server.run(job.stage, clean).status == 0
     assert job.made(tmp_path) == job.made(tmp_path / "clean")
     assert job.made(tmp_path) != job.made(plant.artifacts)
@@ -356,8 +365,8 @@ def test_a_lock_is_its_own_outs_alone(tmp_path: Path) -> None:
 
 ROOM = {
     "code": 300, "params": 300, "prepare": 20_000, "train": 100_000, "evaluate": 500, "extract": 1000,
-    "check": 200, "fit": 300, "student_inputs": 300, "pretrain": 100_000, "inputs": 300, "distill": 100_000,
-    "report": 2000,
+    "check": 200, "fit": 300, "student_inputs": 300, "pretrain": 100_000, "list": 40, "match": 500,
+    "inputs": 300, "distill": 100_000, "report": 2000,
 }  # fmt: skip
 
 

@@ -23,10 +23,12 @@ from training_fixtures import CLASSES, RECIPE, Assembled, assemble
 from pipeline import plugin, seeding
 from pipeline.encoding import Feature
 from pipeline.errors import ParamsError, ShapeError
+from pipeline.matching import Matching, Origin
 from pipeline.method import BaseMethod, Batch, MethodConfig, Terms
 from pipeline.methods import fitnet, kd
 from pipeline.network import Shape
 from pipeline.params.base import validate
+from pipeline.params.matching import MatchingParams
 from pipeline.table import FitContext, TableConfig, load, save
 
 METHODS = plugin.names("methods")
@@ -48,12 +50,23 @@ TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
         "scores": np.random.default_rng(4).dirichlet(np.ones(CLASSES * 2), CLASSES * 2).astype(np.float32),
     },
 }
+# The matchings that the defaults of a transform name, by plug-in and matching.
+MATCHINGS = {
+    ("permutation", "kcd"): Matching(
+        Origin(
+            teacher="t", student="s", seed=0, recipe=MatchingParams(), theta0="", student_weights="",
+            teacher_weights="", digest="", data="", classes=CLASSES, channels=32,
+        ),
+        {"permutation": np.array([[4, 31, 0]])},
+    )
+}  # fmt: skip
 # Settings for plug-ins that cannot do without.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("schedules", "anchors"): {"anchors": ("anchor_025", "anchor_050", "last")},
     ("tables", "kmeans"): {"clusters": 12},
     ("tables", "lda"): {"components": 3},
     ("tables", "subclasses"): {"per_class": 2},
+    ("transforms", "permutation"): {"features": ("stage2",)},
 }
 DISK = {"os", "io", "pathlib", "shutil", "tempfile", "pickle", "safetensors", "zarr", "tensorstore", "typer"}
 
@@ -258,13 +271,17 @@ def test_schedule_keeps_its_contract(name: str) -> None:
 def test_transform_keeps_its_contract(name: str) -> None:
     module, config = plugin.load("transforms", name), config_of("transforms", name)
     found = assemble("fitnet")
-    tables = {table: TABLES[name, table] for table in module.Transform.needs(config).tables}
-    transform = module.Transform(config, replace(found.context, tables=tables))
+    needs = module.Transform.needs(config)
+    tables = {table: TABLES[name, table] for table in needs.tables}
+    matchings = {wanted.key: MATCHINGS[name, wanted.matching] for wanted in needs.matchings}
+    transform = module.Transform(config, replace(found.context, tables=tables, matchings=matchings))
     batch = found.batch(5)
     before = {key: x.clone() for key, x in batch.teacher.items()}
     seen = transform(batch.teacher, batch)
-    shapes = module.Transform.shapes(config, found.context.teacher_shapes)
+    shapes = module.Transform.shapes(config, found.context.teacher_shapes, matchings)
     assert {key: tuple(x.shape) for key, x in seen.items()} == {key: (5, *shapes[key]) for key in shapes}
+    transform.observe({key: x.detach() for key, x in found.taps(batch).items()}, batch)
+    assert not transform.train().training
     for key, x in batch.teacher.items():
         torch.testing.assert_close(x, before[key], rtol=0, atol=0)
 

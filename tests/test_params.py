@@ -86,7 +86,7 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     ("fits.big-moments.table", "moment", ["Unknown table of fits.big-moments:", "Did you mean 'moments'?"]),
     ("teachers.big.extract.checkpoints", ["anchor_025"],
      ["Unknown checkpoint of teachers.big.extract: 'anchor_025'", "Did you mean 'anchor_050'?",
-      "Known: anchor_050, best, last."]),
+      "Known: anchor_050, best, init, last."]),
     ("distill", ["pair/kdd"], ["Unknown run of distill 'pair/kdd': 'kdd'", "Did you mean 'kd'?"]),
     ("distill", ["par/kd"], ["Unknown pair of distill 'par/kd': 'par'", "Did you mean 'pair'?"]),
     ("distill", ["pair.kd"], ["distill has 'pair.kd', expected pair/run"]),
@@ -252,7 +252,7 @@ def test_spelling_out_a_default_changes_no_block() -> None:
         ("datasets.toy.prepare", {"holdout": 0.1}, {"datasets/toy"}),
         ("datasets.toy.views.padding", 2,
          {"teachers/big/train", "teachers/big/extract", "students/small", "pairs/pair"}),
-        ("seeds", [0, 1], set()),
+        ("seeds", [0, 2], {"pairs/pair", "matches/pair-kcd"}),
     ],
 )  # fmt: skip
 def test_an_edit_changes_the_blocks_that_read_it(place: str, value: Any, expected: set[str]) -> None:

@@ -350,3 +350,66 @@ def test_the_report_needs_no_torch(project: Project) -> None:
 )
 def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+# ------------------------------------------------------------------ consistency of channels
+
+
+def matched(project: Project) -> Path:
+    """Add a matching of two channels, 2x2 maps, to the project; return the file of its arrays."""
+    project.params["matchings"] = {"kcd": {"pictured": 1}}
+    asked = {"pair": "big-small", "teacher": "big", "student": "small", "matching": "kcd"}
+    project.params["matches"] = {"big-small-kcd": asked}
+    project.write_params()
+    numbers = {
+        "gamma": {"identity": 1.25, "random": 0.5, "greedy": 31.5, "bipartite": 30.0},
+        "dead": {"teacher": 2, "student": 0},
+        "overlap": {"plain": {"top10": 18.0}, "students": {"top10": 32.0}, "transformed": {"top10": 74.0}},
+        "theta0": {"kl": 0.89, "l2": 277.19, "l2_transformed": 189.93},
+        "alone": {"l2": 7.0, "l2_transformed": 5.0},  # the store holds no logits
+    }
+    by_seed = {str(seed): numbers | {"dead": {"teacher": 2 + seed, "student": 0}} for seed in project.seeds}
+    project.json("metrics/matchings/big-small-kcd.json", by_seed)
+    path = project.folder / "artifacts/matchings/big-small/big-small-kcd/measured/0.npz"
+    path.parent.mkdir(parents=True)
+    maps = project.random.normal(size=(3, 2, 2, 2)).astype(np.float32)
+    np.savez(path, teacher_map=maps[0], transformed_map=maps[1], student_map=maps[2])
+    return path
+
+
+def test_consistency_is_told_in_tables_and_pictures(project: Project) -> None:
+    matched(project)
+    project.metrics("students/big-small/kd/0", teacher_kl=0.25, teacher_l2=3.5)
+    for seed in (1, 2):
+        project.metrics(f"students/big-small/kd/{seed}", teacher_kl=0.25, teacher_l2=3.5)
+    html = (project.run() / "index.html").read_text()
+    said = Links(html)
+    assert not said.loaded or all(link.startswith("data:") for link in said.loaded)
+    for words in (
+        "Consistency of channels",
+        "31.500",
+        "30.000",
+        "277.190",
+        "189.930",
+        "32.0",
+        "74.0",
+        "0.250",
+    ):
+        assert words in said.text, words
+    assert "3.0" in said.text  # dead channels of the teacher, the mean over seeds
+    assert said.text.count("big-small-kcd: ") == 5
+    assert "class dog" in said.text
+
+
+def test_a_pair_without_matchings_has_no_such_section(project: Project) -> None:
+    assert "Consistency of channels" not in (project.run() / "index.html").read_text()
+
+
+def test_a_matching_that_is_not_there_is_told_with_its_stage(project: Project) -> None:
+    path = matched(project)
+    path.write_bytes(b"nothing")
+    with pytest.raises(DamagedArtifactError, match="dvc repro match_channels@big-small-kcd"):
+        project.collect()
+    path.unlink()
+    with pytest.raises(MissingArtifactError, match="dvc repro match_channels@big-small-kcd"):
+        project.collect()

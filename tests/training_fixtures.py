@@ -41,7 +41,7 @@ VIEWS = CropFlip(space="crop_flip", padding=1, flip=False)
 TIMES = ("seconds", "images_per_second")  # columns of the history that differ from run to run
 
 PARAMS: dict[str, Any] = {
-    "seeds": [0],
+    "seeds": [0, 1],
     "datasets": {"toy": {"source": "digits", "views": VIEWS.model_dump(mode="json")}},
     "teachers": {
         "big": {
@@ -75,10 +75,18 @@ PARAMS: dict[str, Any] = {
             "schedule": "anchors",
             "schedule_config": {"anchors": ["anchor_050", "last"]},
         },
+        "kcd": {
+            "method": "mimicry",
+            "config": {"student_tap": "stage2", "teacher_feature": "stage2"},
+            "transform": "permutation",
+            "transform_config": {"features": ["stage2"]},
+        },
     },
     "tables": {"moments": {"table": "moments", "config": {"feature": "stage2"}}},
     "fits": {"big-moments": {"teacher": "big", "table": "moments"}},
-    "distill": ["pair/kd", "pair/fitnet", "pair/standardised", "pair/online", "pair/rco"],
+    "matchings": {"kcd": {"student_tap": "stage2", "teacher_feature": "stage2"}},
+    "matches": {"pair-kcd": {"pair": "pair", "teacher": "big", "student": "small", "matching": "kcd"}},
+    "distill": ["pair/kd", "pair/fitnet", "pair/standardised", "pair/online", "pair/rco", "pair/kcd"],
 }
 
 
@@ -114,12 +122,12 @@ class World:
     def student(self) -> StudentInputs:
         return load_block(StudentInputs, self.path("artifacts/inputs/students/small.json"))
 
-    def inputs(self, run: str = "kd", **update: Any) -> RunInputs:
-        found = load_block(RunInputs, self.path(f"artifacts/inputs/pairs/pair/{run}.json"))
+    def inputs(self, run: str = "kd", seed: int = 0, **update: Any) -> RunInputs:
+        found = load_block(RunInputs, self.path(f"artifacts/inputs/pairs/pair/{run}/{seed}.json"))
         return found.model_copy(update=update)
 
     def resolve(self, out: Path, **places: Path) -> dict[str, bytes]:
-        """Run stages.inputs, with some of its paths changed, and return the json of every run."""
+        """Run stages.inputs, with some of its paths changed, and return the json of every run, of its seed 0."""
         from stages import inputs as stage
 
         standard = {
@@ -129,11 +137,12 @@ class World:
             "store": self.path("artifacts/features/big.zarr"),
             "codes": self.path("artifacts/codes/big"),
             "tables": self.path("artifacts/tables/big"),
+            "matchings": self.path("artifacts/matchings/pair"),
             "evaluation": self.path("artifacts/predictions/teachers/big.npz"),
             "code": self.path("artifacts/code"),
         }
         stage.main(**(standard | places), out=out)
-        return {path.stem: path.read_bytes() for path in out.iterdir()}
+        return {folder.name: (folder / "0.json").read_bytes() for folder in out.iterdir()}
 
     def blocks(self, **sections: Any) -> Path:
         """Return the folder of blocks of the world's params with `sections` merged into them."""
@@ -144,17 +153,42 @@ class World:
             path.write_text(json.dumps(block.model_dump(mode="json")))
         return folder
 
+    def match(self, out: Path, name: str = "pair-kcd", **places: Path) -> Path:
+        """Run stages.match_channels, with some of its paths changed, and return the folder that it made."""
+        from stages import match_channels
+
+        standard = {
+            "block": self.path(f"artifacts/params/matches/{name}.json"),
+            "prepared": self.path("data/prepared"),
+            "students": self.path("artifacts/pretrained/small"),
+            "weights": self.path("artifacts/teachers/big/weights"),
+            "store": self.path("artifacts/features/big.zarr"),
+            "metrics": out.with_suffix(".json"),
+        }
+        match_channels.main(**(standard | places), out=out, device="cpu")
+        return out
+
     def distil(self, name: str, inputs: RunInputs, seed: int = 0, **options: Any) -> Path:
         """Distil into a scratch folder and return it."""
         scratch = self.root / "scratch" / name
         scratch.mkdir(parents=True, exist_ok=True)
-        distilling.distil(scratch, inputs, seed, CPU, identity=options.pop("identity", name), **options)
+        inputs = inputs.model_copy(update={"seed": seed})
+        distilling.distil(scratch, inputs, CPU, identity=options.pop("identity", name), **options)
         return scratch
 
 
 def make_world(root: Path, params: Mapping[str, Any] = PARAMS, runs: bool = True) -> World:
-    """Run the whole chain up to the runs' inputs: a second or two. Without `runs` these are left to the test."""
-    from stages import code, evaluate, extract_features, fit_table, student_inputs, train_teacher
+    """Run the whole chain up to the runs' inputs: a few seconds. Without `runs` these are left to the test."""
+    from stages import (
+        code,
+        evaluate,
+        extract_features,
+        fit_table,
+        list_matches,
+        pretrain_student,
+        student_inputs,
+        train_teacher,
+    )
     from stages import params as params_stage
 
     prepared_data(root / "data/prepared/toy")
@@ -190,6 +224,12 @@ def make_world(root: Path, params: Mapping[str, Any] = PARAMS, runs: bool = True
         out=artifacts / "inputs/students/small.json",
     )
     world = World(root, params)
+    for seed in params["seeds"]:
+        alone = artifacts / f"pretrained/small/{seed}"
+        pretrain_student.main(artifacts / "inputs/students/small.json", seed=seed, out=alone, device="cpu")
+    list_matches.main(artifacts / "params/matched/pair.json", out=artifacts / "matchings/pair/index.json")
+    kcd = artifacts / "matchings/pair/pair-kcd"
+    world.match(kcd, metrics=artifacts / "metrics/matchings/pair-kcd.json")
     if runs:
         world.resolve(artifacts / "inputs/pairs/pair")
     return world

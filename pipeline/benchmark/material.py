@@ -44,6 +44,7 @@ class Scale:
         compiled: measure torch.compile too, which first compiles for minutes.
         photographs: as `remembered`, of JPEGs that are indexed.
         pairs: teachers and students whose steps are timed, by family and name.
+        channels: of the assignment that is timed.
     """
 
     rounds: int
@@ -61,6 +62,7 @@ class Scale:
         ("resnet.resnet56", "resnet.resnet20"),
         ("wrn.wrn_40_2", "wrn.wrn_16_2"),
     )
+    channels: int = 2048
 
     @property
     def trained(self) -> int:

@@ -40,6 +40,13 @@ def extract(bench: Bench) -> list[Record]:
     return extraction.extract(bench)
 
 
+def matching(bench: Bench) -> list[Record]:
+    """Measure the matching of channels beside the teacher's forward."""
+    from pipeline.benchmark import matching as matches
+
+    return matches.matching(bench)
+
+
 def read(bench: Bench) -> list[Record]:
     """Measure reading the store beside a memory map and zarr-python."""
     from pipeline.benchmark import reading
@@ -93,6 +100,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
     "cached_step": cached_step,
     "word_step": word_step,
     "extract": extract,
+    "matching": matching,
     "read": read,
     "input_pipeline": input_pipeline,
     "options": options,

@@ -31,7 +31,7 @@ class ExtractParams(Block):
 
     Attributes:
         features: by feature name, "tap" or "tap:encoding", for instance "stage3:attention".
-        checkpoints: "last", "best", or anchors, for instance "anchor_050".
+        checkpoints: "last", "best", "init" (the untrained teacher), or anchors, for instance "anchor_050".
         compression: of the chunks; half-zero maps shrink by 1.7 with zstd, logits hardly.
         tolerance: largest relative error that `check_features` accepts between store and live teacher.
     """

@@ -18,6 +18,7 @@ from pipeline.errors import ParamsError, unknown_name
 from pipeline.params.base import Block, validate
 from pipeline.params.dataset import DatasetParams, PrepareBlock
 from pipeline.params.extract import CheckBlock, ExtractBlock, TeacherParams
+from pipeline.params.matching import MatchBlock, MatchesBlock, MatchingParams, MatchParams
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import (
     CodeBlock,
@@ -53,6 +54,8 @@ class Sections(Block):
         fits: which teachers get which tables, by name.
         derived: which teachers get which tables that are fitted in the space of another one, by name.
         codes: which teachers' views are encoded with which tables, by name.
+        matchings: recipes of channel matchings, by name.
+        matches: which pairs get which matchings, by name.
         distill: what to distill, as "pair/run".
     """
 
@@ -66,6 +69,8 @@ class Sections(Block):
     fits: dict[str, FitParams] = {}
     derived: dict[str, DerivedParams] = {}
     codes: dict[str, CodeParams] = {}
+    matchings: dict[str, MatchingParams] = {}
+    matches: dict[str, MatchParams] = {}
     distill: tuple[str, ...] = ()
 
 
@@ -91,6 +96,8 @@ def check(content: Mapping[str, Any]) -> Sections:
         "fits",
         "derived",
         "codes",
+        "matchings",
+        "matches",
     ):
         for name in getattr(params, section):
             if not _NAME.fullmatch(name):
@@ -101,7 +108,7 @@ def check(content: Mapping[str, Any]) -> Sections:
         for name, network in getattr(params, section).items():
             _known(f"dataset of {section}.{name}:", network.dataset, params.datasets)
     for name, teacher in params.teachers.items():
-        kept = ("last", "best", *map(anchor_name, teacher.anchors))
+        kept = ("init", "last", "best", *map(anchor_name, teacher.anchors))
         for checkpoint in teacher.extract.checkpoints:
             _known(f"checkpoint of teachers.{name}.extract:", checkpoint, kept)
     for name, pair in params.pairs.items():
@@ -117,6 +124,7 @@ def check(content: Mapping[str, Any]) -> Sections:
             _known(f"run of pairs.{name}.overrides:", run, params.runs)
             _run(params, name, run)
     _check_tables(params)
+    _check_matches(params)
     for item in params.distill:
         pair_name, slash, run = item.partition("/")
         if not slash:
@@ -155,6 +163,32 @@ def _check_tables(params: Sections) -> None:
         _known(f"table of codes.{name}:", code.table, fitted)
         if name == FEATURES:
             raise ParamsError(f"params.yaml: codes.{name} is the name of another file. Rename it.")
+
+
+def _check_matches(params: Sections) -> None:
+    """Check which matchings are asked for: each once, of a pair's own student and of networks that exist."""
+    asked: dict[tuple[str, str, str], str] = {}
+    for name, match in params.matches.items():
+        _known(f"pair of matches.{name}:", match.pair, params.pairs)
+        _known(f"teacher of matches.{name}:", match.teacher, params.teachers)
+        _known(f"matching of matches.{name}:", match.matching, params.matchings)
+        pair = params.pairs[match.pair]
+        if match.student != pair.student:
+            raise ParamsError(
+                f"params.yaml: matches.{name} has student '{match.student}', and its pair '{match.pair}' has "
+                f"'{pair.student}'. Name that one."
+            )
+        one, other = (params.teachers[key] for key in (match.teacher, pair.teacher))
+        if (one.dataset, one.family, one.network) != (other.dataset, other.family, other.network):
+            raise ParamsError(
+                f"params.yaml: matches.{name} has teacher '{match.teacher}', expected '{pair.teacher}' of its pair "
+                "or the same network trained on the same data from another seed."
+            )
+        first = asked.setdefault((match.pair, match.teacher, match.matching), name)
+        if first != name:
+            raise ParamsError(
+                f"params.yaml: matches.{first} and matches.{name} ask for the same. Ask for it once."
+            )
 
 
 def check_plugins(params: Sections) -> None:
@@ -227,6 +261,16 @@ def blocks(params: Sections) -> dict[str, Block]:
         found[f"students/{name}"] = _student(params, name)
     for name in params.pairs:
         found[f"pairs/{name}"] = _pair(params, name)
+        asked = {key: match for key, match in params.matches.items() if match.pair == name}
+        found[f"matched/{name}"] = MatchesBlock(pair=name, matches=asked)
+    for name, match in params.matches.items():
+        found[f"matches/{name}"] = MatchBlock(
+            **match.model_dump(),
+            name=name,
+            dataset=params.students[match.student].dataset,
+            seeds=params.seeds,
+            recipe=params.matchings[match.matching],
+        )
     return found
 
 
@@ -244,6 +288,7 @@ def _pair(params: Sections, name: str) -> PairBlock:
         teacher=pair.teacher,
         teacher_family=params.teachers[pair.teacher].family,
         student=_student(params, pair.student),
+        seeds=params.seeds,
         runs={run: _run(params, name, run) for run in asked},
     )
 

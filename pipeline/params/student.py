@@ -152,6 +152,7 @@ class PairBlock(Block):
         teacher: key of `teachers`.
         teacher_family: a file of `pipeline/networks`.
         student: the student.
+        seeds: of the students.
         runs: by name.
     """
 
@@ -159,6 +160,7 @@ class PairBlock(Block):
     teacher: str
     teacher_family: str
     student: StudentBlock
+    seeds: tuple[int, ...]
     runs: dict[str, RunParams]
 
 

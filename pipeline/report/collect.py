@@ -23,7 +23,8 @@ from pipeline.params.student import PairBlock, RunParams
 from pipeline.prepared import Prepared
 from pipeline.report.fits import codes, fits
 from pipeline.report.mapping import mapping, require
-from pipeline.report.results import Dataset, History, Pair, Results, Run, Teacher, Trained
+from pipeline.report.matched import matched
+from pipeline.report.results import Dataset, History, Matched, Pair, Results, Run, Teacher, Trained
 
 NEEDED = (
     "top1",
@@ -86,7 +87,8 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
     for name in sections.pairs:
         block = blocks[f"pairs/{name}"]
         assert isinstance(block, PairBlock)
-        pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds))
+        matchings = matched(artifacts, name, sections)
+        pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds, matchings))
     fitted, coded = fits(artifacts, sections, teachers), codes(artifacts, sections)
     return Results(sections.seeds, datasets, teachers, tuple(pairs), fitted, coded)
 
@@ -101,7 +103,13 @@ def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
     return Teacher(name, dataset, trained, store, check)
 
 
-def _pair(artifacts: Path, block: PairBlock, teacher: Teacher, seeds: tuple[int, ...]) -> Pair:
+def _pair(
+    artifacts: Path,
+    block: PairBlock,
+    teacher: Teacher,
+    seeds: tuple[int, ...],
+    matchings: tuple[Matched, ...],
+) -> Pair:
     name, student, dataset = block.pair, block.student.student, teacher.dataset
     about = {"dataset": dataset.name, "student": student}
     alone = []
@@ -130,7 +138,7 @@ def _pair(artifacts: Path, block: PairBlock, teacher: Teacher, seeds: tuple[int,
             )
             students.append(_trained(artifacts, source, dataset, seed))
         runs.append(Run(run, _method(settings), tuple(students)))
-    return Pair(name, teacher, student, tuple(runs))
+    return Pair(name, teacher, student, tuple(runs), matchings)
 
 
 def _method(settings: RunParams) -> str:

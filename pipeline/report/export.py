@@ -81,6 +81,7 @@ def _results(results: Results) -> Iterable[Mapping[str, Any]]:
             "seed": student.seed,
             "teacher_top1": pair.teacher.trained.metrics["top1"],
             **{name: metrics[name] for name in RESULT_METRICS},
+            **{name: metrics.get(name, "") for name in ("teacher_kl", "teacher_l2")},
         }
 
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pipeline.report.results import Results
 
 OPENING = ("overview",)
-OF_PAIR = ("scores", "curves", "confusion", "probe", "cost")
+OF_PAIR = ("scores", "curves", "confusion", "probe", "consistency", "cost")
 CLOSING = (
     "tradeoff",
     "teachers",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.params.matching import MatchingParams
 from pipeline.params.views import ViewParams
 from pipeline.prepared import Prepared
 from pipeline.report.statistics import Estimate, estimate, gain
@@ -150,6 +151,36 @@ class Teacher:
 
 
 @dataclass(frozen=True)
+class Matched:
+    """A matching of a pair, in all seeds.
+
+    Attributes:
+        name: key of `matches`.
+        teacher: key of `teachers`.
+        recipe: of `matchings`.
+        numbers: what `match_channels` measured, one a seed.
+        arrays: what it left to be drawn, of the first seed.
+    """
+
+    name: str
+    teacher: str
+    recipe: MatchingParams
+    numbers: tuple[dict[str, Any], ...]
+    arrays: dict[str, NDArray[Any]]
+
+    def estimate(self, *place: str) -> Estimate | None:
+        """Return the mean over seeds of the number at a place, or None where it could not be measured."""
+        found = []
+        for numbers in self.numbers:
+            value: Any = numbers
+            for key in place:
+                value = value.get(key, {}) if isinstance(value, dict) else {}
+            if isinstance(value, int | float):
+                found.append(float(value))
+        return estimate(found) if len(found) == len(self.numbers) else None
+
+
+@dataclass(frozen=True)
 class Pair:
     """A teacher and a student.
 
@@ -158,12 +189,14 @@ class Pair:
         teacher: the teacher.
         student: key of `students`.
         runs: the student alone first, then the runs in the order of params.yaml.
+        matchings: of their channels.
     """
 
     name: str
     teacher: Teacher
     student: str
     runs: tuple[Run, ...]
+    matchings: tuple[Matched, ...] = ()
 
     @property
     def dataset(self) -> Dataset:

@@ -10,20 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import distributed, plugin, seeding, table
+from pipeline import artifact, distributed, plugin, seeding, table
 from pipeline.errors import ParamsError, StaleArtifactError
 from pipeline.features import manifest as manifests
 from pipeline.features.extract import stored_features
 from pipeline.features.source import RESIDENT_BYTES, CachedSource, OnlineSource, TeacherSource
 from pipeline.features.teacher import Teacher, on_device
 from pipeline.machine import Machine
+from pipeline.matching import Matching
 from pipeline.method import BaseMethod, Batch, Context, MethodConfig, Needs, Tables, Terms, Weights
-from pipeline.network import Network, NetworkSpec, Shape, Taps, build, load, probe
+from pipeline.network import Network, NetworkSpec, Shape, Taps, build, load, probe, state_digest
 from pipeline.params.base import validate
 from pipeline.prepared import Prepared
 from pipeline.schedule import Lesson, TeacherSchedule
 from pipeline.training import result
 from pipeline.training.batches import Views
+from pipeline.training.comparison import compare
 from pipeline.training.inputs import RunInputs, check_data, check_file
 from pipeline.training.loop import Moment, Training
 from pipeline.training.setting import Setting
@@ -58,7 +60,10 @@ class Distillation(nn.Module):
         if transform is not None:
             transform.eval().requires_grad_(False)
         self.source, self.machine, self.seed = source, machine, seed
-        self.taps = type(method).needs(method.config).student
+        needs = type(method).needs(method.config)
+        if transform is not None:
+            needs |= type(transform).needs(transform.config)
+        self.taps = needs.student
 
     def begin(self, views: Views, moment: Moment) -> Callable[[], Taps]:
         """Start fetching the teacher's features of a batch."""
@@ -85,6 +90,8 @@ class Distillation(nn.Module):
         with self.machine.autocast():
             taps = self.student.record(views.image, self.taps)
         taps = {name: x.float() for name, x in taps.items()}
+        if self.transform is not None:
+            self.transform.observe({name: x.detach() for name, x in taps.items()}, batch)
         plan = self.schedule(batch)
         terms: Terms = {}
         loss = _weigh(plan.terms, plan.weights, terms, 1.0, "", "schedule")
@@ -133,7 +140,6 @@ def method_of(inputs: RunInputs) -> tuple[type[BaseMethod[Any]], MethodConfig, N
 def distil(
     scratch: Path,
     inputs: RunInputs,
-    seed: int,
     machine: Machine,
     *,
     identity: str,
@@ -144,7 +150,6 @@ def distil(
     Args:
         scratch: an existing folder; a checkpoint in it with the same identity is gone on from.
         inputs: what it is trained from.
-        seed: of init, order and views.
         machine: where it runs.
         identity: of everything that the result depends on.
         resident_bytes: largest stored array that is kept on the device.
@@ -155,14 +160,17 @@ def distil(
     """
     prepared = Prepared.open(Path(inputs.data))
     check_data(inputs, prepared)
+    seed = inputs.seed
     setting = Setting.of(prepared, inputs.views, machine)
     batches = replace(setting.batches(inputs.recipe, seed, inputs.slots), ranks=machine.ranks)
-    tables = _tables(inputs)
+    tables, matchings = _tables(inputs), _matchings(inputs)
     source, teacher = _teacher(inputs, tables, machine, resident_bytes)
     method_class, config, needs = method_of(inputs)
     transform = _transform(inputs)
+    if transform is not None:
+        needs |= transform[0].needs(transform[1])
     shapes = _feature_shapes(inputs, source)
-    seen = shapes if transform is None else transform[0].shapes(transform[1], shapes)
+    seen = shapes if transform is None else transform[0].shapes(transform[1], shapes, matchings)
     student, spec = _student(inputs, method_class, config, seen, tables, seed)
     result_weights = result.begin(scratch, identity, spec, machine.ranks)
     machine.place(student)
@@ -177,6 +185,7 @@ def distil(
         tables=tables,
         teacher=teacher.network if teacher and inputs.teacher_network else None,
         seed=seed,
+        matchings=matchings,
     )
     untransformed = replace(context, teacher_shapes=shapes)
     with seeding.scope(seed, "method"):
@@ -189,6 +198,8 @@ def distil(
             frozen = transform[0](transform[1], untransformed)
     objective = Distillation(student, method, schedule, frozen, source, machine, seed).to(machine.device)
     modules: dict[str, nn.Module] = {"student": student, "method": method, "schedule": schedule}
+    if frozen is not None and frozen.state_dict():
+        modules["transform"] = frozen
     for module in modules.values():
         distributed.synchronised(module, machine.device, machine.ranks)
     for network in (student, *(one.network for one in getattr(source, "teachers", {}).values())):
@@ -205,7 +216,10 @@ def distil(
         identity=identity,
         title=f"{inputs.pair}/{inputs.run} seed {seed}",
     )
-    result.finish(scratch, training.run(), save, machine)
+    rows = training.run()
+    said = compare(student, config, frozen, inputs, source, setting)
+    artifact.write_json(scratch / "comparison.json", said)
+    result.finish(scratch, rows, save, machine)
 
 
 def _schedule(inputs: RunInputs, context: Context) -> TeacherSchedule[Any]:
@@ -279,6 +293,22 @@ def _student(
     update = {"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
     spec = spec.model_copy(update=update)
     return build(spec, seed), spec
+
+
+def _matchings(inputs: RunInputs) -> dict[str, Matching]:
+    """Read the matchings; each must be of the very theta0 that its student starts from."""
+    found = {}
+    for key, (name, expected) in inputs.matchings.items():
+        path = Path(name)
+        check_file(path, expected)
+        matching = found[key] = Matching.load(path)
+        if state_digest(build(inputs.network, matching.origin.seed).state_dict()) != matching.origin.theta0:
+            raise StaleArtifactError(
+                f"{path} is of another student: {inputs.network.network} of seed {matching.origin.seed} does not start "
+                "from the weights that it was made with. Make it again with: dvc repro "
+                f"match_channels@{path.parent.name}"
+            )
+    return found
 
 
 def _tables(inputs: RunInputs) -> Tables:

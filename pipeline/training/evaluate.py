@@ -74,6 +74,8 @@ def evaluate(
         found |= _probes(network.to(machine.device), spec, train, split, machine)
     arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
     arrays["fingerprint"] = np.array(test.fingerprint)
+    if "run" in inputs:
+        found |= _comparison(folder / "comparison.json")
     if inputs.get("teacher_evaluation"):
         other = _teacher_prediction(inputs, test.fingerprint)
         found["agreement"] = agreement(torch.from_numpy(arrays["last"]), other)
@@ -115,6 +117,14 @@ def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
     if made_from[1] != inputs["teacher_weights"]:
         raise StaleArtifactError(f"{path} is of another teacher. Make it again with: dvc repro")
     return predicted
+
+
+def _comparison(path: Path) -> dict[str, float]:
+    """Return what a distillation's end says of the distance to the teacher."""
+    content = read_json(path, "dvc repro")
+    if not isinstance(content, dict) or not all(isinstance(value, float) for value in content.values()):
+        raise DamagedArtifactError(f"{path} does not hold numbers. Delete {path.parent}, then: dvc repro")
+    return {name: float(value) for name, value in content.items()}
 
 
 def _summary(path: Path) -> dict[str, float | int]:

@@ -1,4 +1,4 @@
-"""What a student is made from, in one json a run: settings, paths, and the hash of everything that it reads.
+"""What a student is made from, in one json a run and seed: settings, paths, and the hash of everything that it reads.
 
 A student's stage depends on its json alone. So it runs again when something that it uses has changed, and not
 when something else has: a new K for K-means leaves plain KD's json byte for byte as it was.
@@ -64,6 +64,7 @@ class RunInputs(StudentInputs):
     Attributes:
         pair: key of `pairs`.
         run: key of `runs`.
+        seed: of init, order and views.
         teacher: key of `teachers`.
         method: plug-in, with its settings as params.yaml has them.
         config: these settings.
@@ -79,6 +80,7 @@ class RunInputs(StudentInputs):
         weights: hash of the teacher's weights, by checkpoint; empty when only the store is read.
         stored: the features that are read from a store, by name; empty when online.
         tables: path and hash of the fitted tables that are read, by name.
+        matchings: path and hash of the matchings that are read, by their keys.
         teacher_weights: hash of the teacher's last weights, which made `teacher_evaluation`.
         teacher_evaluation: the teacher's predictions, to which the student's are compared. It does not change
             the student, so its hash is not here.
@@ -86,6 +88,7 @@ class RunInputs(StudentInputs):
 
     pair: str
     run: str
+    seed: int
     teacher: str
     method: str
     config: dict[str, Any]
@@ -101,6 +104,7 @@ class RunInputs(StudentInputs):
     weights: dict[str, str]
     stored: dict[str, Stored]
     tables: dict[str, tuple[str, str]]
+    matchings: dict[str, tuple[str, str]] = {}
     teacher_weights: str
     teacher_evaluation: str
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from pipeline import plugin
 from pipeline.artifact import file_hash, read_json
 from pipeline.encoding import Feature, encodings_of, tables_of
-from pipeline.errors import MissingArtifactError, unknown_name
+from pipeline.errors import MissingArtifactError, ParamsError, StaleArtifactError, unknown_name
 from pipeline.features import manifest as manifests
 from pipeline.features.source import check_stored
+from pipeline.matching import Matching, Wanted
 from pipeline.network import NetworkSpec
-from pipeline.params.base import Block, validate
+from pipeline.params.base import Block, load, validate
+from pipeline.params.matching import MatchesBlock
 from pipeline.params.project import merged
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import PairBlock, RunParams, StudentBlock
@@ -33,6 +35,7 @@ class Places:
         store: its store.
         codes: folder of the stores of its codes.
         tables: folder of its tables, and of what is said of its codes.
+        matchings: folder of the pair's matchings.
         evaluation: its predictions.
         code: folder of the code's hashes.
     """
@@ -42,6 +45,7 @@ class Places:
     store: Path
     codes: Path
     tables: Path
+    matchings: Path
     evaluation: Path
     code: Path
 
@@ -83,8 +87,8 @@ def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInput
     )
 
 
-def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
-    """Resolve a run of a pair.
+def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInputs]:
+    """Resolve a run of a pair, and return its inputs by seed.
 
     Args:
         block: the pair, of params.yaml.
@@ -108,12 +112,13 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
     schedule_config = validate(schedule.Config, settings.schedule_config, f"runs.{run}.schedule_config")
     checkpoints = schedule.Schedule.checkpoints(schedule_config)
     needs |= schedule.Schedule.needs(schedule_config)
-    transform_config = Block()
+    transform_config, changed = Block(), tuple[str, ...]()
     if settings.transform is not None:
         transform = plugin.load("transforms", settings.transform)
         where = f"runs.{run}.transform_config"
         transform_config = validate(transform.Config, settings.transform_config, where)
         needs |= transform.Transform.needs(transform_config)
+        changed = transform.Transform.changes(transform_config)
     for layer in config.insert.values():
         plugin.load("layers", layer.layer)  # its name is the user's; it has no hash if it has no file
     plugins = [
@@ -130,13 +135,15 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
     # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
     tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
     read = [*(checkpoints if online else ()), *(["last"] if needs.network else [])]
+    fitted = {name: _table(places, name, run, changed) for name in tables}
     last = _weights(places.weights, ["last"])
-    return RunInputs(
+    found = RunInputs(
         **student.model_dump(exclude={"code", "recipe"}),
         recipe=recipe,
         code=student.code | _code(places.code, plugins),
         pair=block.pair,
         run=run,
+        seed=block.seeds[0],
         teacher=block.teacher,
         method=settings.method,
         config=config.model_dump(mode="json"),
@@ -151,10 +158,15 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         weights_folder=str(places.weights),
         weights=_weights(places.weights, read),
         stored={} if online else _stored(places, student, needs.teacher, checkpoints, slots),
-        tables={table: _table(places, table, run) for table in tables},
+        tables=fitted,
         teacher_weights=last["last"],
         teacher_evaluation=str(places.evaluation),
     )
+    by_seed = {}
+    for seed in block.seeds:
+        matched = {wanted.key: _matching(places, block, found, wanted, seed) for wanted in needs.matchings}
+        by_seed[seed] = found.model_copy(update={"seed": seed, "matchings": matched})
+    return by_seed
 
 
 def _slots(student: StudentInputs, settings: RunParams, what: str) -> int | None:
@@ -225,8 +237,11 @@ def _place(places: Places, feature: str) -> tuple[Path, dict[str, str]]:
     return places.codes / f"{said[0]}.zarr", {table: file_hash(places.tables / f"{table}.npz")}
 
 
-def _table(places: Places, name: str, run: str) -> tuple[str, str]:
-    """Return path and hash of a table, which must be fitted to the teacher's store."""
+def _table(places: Places, name: str, run: str, changed: tuple[str, ...]) -> tuple[str, str]:
+    """Return path and hash of a table, which must be fitted to the teacher's store.
+
+    `changed` are the features that the run's transform changes, which no table of them may be read for.
+    """
     path = places.tables / f"{name}.npz"
     if not path.exists():
         teacher = places.tables.name
@@ -236,6 +251,53 @@ def _table(places: Places, name: str, run: str) -> tuple[str, str]:
         )
     _, origin = load_table(path)
     manifests.require_source(path, origin, places.store, manifests.read(places.store))
+    if (feature := origin.get("table", {}).get("config", {}).get("feature")) in changed:
+        raise ParamsError(
+            f"Run '{run}' reads table '{name}', which was fitted to '{feature}', and its transform changes that "
+            "feature. Drop the transform, or take the feature out of its transform_config, in params.yaml."
+        )
+    return str(path), file_hash(path)
+
+
+def _matching(places: Places, block: PairBlock, run: RunInputs, wanted: Wanted, seed: int) -> tuple[str, str]:
+    """Return path and hash of a matching, checked to be of these networks and data."""
+    hint = f"dvc repro list_matches@{block.pair}"
+    index = load(MatchesBlock, places.matchings / "index.json", hint)
+    teacher, seed = wanted.teacher or block.teacher, seed if wanted.seed is None else wanted.seed
+    asked = (teacher, wanted.matching)
+    name = next(
+        (key for key, match in index.matches.items() if (match.teacher, match.matching) == asked), None
+    )
+    if name is None:
+        raise MissingArtifactError(
+            f"Run '{run.run}' needs the matching '{wanted.matching}' of pair '{block.pair}' with teacher '{teacher}'. "
+            f"Add {block.pair}-{wanted.matching}: {{pair: {block.pair}, teacher: {teacher}, student: "
+            f"{block.student.student}, matching: {wanted.matching}}} to 'matches' in params.yaml, then: dvc repro"
+        )
+    if seed not in block.seeds:
+        listed = ", ".join(map(str, block.seeds))
+        raise MissingArtifactError(
+            f"Run '{run.run}' needs the matching '{wanted.matching}' of seed {seed}, and there are those of {listed}. "
+            "Name one of these in its transform_config, or add the seed to 'seeds' in params.yaml, then: dvc repro"
+        )
+    path = places.matchings / name / f"{seed}.npz"
+    origin = Matching.load(path).origin
+    expected = {
+        "student": block.student.student,
+        "seed": seed,
+        "teacher": teacher,
+        "data": run.fingerprint["train"],
+    }
+    if wanted.teacher is None:  # another teacher's weights are not among what is read here
+        expected["teacher_weights"] = _weights(places.weights, [origin.recipe.teacher_checkpoint]).popitem()[
+            1
+        ]
+    for field, value in expected.items():
+        if getattr(origin, field) != value:
+            raise StaleArtifactError(
+                f"{path} was made with other {field}: found {getattr(origin, field)}, expected {value}. Make it again "
+                f"with: dvc repro match_channels@{name}"
+            )
     return str(path), file_hash(path)
 
 

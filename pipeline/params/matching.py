@@ -1,0 +1,95 @@
+"""The sections of params.yaml that match a teacher's channels to a student's (KCD, arXiv:2103.16844)."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.params.base import Block
+
+Measure = Literal["l1", "l2", "cosine", "correlation", "kl"]
+Strategy = Literal["bipartite", "greedy", "random", "identity", "fc", "residual"]
+LEARNED = ("fc", "residual")
+
+
+class MatchingParams(Block):
+    """A recipe: how channels of a teacher are matched to those of a student that was trained alone.
+
+    Attributes:
+        student_tap: of the student, a map or a vector.
+        teacher_feature: of the teacher, as its store has it: "final", "final:pooled", "stage3_pre".
+        measure: how consistent two channels are.
+        strategy: how teacher channels are chosen by it. The learned ones, "fc" and "residual", are small networks
+            in the place of a permutation.
+        student_weights: of the student alone; "init" is theta0, before its training.
+        teacher_checkpoint: of the teacher; "init" is the untrained teacher.
+        ranges: contiguous ranges of labels, each with a permutation of its own.
+        seed: of the random permutation and of the learned networks, beside the student's.
+        epochs: of the training of the learned networks.
+        pictured: the class whose mean maps the report shows, counted from 0.
+    """
+
+    student_tap: str = "final"
+    teacher_feature: str = "final"
+    measure: Measure = "correlation"
+    strategy: Strategy = "bipartite"
+    student_weights: Literal["last", "init"] = "last"
+    teacher_checkpoint: str = "last"
+    ranges: int = Field(default=1, ge=1)
+    seed: int = 0
+    epochs: int = Field(default=5, ge=1)
+    pictured: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _learned_ones_are_one(self) -> Self:
+        if self.strategy in LEARNED and (self.ranges > 1 or self.measure != "correlation"):
+            raise ValueError(
+                f"strategy {self.strategy} learns one network by correlation. Drop ranges and measure, or choose "
+                "a permutation"
+            )
+        return self
+
+
+class MatchParams(Block):
+    """Asks for one matching of one pair, in all seeds.
+
+    Attributes:
+        pair: a key of `pairs`, whose students are taught with it.
+        teacher: a key of `teachers`: the pair's own, or another one of the same network (KCD's Table 3).
+        student: the pair's student.
+        matching: a key of `matchings`.
+    """
+
+    pair: str
+    teacher: str
+    student: str
+    matching: str
+
+
+class MatchBlock(MatchParams):
+    """What `match_channels` depends on beside student, teacher and store.
+
+    Attributes:
+        name: key of `matches`.
+        dataset: of both.
+        seeds: of the students.
+        recipe: the matching.
+    """
+
+    name: str
+    dataset: str
+    seeds: tuple[int, ...]
+    recipe: MatchingParams
+
+
+class MatchesBlock(Block):
+    """What `list_matches` depends on.
+
+    Attributes:
+        pair: key of `pairs`.
+        matches: which of `matches` are of this pair, by name.
+    """
+
+    pair: str
+    matches: dict[str, MatchParams]

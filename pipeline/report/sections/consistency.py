@@ -1,0 +1,153 @@
+"""How far the channels of teacher and student are apart, before and after they are matched (KCD, arXiv:2103.16844)."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from pipeline.report import markup
+from pipeline.report.figure import THIRD, draw
+from pipeline.report.results import Matched, Pair, Results, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLE = "Consistency of channels"
+STRATEGIES = ("identity", "random", "greedy", "bipartite", "learned")
+OVERLAPS = (
+    ("plain", "student and teacher"),
+    ("students", "two students from other inits"),
+    ("transformed", "student and transformed teacher"),
+)
+MOST_CHANNELS = 64  # rows of a picture
+MORE, LESS = (0.769, 0.271, 0.110), (0.0, 0.447, 0.698)
+
+Maps = NDArray[np.float64]  # (C, H * W)
+
+
+def section(results: Results, pair: Pair) -> Markup:
+    """Return what every matching of the pair measured, and the students' distance to the teacher."""
+    runs = [run for run in pair.runs if run.setting("teacher_kl") is not None]
+    if not pair.matchings:
+        return Markup()
+    parts = [_gammas(pair), _overlaps(pair), _distances(pair, runs)]
+    return Markup().join(parts) + Markup().join(_pictures(pair, one) for one in pair.matchings)
+
+
+def _gammas(pair: Pair) -> Markup:
+    shown = [
+        name for name in STRATEGIES if any(one.estimate("gamma", name) is not None for one in pair.matchings)
+    ]
+    rows: list[markup.Row] = []
+    for one in pair.matchings:
+        scores = [_cell(one, ("gamma", name), 3) for name in shown]
+        dead = [_cell(one, ("dead", side), 1) for side in ("student", "teacher")]
+        recipe = one.recipe
+        rows.append([one.name, recipe.measure, recipe.strategy, *scores, *dead])
+    head = ["matching", "measure", "strategy", *(f"\N{GREEK CAPITAL LETTER GAMMA} {name}" for name in shown)]
+    head += ["dead, student", "dead, teacher"]
+    words = (
+        "\N{GREEK CAPITAL LETTER GAMMA} sums the consistency of each student channel with the teacher channel at its "
+        "place: in the teacher's own order, in a random one, with each channel's best (which may repeat), and in the "
+        "best order without repeats. Measured on all plain training images against the student trained alone; dead "
+        "channels have one value everywhere."
+    )
+    return markup.table(head, rows, 3) + markup.note(words)
+
+
+def _overlaps(pair: Pair) -> Markup:
+    tops = list(
+        dict.fromkeys(
+            top
+            for one in pair.matchings
+            for kinds in one.numbers
+            for found in kinds["overlap"].values()
+            for top in found
+        )
+    )
+    if not tops:
+        return Markup()
+    rows: list[markup.Row] = []
+    for one in pair.matchings:
+        for key, words in OVERLAPS:
+            if any(one.estimate("overlap", key, top) is not None for top in tops):
+                rows.append([one.name, words, *(_cell(one, ("overlap", key, top), 1) for top in tops)])
+    head = ["matching", "between", *(f"top {top.removeprefix('top')}, %" for top in tops)]
+    return markup.table(head, rows, 2) + markup.note(
+        "Which share of the most active channels of a class two networks have in common, the mean over classes."
+    )
+
+
+def _distances(pair: Pair, runs: list[Run]) -> Markup:
+    rows: list[markup.Row] = []
+    for one in pair.matchings:
+        for key, words in (("theta0", "before training"), ("alone", "trained alone")):
+            cells = [_cell(one, (key, name), 3) for name in ("kl", "l2", "l2_transformed")]
+            rows.append([words, one.name, *cells])
+    for run in runs:
+        l2 = (
+            markup.mean(run.estimate("teacher_l2"), 3)
+            if run.setting("teacher_l2") is not None
+            else markup.NOTHING
+        )
+        moved = "+" in run.method
+        sides = [markup.NOTHING, l2] if moved else [l2, markup.NOTHING]
+        rows.append([run.name, run.method, markup.mean(run.estimate("teacher_kl"), 3), *sides])
+    head = ["student", "by", "KL of predictions", "L2 of maps", "L2 to the transformed"]
+    return markup.table(head, rows, 2) + markup.note(
+        "On the test split. A run's maps are compared where its method compares them itself."
+    )
+
+
+def _pictures(pair: Pair, one: Matched) -> Markup:
+    flat = {name: x.reshape(len(x), -1).astype(np.float64) for name, x in one.arrays.items()}
+    if any(x.ndim != 3 or not x.any() for x in one.arrays.values()):
+        return Markup()  # vectors have no picture
+    shown = {name.removesuffix("_map"): x[:MOST_CHANNELS] for name, x in flat.items()}
+    name = pair.dataset.classes[one.recipe.pictured]
+    student = shown["student"]
+    drawn = [
+        ("student", "the student alone", student),
+        ("teacher", "the teacher", shown["teacher"]),
+        ("transformed", "the transformed teacher", shown["transformed"]),
+        ("teacher-student", "teacher minus student", shown["teacher"][: len(student)] - student),
+        ("transformed-student", "transformed teacher minus student", shown["transformed"] - student),
+    ]
+    top = max(float(np.abs(x).max()) for _, _, x in drawn) or 1.0
+    pictures = [
+        draw(
+            f"{pair.name}/consistency/{one.name}/{key}",
+            f"{one.name}: {words}.",
+            2.6,
+            partial(_maps, values=values, top=top),
+            THIRD,
+        )
+        for key, words, values in drawn
+    ]
+    lead = markup.note(
+        Markup(
+            "Mean maps of the class <b>{}</b>: a row is a channel, its pixels side by side. Orange is positive, blue "
+            "negative; all pictures have one scale."
+        ).format(name)
+    )
+    return lead + markup.figures(pictures, 3)
+
+
+def _maps(ax: Axes, values: Maps, top: float) -> None:
+    strength = np.sqrt(np.abs(values) / top).clip(0, 1)
+    colour = np.where(values[..., None] > 0, MORE, LESS)
+    image = np.concatenate([colour, strength[..., None]], axis=2)  # (C, H * W, RGBA): the page shines through
+    ax.imshow(np.round(255 * image).astype(np.uint8), interpolation="none", aspect="auto")
+    ax.grid(visible=False)
+    ax.set_xlabel("pixel")
+    ax.set_ylabel("channel")
+    ax.locator_params(nbins=5, integer=True)
+
+
+def _cell(one: Matched, place: tuple[str, ...], digits: int) -> markup.Cell:
+    found = one.estimate(*place)
+    return markup.NOTHING if found is None else markup.mean(found, digits)
