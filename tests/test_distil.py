@@ -113,7 +113,7 @@ class TwoTeachers(TeacherSchedule[ScheduleConfig]):
     def checkpoint(self, epoch: int, epochs: int) -> str:
         return "early" if 2 * epoch < epochs else "last"
 
-    def forward(self, batch: Batch) -> Plan:
+    def forward(self, student: Taps, batch: Batch) -> Plan:
         logits = self.pupil(batch.image.flatten(1))
         lessons = (Lesson(batch.teacher), Lesson({"logits": logits}, weight=0.5, name="own"))
         return Plan(lessons, {"pupil_ce": F.cross_entropy(logits, batch.label)}, {"pupil_ce": 3.0})

@@ -232,7 +232,7 @@ class Assembled:
         return Batch(**(fields | update))
 
     def taps(self, batch: Batch) -> dict[str, Tensor]:
-        return self.student.record(batch.image, self.needs.student)
+        return self.student.record(batch.image, self.method.taps)
 
 
 def frozen_teacher() -> Teacher:

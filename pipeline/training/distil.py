@@ -58,7 +58,8 @@ class Distillation(nn.Module):
         if transform is not None:
             transform.eval().requires_grad_(False)
         self.source, self.machine, self.seed = source, machine, seed
-        self.taps = type(method).needs(method.config).student
+        read = type(schedule).needs(schedule.config).student
+        self.taps = tuple(dict.fromkeys((*method.taps, *read)))
 
     def begin(self, views: Views, moment: Moment) -> Callable[[], Taps]:
         """Start fetching the teacher's features of a batch."""
@@ -85,16 +86,21 @@ class Distillation(nn.Module):
         with self.machine.autocast():
             taps = self.student.record(views.image, self.taps)
         taps = {name: x.float() for name, x in taps.items()}
-        plan = self.schedule(batch)
+        plan = self.schedule(taps, batch)
         terms: Terms = {}
         loss = _weigh(plan.terms, plan.weights, terms, 1.0, "", "schedule")
         for lesson in plan.lessons:
             taught = self._lesson(lesson, batch)
             found = self.method(taps, taught)
-            loss = loss + _weigh(
-                found, self.method.weights(taught), terms, lesson.weight, lesson.name, "method"
-            )
+            if lesson.terms is not None:
+                found = {name: term for name, term in found.items() if name in lesson.terms}
+            given = self.method.weights(taught) if lesson.weights is None else lesson.weights
+            loss = loss + _weigh(found, given, terms, lesson.weight, lesson.name, "method")
         return loss, terms
+
+    def diagnose(self) -> dict[str, float]:
+        """Return what method and schedule say of the epoch that has ended."""
+        return self.method.diagnose() | self.schedule.diagnose()
 
     def _lesson(self, lesson: Lesson, batch: Batch) -> Batch:
         if self.transform is None:
@@ -172,12 +178,14 @@ def distil(
         num_classes=spec.classes,
         labels=batches.labels.cpu(),
         student=student,
-        student_shapes=_checked(probe(student, spec.size, spec.channels), needs.student, inputs),
+        student_shapes=probe(student, spec.size, spec.channels),
         teacher_shapes=seen,
         tables=tables,
         teacher=teacher.network if teacher and inputs.teacher_network else None,
         seed=seed,
+        autocast=machine.autocast,
     )
+    _check_taps(context.student_shapes, needs.student, inputs)
     untransformed = replace(context, teacher_shapes=shapes)
     with seeding.scope(seed, "method"):
         method = method_class(config, context)
@@ -188,12 +196,13 @@ def distil(
         with seeding.scope(seed, "transform"):
             frozen = transform[0](transform[1], untransformed)
     objective = Distillation(student, method, schedule, frozen, source, machine, seed).to(machine.device)
+    evaluate = setting.evaluation(student)
     training = Training(
         modules={"student": student, "method": method, "schedule": schedule},
         objective=objective,
         batches=batches,
         phases=method.phases(inputs.recipe),
-        evaluate=setting.evaluation(student),
+        evaluate=lambda: evaluate() | objective.diagnose(),
         save=save,
         scratch=scratch,
         identity=identity,
@@ -281,11 +290,10 @@ def _tables(inputs: RunInputs) -> Tables:
     return {name: table.load(Path(path))[0] for name, (path, _) in inputs.tables.items()}
 
 
-def _checked(shapes: dict[str, Shape], needed: tuple[str, ...], inputs: RunInputs) -> dict[str, Shape]:
+def _check_taps(shapes: Mapping[str, Shape], needed: tuple[str, ...], inputs: RunInputs) -> None:
     missing = [name for name in needed if name not in shapes]
     if missing:
         raise ParamsError(
             f"Run '{inputs.run}' reads student tap '{missing[0]}'. {inputs.network.network} has "
             f"{', '.join(shapes)}. Change it in params.yaml."
         )
-    return shapes

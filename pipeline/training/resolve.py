@@ -106,6 +106,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
     schedule = plugin.load("schedules", settings.schedule)
     schedule_config = validate(schedule.Config, settings.schedule_config, f"runs.{run}.schedule_config")
     checkpoints = schedule.Schedule.checkpoints(schedule_config)
+    schedule.Schedule.check(schedule_config, method.Method, config)
     needs |= schedule.Schedule.needs(schedule_config)
     transform_config = Block()
     if settings.transform is not None:
