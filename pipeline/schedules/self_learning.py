@@ -1,4 +1,4 @@
-"""Self-learning teachers (SLKD, arXiv:2304.11923): untrained copies of the teacher learn beside the student, and teach it.
+"""Self-learning teachers (SLKD, arXiv:2304.11923): untrained copies of the teacher learn beside the student.
 
 With KL_tau(p, q) = tau^2 KL(softmax(p / tau) || softmax(q / tau)), summed over classes, mean over the batch:
 
@@ -66,7 +66,9 @@ class Config(ScheduleConfig):
     def _check(self) -> Self:
         for name, weights in (("weights", self.weights), ("student_weights", self.student_weights)):
             if weights.keys() != {"ce", "kd"} and (name, self.lesson) != ("student_weights", "method"):
-                raise ValueError(f"{name} must name ce and kd, and it names {', '.join(weights) or 'nothing'}")
+                raise ValueError(
+                    f"{name} must name ce and kd, and it names {', '.join(weights) or 'nothing'}"
+                )
         shares, number = self.shares, self.num_networks
         if isinstance(self.fusion, float) and number != 2:
             raise ValueError(f"fusion is one number, which is for two networks; give a list of {number}")
@@ -115,7 +117,7 @@ class Schedule(TeacherSchedule[Config]):
             )
 
     def forward(self, student: Taps, batch: Batch) -> Plan:
-        """Return the teacher's lesson, the terms `slt<j>_ce` and `slt<j>_kd`, and the student's from the fused logits."""
+        """Return the lessons, `slt<j>_ce` and `slt<j>_kd`, and `fused_ce` and `fused_kd` unless a lesson has them."""
         config, t, s = self.config, batch.teacher["logits"], student["logits"]  # (B, K)
         with self.autocast():
             learned = [network(batch.image) for network in self.networks]
