@@ -17,7 +17,7 @@ from markupsafe import Markup
 from pipeline.report.results import Results
 
 OPENING = ("overview",)
-OF_PAIR = ("scores", "curves", "confusion", "cost")
+OF_PAIR = ("scores", "curves", "weights", "trajectories", "confusion", "correlation", "embedding", "cost")
 CLOSING = ("tradeoff", "teachers", "caches", "tables", "datasets")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.machine import Machine
@@ -33,6 +35,16 @@ class PlainSplit:
         """Give normalised images (B, C, H, W) in their order."""
         for images in torch.split(self.images, self.batch_size):
             yield self.normalise(images)
+
+
+@torch.no_grad()
+def pooled(network: Network, split: PlainSplit, machine: Machine, index: NDArray[np.int64]) -> Tensor:
+    """Return pooled features float32 (n, D) of the samples `index` (n,); the network is in evaluation mode."""
+    rows = torch.from_numpy(index).to(split.images.device)
+    some = replace(split, images=split.images[rows], labels=split.labels[rows])
+    with machine.autocast():
+        found = [network.eval().record(image, ["pooled"])["pooled"].float() for image in some.batches()]
+    return torch.cat(found)
 
 
 @torch.no_grad()
