@@ -85,14 +85,14 @@ def evaluate(
 
 
 def shown(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Choose the samples whose features are kept for pictures: the first 40 of at most ten classes, int64 (n,).
+    """Choose the samples whose features are kept for pictures: the first 30 of at most ten classes, int64 (n,).
 
     Args:
         labels: of the split (N,).
     """
     classes = np.unique(labels)
     chosen = classes[np.unique(np.linspace(0, len(classes) - 1, min(len(classes), 10)).round().astype(int))]
-    return np.sort(np.concatenate([np.flatnonzero(labels == one)[:40] for one in chosen]))
+    return np.sort(np.concatenate([np.flatnonzero(labels == one)[:30] for one in chosen]))
 
 
 def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:

@@ -47,12 +47,15 @@ def section(results: Results, pair: Pair) -> Markup:
 def embed(network: Trained) -> NDArray[np.float64]:
     """Return two coordinates of every kept sample (n, 2), the same for the same features."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     x = network.pooled.astype(np.float64)
     x = (x - x.mean(axis=0)) / max(float(x.std()), 1e-12)  # a dead network has features that are all equal
     if not x.any():
         return np.zeros((len(x), 2))
-    found = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x)
+    # Work this small is slower with more threads, by far on a busy machine.
+    with threadpool_limits(1):
+        found = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x)
     places: NDArray[np.float64] = found.astype(np.float64)
     return places
 
