@@ -34,7 +34,7 @@ TINY = Scale(
     remembered=4,
     pairs=(("resnet.resnet14", "resnet.resnet8"), ("wrn.wrn_16_1", "resnet.resnet8")),
 )
-IN_PROCESS = ("cached_step", "extract", "read", "input_pipeline")
+IN_PROCESS = ("cached_step", "self_learning", "extract", "read", "input_pipeline")
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from pipeline.benchmark.material import CLASSES, VIEWS, Bench, extraction
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import Run, interleaved, synchronise, timed
 from pipeline.features.source import CachedSource, OnlineSource, TeacherSource
+from pipeline.features.teacher import Teacher
 from pipeline.method import Context
-from pipeline.network import NetworkSpec, build, probe
+from pipeline.network import Network, NetworkSpec, build, probe
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training.alone import CrossEntropy
 from pipeline.training.batches import Batches
@@ -46,7 +47,7 @@ def input_pipeline(bench: Bench) -> list[Record]:
     """Time the batches of an epoch (gather, crop, flip, normalise) without and with the student's step."""
     found = []
     for student in dict.fromkeys(student for _, student in bench.scale.pairs[:2]):
-        spec, batches = bench.spec(student), _batches(bench)
+        spec, batches = bench.spec(student), batches_of(bench)
         epochs = count()
 
         def read(batches: Batches = batches, epochs: count[int] = epochs) -> None:
@@ -69,30 +70,50 @@ def input_pipeline(bench: Bench) -> list[Record]:
 
 def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]:
     """Return one epoch of the student alone, taught from a store, and taught by the live teacher."""
-    spec, teacher = bench.spec(teacher_name), bench.teacher(teacher_name)
-    prepared, machine = bench.prepared(bench.scale.trained), bench.machine
-    store, batches = bench.folder / "steps" / f"{spec.network}.zarr", _batches(bench)
-    made = extraction(prepared, teacher, spec, {"logits": (SLOTS, "float16")})
-    with progress.bar(f"store of {spec.network}", made.num_forwards()) as advance:
-        made.run(store, advance)
-    cached = CachedSource({"logits": store}, ["last"], SLOTS, machine.device)
+    spec, teacher, machine = bench.spec(teacher_name), bench.teacher(teacher_name), bench.machine
+    batches, cached = batches_of(bench), cached_logits(bench, spec, teacher)
     online = OnlineSource({"last": teacher}, ["logits"])
     student = bench.spec(student_name)
     network = build(student, 0).to(machine.device)
     alone = _training(bench, {"student": network}, CrossEntropy(network, machine), batches)
     return {
         "alone": alone,
-        "cached": _distillation(bench, student, cached, batches),
-        "online": _distillation(bench, student, online, batches),
+        "cached": distillation(bench, student, cached, batches),
+        "online": distillation(bench, student, online, batches),
     }
 
 
-def _distillation(bench: Bench, spec: NetworkSpec, source: TeacherSource, batches: Batches) -> Run:
+def cached_logits(bench: Bench, spec: NetworkSpec, teacher: Teacher) -> CachedSource:
+    """Extract a teacher's logits of the training data and return the source that reads them."""
+    store = bench.folder / "steps" / f"{spec.network}.zarr"
+    made = extraction(bench.prepared(bench.scale.trained), teacher, spec, {"logits": (SLOTS, "float16")})
+    with progress.bar(f"store of {spec.network}", made.num_forwards()) as advance:
+        made.run(store, advance)
+    return CachedSource({"logits": store}, ["last"], SLOTS, bench.machine.device)
+
+
+def distillation(
+    bench: Bench,
+    spec: NetworkSpec,
+    source: TeacherSource,
+    batches: Batches,
+    schedule_name: str = "final",
+    teacher: Network | None = None,
+) -> Run:
+    """Return the run that distils one epoch of `spec` by KD, under a schedule with its defaults."""
     student = build(spec, 0).to(bench.machine.device)
     shapes = probe(student, spec.size, spec.channels)
-    context = Context(CLASSES, batches.labels.cpu(), student, shapes, {"logits": (CLASSES,)})
-    kd, final = plugin.load("methods", "kd"), plugin.load("schedules", "final")
-    method, schedule = kd.Method(kd.Config(), context), final.Schedule(final.Config(), context)
+    context = Context(
+        CLASSES,
+        batches.labels.cpu(),
+        student,
+        shapes,
+        {"logits": (CLASSES,)},
+        teacher=teacher,
+        autocast=bench.machine.autocast,
+    )
+    kd, plug = plugin.load("methods", "kd"), plugin.load("schedules", schedule_name)
+    method, schedule = kd.Method(kd.Config(), context), plug.Schedule(plug.Config(), context)
     objective = Distillation(student, method, schedule, None, source, bench.machine, 0)
     objective.to(bench.machine.device)
     modules = {"student": student, "method": method, "schedule": schedule}
@@ -122,6 +143,7 @@ def _training(bench: Bench, modules: Mapping[str, nn.Module], objective: Objecti
     return run
 
 
-def _batches(bench: Bench) -> Batches:
+def batches_of(bench: Bench) -> Batches:
+    """Return the batches of one timed training."""
     setting = Setting.of(bench.prepared(bench.scale.trained), VIEWS, bench.machine)
     return setting.batches(Recipe(batch_size=bench.scale.batch_size), 0, SLOTS)

@@ -19,6 +19,13 @@ def cached_step(bench: Bench) -> list[Record]:
     return step.cached_step(bench)
 
 
+def self_learning(bench: Bench) -> list[Record]:
+    """Measure SLKD's step beside the sum of its parts."""
+    from pipeline.benchmark import self_learning as steps
+
+    return steps.self_learning(bench)
+
+
 def input_pipeline(bench: Bench) -> list[Record]:
     """Measure what crop, flip and normalisation cost of a step."""
     from pipeline.benchmark import step
@@ -63,6 +70,7 @@ def repro(bench: Bench) -> list[Record]:
 
 MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
     "cached_step": cached_step,
+    "self_learning": self_learning,
     "extract": extract,
     "read": read,
     "input_pipeline": input_pipeline,

@@ -1,0 +1,42 @@
+"""SLKD's step: with the teacher cached, the self-learning teachers are all that it costs beside KD's."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from pipeline.benchmark.material import Bench
+from pipeline.benchmark.record import Record, record
+from pipeline.benchmark.step import batches_of, cached_logits, distillation
+from pipeline.benchmark.timing import interleaved
+
+NUMBER = 2  # of self-learning teachers, the schedule's default
+
+
+def self_learning(bench: Bench) -> list[Record]:
+    """Time SLKD's step of every pair beside the sum of its parts: KD's step, and one of each self-learning teacher."""
+    found: list[Record] = []
+    for teacher_name, student_name in bench.scale.pairs:
+        spec, student, teacher = (
+            bench.spec(teacher_name),
+            bench.spec(student_name),
+            bench.teacher(teacher_name),
+        )
+        batches, cached = batches_of(bench), cached_logits(bench, spec, teacher)
+        runs = {
+            "kd": distillation(bench, student, cached, batches),
+            "taught": distillation(
+                bench, spec, cached, batches
+            ),  # a copy of the teacher learns from its logits
+            "slkd": distillation(bench, student, cached, batches, "self_learning", teacher.network),
+        }
+        pair = f"{spec.network}-{student.network}"
+        rates = interleaved(f"self-learning steps of {pair}", runs, bench.scale.rounds)
+        share = median(
+            one["slkd"] * (1 / one["kd"] + NUMBER / one["taught"]) for one in rates.rounds
+        )  # the parts' time over the step's
+        found += [
+            record(f"self_learning/{pair}/slkd", rates.median("slkd"), "images/s"),
+            record(f"self_learning/{pair}/of_kd", rates.ratio("slkd", to="kd"), "of a KD step's rate"),
+            record(f"self_learning/{pair}/of_parts", share, "of the sum of parts", at_least=0.95),
+        ]
+    return found
