@@ -89,6 +89,11 @@ class TeacherSchedule(nn.Module, Generic[C]):
             ParamsError: the method is not one that it can teach by.
         """
 
+    @classmethod
+    def self_taught(cls, config: C) -> tuple[str, ...]:
+        """Return the self-taught copies of the teacher whose stored logits it reads, as feature "<name>/logits"."""
+        return ()
+
     def checkpoint(self, epoch: int, epochs: int) -> str:
         """Return the checkpoint that teaches in `epoch` of `epochs`."""
         return "last"

@@ -51,6 +51,7 @@ TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
 # Settings for plug-ins that cannot do without.
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("schedules", "anchors"): {"anchors": ("anchor_025", "anchor_050", "last")},
+    ("schedules", "self_taught"): {"names": ("one", "two")},
 }
 DISK = {"os", "io", "pathlib", "shutil", "tempfile", "pickle", "safetensors", "zarr", "tensorstore", "typer"}
 
@@ -244,6 +245,8 @@ def test_schedule_keeps_its_contract(name: str) -> None:
             module.Schedule.checkpoints(config)
         )
     batch = found.batch()
+    copies = {f"{copy}/logits": batch.teacher["logits"] for copy in module.Schedule.self_taught(config)}
+    batch = replace(batch, teacher=batch.teacher | copies)
     plan = schedule(found.taps(batch), batch)
     assert plan.lessons
     assert plan.terms.keys() <= plan.weights.keys()

@@ -28,6 +28,8 @@ from pipeline.params.student import (
     PairBlock,
     PairParams,
     RunParams,
+    SelfTaughtBlock,
+    SelfTaughtParams,
     StudentBlock,
     StudentParams,
     TableParams,
@@ -53,6 +55,7 @@ class Sections(Block):
         fits: which teachers get which tables, by name.
         derived: which teachers get which tables that are fitted in the space of another one, by name.
         codes: which teachers' views are encoded with which tables, by name.
+        self_taught: which teachers have copies that learn from them, by name.
         distill: what to distill, as "pair/run".
     """
 
@@ -66,6 +69,7 @@ class Sections(Block):
     fits: dict[str, FitParams] = {}
     derived: dict[str, DerivedParams] = {}
     codes: dict[str, CodeParams] = {}
+    self_taught: dict[str, SelfTaughtParams] = {}
     distill: tuple[str, ...] = ()
 
 
@@ -91,6 +95,7 @@ def check(content: Mapping[str, Any]) -> Sections:
         "fits",
         "derived",
         "codes",
+        "self_taught",
     ):
         for name in getattr(params, section):
             if not _NAME.fullmatch(name):
@@ -117,6 +122,7 @@ def check(content: Mapping[str, Any]) -> Sections:
             _known(f"run of pairs.{name}.overrides:", run, params.runs)
             _run(params, name, run)
     _check_tables(params)
+    _check_self_taught(params)
     for item in params.distill:
         pair_name, slash, run = item.partition("/")
         if not slash:
@@ -155,6 +161,25 @@ def _check_tables(params: Sections) -> None:
         _known(f"table of codes.{name}:", code.table, fitted)
         if name == FEATURES:
             raise ParamsError(f"params.yaml: codes.{name} is the name of another file. Rename it.")
+
+
+def _check_self_taught(params: Sections) -> None:
+    """Check that teachers and students of self-taught copies are there, and that their names are free."""
+    for name, copy in params.self_taught.items():
+        _known(f"teacher of self_taught.{name}:", copy.teacher, params.teachers)
+        _known(f"student of self_taught.{name}:", copy.student, params.students)
+        one, other = params.teachers[copy.teacher].dataset, params.students[copy.student].dataset
+        if one != other:
+            raise ParamsError(
+                f"params.yaml: self_taught.{name} has a teacher of data set '{one}' and a student of '{other}'. "
+                "Take networks of one data set."
+            )
+        if copy.weights.keys() != {"ce", "kd"}:
+            named = ", ".join(copy.weights) or "nothing"
+            raise ParamsError(f"params.yaml: self_taught.{name}.weights names {named}, expected ce and kd.")
+        # What is said of it lies among the teacher's tables, as what is said of codes does.
+        if name == FEATURES or name in params.codes:
+            raise ParamsError(f"params.yaml: self_taught.{name} is the name of another file. Rename it.")
 
 
 def check_plugins(params: Sections) -> None:
@@ -222,6 +247,18 @@ def blocks(params: Sections) -> dict[str, Block]:
             slots=code.slots,
             views=params.datasets[coded.dataset].views,
             compression=coded.extract.compression,
+        )
+    for name, copy in params.self_taught.items():
+        taught = params.teachers[copy.teacher]
+        found[f"self_taught/{name}"] = SelfTaughtBlock(
+            name=name,
+            recipe=params.students[copy.student].recipe,
+            views=params.datasets[taught.dataset].views,
+            seed=copy.seed,
+            temperature=copy.temperature,
+            weights=copy.weights,
+            slots=copy.slots,
+            compression=taught.extract.compression,
         )
     for name in params.students:
         found[f"students/{name}"] = _student(params, name)

@@ -17,7 +17,7 @@ fused logits instead.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +35,11 @@ from pipeline.schedule import Lesson, Plan, ScheduleConfig, TeacherSchedule
 LABELS = ("ce",)  # the method's terms that are left when the teacher does not teach
 
 
-class Config(ScheduleConfig):
-    """Settings of the self-learning teachers.
+class FusedConfig(ScheduleConfig):
+    """Settings of what a student learns from fused logits.
 
     Attributes:
-        num_networks: how many there are.
         temperature: tau, of all terms of this schedule.
-        weights: lambda and 1 - lambda, of a self-learning teacher's own `ce` and `kd`.
         student_weights: a and b of the student's `ce` and `kd` from the fused logits; with `lesson: method`, of
             the method's terms.
         beta: weight of what the student learns from the fused logits.
@@ -49,45 +47,135 @@ class Config(ScheduleConfig):
         teachers: who teaches the student: both; `self`, the self-learning teachers alone, beside the method's labels;
             `teacher`, which leaves them to be watched.
         lesson: what is learned from the fused logits: the logits, or what the method makes of them.
-        detach: keep the student's loss from reaching the self-learning teachers.
     """
 
-    num_networks: int = Field(default=2, ge=1)
     temperature: float = Field(default=4.0, gt=0)
-    weights: Weights = {"ce": 0.1, "kd": 0.9}
     student_weights: Weights = {"ce": 1.0, "kd": 1.0}
     beta: float = Field(default=1.0, ge=0)
     fusion: float | tuple[float, ...] | None = None
     teachers: Literal["both", "self", "teacher"] = "both"
     lesson: Literal["logits", "method"] = "logits"
-    detach: bool = False
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for name, weights in (("weights", self.weights), ("student_weights", self.student_weights)):
-            if weights.keys() != {"ce", "kd"} and (name, self.lesson) != ("student_weights", "method"):
-                raise ValueError(
-                    f"{name} must name ce and kd, and it names {', '.join(weights) or 'nothing'}"
-                )
-        shares, number = self.shares, self.num_networks
-        if isinstance(self.fusion, float) and number != 2:
-            raise ValueError(f"fusion is one number, which is for two networks; give a list of {number}")
-        if len(shares) != number:
-            raise ValueError(f"fusion has {len(shares)} weights, expected {number}, one a network")
-        if not all(0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-6:
-            raise ValueError(f"fusion is {self.fusion}; weights are within [0, 1], and a list's sum is 1")
-        return self
+    @property
+    def number(self) -> int:
+        """How many networks there are."""
+        raise NotImplementedError(f"{type(self).__module__} does not say how many networks it has")
 
     @property
     def shares(self) -> tuple[float, ...]:
         """The weight of each network's logits."""
         if self.fusion is None:
-            return (1 / self.num_networks,) * self.num_networks
+            return (1 / self.number,) * self.number
         return (self.fusion, 1 - self.fusion) if isinstance(self.fusion, float) else self.fusion
 
+    @model_validator(mode="after")
+    def _check_fusion(self) -> Self:
+        if self.lesson == "logits":
+            named("student_weights", self.student_weights)
+        if isinstance(self.fusion, float) and self.number != 2:
+            raise ValueError(f"fusion is one number, which is for two networks; give a list of {self.number}")
+        if len(self.shares) != self.number:
+            raise ValueError(f"fusion has {len(self.shares)} weights, expected {self.number}, one a network")
+        if not all(0 <= share <= 1 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"fusion is {self.fusion}; weights are within [0, 1], and a list's sum is 1")
+        return self
 
-class Schedule(TeacherSchedule[Config]):
-    """The teacher's lesson, and what the self-learning teachers learn and teach."""
+
+def named(name: str, weights: Weights) -> None:
+    """Refuse weights that are not of `ce` and `kd`.
+
+    Raises:
+        ValueError: they name something else.
+    """
+    if weights.keys() != {"ce", "kd"}:
+        raise ValueError(f"{name} must name ce and kd, and it names {', '.join(weights) or 'nothing'}")
+
+
+class Config(FusedConfig):
+    """Settings of the self-learning teachers, beside those of their fused logits.
+
+    Attributes:
+        num_networks: how many there are.
+        weights: lambda and 1 - lambda, of a self-learning teacher's own `ce` and `kd`.
+        detach: keep the student's loss from reaching the self-learning teachers.
+    """
+
+    num_networks: int = Field(default=2, ge=1)
+    weights: Weights = {"ce": 0.1, "kd": 0.9}
+    detach: bool = False
+
+    @property
+    def number(self) -> int:
+        """How many networks there are."""
+        return self.num_networks
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        named("weights", self.weights)
+        return self
+
+
+FC = TypeVar("FC", bound=FusedConfig)
+
+
+class Fused(TeacherSchedule[FC]):
+    """The teacher's lesson, and what a student learns from the fused logits of other networks."""
+
+    def __init__(self, config: FC, context: Context) -> None:
+        super().__init__(config, context)
+        self.gathered = Gathered()
+
+    @classmethod
+    def check(cls, config: FC, method: type[BaseMethod[Any]], settings: MethodConfig) -> None:
+        """Refuse to teach by a method that reads no logits of the teacher."""
+        read = method.needs(settings).teacher
+        if config.lesson == "method" and config.teachers != "teacher" and "logits" not in read:
+            raise ParamsError(
+                f"The method reads {', '.join(read) or 'nothing'} of the teacher, and self-learning teachers teach "
+                "by logits. Set schedule_config.lesson of the run to logits, in params.yaml."
+            )
+
+    def plan(self, student: Taps, batch: Batch, learned: list[Tensor], *, detach: bool = False) -> Plan:
+        """Return the lessons, and the student's terms `fused_ce` and `fused_kd` unless a lesson has them.
+
+        Args:
+            student: taps of the student.
+            batch: the batch.
+            learned: logits (B, K) of every network.
+            detach: keep the student's loss from reaching them.
+        """
+        config, s, fused = self.config, student["logits"], self.fused(learned)
+        self.gathered.add(
+            batch, _distances({"student": s, "self": fused, "teacher": batch.teacher["logits"]})
+        )
+        # What copies of the teacher have is no feature of the method's.
+        own = {name: x for name, x in batch.teacher.items() if "/" not in name}
+        lessons = (Lesson(own, terms=LABELS if config.teachers == "self" else None),)
+        if config.teachers == "teacher":
+            return Plan(lessons)
+        target = fused.detach() if detach else fused
+        if config.lesson == "method":
+            taught = own | {"logits": target}
+            return Plan((*lessons, Lesson(taught, config.beta, "fused", config.student_weights)))
+        terms = {
+            "fused_ce": F.cross_entropy(s, batch.label),
+            "fused_kd": soft_kl(s, target, config.temperature),
+        }
+        return Plan(
+            lessons, terms, {f"fused_{name}": config.beta * x for name, x in config.student_weights.items()}
+        )
+
+    def fused(self, learned: list[Tensor]) -> Tensor:
+        """Return the weighted sum of logits (B, K) of every network."""
+        return torch.stack([w * c for w, c in zip(self.config.shares, learned, strict=True)]).sum(dim=0)
+
+    def diagnose(self) -> dict[str, float]:
+        """Return the mean distances of Figure 2, "distance.<one>-<other>"."""
+        return self.gathered.means()
+
+
+class Schedule(Fused[Config]):
+    """Untrained copies of the teacher learn from it beside the student, and teach it."""
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
@@ -99,26 +187,15 @@ class Schedule(TeacherSchedule[Config]):
             _check_drawn(networks[-1], context.teacher)
         self.networks = nn.ModuleList(networks)
         self.autocast = context.autocast
-        self.gathered = Gathered()
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Return the logits of both, and the teacher's own network."""
         return Needs(student=("logits",), teacher=("logits",), network=True)
 
-    @classmethod
-    def check(cls, config: Config, method: type[BaseMethod[Any]], settings: MethodConfig) -> None:
-        """Refuse to teach by a method that reads no logits of the teacher."""
-        read = method.needs(settings).teacher
-        if config.lesson == "method" and config.teachers != "teacher" and "logits" not in read:
-            raise ParamsError(
-                f"The method reads {', '.join(read) or 'nothing'} of the teacher, and self-learning teachers teach "
-                "by logits. Set schedule_config.lesson of the run to logits, in params.yaml."
-            )
-
     def forward(self, student: Taps, batch: Batch) -> Plan:
-        """Return the lessons, `slt<j>_ce` and `slt<j>_kd`, and `fused_ce` and `fused_kd` unless a lesson has them."""
-        config, t, s = self.config, batch.teacher["logits"], student["logits"]  # (B, K)
+        """Return the plan, with the terms `slt<j>_ce` and `slt<j>_kd` of the networks themselves first."""
+        config, t = self.config, batch.teacher["logits"]  # (B, K)
         with self.autocast():
             learned = [network(batch.image) for network in self.networks]
         learned = [x.float() for x in learned]
@@ -128,28 +205,8 @@ class Schedule(TeacherSchedule[Config]):
             terms[f"slt{number}_ce"] = F.cross_entropy(c, batch.label)
             terms[f"slt{number}_kd"] = soft_kl(c, t, config.temperature)
             weights |= {f"slt{number}_{name}": weight for name, weight in config.weights.items()}
-        fused = self.fused(learned)
-        self.gathered.add(batch, _distances({"student": s, "self": fused, "teacher": t}))
-        lessons = [Lesson(batch.teacher, terms=LABELS if config.teachers == "self" else None)]
-        if config.teachers == "teacher":
-            return Plan(tuple(lessons), terms, weights)
-        target = fused.detach() if config.detach else fused
-        if config.lesson == "method":
-            taught = batch.teacher | {"logits": target}
-            lessons.append(Lesson(taught, config.beta, "fused", config.student_weights))
-        else:
-            terms["fused_ce"] = F.cross_entropy(s, batch.label)
-            terms["fused_kd"] = soft_kl(s, target, config.temperature)
-            weights |= {f"fused_{name}": config.beta * x for name, x in config.student_weights.items()}
-        return Plan(tuple(lessons), terms, weights)
-
-    def fused(self, learned: list[Tensor]) -> Tensor:
-        """Return the weighted sum of logits (B, K) of every network."""
-        return torch.stack([w * c for w, c in zip(self.config.shares, learned, strict=True)]).sum(dim=0)
-
-    def diagnose(self) -> dict[str, float]:
-        """Return the mean distances of Figure 2, "distance.<one>-<other>"."""
-        return self.gathered.means()
+        plan = self.plan(student, batch, learned, detach=config.detach)
+        return Plan(plan.lessons, terms | plan.terms, weights | plan.weights)
 
 
 def _distances(outputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from pipeline.prepared import Prepared
 from pipeline.schedule import Lesson, TeacherSchedule
 from pipeline.training import result
 from pipeline.training.batches import Views
-from pipeline.training.inputs import RunInputs, check_data, check_file
+from pipeline.training.inputs import RunInputs, Stored, check_data, check_file
 from pipeline.training.loop import Moment, Training
 from pipeline.training.setting import Setting
 from pipeline.transform import TeacherTransform, TransformConfig
@@ -41,6 +41,7 @@ class Distillation(nn.Module):
         source: where they come from.
         machine: where it runs.
         seed: of the run.
+        copies: the stored logits of self-taught copies of the teacher, by the copy's name.
     """
 
     def __init__(
@@ -52,19 +53,23 @@ class Distillation(nn.Module):
         source: TeacherSource,
         machine: Machine,
         seed: int,
+        copies: Mapping[str, TeacherSource] | None = None,
     ) -> None:
         super().__init__()
         self.student, self.method, self.schedule, self.transform = student, method, schedule, transform
         if transform is not None:
             transform.eval().requires_grad_(False)
-        self.source, self.machine, self.seed = source, machine, seed
+        self.source, self.machine, self.seed, self.copies = source, machine, seed, copies or {}
         read = type(schedule).needs(schedule.config).student
         self.taps = tuple(dict.fromkeys((*method.taps, *read)))
 
     def begin(self, views: Views, moment: Moment) -> Callable[[], Taps]:
         """Start fetching the teacher's features of a batch."""
         chosen = self.schedule.checkpoint(moment.epoch, moment.epochs)
-        return self.source.begin(chosen, views.slot, views.index, views.image, views.label)
+        of = (views.slot, views.index, views.image, views.label)
+        wait = self.source.begin(chosen, *of)
+        copies = {f"{name}/logits": source.begin("last", *of) for name, source in self.copies.items()}
+        return lambda: wait() | {name: take()["logits"] for name, take in copies.items()}
 
     def forward(self, views: Views, fetched: Taps, moment: Moment) -> tuple[Tensor, Terms]:
         """Return the weighted sum of all terms, and the terms by name.
@@ -195,7 +200,9 @@ def distil(
     if transform is not None:
         with seeding.scope(seed, "transform"):
             frozen = transform[0](transform[1], untransformed)
-    objective = Distillation(student, method, schedule, frozen, source, machine, seed).to(machine.device)
+    copies = _copies(inputs, machine, resident_bytes)
+    objective = Distillation(student, method, schedule, frozen, source, machine, seed, copies)
+    objective.to(machine.device)
     evaluate = setting.evaluation(student)
     training = Training(
         modules={"student": student, "method": method, "schedule": schedule},
@@ -240,14 +247,29 @@ def _teacher(
         return OnlineSource(teachers, inputs.features), last
     stores = {name: Path(stored.store) for name, stored in inputs.stored.items()}
     for name, stored in inputs.stored.items():
-        held = manifests.read(stores[name]).features.get(name)
-        if held is None or any(held.digest.get(key) != value for key, value in stored.digest.items()):
-            raise StaleArtifactError(
-                f"{stored.store} does not hold the '{name}' that this run was resolved with. Run: dvc repro"
-            )
+        _check_stored(stored, name)
     checkpoints = {key.split("/")[0] for stored in inputs.stored.values() for key in stored.digest}
     slots = inputs.slots if inputs.slots is not None else 0
     return CachedSource(stores, sorted(checkpoints), slots, machine.device, resident_bytes), last
+
+
+def _copies(inputs: RunInputs, machine: Machine, resident_bytes: int) -> dict[str, TeacherSource]:
+    """Open the stored logits of the self-taught copies that are read."""
+    found: dict[str, TeacherSource] = {}
+    for name, stored in inputs.self_taught.items():
+        _check_stored(stored, "logits")
+        slots = inputs.slots if inputs.slots is not None else 0
+        stores = {"logits": Path(stored.store)}
+        found[name] = CachedSource(stores, ["last"], slots, machine.device, resident_bytes)
+    return found
+
+
+def _check_stored(stored: Stored, name: str) -> None:
+    held = manifests.read(Path(stored.store)).features.get(name)
+    if held is None or any(held.digest.get(key) != value for key, value in stored.digest.items()):
+        raise StaleArtifactError(
+            f"{stored.store} does not hold the '{name}' that this run was resolved with. Run: dvc repro"
+        )
 
 
 def _feature_shapes(inputs: RunInputs, source: TeacherSource) -> dict[str, Shape]:

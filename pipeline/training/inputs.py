@@ -78,6 +78,7 @@ class RunInputs(StudentInputs):
         weights_folder: of the teacher.
         weights: hash of the teacher's weights, by checkpoint; empty when only the store is read.
         stored: the features that are read from a store, by name; empty when online.
+        self_taught: the logits of self-taught copies of the teacher that are read, by the copy's name.
         tables: path and hash of the fitted tables that are read, by name.
         teacher_weights: hash of the teacher's last weights, which made `teacher_evaluation`.
         teacher_evaluation: the teacher's predictions, to which the student's are compared. It does not change
@@ -100,6 +101,7 @@ class RunInputs(StudentInputs):
     weights_folder: str
     weights: dict[str, str]
     stored: dict[str, Stored]
+    self_taught: dict[str, Stored] = {}
     tables: dict[str, tuple[str, str]]
     teacher_weights: str
     teacher_evaluation: str

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import plugin
 from pipeline.artifact import file_hash, read_json
 from pipeline.encoding import Feature, encodings_of, tables_of
-from pipeline.errors import MissingArtifactError, unknown_name
+from pipeline.errors import MissingArtifactError, ParamsError, StaleArtifactError, unknown_name
 from pipeline.features import manifest as manifests
 from pipeline.features.source import check_stored
 from pipeline.network import NetworkSpec
@@ -34,6 +34,7 @@ class Places:
         tables: folder of its tables, and of what is said of its codes.
         evaluation: its predictions.
         code: folder of the code's hashes.
+        self_taught: folder of its self-taught copies, where there are any.
     """
 
     data: Path
@@ -43,6 +44,7 @@ class Places:
     tables: Path
     evaluation: Path
     code: Path
+    self_taught: Path | None = None
 
 
 def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInputs:
@@ -127,6 +129,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
     online = settings.source == "online"
     # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
     tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
+    copies = schedule.Schedule.self_taught(schedule_config)
     read = [*(checkpoints if online else ()), *(["last"] if needs.network else [])]
     last = _weights(places.weights, ["last"])
     return RunInputs(
@@ -149,6 +152,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> RunInputs:
         weights_folder=str(places.weights),
         weights=_weights(places.weights, read),
         stored={} if online else _stored(places, student, needs.teacher, checkpoints, slots),
+        self_taught={name: _copy(places, student, name, slots) for name in copies},
         tables={table: _table(places.tables, table, run) for table in tables},
         teacher_weights=last["last"],
         teacher_evaluation=str(places.evaluation),
@@ -201,6 +205,39 @@ def _stored(
         keys = [f"{checkpoint}/train" for checkpoint in checkpoints]
         found[feature] = Stored(store=str(store), digest={key: digest[key] for key in keys})
     return found
+
+
+def _copy(places: Places, student: StudentInputs, name: str, slots: int | None) -> Stored:
+    """Return where the logits of a self-taught copy lie: it must have learned from the teacher as it is now."""
+    teacher, said = places.tables.name, places.tables / f"{name}.json"
+    if places.self_taught is None or not said.exists():
+        raise MissingArtifactError(
+            f"Teacher '{teacher}' has no self-taught copy '{name}'. Add {name}: {{teacher: {teacher}, student: "
+            f"{student.student}}} to 'self_taught' in params.yaml, then: dvc repro"
+        )
+    if slots is None:
+        raise ParamsError(
+            f"The logits of self-taught copy '{name}' are stored, and an online run of endless views reads more than "
+            "a store can hold. Set 'slots' of the run to a number, in params.yaml."
+        )
+    store, hint = places.self_taught / name / "store.zarr", f"dvc repro train_self_taught@{name}"
+    if read_json(said, hint).get("teacher") != _weights(places.weights, ["last"])["last"]:
+        raise StaleArtifactError(f"{store} is of a copy of another teacher. Make it again with: {hint}")
+    manifest = manifests.read(store)
+    manifests.require(
+        store,
+        manifest,
+        data=student.fingerprint,
+        mean=student.mean,
+        std=student.std,
+        views=student.views,
+    )
+    if manifest.features["logits"].slots < slots:
+        raise ParamsError(
+            f"{store} holds {manifest.features['logits'].slots} view slots, expected {slots}. Raise "
+            f"self_taught.{name}.slots, or set 'slots' of the run, in params.yaml, then: {hint}"
+        )
+    return Stored(store=str(store), digest={"last/train": manifest.features["logits"].digest["last/train"]})
 
 
 def _place(places: Places, feature: str) -> tuple[Path, dict[str, str]]:
