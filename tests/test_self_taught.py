@@ -28,6 +28,7 @@ from pipeline.features import manifest as manifests
 from pipeline.features.store import StoredArray, array_path
 from pipeline.network import build, load
 from pipeline.params import project
+from pipeline.planning import plan
 from pipeline.schedules.self_taught import Config, Schedule
 from pipeline.training import self_taught
 from pipeline.training.distil import Distillation
@@ -123,6 +124,17 @@ def test_its_store_holds_its_logits_of_every_view(world: World) -> None:
             with torch.no_grad():
                 live = network(views.image).numpy()
             np.testing.assert_allclose(stored[views.slot, views.index], live, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_takes_what_was_planned(world: World) -> None:
+    found = plan(project.check(PARAMS | {"self_taught": COPIES}), {"toy": world.prepared.meta})
+    item = next(item for item in found.items if item.kind == "self-taught")
+    folder, summary = world.path("artifacts/self_taught/big/one"), world.path("artifacts/tables/big/one.json")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert item.stages == ("train_self_taught@one",)
+    assert item.files == len(files) + summary.exists()
+    assert item.bytes == pytest.approx(sum(path.stat().st_size for path in files), rel=0.1)
+    assert item.forwards == 10 * 100
 
 
 def test_a_copy_that_was_cut_off_while_it_was_stored_is_not_trained_again(
