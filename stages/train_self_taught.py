@@ -12,7 +12,7 @@ from stages import command
 
 def main(
     block: Annotated[Path, typer.Argument(help="The copy's json, made by stages.params.")],
-    data: Annotated[Path, typer.Option(help="Folder of the prepared data.")],
+    prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, store.zarr.")],
@@ -34,7 +34,7 @@ def main(
     from pipeline.prepared import Prepared
     from pipeline.training.self_taught import train
 
-    prepared, where = Prepared.open(data), machine(device, precision)
+    data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
     made = manifests.read(store)
     code = closure.digest(["stages.train_self_taught", f"pipeline.networks.{made.network.family}"])
     read = [made.weights.get("last"), made.features.get("logits"), made.data]
@@ -45,7 +45,7 @@ def main(
         found = train(
             scratch,
             asked,
-            prepared,
+            data,
             weights,
             store,
             where,

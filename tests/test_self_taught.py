@@ -45,7 +45,7 @@ def command(world: World, name: str, **update: Any) -> dict[str, Any]:
     """Return the arguments of the stage."""
     return {
         "block": world.blocks(self_taught=COPIES) / f"self_taught/{name}.json",
-        "data": world.path("data/prepared/toy"),
+        "prepared": world.path("data/prepared"),
         "weights": world.path("artifacts/teachers/big/weights"),
         "store": world.path("artifacts/features/big.zarr"),
         "out": world.path(f"artifacts/self_taught/big/{name}"),

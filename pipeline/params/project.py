@@ -252,6 +252,7 @@ def blocks(params: Sections) -> dict[str, Block]:
         taught = params.teachers[copy.teacher]
         found[f"self_taught/{name}"] = SelfTaughtBlock(
             name=name,
+            dataset=taught.dataset,
             recipe=params.students[copy.student].recipe,
             views=params.datasets[taught.dataset].views,
             seed=copy.seed,

@@ -164,6 +164,7 @@ class SelfTaughtBlock(Block):
 
     Attributes:
         name: key of `self_taught`.
+        dataset: of the teacher.
         recipe: of the student that it is made for.
         views: of the data set.
         seed: see `SelfTaughtParams`, as the others.
@@ -174,6 +175,7 @@ class SelfTaughtBlock(Block):
     """
 
     name: str
+    dataset: str
     recipe: Recipe
     views: ViewParams
     seed: int
