@@ -36,7 +36,8 @@ def main(
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
     made = manifests.read(store)
-    code = closure.digest(["stages.train_self_taught", f"pipeline.networks.{made.network.family}"])
+    plugins = ("methods.kd", "schedules.final", f"networks.{made.network.family}")
+    code = closure.digest(["stages.train_self_taught", *(f"pipeline.{plug}" for plug in plugins)])
     read = [made.weights.get("last"), made.features.get("logits"), made.data]
     identity = artifact.content_hash(
         [asked.model_dump(mode="json"), precision, code, [str(part) for part in read]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline import artifact
+from pipeline import artifact, plugin
 from pipeline.artifact import file_hash
 from pipeline.features import manifest as manifests
 from pipeline.features.extract import Extraction, fill, stored_features
@@ -18,12 +18,10 @@ from pipeline.features.source import RESIDENT_BYTES, CachedSource, check_stored
 from pipeline.features.teacher import Teacher
 from pipeline.machine import Machine
 from pipeline.method import Context
-from pipeline.methods import kd
 from pipeline.network import build, load, probe
 from pipeline.params.recipe import Phase
 from pipeline.params.student import SelfTaughtBlock
 from pipeline.prepared import Prepared
-from pipeline.schedules import final
 from pipeline.training import result
 from pipeline.training.distil import Distillation
 from pipeline.training.loop import Training
@@ -128,6 +126,7 @@ def _learn(
     context = Context(
         spec.classes, batches.labels.cpu(), network, shapes, {"logits": made.features["logits"].shape}
     )
+    kd, final = plugin.load("methods", "kd"), plugin.load("schedules", "final")
     method = kd.Method(kd.Config(temperature=asked.temperature, weights=asked.weights), context)
     schedule = final.Schedule(final.Config(), context)
     source = CachedSource({"logits": store}, ["last"], slots, machine.device, resident_bytes)
