@@ -23,6 +23,7 @@ from training_fixtures import (
     assemble,
     frozen_teacher,
     make_world,
+    plug,
 )
 
 from pipeline import plugin, seeding
@@ -31,9 +32,10 @@ from pipeline.errors import ParamsError, ShapeError, StillhouseError, UnknownNam
 from pipeline.heads import Heads, Projector
 from pipeline.method import Batch, Context
 from pipeline.methods import byot, dskd
-from pipeline.network import Network, NetworkSpec, build, probe
+from pipeline.network import Network, NetworkSpec, Taps, build, probe
 from pipeline.params.base import validate
 from pipeline.training.inputs import RunInputs
+from pipeline.transform import TeacherTransform, TransformConfig
 
 HEADED = ("dskd", "dsn", "byot", "dks")
 Array = NDArray[np.float64]
@@ -569,6 +571,21 @@ def test_dskd_can_be_taught_deeply_by_the_self_learning_teachers(world: World) -
     inputs = resolved(world, "slkd-deep", method="dskd", schedule="self_learning", schedule_config=settings)
     rows = check_learning(world.distil("slkd-deep", inputs))
     assert {"fused_kd", "fused_kd_shallow"} <= rows[0].keys()
+
+
+class Reversed(TeacherTransform[TransformConfig]):
+    """Turns the order of the channels round, as KCD's permutation would."""
+
+    def forward(self, teacher: Taps, batch: Batch) -> Taps:
+        return {name: x.flip(1) if x.ndim == 4 else x for name, x in teacher.items()}
+
+
+def test_dskd_under_a_permutation_trains(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug(monkeypatch, "transforms", "reversed", Config=TransformConfig, Transform=Reversed)
+    inputs = resolved(world, "kcd-dskd", method="dskd")
+    plain = check_learning(world.distil("dskd-plain", inputs))
+    rows = check_learning(world.distil("kcd-dskd", inputs.model_copy(update={"transform": "reversed"})))
+    assert float(rows[0]["map"]) != pytest.approx(float(plain[0]["map"]), rel=1e-4)
 
 
 def test_methods_without_a_teacher_read_none(world: World) -> None:
