@@ -164,6 +164,7 @@ def _serve() -> None:
         pretrain_student,
         report,
         student_inputs,
+        train_self_taught,
         train_teacher,
     )
 

@@ -37,7 +37,11 @@ from pipeline.training import checkpoint
 from stages import command
 
 KILLED = -signal.SIGKILL
-SMALL = changed(PARAMS, "distill", ["pair/kd", "pair/fitnet"])
+SMALL = changed(
+    changed(PARAMS, "distill", ["pair/kd", "pair/fitnet"]),
+    "self_taught.copy",
+    {"teacher": "big", "student": "small"},
+)
 EVERY_EPOCH = {"pipeline.training.loop:CHECKPOINT_SECONDS": -1.0}
 BLOCKS = {"pipeline.prepare:prepare": {"block_bytes": 9000}}
 SHARDS = {"pipeline.features.extract:Extraction": {"shard_bytes": 4000}}
@@ -133,6 +137,9 @@ def jobs(world: World) -> dict[str, Job]:
                      out="metrics/features/big.json"),
         "fit": job("fit_table", a / "params/fits/big-moments.json", "--prepared", world.path("data/prepared"),
                    "--store", store, out="tables/big/moments.npz", metrics="metrics/tables/big-moments.json"),
+        "self_taught": job("train_self_taught", a / "params/self_taught/copy.json", *places, *cpu,
+                           settings=EVERY_EPOCH | SHARDS, out="self_taught/big/copy",
+                           summary="tables/big/copy.json"),
         "student_inputs": job("student_inputs", a / "params/students/small.json", "--data", data, "--code",
                               a / "code", out="inputs/students/small.json"),
         "pretrain": job("pretrain_student", small, "--seed", 0, *cpu, settings=EVERY_EPOCH, out="pretrained/small/0"),
@@ -219,6 +226,14 @@ MOMENTS = {
     ],
     "check": [Fault("pipeline.features.check:summarise"), Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],
     "fit": [Fault(SAVEZ, 1, "after"), Fault(REPLACE, 1, "after"), Fault(TEXT, 1, "half")],
+    "self_taught": [
+        TRAINING[1],
+        TRAINING[-1],
+        Fault(SHARD, 3),
+        Fault(MANIFEST, 1, "after"),
+        Fault(TEXT, 1, "half"),
+        Fault(REPLACE, 2, "after"),
+    ],
     "student_inputs": [Fault(TEXT, 1, "half"), Fault(REPLACE)],
     "pretrain": [Fault(STEP, 7)],
     "inputs": [Fault(TEXT, 2, "half"), Fault(REPLACE, 3)],
