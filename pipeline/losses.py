@@ -16,9 +16,14 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         teacher: logits (B, K).
         temperature: T.
     """
+    return soft_kl_rows(student, teacher, temperature).mean()
+
+
+def soft_kl_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return `soft_kl` of every sample (B,); its arguments are the same."""
     log_p = F.log_softmax(teacher.float() / temperature, dim=1)
     log_q = F.log_softmax(student.float() / temperature, dim=1)
-    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
 def pixel_kl(p: Tensor, scores: Tensor, ids: Tensor | None = None) -> Tensor:

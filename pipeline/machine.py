@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -42,10 +45,31 @@ class Machine:
         else:
             network.to(self.device)
 
+    def peak_bytes(self) -> int:
+        """Return the most memory that this process has used so far: on a GPU its own, else the resident size."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return peak_resident()
+
     def compile(self, network: nn.Module) -> None:
         """Let a network run compiled from now on, if the machine does that."""
         if self.compiled:
             network.compile()
+
+
+def peak_resident() -> int:
+    """Return the largest resident size of this process so far, in bytes.
+
+    The kernel's ru_maxrss takes over what the parent held when it started the process, so Linux's own mark of
+    the running program is read where there is one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    unit = 1 if sys.platform == "darwin" else 1 << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def machine(

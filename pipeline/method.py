@@ -8,7 +8,8 @@ their files in `LAYERS`, so that a run depends on their code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -98,6 +99,8 @@ class Context:
         teacher: the frozen teacher when `Needs.network` asks for it.
         seed: of the run, for `pipeline.seeding`.
         matchings: the needed ones, by their keys.
+        autocast: the context of a forward pass of networks that are added (heads, self-learning teachers);
+            losses are computed outside it, in float32.
     """
 
     num_classes: int
@@ -109,6 +112,7 @@ class Context:
     teacher: Network | None = None
     seed: int = 0
     matchings: Matchings = field(default_factory=dict)
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def num_samples(self) -> int:
@@ -177,6 +181,11 @@ class BaseMethod(nn.Module, Generic[C]):
         """
         return Operations(insert=config.insert)
 
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The student taps that `forward` reads: those of `needs`, and more where the student decides them."""
+        return type(self).needs(self.config).student
+
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """Return the parts of the training, in their order; the student's recipe is the only one by default."""
         return (Phase("main", recipe),)
@@ -184,6 +193,13 @@ class BaseMethod(nn.Module, Generic[C]):
     def weights(self, batch: Batch) -> Weights:
         """Return the weights of the terms at this batch; override it for a warm-up."""
         return self.config.weights
+
+    def diagnose(self) -> dict[str, float]:
+        """Return what the epoch showed beside its terms, for the history; asked for once, at an epoch's end.
+
+        A name has a dot, which no term has.
+        """
+        return {}
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return every term, unweighted.

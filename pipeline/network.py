@@ -175,22 +175,24 @@ class Network(nn.Module):
     def rest(self, after: str) -> Rest:
         """Return a fresh copy of what follows the unit `after`: an auxiliary head of the main branch's depth.
 
+        It is on the CPU, whose draws are keyed.
+
         Raises:
             UnknownNameError: no unit ends at that tap.
         """
         names = list(self.units)
         if after not in names[:-1]:
             raise unknown_name("unit to attach a head to", after, names[:-1])
-        units = {name: copy.deepcopy(self.units[name]) for name in names[names.index(after) + 1 :]}
+        units = {name: copy.deepcopy(self.units[name]).cpu() for name in names[names.index(after) + 1 :]}
         # `width`, not what the classifier reads: a layer inserted at `final` is not in the copy.
         rest = Rest(units, self.width, self.classifier.out_features,
-                    tail=copy.deepcopy(self.tail), initialise=self.initialise)  # fmt: skip
+                    tail=copy.deepcopy(self.tail).cpu(), initialise=self.initialise)  # fmt: skip
         rest.draw()
         return rest
 
     def fresh(self) -> Self:
-        """Return a copy of the whole network with parameters drawn anew (SLKD's untrained teachers)."""
-        network = copy.deepcopy(self).requires_grad_(True)
+        """Return a copy with parameters drawn anew (SLKD's untrained teachers), on the CPU: its draws are keyed."""
+        network = copy.deepcopy(self).cpu().requires_grad_(True)
         network.draw()
         return network
 

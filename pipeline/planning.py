@@ -30,7 +30,7 @@ from pipeline.params.base import validate
 from pipeline.params.extract import TeacherParams
 from pipeline.params.project import Sections, blocks, merged
 from pipeline.params.recipe import Recipe
-from pipeline.params.student import CodeParams, PairBlock, StudentParams
+from pipeline.params.student import CodeParams, PairBlock, SelfTaughtParams, StudentParams
 from pipeline.views import ViewSpace, num_slots, view_space
 
 CHECKSUM_BYTES = 4
@@ -167,6 +167,8 @@ def plan(params: Sections, metas: Mapping[str, Meta]) -> Plan:
         items.append(Item("matching", f"{match.pair}/{match.matching}", made, 0, 2 * len(params.seeds)))
     for name, code in params.codes.items():
         items.append(_codes(name, code, params, metas))
+    for name, copy in params.self_taught.items():
+        items.append(_self_taught(name, copy, params, metas))
     sizes = {
         name: 3 * _weight_bytes(build(_spec(student, metas[student.dataset]), 0))  # init, last, best
         for name, student in params.students.items()
@@ -301,6 +303,29 @@ def _codes(name: str, code: CodeParams, params: Sections, metas: Mapping[str, Me
         sum(map(store_bytes, layouts)) + 4 * GROUP_BYTES + manifest,
         sum(map(store_files, layouts)) + 5 + 1,  # the groups, the summary
         (2 + slots) * train,
+    )
+
+
+def _self_taught(name: str, copy: SelfTaughtParams, params: Sections, metas: Mapping[str, Meta]) -> Item:
+    """Return a self-taught copy: its weights, and the store of its logits of every view."""
+    teacher = params.teachers[copy.teacher]
+    dataset, meta = params.datasets[teacher.dataset], metas[teacher.dataset]
+    slots = num_slots(view_space(dataset.views), copy.slots, f"self_taught.{name}.slots")
+    stored = teacher.extract.features.get("logits")
+    train = meta.samples["train"]
+    layouts = [
+        Layout.plan((1 + slots, train, len(meta.classes)), stored.dtype if stored else "float16"),
+        Layout.plan((1 + slots, train), "int32"),
+    ]
+    manifest = MANIFEST_BYTES + FEATURE_BYTES + DIGEST_BYTES
+    weights = 3 * _weight_bytes(build(_spec(teacher, meta), 0))  # init, last, best
+    return Item(
+        "self-taught",
+        f"{copy.teacher}/{name}",
+        (f"train_self_taught@{name}",),
+        weights + sum(map(store_bytes, layouts)) + 4 * GROUP_BYTES + manifest,
+        sum(map(store_files, layouts)) + 4 + 7,  # the groups; weights, network.json, history, summaries
+        (1 + slots) * train,
     )
 
 

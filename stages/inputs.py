@@ -21,6 +21,9 @@ def main(
     evaluation: Annotated[Path, typer.Option(help="The teacher's predictions.")],
     code: Annotated[Path, typer.Option(help="Folder of the code's hashes, made by stages.code.")],
     out: Annotated[Path, typer.Option(help="Folder to make: one json a run and seed.")],
+    self_taught: Annotated[
+        Path | None, typer.Option(help="Folder of the teacher's self-taught copies, if there are any.")
+    ] = None,
 ) -> None:
     """Write one json of inputs for every seed of every run that 'distill' asks of the pair of BLOCK."""
     from pipeline import artifact
@@ -31,9 +34,8 @@ def main(
 
     from pipeline.training.resolve import Places, resolve_run
 
-    places = Places(
-        prepared / pair.student.dataset, weights, store, codes, tables, matchings, evaluation, code
-    )
+    data = prepared / pair.student.dataset
+    places = Places(data, weights, store, codes, tables, matchings, evaluation, code, self_taught)
     with artifact.building(out) as scratch:
         for run in pair.runs:
             for seed, inputs in resolve_run(pair, run, places).items():

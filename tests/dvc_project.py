@@ -39,14 +39,21 @@ PARAMS: dict[str, Any] = {
             "transform": "permutation",
             "transform_config": {"features": ["stage2"]},
         },
+        "slkd_star": {
+            "method": "kd",
+            "slots": 2,
+            "schedule": "self_taught",
+            "schedule_config": {"names": ["copy"]},
+        },
     },
-    "distill": ["ada-sam/kd", "ada-sam/fitnet", "ada-sam/kcd", "bob-sam/kd"],
+    "distill": ["ada-sam/kd", "ada-sam/fitnet", "ada-sam/kcd", "ada-sam/slkd_star", "bob-sam/kd"],
     "tables": {"moments": {"table": "moments", "config": {"feature": "stage2"}}},
     "fits": {"ada-moments": {"teacher": "ada", "table": "moments"}},
     "derived": {},
     "codes": {},
     "matchings": {"kcd": {"student_tap": "stage2", "teacher_feature": "stage2"}},
     "matches": {"ada-sam-kcd": {"pair": "ada-sam", "teacher": "ada", "student": "sam", "matching": "kcd"}},
+    "self_taught": {"copy": {"teacher": "ada", "student": "sam", "slots": 2}},
 }
 # One of each, as few stages as there can be.
 ONE: dict[str, Any] = PARAMS | {
@@ -56,6 +63,7 @@ ONE: dict[str, Any] = PARAMS | {
     "distill": ["ada-sam/kd"],
     "matchings": {},
     "matches": {},
+    "self_taught": {},
 }
 
 

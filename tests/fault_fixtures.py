@@ -27,7 +27,13 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-TIMES = {"seconds", "images_per_second", "train_seconds", "latency_ms"}  # differ from run to run
+TIMES = {
+    "seconds",
+    "images_per_second",
+    "train_seconds",
+    "latency_ms",
+    "peak_bytes",
+}  # differ from run to run
 PRELOAD = ("torch", "safetensors.torch", "sklearn.datasets", "sklearn.model_selection", "zarr", "tensorstore",
            "torch._dynamo", "torch.utils.flop_counter", "matplotlib.pyplot")  # fmt: skip
 
@@ -167,6 +173,7 @@ def _serve() -> None:
         pretrain_student,
         report,
         student_inputs,
+        train_self_taught,
         train_teacher,
     )
 

@@ -153,12 +153,21 @@ class Project:
             "latency_ms": 0.5,
             "train_seconds": 12.5,
             "images_per_second": 1000.0,
+            "peak_bytes": 3 << 28,
         }
         self.json(f"metrics/{key}.json", found | about)
         path = self.folder / "artifacts" / "predictions" / f"{key}.npz"
         path.parent.mkdir(parents=True, exist_ok=True)
         last = prediction.astype(np.int32)
-        np.savez(path, label=self.label, last=last, fingerprint=np.array(PRINT))
+        np.savez(
+            path,
+            label=self.label,
+            last=last,
+            fingerprint=np.array(PRINT),
+            correlation=np.corrcoef(self.random.normal(size=(len(self.classes), 50))).astype(np.float32),
+            pooled=self.random.normal(size=(30, 5)).astype(np.float32),
+            pooled_index=np.arange(0, 60, 2),
+        )
         folder = self.folder / "artifacts" / key
         folder.mkdir(parents=True, exist_ok=True)
         terms = {"kd": ["kd"], "fitnet": ["hint", "ce2"]}.get(str(about.get("method")), [])

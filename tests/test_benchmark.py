@@ -41,7 +41,7 @@ TINY = Scale(
     pairs=(("resnet.resnet14", "resnet.resnet8"), ("wrn.wrn_16_1", "resnet.resnet8")),
     channels=12,
 )
-IN_PROCESS = ("cached_step", "extract", "matching", "read", "input_pipeline", "options")
+IN_PROCESS = ("cached_step", "self_learning", "extract", "matching", "read", "input_pipeline", "options")
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ from pipeline.training import loop
 from pipeline.training.alone import train
 from pipeline.training.batches import Views
 from pipeline.training.distil import Distillation
-from pipeline.training.evaluate import evaluate
+from pipeline.training.evaluate import evaluate, shown
 from pipeline.training.loop import Moment, Training
 from pipeline.training.resolve import resolve_student
 from pipeline.transform import TeacherTransform, TransformConfig
@@ -114,7 +114,7 @@ class TwoTeachers(TeacherSchedule[ScheduleConfig]):
     def checkpoint(self, epoch: int, epochs: int) -> str:
         return "early" if 2 * epoch < epochs else "last"
 
-    def forward(self, batch: Batch) -> Plan:
+    def forward(self, student: Taps, batch: Batch) -> Plan:
         logits = self.pupil(batch.image.flatten(1))
         lessons = (Lesson(batch.teacher), Lesson({"logits": logits}, weight=0.5, name="own"))
         return Plan(lessons, {"pupil_ce": F.cross_entropy(logits, batch.label)}, {"pupil_ce": 3.0})
@@ -580,6 +580,33 @@ def test_evaluation_against_numpy(world: World, student: Path) -> None:
             assert found[agreement] == pytest.approx(100 * np.mean(predicted == taught), abs=1e-9)
             np.testing.assert_array_equal(arrays[name], predicted)
     np.testing.assert_array_equal(arrays["label"], labels)
+
+
+def test_evaluation_keeps_correlations_and_some_features(world: World, student: Path) -> None:
+    found, arrays = evaluated(world, student)
+    split, meta = world.prepared.split("test"), world.prepared.meta
+    images = ((np.array(split.images) / 255 - meta.mean[0]) / meta.std[0]).astype(np.float32)
+    network = load(student / "weights")[0]
+    with torch.no_grad():
+        taps = network.record(torch.from_numpy(images), ["logits", "pooled"])
+    scores = taps["logits"].double().numpy()
+    for i in range(CLASSES):
+        for j in range(CLASSES):
+            one, other = scores[:, i] - scores[:, i].mean(), scores[:, j] - scores[:, j].mean()
+            expected = (one @ other) / np.sqrt((one @ one) * (other @ other))
+            assert arrays["correlation"][i, j] == pytest.approx(expected, abs=1e-5)
+    index = arrays["pooled_index"]
+    assert sorted(index.tolist()) == list(range(60))  # fewer than thirty of each class
+    np.testing.assert_allclose(arrays["pooled"], taps["pooled"].numpy()[index], rtol=1e-5, atol=1e-6)
+    assert found["peak_bytes"] > 0
+
+
+def test_features_are_kept_of_the_first_samples_of_at_most_ten_classes() -> None:
+    labels = np.tile(np.arange(100), 60)
+    index = shown(labels)
+    assert np.unique(labels[index]).tolist() == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
+    assert np.bincount(labels[index]).max() == 30
+    assert (np.diff(index) > 0).all()
 
 
 def test_evaluation_tells_cost_and_origin(world: World, student: Path) -> None:

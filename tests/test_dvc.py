@@ -23,6 +23,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     ran = project.repro()
     assert ran >= {"train_teacher@ada", "distill@bob-sam/kd-0", "fit_table@ada-moments", "report"}
     assert ran >= {"list_matches@bob-sam", "match_channels@ada-sam-kcd", "distill@ada-sam/kcd-0"}
+    assert ran >= {"train_self_taught@copy", "distill@ada-sam/slkd_star-0"}
     return project
 
 
@@ -60,7 +61,8 @@ def test_spelling_out_a_default_reruns_no_student(project: Project) -> None:
 
 def test_a_methods_code_reruns_its_students_only(project: Project) -> None:
     project.append("pipeline/methods/kd.py", "\nEDITED = True\n")
-    expected = {"code", "student_inputs@sam", "report"} | INPUTS | kd("ada-sam", "bob-sam")
+    star = {"train_self_taught@copy", "distill@ada-sam/slkd_star-0", "evaluate@ada-sam/slkd_star-0"}
+    expected = {"code", "student_inputs@sam", "report"} | INPUTS | kd("ada-sam", "bob-sam") | star
     assert project.repro() == expected
 
 
@@ -143,6 +145,12 @@ def test_a_measure_reruns_the_students_that_are_matched_by_it(project: Project) 
     students = {f"{stage}@ada-sam/kcd-0" for stage in ("distill", "evaluate")}
     expected = {"params", "match_channels@ada-sam-kcd", "inputs@ada-sam", "report"} | students
     assert project.repro() == expected
+
+
+def test_a_copys_temperature_reruns_it_and_the_students_that_it_teaches(project: Project) -> None:
+    project.edit(lambda params: params["self_taught"]["copy"].update(temperature=2.0))
+    students = {f"{stage}@ada-sam/slkd_star-0" for stage in ("distill", "evaluate")}
+    assert project.repro() == {"params", "train_self_taught@copy", "inputs@ada-sam", "report"} | students
 
 
 def test_what_is_pictured_retrains_nothing(project: Project) -> None:

@@ -38,7 +38,11 @@ from pipeline.training import checkpoint
 from stages import command
 
 KILLED = -signal.SIGKILL
-SMALL = changed(PARAMS | {"seeds": [0]}, "distill", ["pair/kd", "pair/fitnet"])
+SMALL = changed(
+    changed(PARAMS | {"seeds": [0]}, "distill", ["pair/kd", "pair/fitnet"]),
+    "self_taught.copy",
+    {"teacher": "big", "student": "small"},
+)
 EVERY_EPOCH = {"pipeline.training.loop:CHECKPOINT_SECONDS": -1.0}
 BLOCKS = {"pipeline.prepare:prepare": {"block_bytes": 9000}}
 SHARDS = {"pipeline.features.extract:Extraction": {"shard_bytes": 4000}}
@@ -143,6 +147,9 @@ def jobs(world: World) -> dict[str, Job]:
         "encode": job("encode_views", code, *places, "--table", words, *cpu, "--batch-size", 30,
                       settings=CODE_SHARDS, out="codes/big/coded.zarr", summary="tables/big/coded.json",
                       metrics="metrics/codes/coded.json"),
+        "self_taught": job("train_self_taught", a / "params/self_taught/copy.json", *places, *cpu,
+                           settings=EVERY_EPOCH | SHARDS, out="self_taught/big/copy",
+                           summary="tables/big/copy.json"),
         "student_inputs": job("student_inputs", a / "params/students/small.json", "--data", data, "--code",
                               a / "code", out="inputs/students/small.json"),
         "pretrain": job("pretrain_student", small, "--seed", 0, *cpu, settings=EVERY_EPOCH, out="pretrained/small/0"),
@@ -254,6 +261,14 @@ MOMENTS = {
         Fault(MANIFEST, 1, "after"),
         Fault("pipeline.features.codes:Encoder.lost"),
         Fault(REPLACE, 2),
+    ],
+    "self_taught": [
+        TRAINING[1],
+        TRAINING[-1],
+        Fault(SHARD, 3),
+        Fault(MANIFEST, 1, "after"),
+        Fault(TEXT, 1, "half"),
+        Fault(REPLACE, 2, "after"),
     ],
     "student_inputs": [Fault(TEXT, 1, "half"), Fault(REPLACE)],
     "pretrain": [Fault(STEP, 7)],

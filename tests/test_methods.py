@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from training_fixtures import CLASSES, RECIPE, Assembled, assemble
+from training_fixtures import CLASSES, RECIPE, Assembled, assemble, frozen_teacher
 
 from pipeline import plugin, seeding
 from pipeline.encoding import Feature
@@ -67,6 +67,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("tables", "lda"): {"components": 3},
     ("tables", "subclasses"): {"per_class": 2},
     ("transforms", "permutation"): {"features": ("stage2",)},
+    ("schedules", "self_taught"): {"names": ("one", "two")},
 }
 DISK = {"os", "io", "pathlib", "shutil", "tempfile", "pickle", "safetensors", "zarr", "tensorstore", "typer"}
 
@@ -113,7 +114,7 @@ def test_config_has_valid_defaults_and_refuses_unknown_keys(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_needs_are_taps_and_features(name: str) -> None:
     found = build(name)
-    assert set(found.needs.student) <= set(found.context.student_shapes)
+    assert set(found.needs.student) <= set(found.method.taps) <= set(found.context.student_shapes)
     for feature in found.needs.teacher:
         assert set(Feature.parse(feature).encodings) <= set(plugin.names("encodings"))
     assert set(found.context.teacher_shapes) == set(found.needs.teacher)
@@ -144,7 +145,7 @@ def test_terms_are_finite_scalars_and_match_the_weights(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_gradients_reach_the_student_and_the_methods_own_parameters(name: str) -> None:
     found = build(name)
-    reached = dict.fromkeys(found.needs.student, False)
+    reached = dict.fromkeys(found.method.taps, False)
     for phase in found.method.phases(RECIPE):
         batch = found.batch(phase=phase.name)
         taps = found.taps(batch)
@@ -251,17 +252,25 @@ def test_every_plug_in_says_what_it_is(catalogue: str) -> None:
 def test_schedule_keeps_its_contract(name: str) -> None:
     module, config = plugin.load("schedules", name), config_of("schedules", name)
     found = assemble("kd")
-    schedule = module.Schedule(config, found.context)
+    needs = module.Schedule.needs(config)
+    teacher = frozen_teacher().network if needs.network else None
+    schedule = module.Schedule(config, replace(found.context, teacher=teacher))
+    assert set(needs.student) <= set(found.context.student_shapes)
     for epochs in (1, 2, 7, 240):
         assert {schedule.checkpoint(e, epochs) for e in range(epochs)} <= set(
             module.Schedule.checkpoints(config)
         )
     batch = found.batch()
-    plan = schedule(batch)
+    copies = {f"{copy}/logits": batch.teacher["logits"] for copy in module.Schedule.self_taught(config)}
+    batch = replace(batch, teacher=batch.teacher | copies)
+    plan = schedule(found.taps(batch), batch)
     assert plan.lessons
     assert plan.terms.keys() <= plan.weights.keys()
     names = [lesson.name for lesson in plan.lessons]
     assert len(set(names)) == len(names)
+    prefixes = tuple(f"{name}_" if name else "" for name in names)
+    assert not any(f"{prefix}{term}" in plan.terms for prefix in prefixes for term in ("ce", "kd"))
+    assert all("." in name for name in schedule.diagnose())
     for lesson in plan.lessons:
         assert math.isfinite(lesson.weight)
         assert set(found.needs.teacher) <= set(lesson.teacher)
@@ -355,7 +364,7 @@ def test_final_schedule_is_one_lesson_of_the_teacher() -> None:
     module = plugin.load("schedules", "final")
     found = assemble("kd")
     batch = found.batch()
-    (lesson,) = module.Schedule(module.Config(), found.context)(batch).lessons
+    (lesson,) = module.Schedule(module.Config(), found.context)(found.taps(batch), batch).lessons
     assert (lesson.weight, lesson.name) == (1.0, "")
     assert lesson.teacher is batch.teacher
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,8 @@ from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsEr
 from pipeline.params.project import ALONE
 from pipeline.report import page, statistics, text
 from pipeline.report.sections.confusion import shares
+from pipeline.report.sections.correlation import differences
+from pipeline.report.sections.embedding import embed
 from stages import command, report
 
 
@@ -315,6 +319,74 @@ def test_a_teacher_that_was_not_trained_here_has_no_history(project: Project) ->
     (project.folder / "artifacts/teachers/big/history.csv").unlink()
     project.metrics("teachers/big", epochs=0, best_epoch=0, train_seconds=0.0, images_per_second=0.0)
     assert Links((project.run() / "index.html").read_text()).open == []
+
+
+def _with_columns(project: Project, run: str, seed: int, columns: dict[str, list[float]]) -> None:
+    path = project.folder / f"artifacts/students/big-small/{run}/{seed}/history.csv"
+    found = rows(path)
+    for epoch, row in enumerate(found):
+        row.update({name: str(values[epoch]) for name, values in columns.items()})
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(found[0]))
+        writer.writeheader()
+        writer.writerows(found)
+
+
+def test_what_epochs_showed_has_sections_of_its_own(project: Project) -> None:
+    plain = (project.run("before") / "index.html").read_text()
+    assert "pair0-weights" not in plain
+    assert "pair0-trajectories" not in plain
+    fall = [1 / (epoch + 1) for epoch in range(EPOCHS)]
+    for seed in project.seeds:
+        weights = {f"weight.kd.stage1.{percent}": [percent / 100] * EPOCHS for percent in (5, 25, 50, 75, 95)}
+        _with_columns(project, "fitnet", seed, weights | {"distance.student-self": fall})
+    html = (project.run() / "index.html").read_text()
+    links = Links(html)
+    assert links.open == []
+    assert "fitnet: stage1, logits." in links.text
+    assert "student to self-learning" in links.text
+    training = html[html.index('<section id="pair0-curves">') : html.index('<section id="pair0-weights">')]
+    assert "distance" not in training  # they are no terms of the loss
+    assert "stage1" not in training
+    run = project.collect().pairs[0].runs[2]
+    assert run.terms == ["ce", "hint", "ce2"]
+
+
+def test_correlations_are_compared_with_the_teachers(project: Project) -> None:
+    pair = project.collect().pairs[0]
+    folder = project.folder / "artifacts" / "predictions"
+    teacher = np.load(folder / "teachers/big.npz")["correlation"]
+    run = pair.runs[1]
+    for seed, found in zip(project.seeds, differences(pair, run), strict=True):
+        student = np.load(folder / f"students/big-small/kd/{seed}.npz")["correlation"]
+        expected = [[abs(float(student[i, j]) - float(teacher[i, j])) for j in range(3)] for i in range(3)]
+        np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
+        assert (np.diag(found) < 1e-6).all()
+
+
+def test_features_are_embedded_alike_again_and_apart_where_they_are(project: Project) -> None:
+    network = project.collect().pairs[0].runs[1].students[0]
+    np.testing.assert_array_equal(embed(network), embed(network))
+    apart = network.pooled.copy()
+    apart[15:] += 100
+    places = embed(replace(network, pooled=apart))
+    centres = places[:15].mean(axis=0), places[15:].mean(axis=0)
+    within = max(np.linalg.norm(places[:15] - centres[0], axis=1).max(), 1e-9)
+    assert np.linalg.norm(centres[0] - centres[1]) > within
+    assert not embed(replace(network, pooled=np.ones_like(apart))).any()
+
+
+def test_costs_are_told_beside_the_student_alone_and_kd(project: Project) -> None:
+    for seed in project.seeds:
+        project.metrics(f"students/big-small/kd/{seed}", images_per_second=500.0)
+        project.metrics(
+            f"students/big-small/fitnet/{seed}", images_per_second=100.0, peak_bytes=5_000_000_000
+        )
+    html = (project.run() / "index.html").read_text()
+    section = html[html.index('<section id="pair0-cost">') :]
+    line = next(row for row in re.findall(r"<tr>.*?</tr>", section) if ">fitnet<" in row)
+    cells = re.findall(r'data-order="([^"]*)"', line)
+    assert cells[-3:] == ["10.0", "5.0", "5000000000.0"]  # of the student alone, of KD, bytes
 
 
 def test_every_section_is_on_the_page() -> None:

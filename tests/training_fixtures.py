@@ -177,7 +177,12 @@ class World:
         return scratch
 
 
-def make_world(root: Path, params: Mapping[str, Any] = PARAMS, runs: bool = True) -> World:
+def make_world(
+    root: Path,
+    params: Mapping[str, Any] = PARAMS,
+    runs: bool = True,
+    prepare_data: Callable[[Path], object] = prepared_data,
+) -> World:
     """Run the whole chain up to the runs' inputs: a few seconds. Without `runs` these are left to the test."""
     from stages import (
         code,
@@ -191,7 +196,7 @@ def make_world(root: Path, params: Mapping[str, Any] = PARAMS, runs: bool = True
     )
     from stages import params as params_stage
 
-    prepared_data(root / "data/prepared/toy")
+    prepare_data(root / "data/prepared/toy")
     artifacts = root / "artifacts"
     file = root / "params.yaml"
     file.write_text(json.dumps(params))  # json is yaml
@@ -273,7 +278,7 @@ class Assembled:
         return Batch(**(fields | update))
 
     def taps(self, batch: Batch) -> dict[str, Tensor]:
-        return self.student.record(batch.image, self.needs.student)
+        return self.student.record(batch.image, self.method.taps)
 
 
 def frozen_teacher(tables: Tables | None = None) -> Teacher:

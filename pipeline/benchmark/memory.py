@@ -9,7 +9,6 @@ Run as a module it does one task and prints its peak: `python -m pipeline.benchm
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from pipeline.closure import root
 from pipeline.features.source import CachedSource
 from pipeline.features.stream import PlainStream
 from pipeline.features.teacher import Teacher
-from pipeline.machine import Machine
+from pipeline.machine import Machine, peak_resident
 from pipeline.network import Network, NetworkSpec, Unit
 from pipeline.prepared import Prepared
 
@@ -90,18 +89,8 @@ def read(data: Path, store: Path) -> None:
 
 
 def peak() -> float:
-    """Return the largest resident size of this process so far, in MB.
-
-    The kernel's ru_maxrss takes over what the parent held when it started the process, so Linux's own mark of
-    the running program is read where there is one.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    """Return the largest resident size of this process so far, in MB."""
+    return peak_resident() / (1 << 20)
 
 
 TASKS: dict[str, Callable[[Path, Path], None]] = {"extract": extract, "read": read}

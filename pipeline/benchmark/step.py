@@ -13,8 +13,9 @@ from pipeline.benchmark.material import CLASSES, VIEWS, Bench, extraction
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import Run, interleaved, synchronise, timed
 from pipeline.features.source import CachedSource, OnlineSource, TeacherSource
+from pipeline.features.teacher import Teacher
 from pipeline.method import Context, Tables
-from pipeline.network import NetworkSpec, Shape, build, probe
+from pipeline.network import Network, NetworkSpec, Shape, build, probe
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training.alone import CrossEntropy
 from pipeline.training.batches import Batches
@@ -70,16 +71,8 @@ def input_pipeline(bench: Bench) -> list[Record]:
 
 def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]:
     """Return one epoch of the student alone, taught from a store, and taught by the live teacher."""
-    spec, teacher = bench.spec(teacher_name), bench.teacher(teacher_name)
-    prepared, machine = bench.prepared(bench.scale.trained), bench.machine
-    store, batches = (
-        bench.folder / "steps" / f"{spec.network}.zarr",
-        training_batches(bench, bench.scale.trained),
-    )
-    made = extraction(prepared, teacher, spec, {"logits": (SLOTS, "float16")})
-    with progress.bar(f"store of {spec.network}", made.num_forwards()) as advance:
-        made.run(store, advance)
-    cached = CachedSource({"logits": store}, ["last"], SLOTS, machine.device)
+    spec, teacher, machine = bench.spec(teacher_name), bench.teacher(teacher_name), bench.machine
+    batches, cached = training_batches(bench, bench.scale.trained), cached_logits(bench, spec, teacher)
     online = OnlineSource({"last": teacher}, ["logits"])
     student = bench.spec(student_name)
     network = build(student, 0).to(machine.device)
@@ -91,6 +84,15 @@ def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]
     }
 
 
+def cached_logits(bench: Bench, spec: NetworkSpec, teacher: Teacher) -> CachedSource:
+    """Extract a teacher's logits of the training data and return the source that reads them."""
+    store = bench.folder / "steps" / f"{spec.network}.zarr"
+    made = extraction(bench.prepared(bench.scale.trained), teacher, spec, {"logits": (SLOTS, "float16")})
+    with progress.bar(f"store of {spec.network}", made.num_forwards()) as advance:
+        made.run(store, advance)
+    return CachedSource({"logits": store}, ["last"], SLOTS, bench.machine.device)
+
+
 def distillation(
     bench: Bench,
     spec: NetworkSpec,
@@ -100,8 +102,10 @@ def distillation(
     settings: Mapping[str, Any] | None = None,
     features: Mapping[str, Shape] | None = None,
     tables: Tables | None = None,
+    schedule_name: str = "final",
+    teacher: Network | None = None,
 ) -> Run:
-    """Return the run that distils a student by the method `name`.
+    """Return the run that distils a student for one epoch by the method `name`.
 
     Args:
         bench: where it is measured.
@@ -112,16 +116,26 @@ def distillation(
         settings: its config.
         features: shapes of the teacher's features; logits where they are left out.
         tables: that the method reads.
+        schedule_name: who teaches, with the schedule's defaults.
+        teacher: its network, where the schedule copies it.
     """
-    module, final = plugin.load("methods", name), plugin.load("schedules", "final")
+    module, plug = plugin.load("methods", name), plugin.load("schedules", schedule_name)
     config, features = module.Config(**(settings or {})), features or {"logits": (CLASSES,)}
     plain = probe(build(spec, 0), spec.size, spec.channels)
     operations = module.Method.operations(config, plain, features, tables or {})
     spec = spec.model_copy(update={"inserted": dict(operations.insert)})
     student = build(spec, 0).to(bench.machine.device)
-    shapes = probe(student, spec.size, spec.channels)
-    context = Context(CLASSES, batches.labels.cpu(), student, shapes, features, tables or {})
-    method, schedule = module.Method(config, context), final.Schedule(final.Config(), context)
+    context = Context(
+        CLASSES,
+        batches.labels.cpu(),
+        student,
+        probe(student, spec.size, spec.channels),
+        features,
+        tables or {},
+        teacher=teacher,
+        autocast=bench.machine.autocast,
+    )
+    method, schedule = module.Method(config, context), plug.Schedule(plug.Config(), context)
     objective = Distillation(student, method, schedule, None, source, bench.machine, 0)
     objective.to(bench.machine.device)
     modules = {"student": student, "method": method, "schedule": schedule}

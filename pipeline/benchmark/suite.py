@@ -19,6 +19,13 @@ def cached_step(bench: Bench) -> list[Record]:
     return step.cached_step(bench)
 
 
+def self_learning(bench: Bench) -> list[Record]:
+    """Measure SLKD's step beside the sum of its parts."""
+    from pipeline.benchmark import self_learning as steps
+
+    return steps.self_learning(bench)
+
+
 def input_pipeline(bench: Bench) -> list[Record]:
     """Measure what crop, flip and normalisation cost of a step."""
     from pipeline.benchmark import step
@@ -99,6 +106,7 @@ def options(bench: Bench) -> list[Record]:
 MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
     "cached_step": cached_step,
     "word_step": word_step,
+    "self_learning": self_learning,
     "extract": extract,
     "matching": matching,
     "read": read,

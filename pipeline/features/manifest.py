@@ -149,7 +149,12 @@ def command(store: Path) -> str:
 
 
 def stage(store: Path) -> str:
-    """Return the name of the stage that makes the store at `store`: codes lie in a folder of their teacher."""
+    """Return the name of the stage that makes the store at `store`.
+
+    Codes lie in a folder of their teacher, the store of a self-taught copy in the copy's own.
+    """
+    if store.parent.parent.parent.name == "self_taught":
+        return f"train_self_taught@{store.parent.name}"
     made_by = "encode_views" if store.parent.parent.name == "codes" else "extract_features"
     return f"{made_by}@{store.stem}"
 

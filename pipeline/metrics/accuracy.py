@@ -1,4 +1,4 @@
-"""Accuracy of logits, and what two classifiers have in common."""
+"""Accuracy of logits, what two classifiers have in common, and what classes have."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ def agreement(prediction: Tensor, other: Tensor) -> float:
         other: classes int64 (N,).
     """
     return 100 * (prediction == other).double().mean().item()
+
+
+def correlation(logits: Tensor) -> Tensor:
+    """Return Pearson's correlation over samples of the logits of every two classes, float64 (K, K).
+
+    It is 0 with a class whose logit never changes.
+
+    Args:
+        logits: (N, K).
+    """
+    return torch.corrcoef(logits.double().T).nan_to_num(0.0)
 
 
 def confusion(prediction: Tensor, label: Tensor, num_classes: int) -> Tensor:

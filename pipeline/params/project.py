@@ -29,6 +29,8 @@ from pipeline.params.student import (
     PairBlock,
     PairParams,
     RunParams,
+    SelfTaughtBlock,
+    SelfTaughtParams,
     StudentBlock,
     StudentParams,
     TableParams,
@@ -56,6 +58,7 @@ class Sections(Block):
         codes: which teachers' views are encoded with which tables, by name.
         matchings: recipes of channel matchings, by name.
         matches: which pairs get which matchings, by name.
+        self_taught: which teachers have copies that learn from them, by name.
         distill: what to distill, as "pair/run".
     """
 
@@ -71,6 +74,7 @@ class Sections(Block):
     codes: dict[str, CodeParams] = {}
     matchings: dict[str, MatchingParams] = {}
     matches: dict[str, MatchParams] = {}
+    self_taught: dict[str, SelfTaughtParams] = {}
     distill: tuple[str, ...] = ()
 
 
@@ -98,6 +102,7 @@ def check(content: Mapping[str, Any]) -> Sections:
         "codes",
         "matchings",
         "matches",
+        "self_taught",
     ):
         for name in getattr(params, section):
             if not _NAME.fullmatch(name):
@@ -125,6 +130,7 @@ def check(content: Mapping[str, Any]) -> Sections:
             _run(params, name, run)
     _check_tables(params)
     _check_matches(params)
+    _check_self_taught(params)
     for item in params.distill:
         pair_name, slash, run = item.partition("/")
         if not slash:
@@ -189,6 +195,25 @@ def _check_matches(params: Sections) -> None:
             raise ParamsError(
                 f"params.yaml: matches.{first} and matches.{name} ask for the same. Ask for it once."
             )
+
+
+def _check_self_taught(params: Sections) -> None:
+    """Check that teachers and students of self-taught copies are there, and that their names are free."""
+    for name, copy in params.self_taught.items():
+        _known(f"teacher of self_taught.{name}:", copy.teacher, params.teachers)
+        _known(f"student of self_taught.{name}:", copy.student, params.students)
+        one, other = params.teachers[copy.teacher].dataset, params.students[copy.student].dataset
+        if one != other:
+            raise ParamsError(
+                f"params.yaml: self_taught.{name} has a teacher of data set '{one}' and a student of '{other}'. "
+                "Take networks of one data set."
+            )
+        if copy.weights.keys() != {"ce", "kd"}:
+            named = ", ".join(copy.weights) or "nothing"
+            raise ParamsError(f"params.yaml: self_taught.{name}.weights names {named}, expected ce and kd.")
+        # What is said of it lies among the teacher's tables, as what is said of codes does.
+        if name == FEATURES or name in params.codes:
+            raise ParamsError(f"params.yaml: self_taught.{name} is the name of another file. Rename it.")
 
 
 def check_plugins(params: Sections) -> None:
@@ -256,6 +281,19 @@ def blocks(params: Sections) -> dict[str, Block]:
             slots=code.slots,
             views=params.datasets[coded.dataset].views,
             compression=coded.extract.compression,
+        )
+    for name, copy in params.self_taught.items():
+        taught = params.teachers[copy.teacher]
+        found[f"self_taught/{name}"] = SelfTaughtBlock(
+            name=name,
+            dataset=taught.dataset,
+            recipe=params.students[copy.student].recipe,
+            views=params.datasets[taught.dataset].views,
+            seed=copy.seed,
+            temperature=copy.temperature,
+            weights=copy.weights,
+            slots=copy.slots,
+            compression=taught.extract.compression,
         )
     for name in params.students:
         found[f"students/{name}"] = _student(params, name)

@@ -38,7 +38,10 @@ NEEDED = (
     "latency_ms",
     "train_seconds",
     "images_per_second",
+    "peak_bytes",
 )
+
+ARRAYS = ("last", "correlation", "pooled", "pooled_index")  # of the predictions
 
 
 @dataclass(frozen=True)
@@ -155,26 +158,28 @@ def _trained(artifacts: Path, source: _Source, dataset: Dataset, seed: int) -> T
     path = artifacts / "metrics" / f"{source.key}.json"
     metrics = mapping(path, hint, (*NEEDED, *source.needed))
     require(path, hint, metrics, source.expected)
-    prediction = _prediction(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
+    arrays = _arrays(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
     epochs = int(metrics["epochs"])  # none where weights were taken as they are
     file = artifacts / source.key / "history.csv"
     history = _history(file, f"dvc repro {source.trained}", epochs) if epochs else {}
-    return Trained(seed, metrics, prediction, history)
+    return Trained(seed, metrics, arrays["last"], history, *(arrays[name] for name in ARRAYS[1:]))
 
 
-def _prediction(path: Path, hint: str, dataset: Dataset) -> NDArray[np.int32]:
+def _arrays(path: Path, hint: str, dataset: Dataset) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            fingerprint, prediction = str(archive["fingerprint"]), np.array(archive["last"])
+            fingerprint = str(archive["fingerprint"])
+            fits = fingerprint == dataset.prepared.meta.fingerprint["test"]
+            arrays = {name: np.array(archive[name]) for name in ARRAYS} if fits else {}
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
     except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
         raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
-    if fingerprint != dataset.prepared.meta.fingerprint["test"]:
+    if not fits:
         raise StaleArtifactError(
             f"{path} was made with other data than {dataset.prepared.folder}. Make it again with: {hint}"
         )
-    return prediction
+    return arrays
 
 
 def _history(path: Path, hint: str, epochs: int) -> History:

@@ -24,6 +24,7 @@ RESULT_METRICS = (
     "latency_ms",
     "train_seconds",
     "images_per_second",
+    "peak_bytes",
 )
 
 

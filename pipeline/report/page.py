@@ -17,7 +17,18 @@ from markupsafe import Markup
 from pipeline.report.results import Results
 
 OPENING = ("overview",)
-OF_PAIR = ("scores", "curves", "confusion", "probe", "consistency", "cost")
+OF_PAIR = (
+    "scores",
+    "curves",
+    "weights",
+    "trajectories",
+    "confusion",
+    "probe",
+    "consistency",
+    "correlation",
+    "embedding",
+    "cost",
+)
 CLOSING = (
     "tradeoff",
     "teachers",

@@ -34,12 +34,18 @@ class Trained:
         metrics: by name, as `pipeline.training.evaluate` makes them.
         prediction: classes of the test split by the last weights, int32 (N,).
         history: of its training.
+        correlation: of the logits of every two classes over the test split, float32 (K, K).
+        pooled: what the classifier reads of some test samples, float32 (n, D).
+        pooled_index: these samples, int64 (n,).
     """
 
     seed: int
     metrics: Metrics
     prediction: NDArray[np.int32]
     history: History
+    correlation: NDArray[np.float32]
+    pooled: NDArray[np.float32]
+    pooled_index: NDArray[np.int64]
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a column of the history (epochs,), NaN where a cell is empty or the column is not there."""
@@ -80,7 +86,11 @@ class Run:
     @property
     def terms(self) -> list[str]:
         """Names of the terms of its loss, in the history's order."""
-        return [name for name in self.students[0].history if name not in NOT_TERMS]
+        return [name for name in self.students[0].history if name not in NOT_TERMS and "." not in name]
+
+    def diagnostics(self, kind: str) -> list[str]:
+        """Return the history's columns "<kind>.<...>": what an epoch showed beside its terms."""
+        return [name for name in self.students[0].history if name.startswith(f"{kind}.")]
 
 
 @dataclass(frozen=True)
@@ -217,6 +227,12 @@ class Pair:
     def best(self) -> Run:
         """The distilled run of the highest mean top-1; the student alone where there is none."""
         return max(self.runs[1:], key=lambda run: run.estimate("top1").mean, default=self.alone)
+
+    @property
+    def compared(self) -> list[Run]:
+        """The runs of which there is room for one picture each: alone, baseline and the best, where they differ."""
+        found = {run.name: run for run in (self.alone, self.baseline, self.best) if run is not None}
+        return list(found.values())
 
     def ranked(self) -> list[Run]:
         """Return the runs by mean top-1, the best first; equals keep their order."""

@@ -52,7 +52,7 @@ def compare(
     """
     tap, feature = (str(getattr(config, name, "")) for name in ("student_tap", "teacher_feature"))
     wanted = {"logits": _fetch("logits", inputs, source)}
-    if feature in inputs.features:
+    if tap and feature in inputs.features:
         wanted[feature] = _fetch(feature, inputs, source)
     fetches = {name: fetch for name, fetch in wanted.items() if fetch is not None}
     split, training, start = setting.plain("test"), student.training, 0

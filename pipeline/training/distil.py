@@ -26,7 +26,7 @@ from pipeline.schedule import Lesson, TeacherSchedule
 from pipeline.training import result
 from pipeline.training.batches import Views
 from pipeline.training.comparison import compare
-from pipeline.training.inputs import RunInputs, check_data, check_file
+from pipeline.training.inputs import RunInputs, Stored, check_data, check_file
 from pipeline.training.loop import Moment, Training
 from pipeline.training.setting import Setting
 from pipeline.transform import TeacherTransform, TransformConfig
@@ -43,6 +43,7 @@ class Distillation(nn.Module):
         source: where they come from.
         machine: where it runs.
         seed: of the run.
+        copies: the stored logits of self-taught copies of the teacher, by the copy's name.
     """
 
     def __init__(
@@ -54,21 +55,25 @@ class Distillation(nn.Module):
         source: TeacherSource,
         machine: Machine,
         seed: int,
+        copies: Mapping[str, TeacherSource] | None = None,
     ) -> None:
         super().__init__()
         self.student, self.method, self.schedule, self.transform = student, method, schedule, transform
         if transform is not None:
             transform.eval().requires_grad_(False)
-        self.source, self.machine, self.seed = source, machine, seed
-        needs = type(method).needs(method.config)
+        self.source, self.machine, self.seed, self.copies = source, machine, seed, copies or {}
+        read = type(schedule).needs(schedule.config)
         if transform is not None:
-            needs |= type(transform).needs(transform.config)
-        self.taps = needs.student
+            read |= type(transform).needs(transform.config)
+        self.taps = tuple(dict.fromkeys((*method.taps, *read.student)))
 
     def begin(self, views: Views, moment: Moment) -> Callable[[], Taps]:
         """Start fetching the teacher's features of a batch."""
         chosen = self.schedule.checkpoint(moment.epoch, moment.epochs)
-        return self.source.begin(chosen, views.slot, views.index, views.image, views.label)
+        of = (views.slot, views.index, views.image, views.label)
+        wait = self.source.begin(chosen, *of)
+        copies = {f"{name}/logits": source.begin("last", *of) for name, source in self.copies.items()}
+        return lambda: wait() | {name: take()["logits"] for name, take in copies.items()}
 
     def forward(self, views: Views, fetched: Taps, moment: Moment) -> tuple[Tensor, Terms]:
         """Return the weighted sum of all terms, and the terms by name.
@@ -90,18 +95,23 @@ class Distillation(nn.Module):
         with self.machine.autocast():
             taps = self.student.record(views.image, self.taps)
         taps = {name: x.float() for name, x in taps.items()}
+        plan = self.schedule(taps, batch)
         if self.transform is not None:
             self.transform.observe({name: x.detach() for name, x in taps.items()}, batch)
-        plan = self.schedule(batch)
         terms: Terms = {}
         loss = _weigh(plan.terms, plan.weights, terms, 1.0, "", "schedule")
         for lesson in plan.lessons:
             taught = self._lesson(lesson, batch)
             found = self.method(taps, taught)
-            loss = loss + _weigh(
-                found, self.method.weights(taught), terms, lesson.weight, lesson.name, "method"
-            )
+            if lesson.terms is not None:
+                found = {name: term for name, term in found.items() if name in lesson.terms}
+            given = self.method.weights(taught) if lesson.weights is None else lesson.weights
+            loss = loss + _weigh(found, given, terms, lesson.weight, lesson.name, "method")
         return loss, terms
+
+    def diagnose(self) -> dict[str, float]:
+        """Return what method and schedule say of the epoch that has ended."""
+        return self.method.diagnose() | self.schedule.diagnose()
 
     def _lesson(self, lesson: Lesson, batch: Batch) -> Batch:
         if self.transform is None:
@@ -180,13 +190,15 @@ def distil(
         num_classes=spec.classes,
         labels=batches.labels.cpu(),
         student=student,
-        student_shapes=_checked(probe(student, spec.size, spec.channels), needs.student, inputs),
+        student_shapes=probe(student, spec.size, spec.channels),
         teacher_shapes=seen,
         tables=tables,
         teacher=teacher.network if teacher and inputs.teacher_network else None,
         seed=seed,
         matchings=matchings,
+        autocast=machine.autocast,
     )
+    _check_taps(context.student_shapes, needs.student, inputs)
     untransformed = replace(context, teacher_shapes=shapes)
     with seeding.scope(seed, "method"):
         method = method_class(config, context)
@@ -196,21 +208,26 @@ def distil(
     if transform is not None:
         with seeding.scope(seed, "transform"):
             frozen = transform[0](transform[1], untransformed)
-    objective = Distillation(student, method, schedule, frozen, source, machine, seed).to(machine.device)
+    copies = _copies(inputs, machine, resident_bytes)
+    objective = Distillation(student, method, schedule, frozen, source, machine, seed, copies)
+    objective.to(machine.device)
     modules: dict[str, nn.Module] = {"student": student, "method": method, "schedule": schedule}
     if frozen is not None and frozen.state_dict():
         modules["transform"] = frozen
     for module in modules.values():
         distributed.synchronised(module, machine.device, machine.ranks)
-    for network in (student, *(one.network for one in getattr(source, "teachers", {}).values())):
+    teachers = [one.network for one in getattr(source, "teachers", {}).values()]
+    for network in (*modules.values(), *teachers):
         machine.place(network)
+    for network in (student, *teachers):
         machine.compile(network)
+    evaluate = setting.evaluation(student)
     training = Training(
         modules=modules,
         objective=objective,
         batches=batches,
         phases=method.phases(inputs.recipe),
-        evaluate=setting.evaluation(student),
+        evaluate=lambda: evaluate() | objective.diagnose(),
         save=save,
         scratch=scratch,
         identity=identity,
@@ -251,14 +268,29 @@ def _teacher(
         return OnlineSource(teachers, inputs.features), last
     stores = {name: Path(stored.store) for name, stored in inputs.stored.items()}
     for name, stored in inputs.stored.items():
-        held = manifests.read(stores[name]).features.get(name)
-        if held is None or any(held.digest.get(key) != value for key, value in stored.digest.items()):
-            raise StaleArtifactError(
-                f"{stored.store} does not hold the '{name}' that this run was resolved with. Run: dvc repro"
-            )
+        _check_stored(stored, name)
     checkpoints = {key.split("/")[0] for stored in inputs.stored.values() for key in stored.digest}
     slots = inputs.slots if inputs.slots is not None else 0
     return CachedSource(stores, sorted(checkpoints), slots, machine.device, resident_bytes), last
+
+
+def _copies(inputs: RunInputs, machine: Machine, resident_bytes: int) -> dict[str, TeacherSource]:
+    """Open the stored logits of the self-taught copies that are read."""
+    found: dict[str, TeacherSource] = {}
+    for name, stored in inputs.self_taught.items():
+        _check_stored(stored, "logits")
+        slots = inputs.slots if inputs.slots is not None else 0
+        stores = {"logits": Path(stored.store)}
+        found[name] = CachedSource(stores, ["last"], slots, machine.device, resident_bytes)
+    return found
+
+
+def _check_stored(stored: Stored, name: str) -> None:
+    held = manifests.read(Path(stored.store)).features.get(name)
+    if held is None or any(held.digest.get(key) != value for key, value in stored.digest.items()):
+        raise StaleArtifactError(
+            f"{stored.store} does not hold the '{name}' that this run was resolved with. Run: dvc repro"
+        )
 
 
 def _feature_shapes(inputs: RunInputs, source: TeacherSource) -> dict[str, Shape]:
@@ -317,11 +349,10 @@ def _tables(inputs: RunInputs) -> Tables:
     return {name: table.load(Path(path))[0] for name, (path, _) in inputs.tables.items()}
 
 
-def _checked(shapes: dict[str, Shape], needed: tuple[str, ...], inputs: RunInputs) -> dict[str, Shape]:
+def _check_taps(shapes: Mapping[str, Shape], needed: tuple[str, ...], inputs: RunInputs) -> None:
     missing = [name for name in needed if name not in shapes]
     if missing:
         raise ParamsError(
             f"Run '{inputs.run}' reads student tap '{missing[0]}'. {inputs.network.network} has "
             f"{', '.join(shapes)}. Change it in params.yaml."
         )
-    return shapes

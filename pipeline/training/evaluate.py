@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.artifact import file_hash, read_json
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 from pipeline.machine import Machine
-from pipeline.metrics.accuracy import agreement, top
+from pipeline.metrics.accuracy import agreement, correlation, top
 from pipeline.metrics.cost import latency, macs, num_params
 from pipeline.metrics.probe import fisher
 from pipeline.network import Network, NetworkSpec, load, probe
@@ -40,9 +40,10 @@ def evaluate(
         machine: where it runs.
 
     Returns:
-        Metrics by name (accuracies and agreement in percent, latency in ms, training time in s; of a network with
-        inserted layers, what a linear probe finds before and after each), and arrays: predicted classes int32
-        (N,) of both weights.
+        Metrics by name (accuracies and agreement in percent, latency in ms, training time in s, peak memory in
+        bytes; of a network with inserted layers, what a linear probe finds before and after each), and arrays:
+        predicted classes int32 (N,) of both weights; of the last weights, the correlation of every two classes'
+        logits float32 (K, K), and the pooled features float32 (n, D) of the samples `pooled_index`.
 
     Raises:
         StaleArtifactError: the teacher's predictions are not those of this teacher or data.
@@ -59,6 +60,11 @@ def evaluate(
         found[f"{prefix}top1"] = top(scores, split.labels, 1)
         found[f"{prefix}top5"] = top(scores, split.labels, 5)
         arrays[name] = scores.argmax(dim=1).cpu().numpy().astype(np.int32)
+        if name == "last":
+            arrays["correlation"] = correlation(scores).cpu().numpy().astype(np.float32)
+            arrays["pooled_index"] = shown(test.labels)
+            kept = split.only(arrays["pooled_index"])
+            arrays["pooled"] = pooled(network, kept, ["pooled"], machine)["pooled"]
     training = _summary(folder / "training.json")
     network, spec = load(folder / "weights")
     found |= {
@@ -98,6 +104,17 @@ def _probes(
     return {f"probe_{tap}": fisher(fitted[tap], label, seen[tap], test_label) for tap in taps}
 
 
+def shown(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Choose the samples whose features are kept for pictures: the first 30 of at most ten classes, int64 (n,).
+
+    Args:
+        labels: of the split (N,).
+    """
+    classes = np.unique(labels)
+    chosen = classes[np.unique(np.linspace(0, len(classes) - 1, min(len(classes), 10)).round().astype(int))]
+    return np.sort(np.concatenate([np.flatnonzero(labels == one)[:30] for one in chosen]))
+
+
 def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
     path = Path(inputs["teacher_evaluation"])
     try:
@@ -130,7 +147,7 @@ def _comparison(path: Path) -> dict[str, float]:
 def _summary(path: Path) -> dict[str, float | int]:
     """Return the numbers of `training.json` that an evaluation passes on."""
     content = read_json(path, "dvc repro")
-    names = ("best_epoch", "epochs", "seconds", "images_per_second")
+    names = ("best_epoch", "epochs", "seconds", "images_per_second", "peak_bytes")
     held = content if isinstance(content, dict) else {}
     found: dict[str, float | int] = {
         name: held[name] for name in names if type(held.get(name)) in (int, float)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -31,12 +31,14 @@ class PlainSplit:
         labels: int64 (N,), on the device.
         normalise: what images go through.
         batch_size: samples of one forward pass.
+        rows: int64 (N,), which samples of `images` these are; None is all of them.
     """
 
     images: Images
     labels: Tensor
     normalise: Normalise
     batch_size: int = BATCH_SIZE
+    rows: Tensor | None = None
 
     @classmethod
     def of(cls, prepared: Prepared, split: str, normalise: Normalise, machine: Machine) -> Self:
@@ -45,9 +47,14 @@ class PlainSplit:
         most = BATCH_BYTES // (prepared.meta.channels * prepared.meta.size**2)
         return cls(images, labels, normalise, max(1, min(BATCH_SIZE, most)))
 
+    def only(self, index: NDArray[np.int64]) -> Self:
+        """Return the samples `index` (n,) of a whole split."""
+        rows = torch.from_numpy(index)
+        return replace(self, labels=self.labels[rows.to(self.labels.device)], rows=rows)
+
     def batches(self) -> Iterator[Tensor]:
         """Give normalised images (B, C, H, W) in their order."""
-        rows = torch.arange(len(self.labels))
+        rows = torch.arange(len(self.labels)) if self.rows is None else self.rows
         for _, image in views(self.images, 0, torch.split(rows, self.batch_size)):
             yield self.normalise(image)
 

@@ -79,6 +79,7 @@ class RunInputs(StudentInputs):
         weights_folder: of the teacher.
         weights: hash of the teacher's weights, by checkpoint; empty when only the store is read.
         stored: the features that are read from a store, by name; empty when online.
+        self_taught: the logits of self-taught copies of the teacher that are read, by the copy's name.
         tables: path and hash of the fitted tables that are read, by name.
         matchings: path and hash of the matchings that are read, by their keys.
         teacher_weights: hash of the teacher's last weights, which made `teacher_evaluation`.
@@ -103,6 +104,7 @@ class RunInputs(StudentInputs):
     weights_folder: str
     weights: dict[str, str]
     stored: dict[str, Stored]
+    self_taught: dict[str, Stored] = {}
     tables: dict[str, tuple[str, str]]
     matchings: dict[str, tuple[str, str]] = {}
     teacher_weights: str

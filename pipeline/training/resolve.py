@@ -38,6 +38,7 @@ class Places:
         matchings: folder of the pair's matchings.
         evaluation: its predictions.
         code: folder of the code's hashes.
+        self_taught: folder of its self-taught copies, where there are any.
     """
 
     data: Path
@@ -48,6 +49,7 @@ class Places:
     matchings: Path
     evaluation: Path
     code: Path
+    self_taught: Path | None = None
 
 
 def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInputs:
@@ -111,6 +113,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     schedule = plugin.load("schedules", settings.schedule)
     schedule_config = validate(schedule.Config, settings.schedule_config, f"runs.{run}.schedule_config")
     checkpoints = schedule.Schedule.checkpoints(schedule_config)
+    schedule.Schedule.check(schedule_config, method.Method, config)
     needs |= schedule.Schedule.needs(schedule_config)
     transform_config, changed = Block(), tuple[str, ...]()
     if settings.transform is not None:
@@ -134,6 +137,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     online = settings.source == "online"
     # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
     tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
+    copies = schedule.Schedule.self_taught(schedule_config)
     read = [*(checkpoints if online else ()), *(["last"] if needs.network else [])]
     fitted = {name: _table(places, name, run, changed) for name in tables}
     last = _weights(places.weights, ["last"])
@@ -158,6 +162,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
         weights_folder=str(places.weights),
         weights=_weights(places.weights, read),
         stored={} if online else _stored(places, student, needs.teacher, checkpoints, slots),
+        self_taught={name: _copy(places, student, name, slots) for name in copies},
         tables=fitted,
         teacher_weights=last["last"],
         teacher_evaluation=str(places.evaluation),
@@ -215,6 +220,39 @@ def _stored(
         keys = [f"{checkpoint}/train" for checkpoint in checkpoints]
         found[feature] = Stored(store=str(store), digest={key: digest[key] for key in keys})
     return found
+
+
+def _copy(places: Places, student: StudentInputs, name: str, slots: int | None) -> Stored:
+    """Return where the logits of a self-taught copy lie: it must have learned from the teacher as it is now."""
+    teacher, said = places.tables.name, places.tables / f"{name}.json"
+    if places.self_taught is None or not said.exists():
+        raise MissingArtifactError(
+            f"Teacher '{teacher}' has no self-taught copy '{name}'. Add {name}: {{teacher: {teacher}, student: "
+            f"{student.student}}} to 'self_taught' in params.yaml, then: dvc repro"
+        )
+    if slots is None:
+        raise ParamsError(
+            f"The logits of self-taught copy '{name}' are stored, and an online run of endless views reads more than "
+            "a store can hold. Set 'slots' of the run to a number, in params.yaml."
+        )
+    store, hint = places.self_taught / name / "store.zarr", f"dvc repro train_self_taught@{name}"
+    if read_json(said, hint).get("teacher") != _weights(places.weights, ["last"])["last"]:
+        raise StaleArtifactError(f"{store} is of a copy of another teacher. Make it again with: {hint}")
+    manifest = manifests.read(store)
+    manifests.require(
+        store,
+        manifest,
+        data=student.fingerprint,
+        mean=student.mean,
+        std=student.std,
+        views=student.views,
+    )
+    if manifest.features["logits"].slots < slots:
+        raise ParamsError(
+            f"{store} holds {manifest.features['logits'].slots} view slots, expected {slots}. Raise "
+            f"self_taught.{name}.slots, or set 'slots' of the run, in params.yaml, then: {hint}"
+        )
+    return Stored(store=str(store), digest={"last/train": manifest.features["logits"].digest["last/train"]})
 
 
 def _place(places: Places, feature: str) -> tuple[Path, dict[str, str]]:

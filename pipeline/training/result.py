@@ -75,6 +75,7 @@ def finish(scratch: Path, history: list[Row], save: Callable[[str], None], machi
         "best_epoch": best["epoch"] if best else 0,
         "seconds": seconds,
         "images_per_second": images / seconds if seconds else 0.0,
+        "peak_bytes": machine.peak_bytes(),
         "device": machine.device.type,
     }
     write_json(scratch / "training.json", summary)

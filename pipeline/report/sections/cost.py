@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from pipeline.report import markup, text
-from pipeline.report.results import Pair, Results
+from pipeline.report.results import BASELINE, Pair, Results
 
 TITLE = "Cost"
 
@@ -13,7 +13,8 @@ TITLE = "Cost"
 def section(results: Results, pair: Pair) -> Markup:
     """Return the table of a pair's costs."""
     metrics = pair.teacher.trained.metrics
-    alone = pair.alone.estimate("images_per_second").mean
+    bases = [run for run in (pair.alone, pair.baseline) if run is not None]
+    speeds = [run.estimate("images_per_second").mean for run in bases]
     rows: list[markup.Row] = [
         [
             Markup("teacher <small>{}</small>").format(pair.teacher.name),
@@ -22,16 +23,16 @@ def section(results: Results, pair: Pair) -> Markup:
             markup.Cell(f"{text.fixed(metrics['latency_ms'])} ms", metrics["latency_ms"]),
             markup.Cell(text.duration(metrics["train_seconds"]), metrics["train_seconds"]),
             markup.Cell(text.amount(metrics["images_per_second"]), metrics["images_per_second"]),
-            markup.NOTHING,
+            *(markup.NOTHING for _ in bases),
+            markup.Cell(text.amount(metrics["peak_bytes"], "B"), metrics["peak_bytes"]),
         ]
     ]
     for run in pair.runs:
         found = {
             name: run.estimate(name).mean
-            for name in ("params", "macs", "latency_ms", "train_seconds", "images_per_second")
+            for name in ("params", "macs", "latency_ms", "train_seconds", "images_per_second", "peak_bytes")
         }
         speed = found["images_per_second"]
-        times = alone / speed if speed else 0.0
         rows.append(
             [
                 run.name,
@@ -41,7 +42,8 @@ def section(results: Results, pair: Pair) -> Markup:
                 markup.Cell(f"{text.fixed(found['latency_ms'])} ms", found["latency_ms"]),
                 markup.Cell(text.duration(found["train_seconds"]), found["train_seconds"]),
                 markup.Cell(text.amount(speed), speed),
-                markup.Cell(f"{text.fixed(times)}{text.TIMES}", times) if times else text.DASH,
+                *(_times(base / speed if speed else 0.0) for base in speeds),
+                markup.Cell(text.amount(found["peak_bytes"], "B"), found["peak_bytes"]),
             ]
         )
     head = [
@@ -52,9 +54,16 @@ def section(results: Results, pair: Pair) -> Markup:
         "CPU latency",
         "training",
         "images/s",
-        "step, student = 1",
+        *("step, student = 1", f"step, {BASELINE} = 1")[: len(bases)],
+        "peak memory",
     ]
     return markup.table(head, rows, 2) + markup.note(
         "Parameters and multiply-accumulates are those of inference: what a method adds for training alone does not "
-        "count. Latency is one image on the CPU. Training is the mean over seeds, evaluation left out."
+        "count. Latency is one image on the CPU. Training is the mean over seeds, evaluation left out. "
+        "A step costs that many of the named run's steps. Peak memory is the training "
+        "process's, on a GPU the GPU's."
     )
+
+
+def _times(value: float) -> markup.Cell | str:
+    return markup.Cell(f"{text.fixed(value)}{text.TIMES}", value) if value else text.DASH

@@ -1,0 +1,56 @@
+"""How student, self-learning teachers and teacher draw near to each other while they are trained."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup
+
+from pipeline.report import markup, palette
+from pipeline.report.figure import by_epoch, draw, line
+from pipeline.report.palette import Style
+from pipeline.report.results import Pair, Results, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLE = "Learning trajectories"
+
+
+def section(results: Results, pair: Pair) -> Markup:
+    """Return a picture a run that has self-learning teachers."""
+    runs = [run for run in pair.runs if run.diagnostics("distance")]
+    if not runs:
+        return Markup()
+    names = list(dict.fromkeys(name for run in runs for name in run.diagnostics("distance")))
+    styles = {name: palette.series(number) for number, name in enumerate(names)}
+    lead = markup.note(
+        "Mean distance of the class probabilities of training samples, by epoch: 0 is the same, 1.41 two certain and "
+        "different classes. The self-learning teachers count as one, by their fused logits."
+    )
+    legend = markup.legend([(_words(name), style) for name, style in styles.items()], 0)
+    pictures = [
+        draw(
+            f"{pair.name}/{run.name}/distance",
+            f"{run.name}.",
+            2.5,
+            partial(_distances, run=run, styles=styles),
+        )
+        for run in runs
+    ]
+    return lead + legend + markup.figures(pictures)
+
+
+def _words(name: str) -> str:
+    one, _, other = name.partition(".")[2].partition("-")
+    called = {"self": "self-learning"}
+    return f"{called.get(one, one)} to {called.get(other, other)}"
+
+
+def _distances(ax: Axes, run: Run, styles: dict[str, Style]) -> None:
+    for name in run.diagnostics("distance"):
+        line(ax, np.stack([student.column(name) for student in run.students]).mean(axis=0), styles[name])
+    ax.set_ylim(bottom=0)
+    by_epoch(ax, "distance")

@@ -1,0 +1,60 @@
+"""How DSKD weighs the shallow layers of each sample, by epoch."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup
+
+from pipeline.report import markup, palette
+from pipeline.report.figure import THIRD, by_epoch, draw, line
+from pipeline.report.palette import Style
+from pipeline.report.results import Pair, Results, Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLE = "Weights of shallow layers"
+KINDS = {"kd": "logits", "map": "maps"}
+
+
+def section(results: Results, pair: Pair) -> Markup:
+    """Return a picture for each layer and kind of the runs that weigh them."""
+    pictures = []
+    styles = palette.styles(pair)
+    for run in pair.runs:
+        # "weight.<kind>.<position>.<percent>"
+        places = dict.fromkeys(name.rpartition(".")[0] for name in run.diagnostics("weight"))
+        for place in places:
+            _, kind, position = place.split(".")
+            words = f"{run.name}: {position}, {KINDS.get(kind, kind)}."
+            style = Style(styles[run.name].colour if styles[run.name].named else palette.SERIES[0], "o", ())
+            paint = partial(
+                _bands, run=run, place=place, style=style, title=f"{position}, {KINDS.get(kind, kind)}"
+            )
+            pictures.append(draw(f"{pair.name}/{run.name}/{place}", words, 2.2, paint, THIRD))
+    if not pictures:
+        return Markup()
+    lead = markup.note(
+        "The share of a layer's loss in the sum over the shallow layers, of every training sample: median, and bands "
+        "of the middle half and of nine tenths of the samples, mean over seeds. The shares of one sample sum to one."
+    )
+    return lead + markup.figures(pictures, 3)
+
+
+def _bands(ax: Axes, run: Run, place: str, style: Style, title: str) -> None:
+    def column(percent: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        found: np.ndarray[tuple[int], np.dtype[np.float64]] = np.stack(
+            [student.column(f"{place}.{percent}") for student in run.students]
+        ).mean(axis=0)
+        return found
+
+    median = column(50)
+    epochs = np.arange(1, len(median) + 1)
+    for low, high in ((5, 95), (25, 75)):
+        ax.fill_between(epochs, column(low), column(high), color=style.colour, alpha=0.18, linewidth=0)
+    line(ax, median, style)
+    ax.set_ylim(0, 1)
+    by_epoch(ax, title)
