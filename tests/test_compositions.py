@@ -19,9 +19,10 @@ from pipeline.prepare import prepare
 from pipeline.training.inputs import RunInputs
 
 FINAL = {"student_tap": "final", "teacher_feature": "final"}
+LAST = {"map": "final", "teacher_feature": "final"}
 RUNS: dict[str, dict[str, Any]] = {
-    "slkd_dskd": {"method": "dskd", "schedule": "self_learning"},
-    "kcd_dskd": {"method": "dskd", "transform": "permutation"},
+    "slkd_dskd": {"method": "dskd", "config": LAST, "schedule": "self_learning"},
+    "kcd_dskd": {"method": "dskd", "config": LAST, "transform": "permutation"},
     "kcd_fitnet": {"method": "fitnet", "config": FINAL, "transform": "permutation"},
     "letkd1_slkd": {"method": "letkd1", "schedule": "self_learning"},
     "kcd_with_layer": {"method": "mimicry", "transform": "permutation", "config": {"insert": {"final": {

@@ -231,7 +231,7 @@ def parts(found: Assembled, batch: Batch) -> tuple[dict[str, Array], dict[str, A
 def reference(found: Assembled, batch: Batch, balance: str) -> dict[str, float]:
     """Return the terms of equations 1 to 9, sample by sample."""
     logits, maps = parts(found, batch)
-    z, hint = array(batch.teacher["logits"]), array(batch.teacher["final"])
+    z, hint = array(batch.teacher["logits"]), array(batch.teacher["stage3"])
     label = array(batch.label)
     losses = {
         "kd": {name: kl(z, x, 4.0) for name, x in logits.items()},
@@ -278,7 +278,7 @@ def test_a_single_position_has_weight_one(position: str) -> None:
     logits, maps = parts(found, batch)
     expected = kl(array(batch.teacher["logits"]), logits[position], 4.0).mean()
     assert terms["kd_shallow"].item() == pytest.approx(expected, rel=1e-4)
-    expected = ((maps[position] - array(batch.teacher["final"])) ** 2).mean()
+    expected = ((maps[position] - array(batch.teacher["stage3"])) ** 2).mean()
     assert terms["map_shallow"].item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -336,7 +336,7 @@ def test_weights_sum_to_one_and_are_told_by_quantiles() -> None:
     held = found.method.gathered._all()
     assert set(held) == {f"weight.{kind}.{place}" for kind in ("kd", "map") for place in ("stage1", "stage2")}
     logits, maps = parts(found, batch)
-    z, hint = array(batch.teacher["logits"]), array(batch.teacher["final"])
+    z, hint = array(batch.teacher["logits"]), array(batch.teacher["stage3"])
     for kind in ("kd", "map"):
         total = held[f"weight.{kind}.stage1"] + held[f"weight.{kind}.stage2"]
         torch.testing.assert_close(total, torch.ones(7), rtol=1e-6, atol=1e-6)
@@ -383,8 +383,8 @@ def test_the_baselines_heads_learn_from_labels(name: str) -> None:
 def test_a_map_that_is_negative_asks_for_projectors_without_a_relu() -> None:
     found = assemble("dskd")
     batch = found.batch()
-    negative = replace(batch, teacher=batch.teacher | {"final": batch.teacher["final"] - 1})
-    with pytest.raises(ParamsError, match=r"'final' is negative in places.*Set relu: false") as error:
+    negative = replace(batch, teacher=batch.teacher | {"stage3": batch.teacher["stage3"] - 1})
+    with pytest.raises(ParamsError, match=r"'stage3' is negative in places.*Set relu: false") as error:
         found.method(found.taps(batch), negative)
     assert "\n" not in str(error.value)
     linear = assemble("dskd", {"relu": False})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from ruamel.yaml import YAML
 from training_fixtures import PARAMS, changed
 
 from pipeline.errors import (
@@ -306,3 +308,22 @@ def test_anchor_names(share: float, name: str) -> None:
 
 def test_views_default_to_cifars() -> None:
     assert CropFlip(space="crop_flip") == CropFlip(space="crop_flip", padding=4, fill="zero", flip=True)
+
+
+def test_the_readmes_blocks_are_params() -> None:
+    """Its T, TEACHER, S, STUDENT and PAIR stand for names of the user's own."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    found = re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S)
+    assert len(found) > 5
+    network = {"dataset": "cifar100", "family": "resnet", "network": "resnet20"}
+    content: dict[str, Any] = {
+        "seeds": [0],
+        "teachers": dict.fromkeys(("T", "TEACHER"), network | {"extract": {"features": {"logits": {}}}}),
+        "students": dict.fromkeys(("S", "STUDENT"), network),
+        "pairs": {"PAIR": {"teacher": "TEACHER", "student": "STUDENT"}},
+    }
+    for block in found:
+        content = project.merged(content, YAML(typ="safe").load(block))
+    params = project.check(content)
+    project.check_plugins(params)
+    assert len(params.runs) > 20

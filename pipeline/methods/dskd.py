@@ -39,7 +39,7 @@ class Config(HeadsConfig):
     Attributes:
         temperature: tau.
         maps: learn the teacher's last map too; without it there is nothing of it to store (Table 3).
-        teacher_feature: that map; where layers follow the last stage (MobileNetV2), `stageN` is the one before them.
+        teacher_feature: that map: stage3, or stage4 of VGG and of CIFAR's ResNet50.
         map: where the student's heads learn it: at the end of the last `stage`, or at `final`.
         relu: end the projectors with a ReLU.
         balance: weights of the shallow losses: by `loss`, or `equal`.
@@ -48,7 +48,7 @@ class Config(HeadsConfig):
 
     temperature: float = Field(default=4.0, gt=0)
     maps: bool = True
-    teacher_feature: str = "final"
+    teacher_feature: str = "stage3"
     map: LastMap = "stage"
     relu: bool = True
     balance: Literal["loss", "equal"] = "loss"

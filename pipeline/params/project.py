@@ -236,10 +236,10 @@ def check_plugins(params: Sections) -> None:
             named.append(("transforms", run.transform, run.transform_config, f"{where}.transform_config"))
     for catalogue, plug, config, where in named:
         validate(plugin.load(catalogue, plug).Config, config, where)
-    for teacher in params.teachers.values():
-        for feature in teacher.extract.features:
-            for encoding in feature.partition("@")[0].split(":")[1:]:  # of tap:encoding@table
-                plugin.load("encodings", encoding)
+    features = [feature for teacher in params.teachers.values() for feature in teacher.extract.features]
+    for feature in (*features, *(code.code for code in params.codes.values())):
+        for encoding in feature.partition("@")[0].split(":")[1:]:  # of tap:encoding@table
+            plugin.load("encodings", encoding)
     networks: list[TeacherParams | StudentParams] = [*params.teachers.values(), *params.students.values()]
     for network in networks:
         family = plugin.load("networks", network.family)
