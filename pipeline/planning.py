@@ -179,7 +179,7 @@ def plan(params: Sections, metas: Mapping[str, Meta]) -> Plan:
     for run in runs:
         stages = tuple(f"distill@{run.name}-{seed}" for seed in params.seeds)
         forwards = run.forwards if run.online else 0
-        items.append(Item("student", run.name, stages, sizes[run.student], 7, forwards))
+        items.append(Item("student", run.name, stages, sizes[run.student], 8, forwards))
     return Plan(tuple(items), tuple(costs), tuple(paid))
 
 

@@ -29,6 +29,7 @@ def main(
     names = suite.select(only or [])
 
     from tempfile import TemporaryDirectory
+    from time import perf_counter
 
     import torch
     from rich.console import Console
@@ -45,8 +46,10 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 130)  # a file has no width of its own
     for number, name in enumerate(names, start=1):
         print(f"{name} ({number} of {len(names)})", flush=True)
+        start = perf_counter()
         with TemporaryDirectory(prefix="benchmark-") as folder:
             records += suite.MEASUREMENTS[name](Bench(QUICK if quick else FULL, where, Path(folder)))
+        print(f"{name}: {perf_counter() - start:.0f} s", flush=True)
     record.show(console, facts, records)
     if out is not None:
         record.write(out, facts, records)

@@ -61,7 +61,7 @@ def words(world: World, stage: str, out: Path) -> list[object]:
         "extract_features": [block / "extract.json", "--data", data, "--weights", a / "teachers/big/weights",
                              "--batch-size", 7],
         "pretrain_student": [a / "inputs/students/small.json", "--seed", 0],
-        "distill": [a / "inputs/pairs/pair/fitnet.json", "--seed", 0],
+        "distill": [a / "inputs/pairs/pair/fitnet/0.json"],
     }  # fmt: skip
     return [*own[stage], "--device", "cpu", "--out", out]
 

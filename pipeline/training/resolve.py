@@ -11,6 +11,7 @@ from pipeline.artifact import file_hash, read_json
 from pipeline.encoding import Feature, encodings_of, tables_of
 from pipeline.errors import MissingArtifactError, ParamsError, StaleArtifactError, unknown_name
 from pipeline.features import manifest as manifests
+from pipeline.features.manifest import Manifest
 from pipeline.features.source import check_stored
 from pipeline.matching import Matching, Wanted
 from pipeline.network import NetworkSpec
@@ -205,20 +206,20 @@ def _stored(
     found = {}
     for feature in features:
         store, tables = _place(places, feature)
-        manifest = manifests.read(store)
-        manifests.require(
-            store,
-            manifest,
-            data=student.fingerprint,
-            mean=student.mean,
-            std=student.std,
-            views=student.views,
-        )
+        manifest = _manifest(store, student)
         check_stored(store, manifest, feature, checkpoints, slots or 0)
         manifests.require(store, manifest, weights=_weights(places.weights, checkpoints), tables=tables)
         digest = manifest.features[feature].digest
         keys = [f"{checkpoint}/train" for checkpoint in checkpoints]
         found[feature] = Stored(store=str(store), digest={key: digest[key] for key in keys})
+    return found
+
+
+def _manifest(store: Path, student: StudentInputs) -> Manifest:
+    """Return what a store says of itself; it must hold the data and the views that the student sees."""
+    found = manifests.read(store)
+    data, mean, std, views = student.fingerprint, student.mean, student.std, student.views
+    manifests.require(store, found, data=data, mean=mean, std=std, views=views)
     return found
 
 
@@ -238,15 +239,7 @@ def _copy(places: Places, student: StudentInputs, name: str, slots: int | None) 
     store, hint = places.self_taught / name / "store.zarr", f"dvc repro train_self_taught@{name}"
     if read_json(said, hint).get("teacher") != _weights(places.weights, ["last"])["last"]:
         raise StaleArtifactError(f"{store} is of a copy of another teacher. Make it again with: {hint}")
-    manifest = manifests.read(store)
-    manifests.require(
-        store,
-        manifest,
-        data=student.fingerprint,
-        mean=student.mean,
-        std=student.std,
-        views=student.views,
-    )
+    manifest = _manifest(store, student)
     if manifest.features["logits"].slots < slots:
         raise ParamsError(
             f"{store} holds {manifest.features['logits'].slots} view slots, expected {slots}. Raise "
