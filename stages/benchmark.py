@@ -13,7 +13,8 @@ from stages import command
 
 def main(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes and few rounds: three minutes.")
+        bool,
+        typer.Option("--quick", help="Small: one pair, few rounds, no methods or fits; three minutes."),
     ] = False,
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A measurement to make; may be given again.")
@@ -26,7 +27,7 @@ def main(
         raise typer.BadParameter(f"{out} is a folder", param_hint="--json")
     from pipeline.benchmark import suite
 
-    names = suite.select(only or [])
+    names = suite.select(only or [], quick)
 
     from tempfile import TemporaryDirectory
     from time import perf_counter

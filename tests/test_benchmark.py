@@ -330,6 +330,8 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_names_are_selected_in_their_order() -> None:
     assert suite.select([]) == list(suite.MEASUREMENTS)
     assert suite.select(["read", "extract"]) == ["extract", "read"]
+    assert suite.select([], quick=True) == [name for name in suite.MEASUREMENTS if name not in suite.LONG]
+    assert suite.select(["fits"], quick=True) == ["fits"]
     with pytest.raises(errors.UnknownNameError, match=r"Unknown measurement 'reed'. Did you mean 'read'"):
         suite.select(["read", "reed"])
 

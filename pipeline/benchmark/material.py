@@ -88,10 +88,11 @@ QUICK = Scale(
     steps=3,
     extracted=128,
     stored=5000,
-    remembered=2200,
-    fitted=60_000,
-    photographs=130,
+    remembered=1500,
+    fitted=20_000,
+    photographs=60,
     compiled=False,
+    pairs=(("resnet.resnet56", "resnet.resnet20"),),
 )
 
 

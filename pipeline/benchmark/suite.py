@@ -120,8 +120,12 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
 }
 
 
-def select(names: Sequence[str]) -> list[str]:
-    """Return the measurements `names` in their usual order; all of them for none.
+# What `--quick` leaves out unless it is named: single methods, fits, and what options bring.
+LONG = ("word_step", "self_learning", "matching", "options", "fits", "photographs")
+
+
+def select(names: Sequence[str], quick: bool = False) -> list[str]:
+    """Return the measurements `names` in their usual order; for none all of them, or the quick ones.
 
     Raises:
         UnknownNameError: no such measurement.
@@ -129,4 +133,5 @@ def select(names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in MEASUREMENTS:
             raise unknown_name("measurement", name, MEASUREMENTS)
-    return [name for name in MEASUREMENTS if not names or name in names]
+    wanted = names or [name for name in MEASUREMENTS if not (quick and name in LONG)]
+    return [name for name in MEASUREMENTS if name in wanted]
