@@ -234,8 +234,9 @@ def distil(
         title=f"{inputs.pair}/{inputs.run} seed {seed}",
     )
     rows = training.run()
-    said = compare(student, config, frozen, inputs, source, setting)
-    artifact.write_json(scratch / "comparison.json", said)
+    if machine.ranks.first:
+        said = compare(student, config, frozen, inputs, source, setting)
+        artifact.write_json(scratch / "comparison.json", said)
     result.finish(scratch, rows, save, machine)
 
 
