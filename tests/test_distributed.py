@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -28,7 +29,7 @@ from pipeline.closure import root
 from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import MachineError
 from pipeline.features import store
-from pipeline.features.extract import Progress
+from pipeline.features.shards import Progress
 from pipeline.features.store import StoredArray
 from pipeline.machine import machine
 from pipeline.training import checkpoint
@@ -408,8 +409,12 @@ def test_a_stage_joins_torchrun(server: Server, world: World, tmp_path: Path) ->
 
 
 def children(process: int) -> list[int]:
-    found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [int(child) for child in found if b"stages." in Path(f"/proc/{child}/cmdline").read_bytes()]
+    ranks = []
+    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError):  # a child that has ended since
+            if b"stages." in Path(f"/proc/{child}/cmdline").read_bytes():
+                ranks.append(int(child))
+    return ranks
 
 
 @pytest.mark.parametrize(
