@@ -231,7 +231,7 @@ def test_trace_is_the_sum_of_coefficients() -> None:
     a.requires_grad_()
     found = trace(a, b)
     assert found.item() == pytest.approx(expected, abs=1e-5)  # float32
-    found.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    found.backward()
     assert a.grad is not None
     assert torch.isfinite(a.grad).all()
     assert (a.grad[:, 3] == 0).all()

@@ -107,8 +107,8 @@ def test_a_head_starts_alike_whichever_others_there_are() -> None:
         assert torch.equal(x, both.heads["stage2"].state_dict()[name])
     other = Heads(("stage2",), context_of(family("resnet", "resnet8"), 32, seed=1))
     assert not torch.equal(
-        other.heads["stage2"].classifier.weight,  # type: ignore[union-attr]
-        one.heads["stage2"].classifier.weight,  # type: ignore[union-attr]
+        other.heads["stage2"].classifier.weight,
+        one.heads["stage2"].classifier.weight,
     )
 
 

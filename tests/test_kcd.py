@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +153,10 @@ def test_dynamic_goes_on_bit_for_bit_and_counts_over_phases() -> None:
             made.observe({"final": y}, batch({"final": x}, torch.arange(8) % CLASSES, epoch, phase))
 
     moments = [(0, "warm"), (0, "main"), (1, "main"), (1, "main"), (2, "main"), (3, "main")]
-    new: Callable[[], Transform] = lambda: transform(  # noqa: E731
-        matching([[0, 1, 2], [2, 1, 0]], 3, ranges=2), {"final": (3, 2, 2)}, dynamic=2
-    )
+
+    def new() -> Transform:
+        return transform(matching([[0, 1, 2], [2, 1, 0]], 3, ranges=2), {"final": (3, 2, 2)}, dynamic=2)
+
     whole = new()
     steps(whole, moments)
     assert int(whole.finished) == 4  # warm 0, main 0, 1 and 2

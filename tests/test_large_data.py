@@ -475,7 +475,7 @@ def test_a_file_that_changes_stops_every_stage_in_one_line(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every reader compares what it reads with the index."""
-    raw = shutil.copytree(Prepared.open(project / "data").split("train").images.root, project / "raw")  # type: ignore[union-attr]
+    raw = shutil.copytree(Prepared.open(project / "data").split("train").images.root, project / "raw")
     meta = json.loads((project / "data" / "meta.json").read_text())
     meta["files"]["root"] = str(raw)
     (project / "data" / "meta.json").write_text(json.dumps(meta))

@@ -197,7 +197,7 @@ def test_a_dead_pixel_is_passed_on() -> None:
 
 def test_a_fresh_network_draws_its_layers_anew() -> None:
     network = assemble("letkd1", tables=tables).student
-    network.inserted["final"].value_scale.data.fill_(9)  # type: ignore[union-attr]
+    network.inserted["final"].value_scale.data.fill_(9)
     with seeding.scope("other"):
         other = network.fresh()
     for name, parameter in other.inserted["final"].named_parameters():
@@ -317,7 +317,7 @@ def test_letkd2_is_the_formula() -> None:
     terms = found.method(taps, batch)
     table = subclass_table()
     h1 = subclass_by_loops(batch.teacher["stage3_block1"], table, batch.label)
-    scores, output = layer_by_loops(found.student.inserted["stage3_block1"], taps["stage3_block1.input"])  # type: ignore[arg-type]
+    scores, output = layer_by_loops(found.student.inserted["stage3_block1"], taps["stage3_block1.input"])
     target = [list(table["scores"][k]) for k in h1]
     assert terms["subclasses"].item() == pytest.approx(kl(target, scores), **CLOSE)
     # Its output is what the rest of the stage reads.

@@ -171,7 +171,7 @@ def test_the_methods_lesson_has_weights_of_its_own_and_the_teachers_other_featur
         seen.append(given.teacher)
         return forward(student, given)
 
-    found.method.forward = watched  # type: ignore[method-assign]
+    found.method.forward = watched
     loss, terms = step(objective, batch)
     expected = sum(0.1 * terms[f"slt{j}_ce"] + 0.9 * terms[f"slt{j}_kd"] for j in (1, 2))
     expected += 0.1 * terms["ce"] + 0.9 * terms["kd"] + 0.5 * (2 * terms["fused_ce"] + 3 * terms["fused_kd"])
@@ -292,7 +292,7 @@ def test_one_optimiser_does_what_three_of_equal_settings_do() -> None:
             loss, _ = step(objective, batch)
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
         ends.append([x.detach().clone() for module in modules for x in module.parameters()])

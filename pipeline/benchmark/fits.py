@@ -174,7 +174,7 @@ def _faiss(x: Array, first: Array) -> Callable[[], object] | None:
 
 if __name__ == "__main__":
     name, number = sys.argv[1:]
-    import sklearn.discriminant_analysis  # noqa: F401  # what it takes in memory is not the fit's
+    import sklearn.discriminant_analysis  # noqa: F401  # loaded before the peak is marked: its own memory is not the fit's
 
     plugin.load("tables", "lda")
     before = peak()

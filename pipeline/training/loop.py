@@ -193,7 +193,7 @@ class Training:
             yield waiting
 
     def _means(self, names: list[str], rows: Tensor, moment: Moment) -> dict[str, float]:
-        """Average the terms (steps, terms) over an epoch, once a epoch so that no step waits for the device."""
+        """Average the terms (steps, terms) over an epoch, once an epoch so that no step waits for the device."""
         if not torch.isfinite(rows).all():
             step, term = (~torch.isfinite(rows)).nonzero()[0].tolist()
             raise DivergedError(
