@@ -19,7 +19,7 @@ from rich.console import Console
 from pipeline import errors
 from pipeline.artifact import read_json
 from pipeline.benchmark import fits, memory, photographs, record, repro, startup, suite
-from pipeline.benchmark.material import FULL, QUICK, Bench, Scale
+from pipeline.benchmark.material import FULL, QUICK, Bench
 from pipeline.benchmark.record import Record, missing
 from pipeline.benchmark.timing import Rates, interleaved, timed
 from pipeline.machine import Machine
@@ -27,7 +27,8 @@ from pipeline.network import Network, _walked
 from stages import benchmark as stage
 from stages import command
 
-TINY = Scale(
+TINY = replace(
+    QUICK,
     rounds=2,
     size=8,
     batch_size=4,
@@ -37,7 +38,6 @@ TINY = Scale(
     remembered=4,
     fitted=600,
     photographs=6,
-    compiled=False,
     pairs=(("resnet.resnet14", "resnet.resnet8"), ("wrn.wrn_16_1", "resnet.resnet8")),
     channels=12,
 )

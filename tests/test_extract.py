@@ -42,7 +42,7 @@ from pipeline.artifact import scratch
 from pipeline.errors import UnknownNameError
 from pipeline.features import check, extract, store
 from pipeline.features import manifest as manifests
-from pipeline.features.extract import ShardWriter
+from pipeline.features.shards import Progress, ShardWriter
 from pipeline.features.store import Layout, StoredArray, array_path
 from pipeline.features.teacher import Teacher
 from pipeline.normalise import Normalise
@@ -259,14 +259,14 @@ def test_a_shard_whose_record_is_lost_is_written_again(
     one, spec = network()
     made = extraction(prepared, {"last": one}, spec)
     whole = made.run(tmp_path / "whole.zarr", no_progress)
-    calls, save = cut_off(after), extract.Progress.save
+    calls, save = cut_off(after), Progress.save
 
-    def lost(self: extract.Progress, writers: Mapping[str, ShardWriter]) -> None:
+    def lost(self: Progress, writers: Mapping[str, ShardWriter]) -> None:
         calls()
         save(self, writers)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract.Progress, "save", lost)
+        patch.setattr(Progress, "save", lost)
         with pytest.raises(CutOffError):
             made.run(tmp_path / "cut.zarr", no_progress)
     assert made.run(tmp_path / "cut.zarr", no_progress) == whole
@@ -363,13 +363,13 @@ def test_the_stage_goes_on_where_it_was_cut_off(stage: Stage, monkeypatch: pytes
     begun = json.loads((scratch(stage.out) / "progress.json").read_text())
     assert begun["last/train/logits"]
     opened: list[dict[str, int]] = []
-    of = extract.Progress.of
+    of = Progress.of
 
-    def noted(self: extract.Progress, key: str) -> dict[int, str]:
+    def noted(self: Progress, key: str) -> dict[int, str]:
         opened.append({key: len(of(self, key))})
         return of(self, key)
 
-    monkeypatch.setattr(extract.Progress, "of", noted)
+    monkeypatch.setattr(Progress, "of", noted)
     assert stage.extract(BLOCK, "--batch-size", 8) == 0
     assert {"last/train/logits": len(begun["last/train/logits"])} in opened
     assert contents(stage.out) == whole
@@ -393,13 +393,13 @@ def test_what_was_begun_from_something_else_is_not_gone_on_from(
         save_teacher(stage.weights, {"last": network(7)[0]}, network(7)[1])
     compression = "zstd" if changed == "compression" else "none"
     features = BLOCK | ({"stage1": {"slots": 2}} if changed == "slots" else {})
-    opened, of = {}, extract.Progress.of
+    opened, of = {}, Progress.of
 
-    def noted(self: extract.Progress, key: str) -> dict[int, str]:
+    def noted(self: Progress, key: str) -> dict[int, str]:
         opened.setdefault(key, len(of(self, key)))  # how much was there when the run began
         return of(self, key)
 
-    monkeypatch.setattr(extract.Progress, "of", noted)
+    monkeypatch.setattr(Progress, "of", noted)
     assert stage.extract(features, "--batch-size", 8, compression=compression) == 0
     assert (max(opened.values()) > 0) == (changed == "nothing")
     codecs = (array_path(stage.out, "last", "train", "stage1") / "zarr.json").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,9 @@ FULL = Scale(
     fitted=200_000,
     photographs=1000,
 )
-QUICK = Scale(
+QUICK = replace(
+    FULL,
     rounds=3,
-    size=32,
-    batch_size=64,
     steps=3,
     extracted=128,
     stored=5000,

@@ -15,7 +15,7 @@ from pipeline.benchmark.material import Bench
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import interleaved, timed
 from pipeline.features import store
-from pipeline.features.extract import ShardWriter
+from pipeline.features.shards import ShardWriter
 from pipeline.features.store import Layout, StoredArray
 
 Array = NDArray[Any]

@@ -10,9 +10,7 @@ ranks leave beside the arrays. Batches are those of one process, so the store is
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,9 @@ from torch import Tensor
 
 from pipeline import artifact, progress
 from pipeline.distributed import ALONE, Ranks, Tally
-from pipeline.errors import ParamsError
 from pipeline.features import store
 from pipeline.features.manifest import Manifest, StoredFeature
+from pipeline.features.shards import Progress, ShardWriter
 from pipeline.features.store import Layout, StoredArray
 from pipeline.features.teacher import Teacher
 from pipeline.images import Forward, stream_images
@@ -39,120 +37,30 @@ Array = NDArray[Any]
 PIECES = "pieces"  # folder of the parts of shards that lie across the edges of ranks
 
 
-class ShardWriter:
-    """Fills a range of one array in (slot, sample) order and writes each shard when it is full.
+@dataclass(frozen=True)
+class _Part:
+    """The arrays of one checkpoint and split.
 
-    Positions count samples over all slots: slot * N + sample.
-
-    Args:
-        array: the array, open for writing.
-        layout: how it is cut.
-        name: the feature's name, for errors.
-        hashes: of the shards that are written already, by their first position.
-        span: first position of the range and the one after its last; None is the whole array.
-        pieces: path, without its end, of files for the parts of shards that reach out of the range.
+    Attributes:
+        checkpoint: the teacher's.
+        split: of the data.
+        samples: of the split.
+        layouts: of its arrays, by feature name.
     """
 
-    def __init__(
-        self,
-        array: StoredArray,
-        layout: Layout,
-        name: str,
-        hashes: dict[int, str] | None = None,
-        span: tuple[int, int] | None = None,
-        pieces: Path | None = None,
-    ) -> None:
-        self.array, self.layout, self.name = array, layout, name
-        self.hashes = {} if hashes is None else hashes
-        self.pieces = pieces
-        whole = layout.shape[0] * layout.shape[1]
-        self.span = (0, whole) if span is None else (min(span[0], whole), min(span[1], whole))
-        self._parts: list[Array] = []
+    checkpoint: str
+    split: str
+    samples: int
+    layouts: Mapping[str, Layout]
 
-    def wants(self, first: int, stop: int) -> bool:
-        """Say whether something of the positions [first, stop) is still to be written."""
-        return any(True for _ in self._pending(first, stop))
+    @property
+    def slots(self) -> int:
+        """Number of slots, with the plain one."""
+        return max(layout.shape[0] for layout in self.layouts.values())
 
-    def add(self, slot: int, start: int, values: Array) -> bool:
-        """Take samples of a slot, which follow those taken before; say whether a shard was written.
-
-        Args:
-            slot: their slot.
-            start: index of the first.
-            values: (n, ...); those that are written already are passed over.
-        """
-        first = slot * self.layout.shape[1] + start
-        wrote = False
-        for shard, (begin, end) in list(self._pending(first, first + len(values))):
-            self._parts.append(values[max(begin, first) - first : end - first])
-            if end <= first + len(values):
-                held, self._parts = np.concatenate(self._parts), []
-                if (begin, end) == shard:
-                    self.write(begin, held)
-                    wrote = True
-                else:
-                    with artifact.writing(self.piece(begin, end)) as part, part.open("wb") as file:
-                        np.save(file, held, allow_pickle=False)
-        return wrote
-
-    def write(self, begin: int, values: Array) -> None:
-        """Write the shard that begins at a position: `values` (n, ...)."""
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise ParamsError(
-                f"Feature '{self.name}' has values that {values.dtype} cannot hold. {self._cure()}"
-            )
-        values = np.ascontiguousarray(values)  # a copy only where the network's memory format is another
-        slot, start = divmod(begin, self.layout.shape[1])
-        rows = -(-len(values) // self.layout.shape[1])
-        self.array.write(slot, start, values.reshape(rows, -1, *values.shape[1:]))
-        self.hashes[begin] = hashlib.blake2b(values.data, digest_size=16).hexdigest()
-
-    def join(self, spans: list[tuple[int, int]]) -> None:
-        """Write the shards across the edges of `spans`, which cover the array, from their pieces."""
-        for begin, end in self.shards(0, self.layout.shape[0] * self.layout.shape[1]):
-            if begin not in self.hashes:
-                cuts = [(max(begin, first), min(end, stop)) for first, stop in spans]
-                pieces = [np.load(self.piece(*cut), allow_pickle=False) for cut in cuts if cut[0] < cut[1]]
-                self.write(begin, np.concatenate(pieces))
-
-    def digest(self) -> str:
-        """Return the hash of the whole content."""
-        hashes = [self.hashes[begin] for begin in sorted(self.hashes)]
-        return artifact.content_hash([self.layout.shape, self.layout.dtype, self.layout.shard, hashes])
-
-    def shards(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Give the shards that positions [first, stop) lie in: first position, and the one after the last."""
-        slots, samples = self.layout.shape[:2]
-        rows, width = self.layout.shard
-        while first < stop:
-            slot, start = divmod(first, samples)
-            if width >= samples:
-                slot = slot // rows * rows
-                begin, end = slot * samples, min(slot + rows, slots) * samples
-            else:
-                start = start // width * width
-                begin, end = slot * samples + start, slot * samples + min(start + width, samples)
-            yield begin, end
-            first = end
-
-    def piece(self, begin: int, end: int) -> Path:
-        """Return the file of positions [begin, end) of a shard that is not this range's alone."""
-        assert self.pieces is not None
-        return self.pieces.with_name(f"{self.pieces.name}.{begin}-{end}.npy")
-
-    def _pending(self, first: int, stop: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        """Give the shards of [first, stop) that are to be written, each with its part in this range."""
-        for begin, end in self.shards(max(first, self.span[0]), min(stop, self.span[1])):
-            part = max(begin, self.span[0]), min(end, self.span[1])
-            if begin not in self.hashes and (part == (begin, end) or not self.piece(*part).exists()):
-                yield (begin, end), part
-
-    def _cure(self) -> str:
-        if self.layout.dtype == "float16":
-            return f"Set extract.features.{self.name}.dtype to float32 in params.yaml, then: dvc repro"
-        return (
-            "The teacher has diverged: train it with a smaller learning_rate in params.yaml, then: dvc repro"
-        )
+    def key(self, name: str = "") -> str:
+        """Return how the part, or its array of a feature, is named in records."""
+        return "/".join(filter(None, (self.checkpoint, self.split, name)))
 
 
 @dataclass
@@ -198,50 +106,42 @@ class Extraction:
         log = Progress(folder, self.ranks)
         self.ranks.wait()  # all have read before one writes
         tally = Tally(self.ranks, advance, self.num_forwards())
-        for checkpoint in self.teachers:
-            for split in self.splits:
-                self._fill(folder, log, checkpoint, split, layouts[split], tally)
+        for part in self._parts(layouts):
+            self._fill(folder, log, part, tally)
         tally.wait()
         return self.ranks.agree(self._finish(folder, layouts) if self.ranks.first else self.manifest)
 
-    def _fill(
-        self,
-        folder: Path,
-        log: Progress,
-        checkpoint: str,
-        split: str,
-        layouts: Mapping[str, Layout],
-        advance: Advance,
-    ) -> None:
+    def _parts(self, layouts: Mapping[str, Mapping[str, Layout]]) -> list[_Part]:
+        return [
+            _Part(checkpoint, split, len(data), layouts[split])
+            for checkpoint in self.teachers
+            for split, data in self.splits.items()
+        ]
+
+    def _fill(self, folder: Path, log: Progress, part: _Part, advance: Advance) -> None:
         """Compute the batches of this rank."""
-        slots = max(layout.shape[0] for layout in layouts.values())
-        batches = self._batches(slots, len(self.splits[split]), self.ranks.rank)
-        span = self._span(slots, len(self.splits[split]), self.ranks.rank)
-        writers = self._writers(folder, log, checkpoint, split, layouts, span)
-        data, teacher, total = self.splits[split], self.teachers[checkpoint], len(self.splits[split])
-        for slot, start in batches:
-            stop = min(start + self.batch_size, total)
-            first, last = slot * total + start, slot * total + stop
+        writers = self._writers(folder, log, part, self._span(part, self.ranks.rank))
+        for slot, start in self._batches(part, self.ranks.rank):
+            stop = min(start + self.batch_size, part.samples)
+            first, last = slot * part.samples + start, slot * part.samples + stop
             pending = {name for name, writer in writers.items() if writer.wants(first, last)}
             if pending:
-                values = self._features(teacher, data, slot, start, stop, pending)
+                values = self._features(part, slot, start, stop, pending)
                 wrote = [writers[name].add(slot, start, self._cast(name, values[name])) for name in pending]
                 if any(wrote):
-                    log.save({f"{checkpoint}/{split}/{name}": w for name, w in writers.items()})
+                    log.save({part.key(name): writer for name, writer in writers.items()})
             advance(stop - start)
 
     def _finish(self, folder: Path, layouts: Mapping[str, Mapping[str, Layout]]) -> Manifest:
         """Put the last shards together and write the manifest; the records of progress are dropped."""
         log = Progress(folder, self.ranks)
         features = dict(self.manifest.features)
-        for checkpoint in self.teachers:
-            for split, data in self.splits.items():
-                slots = max(layout.shape[0] for layout in layouts[split].values())
-                spans = [self._span(slots, len(data), rank) for rank in range(self.ranks.size)]
-                for name, writer in self._writers(folder, log, checkpoint, split, layouts[split]).items():
-                    writer.join(spans)
-                    digests = features[name].digest | {f"{checkpoint}/{split}": writer.digest()}
-                    features[name] = features[name].model_copy(update={"digest": digests})
+        for part in self._parts(layouts):
+            spans = [self._span(part, rank) for rank in range(self.ranks.size)]
+            for name, writer in self._writers(folder, log, part).items():
+                writer.join(spans)
+                digests = features[name].digest | {part.key(): writer.digest()}
+                features[name] = features[name].model_copy(update={"digest": digests})
         manifest = self.manifest.model_copy(update={"features": features})
         store.set_manifest(folder, manifest)
         artifact.remove(folder / PIECES)
@@ -249,39 +149,34 @@ class Extraction:
             path.unlink()
         return manifest
 
-    def _batches(self, slots: int, total: int, rank: int) -> list[tuple[int, int]]:
+    def _batches(self, part: _Part, rank: int) -> list[tuple[int, int]]:
         """Return slot and first sample of the batches of a rank: a run of all batches, in their order."""
-        every = [(slot, start) for slot in range(slots) for start in range(0, total, self.batch_size)]
+        starts = range(0, part.samples, self.batch_size)
+        every = [(slot, start) for slot in range(part.slots) for start in starts]
         return every[len(every) * rank // self.ranks.size : len(every) * (rank + 1) // self.ranks.size]
 
-    def _span(self, slots: int, total: int, rank: int) -> tuple[int, int]:
+    def _span(self, part: _Part, rank: int) -> tuple[int, int]:
         """Return the positions of the batches of a rank."""
-        batches = self._batches(slots, total, rank)
+        batches = self._batches(part, rank)
         if not batches:
             return 0, 0
         (slot, start), (last, end) = batches[0], batches[-1]
-        return slot * total + start, last * total + min(end + self.batch_size, total)
+        stop = min(end + self.batch_size, part.samples)
+        return slot * part.samples + start, last * part.samples + stop
 
     def _writers(
-        self,
-        folder: Path,
-        log: Progress,
-        checkpoint: str,
-        split: str,
-        layouts: Mapping[str, Layout],
-        span: tuple[int, int] | None = None,
+        self, folder: Path, log: Progress, part: _Part, span: tuple[int, int] | None = None
     ) -> dict[str, ShardWriter]:
         writers = {}
-        for name, layout in layouts.items():
-            path = store.array_path(folder, checkpoint, split, name)
-            pieces = folder / PIECES / f"{checkpoint}.{split}.{path.name}"
-            hashes = log.of(f"{checkpoint}/{split}/{name}")
+        for name, layout in part.layouts.items():
+            path = store.array_path(folder, part.checkpoint, part.split, name)
+            pieces = folder / PIECES / f"{part.checkpoint}.{part.split}.{path.name}"
+            hashes = log.of(part.key(name))
             writers[name] = ShardWriter(StoredArray(path), layout, name, hashes, span, pieces)
         return writers
 
-    def _features(
-        self, teacher: Teacher, data: Split, slot: int, start: int, stop: int, names: set[str]
-    ) -> dict[str, Tensor]:
+    def _features(self, part: _Part, slot: int, start: int, stop: int, names: set[str]) -> dict[str, Tensor]:
+        teacher, data = self.teachers[part.checkpoint], self.splits[part.split]
         device = teacher.machine.device
         if data.name not in self._views:
             self._views[data.name] = Forward(stream_images(data, self.space, device), len(data))
@@ -339,39 +234,6 @@ def fill(scratch: Path, extraction: Extraction, identity: str, title: str) -> Ma
     if extraction.ranks.first:
         mark.unlink()
     return manifest
-
-
-class Progress:
-    """What of a store is written: the hashes of its shards, by array and first position.
-
-    Each rank keeps a file of its own and reads all of them, so a run may go on with another number of ranks.
-
-    Args:
-        folder: of the store.
-        ranks: who writes.
-    """
-
-    def __init__(self, folder: Path, ranks: Ranks = ALONE) -> None:
-        self.folder = folder
-        self.path = folder / ("progress.json" if ranks.first else f"progress.{ranks.rank}.json")
-        self._state: dict[str, dict[str, str]] = {}
-        for path in self.files():
-            for key, hashes in json.loads(path.read_text()).items():
-                self._state.setdefault(key, {}).update(hashes)
-
-    def files(self) -> list[Path]:
-        """Return the files of all ranks."""
-        return sorted(self.folder.glob("progress*.json"))
-
-    def of(self, key: str) -> dict[int, str]:
-        """Return the hashes of an array's shards by their first positions."""
-        return {int(begin): found for begin, found in self._state.get(key, {}).items()}
-
-    def save(self, writers: Mapping[str, ShardWriter]) -> None:
-        """Record what `writers` have written."""
-        for key, writer in writers.items():
-            self._state[key] = {str(begin): found for begin, found in writer.hashes.items()}
-        artifact.write_json(self.path, self._state)
 
 
 def stored_features(

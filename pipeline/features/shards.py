@@ -1,0 +1,168 @@
+"""Shards of a store's arrays: filled in order, hashed, and remembered, so that a run that is cut off goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import artifact
+from pipeline.distributed import ALONE, Ranks
+from pipeline.errors import ParamsError
+from pipeline.features.store import Layout, StoredArray
+
+Array = NDArray[Any]
+
+
+class ShardWriter:
+    """Fills a range of one array in (slot, sample) order and writes each shard when it is full.
+
+    Positions count samples over all slots: slot * N + sample.
+
+    Args:
+        array: the array, open for writing.
+        layout: how it is cut.
+        name: the feature's name, for errors.
+        hashes: of the shards that are written already, by their first position.
+        span: first position of the range and the one after its last; None is the whole array.
+        pieces: path, without its end, of files for the parts of shards that reach out of the range.
+    """
+
+    def __init__(
+        self,
+        array: StoredArray,
+        layout: Layout,
+        name: str,
+        hashes: dict[int, str] | None = None,
+        span: tuple[int, int] | None = None,
+        pieces: Path | None = None,
+    ) -> None:
+        self.array, self.layout, self.name = array, layout, name
+        self.hashes = {} if hashes is None else hashes
+        self.pieces = pieces
+        whole = layout.shape[0] * layout.shape[1]
+        self.span = (0, whole) if span is None else (min(span[0], whole), min(span[1], whole))
+        self._parts: list[Array] = []
+
+    def wants(self, first: int, stop: int) -> bool:
+        """Say whether something of the positions [first, stop) is still to be written."""
+        return any(True for _ in self._pending(first, stop))
+
+    def add(self, slot: int, start: int, values: Array) -> bool:
+        """Take samples of a slot, which follow those taken before; say whether a shard was written.
+
+        Args:
+            slot: their slot.
+            start: index of the first.
+            values: (n, ...); those that are written already are passed over.
+        """
+        first = slot * self.layout.shape[1] + start
+        wrote = False
+        for shard, (begin, end) in list(self._pending(first, first + len(values))):
+            self._parts.append(values[max(begin, first) - first : end - first])
+            if end <= first + len(values):
+                held, self._parts = np.concatenate(self._parts), []
+                if (begin, end) == shard:
+                    self.write(begin, held)
+                    wrote = True
+                else:
+                    with artifact.writing(self.piece(begin, end)) as part, part.open("wb") as file:
+                        np.save(file, held, allow_pickle=False)
+        return wrote
+
+    def write(self, begin: int, values: Array) -> None:
+        """Write the shard that begins at a position: `values` (n, ...)."""
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ParamsError(
+                f"Feature '{self.name}' has values that {values.dtype} cannot hold. {self._cure()}"
+            )
+        values = np.ascontiguousarray(values)  # a copy only where the network's memory format is another
+        slot, start = divmod(begin, self.layout.shape[1])
+        rows = -(-len(values) // self.layout.shape[1])
+        self.array.write(slot, start, values.reshape(rows, -1, *values.shape[1:]))
+        self.hashes[begin] = hashlib.blake2b(values.data, digest_size=16).hexdigest()
+
+    def join(self, spans: list[tuple[int, int]]) -> None:
+        """Write the shards across the edges of `spans`, which cover the array, from their pieces."""
+        for begin, end in self.shards(0, self.layout.shape[0] * self.layout.shape[1]):
+            if begin not in self.hashes:
+                cuts = [(max(begin, first), min(end, stop)) for first, stop in spans]
+                pieces = [np.load(self.piece(*cut), allow_pickle=False) for cut in cuts if cut[0] < cut[1]]
+                self.write(begin, np.concatenate(pieces))
+
+    def digest(self) -> str:
+        """Return the hash of the whole content."""
+        hashes = [self.hashes[begin] for begin in sorted(self.hashes)]
+        return artifact.content_hash([self.layout.shape, self.layout.dtype, self.layout.shard, hashes])
+
+    def shards(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Give the shards that positions [first, stop) lie in: first position, and the one after the last."""
+        slots, samples = self.layout.shape[:2]
+        rows, width = self.layout.shard
+        while first < stop:
+            slot, start = divmod(first, samples)
+            if width >= samples:
+                slot = slot // rows * rows
+                begin, end = slot * samples, min(slot + rows, slots) * samples
+            else:
+                start = start // width * width
+                begin, end = slot * samples + start, slot * samples + min(start + width, samples)
+            yield begin, end
+            first = end
+
+    def piece(self, begin: int, end: int) -> Path:
+        """Return the file of positions [begin, end) of a shard that is not this range's alone."""
+        assert self.pieces is not None
+        return self.pieces.with_name(f"{self.pieces.name}.{begin}-{end}.npy")
+
+    def _pending(self, first: int, stop: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """Give the shards of [first, stop) that are to be written, each with its part in this range."""
+        for begin, end in self.shards(max(first, self.span[0]), min(stop, self.span[1])):
+            part = max(begin, self.span[0]), min(end, self.span[1])
+            if begin not in self.hashes and (part == (begin, end) or not self.piece(*part).exists()):
+                yield (begin, end), part
+
+    def _cure(self) -> str:
+        if self.layout.dtype == "float16":
+            return f"Set extract.features.{self.name}.dtype to float32 in params.yaml, then: dvc repro"
+        return (
+            "The teacher has diverged: train it with a smaller learning_rate in params.yaml, then: dvc repro"
+        )
+
+
+class Progress:
+    """What of a store is written: the hashes of its shards, by array and first position.
+
+    Each rank keeps a file of its own and reads all of them, so a run may go on with another number of ranks.
+
+    Args:
+        folder: of the store.
+        ranks: who writes.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks = ALONE) -> None:
+        self.folder = folder
+        self.path = folder / ("progress.json" if ranks.first else f"progress.{ranks.rank}.json")
+        self._state: dict[str, dict[str, str]] = {}
+        for path in self.files():
+            for key, hashes in json.loads(path.read_text()).items():
+                self._state.setdefault(key, {}).update(hashes)
+
+    def files(self) -> list[Path]:
+        """Return the files of all ranks."""
+        return sorted(self.folder.glob("progress*.json"))
+
+    def of(self, key: str) -> dict[int, str]:
+        """Return the hashes of an array's shards by their first positions."""
+        return {int(begin): found for begin, found in self._state.get(key, {}).items()}
+
+    def save(self, writers: Mapping[str, ShardWriter]) -> None:
+        """Record what `writers` have written."""
+        for key, writer in writers.items():
+            self._state[key] = {str(begin): found for begin, found in writer.hashes.items()}
+        artifact.write_json(self.path, self._state)
