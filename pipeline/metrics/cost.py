@@ -8,7 +8,8 @@ import time
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.eager import FlopCounterMode
 
 
 def num_params(network: nn.Module) -> int:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pipeline import progress
 from pipeline.distributed import Ranks
+from pipeline.eager import EagerSGD
 from pipeline.errors import DivergedError, MachineError, ParamsError
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training import checkpoint
@@ -242,7 +243,7 @@ class Training:
 
 def sgd(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
     """Return the optimiser of a recipe."""
-    return torch.optim.SGD(
+    return EagerSGD(
         parameters,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
