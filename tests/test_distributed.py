@@ -310,10 +310,8 @@ def test_no_two_ranks_write_one_shard(
             store.create(path, {"last": layouts}, made.compression)
             made._write_views(path)
         log = Progress(path, made.ranks)
-        for split in prepared.splits:
-            made._fill(
-                path, log, "last", split, layouts[split], lambda units=1, note="": forwards.append(units)
-            )
+        for part in made._parts(layouts):
+            made._fill(path, log, part, lambda units=1, note="": forwards.append(units))
     first = extraction(prepared, {"last": one}, spec, **options, ranks=Ranks(0, size))
     assert first._finish(path, layouts) == expected
     assert contents(path) == contents(tmp_path / "whole.zarr")
