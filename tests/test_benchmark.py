@@ -39,6 +39,7 @@ TINY = replace(
     fitted=600,
     photographs=6,
     pairs=(("resnet.resnet14", "resnet.resnet8"), ("wrn.wrn_16_1", "resnet.resnet8")),
+    pair=("resnet.resnet14", "resnet.resnet8"),
     channels=12,
 )
 IN_PROCESS = ("cached_step", "self_learning", "extract", "matching", "read", "input_pipeline", "options")

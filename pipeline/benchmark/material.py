@@ -44,6 +44,7 @@ class Scale:
         compiled: measure torch.compile too, which first compiles for minutes.
         photographs: as `remembered`, of JPEGs that are indexed.
         pairs: teachers and students whose steps are timed, by family and name.
+        pair: the one whose steps by single methods are timed.
         channels: of the assignment that is timed.
     """
 
@@ -62,6 +63,7 @@ class Scale:
         ("resnet.resnet56", "resnet.resnet20"),
         ("wrn.wrn_40_2", "wrn.wrn_16_2"),
     )
+    pair: tuple[str, str] = ("resnet.resnet56", "resnet.resnet20")
     channels: int = 2048
 
     @property
@@ -83,15 +85,15 @@ FULL = Scale(
 )
 QUICK = replace(
     FULL,
-    rounds=3,
-    steps=3,
-    extracted=128,
+    rounds=5,
+    steps=4,
+    extracted=384,
     stored=5000,
     remembered=1500,
     fitted=20_000,
     photographs=60,
     compiled=False,
-    pairs=(("resnet.resnet56", "resnet.resnet20"),),
+    pairs=(FULL.pair,),
 )
 
 

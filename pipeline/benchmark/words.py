@@ -44,7 +44,7 @@ class Given:
 
 def word_step(bench: Bench) -> list[Record]:
     """Time steps of letKD-1 from each form of supervision, of QuEST, and of the student alone."""
-    _, name = bench.scale.pairs[1]
+    _, name = bench.scale.pair
     spec, batches, device = (
         bench.spec(name),
         training_batches(bench, bench.scale.trained),
