@@ -37,7 +37,7 @@ from pipeline.training import checkpoint
 EVERY_EPOCH = {"pipeline.training.loop:CHECKPOINT_SECONDS": -1.0}
 SHARDS = {"pipeline.features.extract:Extraction": {"shard_bytes": 20_000}}
 STEP, KEEP = "pipeline.eager:EagerSGD.step", "pipeline.training.loop:Training._keep"
-SHARD, RECORD = "pipeline.features.store:StoredArray.write", "pipeline.features.extract:Progress.save"
+SHARD, RECORD = "pipeline.features.store:StoredArray.write", "pipeline.features.shards:Progress.save"
 MANIFEST = "pipeline.features.store:set_manifest"
 KILLED = -signal.SIGKILL
 

@@ -174,7 +174,8 @@ def _faiss(x: Array, first: Array) -> Callable[[], object] | None:
 
 if __name__ == "__main__":
     name, number = sys.argv[1:]
-    import sklearn.discriminant_analysis  # noqa: F401  # loaded before the peak is marked: its own memory is not the fit's
+    # Both engines are loaded before the peak is marked, for what they themselves take in memory is not the fit's.
+    import sklearn.discriminant_analysis  # noqa: F401  # only loaded: the fit imports it where it calls it
 
     plugin.load("tables", "lda")
     before = peak()
