@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.errors import ParamsError
+from pipeline.precision import full_products
+
 TOP = 4  # words that a soft code keeps
 
 
@@ -49,12 +52,9 @@ def pixelwise(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _products(x: Tensor, matrix: Tensor) -> Tensor:
-    """Return what `pixelwise` does in full float32.
-
-    A convolution may round its factors to TF32 on a GPU, and differences of distances are small beside the
-    distances.
-    """
-    return (matrix @ x.flatten(2)).view(len(x), len(matrix), *x.shape[2:])
+    """Return what `pixelwise` does in full float32: differences of distances are small beside the distances."""
+    with full_products():
+        return (matrix @ x.flatten(2)).view(len(x), len(matrix), *x.shape[2:])
 
 
 def squared_distances(x: Tensor, centers: Tensor) -> Tensor:
@@ -98,19 +98,34 @@ def subclass(x: Tensor, table: Mapping[str, Tensor], label: Tensor) -> Tensor:
     per_class = int(table["per_class"])
     z = _products(x - table["mean"][:, None, None], table["scalings"].T)  # (B, D, H, W)
     centers = table["centers"].reshape(-1, per_class, z.shape[1])[label]  # (B, n, D)
-    distances = centers.square().sum(dim=2)[:, :, None, None] - 2 * torch.einsum("bnd,bdhw->bnhw", centers, z)
+    with full_products():
+        inner = torch.einsum("bnd,bdhw->bnhw", centers, z)
+    distances = centers.square().sum(dim=2)[:, :, None, None] - 2 * inner
     found: Tensor = distances.argmin(dim=1) + per_class * label[:, None, None]
     return found
 
 
-def as_code(ids: Tensor) -> Tensor:
-    """Return ids as uint16, which is what a store keeps of them."""
+def as_code(ids: Tensor, outcomes: int) -> Tensor:
+    """Return ids as uint16, which is what a store keeps of them.
+
+    Args:
+        ids: int64, any shape, in 0..outcomes-1.
+        outcomes: number of words or sub-classes.
+
+    Raises:
+        ParamsError: they are more than 16 bits can tell apart.
+    """
+    if outcomes > 1 << 16:
+        raise ParamsError(
+            f"A code of 16 bits tells {1 << 16:,} words or sub-classes apart, and the table has {outcomes:,}. Lower "
+            "'clusters' or 'per_class' in the table's config in params.yaml, then: dvc repro"
+        )
     return ids.to(torch.uint16)
 
 
-def pack(ids: Tensor, distances: Tensor) -> Tensor:
-    """Return ids and relative squared distances, each (B, k, H, W), as one uint16 (B, 2 k, H, W)."""
-    return torch.cat([as_code(ids), distances.half().view(torch.uint16)], dim=1)
+def pack(ids: Tensor, distances: Tensor, words: int) -> Tensor:
+    """Return ids of so many words and relative squared distances, each (B, k, H, W), as one uint16 (B, 2 k, H, W)."""
+    return torch.cat([as_code(ids, words), distances.half().view(torch.uint16)], dim=1)
 
 
 def unpack(code: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pipeline import precision as precisions
 from pipeline.distributed import ALONE, Ranks
 from pipeline.errors import MachineError
+from pipeline.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -22,21 +24,23 @@ class Machine:
 
     Attributes:
         device: of this process.
-        bfloat16: forward passes under autocast.
+        precision: of convolutions and products in networks; see `pipeline.precision`.
         ranks: the processes.
         channels_last: networks hold their weights, and so their maps, with the channels innermost.
         compiled: networks run through torch.compile.
     """
 
     device: torch.device
-    bfloat16: bool = False
+    precision: Precision = "float32"
     ranks: Ranks = ALONE
     channels_last: bool = False
     compiled: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass; losses are computed outside it, in float32."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
 
     def place(self, network: nn.Module) -> None:
         """Move a network to the device, in the memory format of the machine."""
@@ -74,7 +78,7 @@ def peak_resident() -> int:
 
 def machine(
     device: str = "auto",
-    precision: str = "float32",
+    precision: str = "auto",
     ranks: Ranks = ALONE,
     *,
     channels_last: bool = False,
@@ -82,11 +86,11 @@ def machine(
 ) -> Machine:
     """Return the machine that the options ask for; several ranks are connected, and each takes a GPU of its own.
 
+    From now on the process computes in this precision.
+
     Raises:
         MachineError: a device that is not there, or an option that is not known.
     """
-    if precision not in ("float32", "bfloat16"):
-        raise MachineError(f"--precision is '{precision}'. Give float32 or bfloat16.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if ranks.size > 1 and device.startswith("cuda"):
@@ -99,8 +103,11 @@ def machine(
         raise MachineError(f"--device '{device}' cannot be used: {reason}. Give auto or cpu.") from None
     if compiled and (lacking := cannot_compile(chosen)):
         raise MachineError(f"--compile needs {lacking}, and this machine has none. Unset STILLHOUSE_COMPILE.")
+    resolved = precisions.resolve(precision, chosen)
+
     ranks.connect(chosen)
-    return Machine(chosen, precision == "bfloat16", ranks, channels_last, compiled)
+    precisions.apply(resolved)
+    return Machine(chosen, resolved, ranks, channels_last, compiled)
 
 
 def cannot_compile(device: torch.device) -> str | None:

@@ -12,27 +12,20 @@ from stages import command
 
 
 def main(
-    block: Annotated[Path, typer.Argument(help="The teacher's check.json, made by stages.params.")],
+    store: Annotated[Path, typer.Option(help="The teacher's store.")],
     data: Annotated[Path, typer.Option(help="Folder of the prepared data.")],
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
-    store: Annotated[Path, typer.Option(help="The teacher's store.")],
     out: Annotated[Path, typer.Option(help="Json of metrics to make.")],
     summary: Annotated[Path, typer.Option(help="Json to make: what each feature's channels look like.")],
     device: command.Device = "auto",
     rows: Annotated[int, typer.Option(help="Rows of each split to recompute.", min=1)] = 256,
 ) -> None:
-    """Check a store against the live teacher; fail above the tolerance. Say what its features see and look like."""
-    from pipeline.params.base import load as load_block
-    from pipeline.params.extract import CheckBlock
-
-    tolerance = load_block(CheckBlock, block).tolerance
-
+    """Check a store against the live teacher; fail where rounding is no excuse. Say what its features see."""
     from pipeline import artifact
     from pipeline.errors import StaleArtifactError
     from pipeline.features import manifest as manifests
-    from pipeline.features.check import compare, summarise
+    from pipeline.features.check import Live, compare, summarise, worst
     from pipeline.features.receptive import receptive_fields
-    from pipeline.features.teacher import Teacher
     from pipeline.machine import machine
     from pipeline.network import load
     from pipeline.normalise import Normalise
@@ -54,16 +47,14 @@ def main(
         space, normalise = view_space(manifest.views), Normalise(meta.mean, meta.std, where.device)
         found = []
         for checkpoint, network in networks.items():
-            live = Teacher(network, where)
-            splits = prepared.splits
-            found += compare(store, manifest, live, checkpoint, splits, space, normalise, rows=rows)
-        worst = max(found, key=lambda difference: difference.error)
-        if worst.error > tolerance:
+            live = Live.of(network, manifest.precision, where.device, normalise)
+            found += compare(store, manifest, live, checkpoint, prepared.splits, space, rows=rows)
+        most = worst(found)
+        if most.share > 1:
             raise StaleArtifactError(
-                f"{store}: {worst.array}, slot {worst.slot}, sample {worst.sample} differs from the live teacher by "
-                f"{worst.error:.2e}, expected at most {tolerance:.2e}. "
-                f"Make it again with: dvc repro --force {manifests.stage(store)}"
+                f"{store}: {most}. Make it again with: dvc repro --force {manifests.stage(store)}"
             )
+
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
         files = sum(path.is_file() for path in store.rglob("*"))
         checkpoint = next(iter(manifest.weights))
@@ -76,14 +67,20 @@ def main(
             for name, stored in floats.items()
         }
         artifact.write_json(summary, {"bytes": size, "files": files, "features": features})
+        errors = {one.array: one.error for one in found if one.measure == "value"}
+        shares: dict[str, float] = {}
+        for one in found:
+            shares[one.array] = max(one.share, shares.get(one.array, 0.0))
         artifact.write_json(
             out,
             {
-                "largest_error": worst.error,
-                "tolerance": tolerance,
+                "precision": manifest.precision,
+                "largest_share": most.share,
+                "largest_error": max(errors.values()),
                 "bytes": size,
                 "files": files,
-                "error": {difference.array: difference.error for difference in found},
+                "error": errors,
+                "share": shares,
             },
         )
 

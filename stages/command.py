@@ -29,7 +29,12 @@ Device = Annotated[
     ),
 ]
 Precision = Annotated[
-    str, typer.Option("--precision", envvar="STILLHOUSE_PRECISION", help="float32 or bfloat16 (autocast).")
+    str,
+    typer.Option(
+        "--precision",
+        envvar="STILLHOUSE_PRECISION",
+        help="auto, float32 (IEEE), tf32 (GPUs) or bfloat16 (autocast); auto is tf32 on a GPU, else float32.",
+    ),
 ]
 
 BatchSize = Annotated[

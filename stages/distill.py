@@ -14,7 +14,7 @@ def main(
     inputs: Annotated[Path, typer.Argument(help="The json of a run and seed, made by stages.inputs.")],
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, training.json.")],
     device: command.Device = "auto",
-    precision: command.Precision = "float32",
+    precision: command.Precision = "auto",
     resident: command.Resident = 2048,
     processes: command.Processes = 1,
     channels_last: command.ChannelsLast = False,

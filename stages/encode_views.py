@@ -20,6 +20,7 @@ def main(
     summary: Annotated[Path, typer.Option(help="Json to make: which code the store holds.")],
     metrics: Annotated[Path, typer.Option(help="Json of metrics to make: what the code loses.")],
     device: command.Device = "auto",
+    precision: command.Precision = "auto",
     batch_size: command.BatchSize = 256,
 ) -> None:
     """Fill the store of the code of BLOCK: every view of the training split, encoded with TABLE."""
@@ -37,7 +38,7 @@ def main(
     from pipeline.machine import machine
     from pipeline.prepared import Prepared
 
-    data, where = Prepared.open(prepared / asked.dataset), machine(device)
+    data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
     arrays, origin = tables.load(table)
     manifests.require_source(table, origin, store, manifests.read(store))
     fitted_to, table_hash = origin["table"]["config"]["feature"], artifact.file_hash(table)

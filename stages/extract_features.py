@@ -16,12 +16,13 @@ def main(
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
     out: Annotated[Path, typer.Option(help="Store to make, a folder that ends in .zarr.")],
     device: command.Device = "auto",
+    precision: command.Precision = "auto",
     batch_size: command.BatchSize = 256,
     processes: command.Processes = 1,
     channels_last: command.ChannelsLast = False,
     compiled: command.Compile = False,
 ) -> None:
-    """Fill the feature store of the teacher of BLOCK, always computed in float32: students learn from it for years."""
+    """Fill the feature store of the teacher of BLOCK; it records the precision that it was computed in."""
     if out.suffix != ".zarr":
         raise typer.BadParameter(f"{out} does not end in .zarr", param_hint="--out")
     from pipeline.params.base import load as load_block
@@ -45,7 +46,7 @@ def main(
     from pipeline.views import num_slots, view_space
 
     prepared = Prepared.open(data)
-    where = machine(device, ranks=distributed.join(), channels_last=channels_last, compiled=compiled)
+    where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
     space, meta = view_space(extract.views), prepared.meta
     loaded = {checkpoint: load(weights, checkpoint) for checkpoint in extract.checkpoints}
     teachers = {checkpoint: Teacher(network, where) for checkpoint, (network, _) in loaded.items()}
@@ -66,6 +67,7 @@ def main(
         mean=meta.mean,
         std=meta.std,
         views=extract.views,
+        precision=where.precision,
         features=stored_features(requested, first, meta.channels, meta.size),
         versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
     )

@@ -15,7 +15,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of init, order and views.")],
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, training.json.")],
     device: command.Device = "auto",
-    precision: command.Precision = "float32",
+    precision: command.Precision = "auto",
     processes: command.Processes = 1,
     channels_last: command.ChannelsLast = False,
     compiled: command.Compile = False,

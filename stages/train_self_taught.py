@@ -18,7 +18,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, store.zarr.")],
     summary: Annotated[Path, typer.Option(help="Json to make: whose copy it is, and what its store holds.")],
     device: command.Device = "auto",
-    precision: command.Precision = "float32",
+    precision: command.Precision = "auto",
     batch_size: command.BatchSize = 256,
     resident: command.Resident = 2048,
 ) -> None:

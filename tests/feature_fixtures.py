@@ -125,6 +125,7 @@ def extraction(
         mean=meta.mean,
         std=meta.std,
         views=views,
+        precision=CPU.precision,
         features=stored_features(requested, next(iter(teachers.values())), meta.channels, meta.size),
     )
     normalise = Normalise(meta.mean, meta.std, CPU.device)

@@ -718,7 +718,6 @@ def test_only_runs_that_use_code_change_with_it(
         ),
         ({"pairs": {"pair": {"overrides": {"kd": {"config": {"temperature": 2.0}}}}}}, {"kd"}),
         ({"seeds": [0]}, set()),
-        ({"teachers": {"big": {"extract": {"tolerance": 0.1}}}}, set()),
         ({"tables": {"other": {"table": "moments", "config": {"feature": "logits"}}}}, set()),
     ],
 )

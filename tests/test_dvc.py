@@ -89,13 +89,6 @@ def test_a_teachers_epochs_rerun_its_chain_only(project: Project) -> None:
     assert project.repro() == {"params", "inputs@bob-sam", "report"} | chain | kd("bob-sam")
 
 
-def test_a_tolerance_retrains_nothing(project: Project) -> None:
-    project.edit(lambda params: params["teachers"]["bob"]["extract"].update(tolerance=0.01))
-    ran = project.repro()
-    assert "check_features@bob" in ran
-    assert not {name for name in ran if name.startswith(("train", "extract", "distill", "pretrain"))}
-
-
 def test_another_feature_leaves_the_students_of_the_others(project: Project) -> None:
     features = FEATURES | {"stage3:attention": {"slots": 0}}
     project.edit(lambda params: params["teachers"]["ada"]["extract"].update(features=features))

@@ -118,7 +118,7 @@ def jobs(world: World) -> dict[str, Job]:
 
     cpu = ("--device", "cpu")
     extract = ("--data", data, "--weights", weights, *cpu, "--batch-size", 30)
-    check = ("--data", data, "--weights", weights, "--store", store, *cpu)
+    check = ("--store", store, "--data", data, "--weights", weights, *cpu)
     tables = (
         "--codes",
         a / "codes/big",
@@ -140,7 +140,7 @@ def jobs(world: World) -> dict[str, Job]:
         "evaluate": evaluate("teachers/big", "--data", data),
         "extract": job("extract_features", block / "extract.json", *extract, settings=SHARDS,
                        out="features/big.zarr"),
-        "check": job("check_features", block / "check.json", *check, summary="tables/big/features.json",
+        "check": job("check_features", *check, summary="tables/big/features.json",
                      out="metrics/features/big.json"),
         "fit": job("fit_table", a / "params/fits/big-moments.json", "--prepared", world.path("data/prepared"),
                    "--store", store, out="tables/big/moments.npz", metrics="metrics/tables/big-moments.json"),

@@ -516,7 +516,7 @@ def test_what_codes_lose_is_the_divergence_from_all_words() -> None:
 def test_four_words_are_packed_with_the_precision_of_float16() -> None:
     ids = torch.tensor([[0, 4095, 40_000, 65_535]]).view(1, 4, 1, 1)
     distances = torch.tensor([[0.0, 1.2345678, 4321.5, 1e6]]).view(1, 4, 1, 1)
-    code = codebook.pack(ids, distances)
+    code = codebook.pack(ids, distances, 4096)
     assert (code.dtype, code.shape) == (torch.uint16, (1, 8, 1, 1))
     same, near = codebook.unpack(code)
     assert torch.equal(same, ids)

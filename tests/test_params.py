@@ -245,7 +245,6 @@ def test_spelling_out_a_default_changes_no_block() -> None:
 @pytest.mark.parametrize(
     ("place", "value", "expected"),
     [
-        ("teachers.big.extract.tolerance", 0.1, {"teachers/big/check"}),
         ("teachers.big.extract.compression", "zstd", {"teachers/big/extract"}),
         ("teachers.big.seed", 1, {"teachers/big/train"}),
         ("students.small.recipe.epochs", 9, {"students/small", "pairs/pair"}),

@@ -268,10 +268,9 @@ def test_a_project_is_planned_fresh_finished_and_edited(tmp_path: Path) -> None:
         assert item["files"] == len(files)
         assert item["bytes"] == pytest.approx(sum(path.stat().st_size for path in files), rel=0.03)
 
-    # An edit of a run, a tolerance and a comment: the run's students alone.
+    # An edit of a run and a comment: the run's students alone.
     def edit(params: dict[str, Any]) -> None:
         params["runs"]["kd"]["config"] = {"temperature": 2.0}
-        params["teachers"]["ada"]["extract"]["tolerance"] = 0.01
 
     project.edit(edit)
     project.append("pipeline/network.py", "\n# What a network is.\n")

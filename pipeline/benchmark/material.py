@@ -195,6 +195,7 @@ def extraction(
         mean=meta.mean,
         std=meta.std,
         views=views,
+        precision=teacher.machine.precision,
         features=stored_features(requested, teacher, meta.channels, meta.size),
     )
     normalise = Normalise(meta.mean, meta.std, teacher.machine.device)

@@ -24,7 +24,7 @@ def options(bench: Bench) -> list[Record]:
     machines = {
         DEFAULT: bench.machine,
         "channels_last": replace(bench.machine, channels_last=True),
-        "bfloat16": replace(bench.machine, bfloat16=True),
+        "bfloat16": replace(bench.machine, precision="bfloat16"),
         COMPILED: replace(bench.machine, compiled=True),
     }
     why = _not_compiled(bench)

@@ -58,8 +58,8 @@ def word_step(bench: Bench) -> list[Record]:
     pixels = torch.from_numpy(draw.random((bench.scale.batch_size, *shape), np.float32)).to(device)
     found = torch.from_numpy(centers).to(device)
     features = {
-        "nearest": codebook.as_code(codebook.nearest_word(pixels, found)),
-        "top4": codebook.pack(*codebook.nearest_words(pixels, found)),
+        "nearest": codebook.as_code(codebook.nearest_word(pixels, found), len(found)),
+        "top4": codebook.pack(*codebook.nearest_words(pixels, found), len(found)),
         "map": pixels,
     }
 

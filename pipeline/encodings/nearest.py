@@ -15,7 +15,7 @@ ARRAYS = ("centers",)
 
 def encode(x: Tensor, table: Mapping[str, Tensor]) -> Tensor:
     """Return the nearest of `table["centers"]` (K, C), uint16 (B, H, W) of a map (B, C, H, W)."""
-    return as_code(nearest_word(x, table["centers"]))
+    return as_code(nearest_word(x, table["centers"]), len(table["centers"]))
 
 
 def lost(x: Tensor, table: Mapping[str, Tensor]) -> Tensor:

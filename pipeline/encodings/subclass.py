@@ -16,4 +16,4 @@ ARRAYS = ("mean", "scalings", "centers", "per_class")
 
 def encode(x: Tensor, table: Mapping[str, Tensor], label: Tensor) -> Tensor:
     """Return sub-class ids uint16 (B, H, W) of a map (B, C, H, W); `table` as `codebook.subclass` reads it."""
-    return as_code(subclass_of(x, table, label))
+    return as_code(subclass_of(x, table, label), len(table["centers"]))

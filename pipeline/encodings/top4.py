@@ -20,7 +20,7 @@ ARRAYS = ("centers",)
 
 def encode(x: Tensor, table: Mapping[str, Tensor]) -> Tensor:
     """Return uint16 (B, 2 k, H, W) of a map (B, C, H, W): k ids, then the bits of k distances."""
-    return pack(*nearest_words(x, table["centers"]))
+    return pack(*nearest_words(x, table["centers"]), len(table["centers"]))
 
 
 def differing(stored: Tensor, live: Tensor) -> Tensor:

@@ -7,92 +7,198 @@ feature look like is gathered on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from pipeline import plugin, seeding
-from pipeline.encoding import Feature
+from pipeline import precision as precisions
+from pipeline.encoding import Feature, Tables
 from pipeline.features.manifest import Manifest
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
 from pipeline.images import stream_images
+from pipeline.machine import Machine
+from pipeline.network import Network
 from pipeline.normalise import Normalise
+from pipeline.precision import ROUNDOFF, Precision
 from pipeline.prepared import Split
 from pipeline.views import ViewSpace
 
+Array = NDArray[Any]
+
 BLOCK_BYTES = 32 << 20
+SLACK = 3.0  # two roundings of one computation, and the largest of many
+# Of the distance that TF32's rounding makes: float32's own is 2^-13 of it, and sums in another order, or Winograd's
+# convolutions, lose a few more bits.
+SHARE_OF_FLOAT32 = 32 * ROUNDOFF["float32"] / ROUNDOFF["tf32"]
+HALF = 1.01 * 2.0**-11  # float16 rounds to half of its last place
+TINY = 1e-12
+SCALE = 3e-3  # of the norm of all values
+CODES = 0.05  # share of all codes that may differ
+CODES_OF_A_SAMPLE = 0.5  # share of one sample's codes; a map may have no more than four pixels
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest error of one array, relative: |stored - live| / (|live| + rms of live).
-
-    Of integer codes it is the largest share of a sample's codes that differ.
+    """How far a stored array is from the live teacher, by one measure.
 
     Attributes:
         array: "checkpoint/split/feature".
-        slot: where it was found.
+        measure: of floats "value", "sample", "channel" or "scale"; of integer codes "codes" or "codes of a sample".
+        error: its size, as the measure has it.
+        allowed: what rounding explains.
+        slot: where it was found; None for measures over all rows.
         sample: where it was found.
-        error: its size.
-        mean: mean error of all rows that were compared.
     """
 
     array: str
-    slot: int
-    sample: int
+    measure: str
     error: float
-    mean: float
+    allowed: float
+    slot: int | None = None
+    sample: int | None = None
+
+    @property
+    def share(self) -> float:
+        """The error as a share of what is allowed: above 1 the store is refused."""
+        return self.error / self.allowed
+
+    def __str__(self) -> str:
+        """Say where it is, how large, and what was expected."""
+        where = "" if self.slot is None else f", slot {self.slot}, sample {self.sample}"
+        return (
+            f"{self.array}{where} differs from the live teacher by {self.error:.2e} ({self.measure}), expected at "
+            f"most {self.allowed:.2e}"
+        )
+
+
+@dataclass(frozen=True)
+class Live:
+    """The teacher of a store, computed anew: exactly, and as roughly as the store's precision does.
+
+    How far the two lie apart is what rounding costs this network on these images. No constant could say it: in
+    bfloat16 a shallow network is off by 2 % where a deep one is off by 10 %.
+
+    Attributes:
+        exact: in IEEE float32.
+        rough: in the store's precision; for one of float32, with factors rounded to TF32.
+        precision: of the store.
+        normalise: what images go through.
+    """
+
+    exact: Teacher
+    rough: Teacher
+    precision: Precision
+    normalise: Normalise
+
+    @classmethod
+    def of(
+        cls,
+        network: Network,
+        precision: Precision,
+        device: torch.device,
+        normalise: Normalise,
+        tables: Tables | None = None,
+    ) -> Self:
+        """Return the teacher `network` as it is compared with a store of `precision`.
+
+        Args:
+            network: the teacher.
+            precision: of the store.
+            device: where it runs; a store that was made elsewhere is compared alike.
+            normalise: what images go through.
+            tables: arrays of the fitted tables that encodings read.
+        """
+        exact = Teacher(network, Machine(device), tables)
+        if precision == "bfloat16":
+            return cls(exact, Teacher(network, Machine(device, "bfloat16"), tables), precision, normalise)
+
+        return cls(exact, Teacher(rounded(network), Machine(device), tables), precision, normalise)
+
+    @property
+    def share(self) -> float:
+        """How much of the distance between rough and exact the store's precision is allowed."""
+        return SHARE_OF_FLOAT32 if self.precision == "float32" else 1.0
+
+    def features(self, image: Tensor, names: set[str], label: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Give name, exact and rough feature (B, ...) of uint8 images (B, C, H, W), on the CPU."""
+        with precisions.using("float32"):
+            exact, rough = (
+                teacher.features(self.normalise(image), names, label) for teacher in (self.exact, self.rough)
+            )
+        for name in sorted(names):
+            yield name, exact[name].cpu(), rough[name].cpu()
+
+
+def rounded(network: Network) -> Network:
+    """Return a copy whose convolutions and linear layers round their factors to TF32, on any device."""
+    copied = copy.deepcopy(network)
+    for module in copied.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight.data = tf32(module.weight.data)
+            module.register_forward_pre_hook(lambda module, given: (tf32(given[0]), *given[1:]))
+    return copied
+
+
+def tf32(x: Tensor) -> Tensor:
+    """Round float32 to the 10 bits of fraction of TF32, to even."""
+    bits = x.contiguous().view(torch.int32)
+    return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
 
 def compare(
     path: Path,
     manifest: Manifest,
-    teacher: Teacher,
+    live: Live,
     checkpoint: str,
     splits: dict[str, Split],
     space: ViewSpace,
-    normalise: Normalise,
     *,
     rows: int,
 ) -> list[Difference]:
-    """Recompute `rows` random (slot, sample) pairs of every split and return the largest error of each array.
+    """Recompute `rows` random (slot, sample) pairs of every split and return how far each array is off.
 
     Args:
         path: the store.
         manifest: what it says of itself.
-        teacher: the live teacher of `checkpoint`.
+        live: the teacher of `checkpoint`.
         checkpoint: whose arrays are compared.
         splits: prepared data.
         space: the views.
-        normalise: what images go through.
         rows: pairs a split; features with other numbers of slots have pairs of their own.
+
+    Returns:
+        Every measure of every array.
     """
     found: list[Difference] = []
+    device = live.exact.machine.device
     for split, data in splits.items():
-        worst: dict[str, Difference] = {}
-        errors: dict[str, list[float]] = {}
+        measured: dict[str, _Floats | _Codes] = {}
         for slot, index, names in _draw(manifest, checkpoint, split, len(data), rows):
-            live = _live(teacher, data, space, normalise, slot, index, names)
-            for name, values in live.items():
-                array = f"{checkpoint}/{split}/{name}"
+            view = stream_images(data, space, device).begin(slot, index)()
+            label = torch.from_numpy(data.labels[index.numpy()]).to(device)
+            for name, exact, rough in live.features(view, names, label):
                 stored = StoredArray(array_path(path, checkpoint, split, name)).read(slot, index.numpy())
-                if stored.dtype.kind == "f":
-                    error = relative_error(torch.from_numpy(stored.astype(np.float32)), values.float())
-                else:
-                    error = _share_of_code(name)(torch.from_numpy(stored), values)
-                errors.setdefault(array, []).extend(error.tolist())
-                row = int(error.argmax())
-                candidate = Difference(array, slot, int(index[row]), float(error[row]), 0.0)
-                if array not in worst or candidate.error > worst[array].error:
-                    worst[array] = candidate
-        found += [replace(one, mean=sum(errors[array]) / len(errors[array])) for array, one in worst.items()]
+                if name not in measured:
+                    measured[name] = _measure(name, stored.dtype, live)
+                measured[name].add(slot, index, stored, exact, rough)
+        for name, one in measured.items():
+            found += one.differences(f"{checkpoint}/{split}/{name}")
     return found
+
+
+def worst(differences: Iterable[Difference]) -> Difference:
+    """Return the difference that is the largest share of what is allowed."""
+    return max(differences, key=lambda difference: difference.share)
 
 
 def _draw(
@@ -109,6 +215,122 @@ def _draw(
             yield slot, samples[slots == slot], names
 
 
+def _measure(name: str, dtype: np.dtype[Any], live: Live) -> _Floats | _Codes:
+    if dtype.kind == "f":
+        return _Floats(live, HALF if dtype == np.float16 else 0.0)
+    encoding = plugin.load("encodings", Feature.parse(name).encodings[-1])
+    return _Codes(live, getattr(encoding, "differing", share_differing))
+
+
+@dataclass
+class _Rows:
+    """The largest error of single rows, and the largest distance of rough from exact."""
+
+    error: float = -1.0
+    noise: float = 0.0
+    slot: int = 0
+    sample: int = 0
+
+    def add(self, slot: int, index: Tensor, error: Tensor, noise: Tensor) -> None:
+        """Add errors (B,) and distances (B,)."""
+        row = int(error.argmax())
+        if float(error[row]) > self.error:
+            self.error, self.slot, self.sample = float(error[row]), slot, int(index[row])
+        self.noise = max(self.noise, float(noise.max()))
+
+    def difference(self, array: str, measure: str, share: float, floor: float) -> Difference:
+        """Return it as a difference."""
+        allowed = SLACK * share * self.noise + floor + TINY
+        return Difference(array, measure, self.error, allowed, self.slot, self.sample)
+
+
+class _Floats:
+    """Measures of a feature of floats.
+
+    Args:
+        live: the teacher.
+        storage: relative error of the stored type.
+    """
+
+    def __init__(self, live: Live, storage: float) -> None:
+        self.live, self.storage = live, storage
+        self.values, self.samples = _Rows(), _Rows()
+        self.sums: Tensor | None = None  # of squares by channel: stored, reference, exact, error, noise
+        self.count = 0
+
+    def add(self, slot: int, index: Tensor, stored: Array, exact: Tensor, rough: Tensor) -> None:
+        """Add rows (B, ...) of a slot."""
+        kept, exact, rough = torch.from_numpy(stored.astype(np.float64)), exact.double(), rough.double()
+        reference = exact if self.live.precision == "float32" else rough
+        for rows, measure in ((self.values, relative_error), (self.samples, relative_distance)):
+            rows.add(slot, index, measure(kept, reference), measure(rough, exact))
+
+        squares = torch.stack(
+            [_by_channel(x) for x in (kept, reference, exact, kept - reference, rough - exact)]
+        )
+        self.sums = squares if self.sums is None else self.sums + squares
+        self.count += len(index)
+
+    def differences(self, array: str) -> list[Difference]:
+        """Return all measures."""
+        assert self.sums is not None
+        share = self.live.share
+        return [
+            self.values.difference(array, "value", share, self.storage),
+            self.samples.difference(array, "sample", share, self.storage),
+            self._channels(array),
+            self._scale(array),
+        ]
+
+    def _channels(self, array: str) -> Difference:
+        """Return the largest relative distance of a channel; a weak one counts as a tenth of the usual."""
+        assert self.sums is not None
+        _, _, exact, error, noise = self.sums.sqrt()
+        size = (exact + 0.1 * exact.square().mean().sqrt()).clamp(min=TINY)
+        allowed = SLACK * self.live.share * float((noise / size).max()) + self.storage + TINY
+        return Difference(array, "channel", _finite(float((error / size).max())), allowed)
+
+    def _scale(self, array: str) -> Difference:
+        """Return how far the norm of all values is off; independent rounding all but cancels in it."""
+        assert self.sums is not None
+        stored, reference, exact, _, noise = self.sums.sum(dim=1).sqrt().tolist()
+        relative = noise / max(exact, TINY) * self.live.share
+        allowed = SCALE + SLACK * relative / (self.count * self.sums.shape[1]) ** 0.5
+        return Difference(array, "scale", _finite(abs(stored - reference) / max(reference, TINY)), allowed)
+
+
+class _Codes:
+    """Measures of a feature of integer codes: a pixel between two words may fall either way.
+
+    Args:
+        live: the teacher.
+        differing: gives the share of each sample's codes (B,) that differ.
+    """
+
+    def __init__(self, live: Live, differing: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.live, self.differing = live, differing
+        self.rows = _Rows()
+        self.errors: list[Tensor] = []
+        self.noises: list[Tensor] = []
+
+    def add(self, slot: int, index: Tensor, stored: Array, exact: Tensor, rough: Tensor) -> None:
+        """Add rows (B, ...) of a slot."""
+        reference = exact if self.live.precision == "float32" else rough
+        error, noise = self.differing(torch.from_numpy(stored), reference), self.differing(rough, exact)
+        self.rows.add(slot, index, error, noise)
+        self.errors.append(error)
+        self.noises.append(noise)
+
+    def differences(self, array: str) -> list[Difference]:
+        """Return all measures."""
+        share = self.live.share
+        error, noise = (float(torch.cat(parts).mean()) for parts in (self.errors, self.noises))
+        return [
+            Difference(array, "codes", error, CODES + SLACK * share * noise),
+            self.rows.difference(array, "codes of a sample", share, CODES_OF_A_SAMPLE),
+        ]
+
+
 def relative_error(stored: Tensor, live: Tensor) -> Tensor:
     """Return the largest error of each row, (B,): |stored - live| / (|live| + rms of live).
 
@@ -116,8 +338,20 @@ def relative_error(stored: Tensor, live: Tensor) -> Tensor:
         stored: (B, ...).
         live: (B, ...).
     """
-    error = (stored - live).abs() / (live.abs() + live.square().mean().sqrt()).clamp(min=1e-12)
+    error = (stored - live).abs() / (live.abs() + live.square().mean().sqrt()).clamp(min=TINY)
     return torch.nan_to_num(error.reshape(len(error), -1), nan=float("inf")).amax(dim=1)
+
+
+def relative_distance(stored: Tensor, live: Tensor) -> Tensor:
+    """Return the relative distance of each row, (B,): rms of stored - live, over the mean of both rms of live.
+
+    Args:
+        stored: (B, ...).
+        live: (B, ...); its rms is that of the row, and that of all rows.
+    """
+    off, size = (x.flatten(1).square().mean(dim=1).sqrt() for x in (stored - live, live))
+    relative = 2 * off / (size + live.square().mean().sqrt()).clamp(min=TINY)
+    return torch.nan_to_num(relative, nan=float("inf"))
 
 
 def share_differing(stored: Tensor, live: Tensor) -> Tensor:
@@ -130,11 +364,14 @@ def share_differing(stored: Tensor, live: Tensor) -> Tensor:
     return (stored.long() != live.long()).float().flatten(1).mean(dim=1)
 
 
-def _share_of_code(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the function that compares codes: the encoding's own, where equality is too much to ask."""
-    encoding = plugin.load("encodings", Feature.parse(name).encodings[-1])
-    own: Callable[[Tensor, Tensor], Tensor] = getattr(encoding, "differing", share_differing)
-    return own
+def _by_channel(x: Tensor) -> Tensor:
+    """Return the sums of squares of every channel of (B, C, ...), (C,); of (B,) as of one channel."""
+    rows = x.reshape(len(x), x.shape[1] if x.ndim > 1 else 1, -1)
+    return rows.square().sum(dim=(0, 2))
+
+
+def _finite(x: float) -> float:
+    return x if math.isfinite(x) else math.inf
 
 
 def summarise(path: Path, checkpoint: str, name: str) -> dict[str, Any]:
@@ -167,18 +404,3 @@ def summarise(path: Path, checkpoint: str, name: str) -> dict[str, Any]:
         "channels": len(low),
         "dead_channels": int((low == high).sum()),
     }
-
-
-def _live(
-    teacher: Teacher,
-    data: Split,
-    space: ViewSpace,
-    normalise: Normalise,
-    slot: int,
-    index: Tensor,
-    names: set[str],
-) -> dict[str, Tensor]:
-    device = teacher.machine.device
-    view = stream_images(data, space, device).begin(slot, index)()
-    label = torch.from_numpy(data.labels[index.numpy()]).to(device)
-    return {name: x.cpu() for name, x in teacher.features(normalise(view), names, label).items()}

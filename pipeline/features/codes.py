@@ -18,7 +18,7 @@ from pipeline import artifact, closure, plugin, progress
 from pipeline.encoding import Feature
 from pipeline.errors import ParamsError, StaleArtifactError
 from pipeline.features import manifest as manifests
-from pipeline.features.check import compare
+from pipeline.features.check import Live, compare, worst
 from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher, on_device
@@ -31,9 +31,6 @@ from pipeline.prepared import Prepared
 from pipeline.views import num_slots, view_space
 
 ROWS = 256  # recomputed after the run
-# Pixels between two words may fall either way. A map may have no more than four pixels, so a sample is given more.
-TOLERANCE = 0.05  # share of all codes that may differ
-SAMPLE_TOLERANCE = 0.5  # share of one sample's codes
 
 
 class Encoder:
@@ -95,6 +92,7 @@ class Encoder:
             mean=meta.mean,
             std=meta.std,
             views=asked.views,
+            precision=machine.precision,
             features=stored_features(
                 {asked.code: (slots, "float16")}, self.teacher, meta.channels, meta.size
             ),
@@ -129,15 +127,11 @@ class Encoder:
             [manifest.model_dump(mode="json"), self.extraction.compression, code]
         )
         made = fill(scratch, self.extraction, identity, self.title)
-        for found in compare(
-            scratch, made, self.teacher, "last", {"train": self.split}, self.space, self.normalise, rows=ROWS
-        ):
-            if found.mean > TOLERANCE or found.error > SAMPLE_TOLERANCE:
-                raise StaleArtifactError(
-                    f"{found.array}: {found.mean:.0%} of the codes differ when they are made again, and "
-                    f"{found.error:.0%} in slot {found.slot} of sample {found.sample}; expected at most "
-                    f"{TOLERANCE:.0%} and {SAMPLE_TOLERANCE:.0%}. Run the same command again."
-                )
+        machine, splits = self.teacher.machine, {"train": self.split}
+        live = Live.of(self.teacher.network, machine.precision, machine.device, self.normalise, self.table)
+        found = worst(compare(scratch, made, live, "last", splits, self.space, rows=ROWS))
+        if found.share > 1:
+            raise StaleArtifactError(f"{found}. Run the same command again.")
         return made
 
     def lost(self) -> float:

@@ -17,6 +17,7 @@ from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsEr
 from pipeline.network import NetworkSpec
 from pipeline.params.base import Block, validate
 from pipeline.params.views import ViewParams
+from pipeline.precision import Precision
 
 SCHEMA = 1
 
@@ -50,6 +51,7 @@ class Manifest(Block):
         mean: normalisation of the images that the teacher saw.
         std: as `mean`.
         views: the view space of the augmented slots.
+        precision: that the teacher was run in.
         features: what is stored, by feature name.
         tables: hash of the fitted tables that features are encoded with, by table name.
         versions: of the libraries that made it; they are not compared.
@@ -64,6 +66,7 @@ class Manifest(Block):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     views: ViewParams
+    precision: Precision
     features: dict[str, StoredFeature]
     tables: dict[str, str] = {}
     versions: dict[str, str] = Field(default_factory=dict)

@@ -99,11 +99,18 @@ class CachedSource:
                     x = torch.from_numpy(array.finish(future)).to(self.device, non_blocking=True)
                 else:
                     resident = self._resident[checkpoint, name]
-                    x = resident[slot, index.to(self.device, non_blocking=True)]
+                    x = _rows(resident, slot, index.to(self.device, non_blocking=True))
                 taps[name] = as_float32(x)
             return taps
 
         return finish
+
+
+def _rows(resident: Tensor, slot: int, index: Tensor) -> Tensor:
+    """Return samples `index` int64 (B,) of a slot; CUDA indexes no unsigned integers, so their bits are taken."""
+    if resident.dtype == torch.uint16:
+        return resident.view(torch.int16)[slot].index_select(0, index).view(torch.uint16)
+    return resident[slot].index_select(0, index)
 
 
 class OnlineSource:

@@ -33,13 +33,11 @@ class ExtractParams(Block):
         features: by feature name, "tap" or "tap:encoding", for instance "stage3:attention".
         checkpoints: "last", "best", "init" (the untrained teacher), or anchors, for instance "anchor_050".
         compression: of the chunks; half-zero maps shrink by 1.7 with zstd, logits hardly.
-        tolerance: largest relative error that `check_features` accepts between store and live teacher.
     """
 
     features: dict[str, FeatureParams] = Field(min_length=1)
     checkpoints: tuple[str, ...] = Field(default=("last",), min_length=1)
     compression: Literal["none", "zstd"] = "none"
-    tolerance: float = Field(default=2e-3, gt=0)
 
 
 class TeacherParams(TrainingParams):
@@ -53,16 +51,10 @@ class TeacherParams(TrainingParams):
 
 
 class ExtractBlock(Block):
-    """What `extract_features` depends on: a teacher's `extract` without the tolerance, and the views."""
+    """What `extract_features` depends on: a teacher's `extract`, and the views."""
 
     teacher: str
     views: ViewParams
     features: dict[str, FeatureParams]
     checkpoints: tuple[str, ...]
     compression: Literal["none", "zstd"]
-
-
-class CheckBlock(Block):
-    """What `check_features` depends on beside the store."""
-
-    tolerance: float

@@ -17,7 +17,7 @@ from pipeline import plugin
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.params.base import Block, validate
 from pipeline.params.dataset import DatasetParams, PrepareBlock
-from pipeline.params.extract import CheckBlock, ExtractBlock, TeacherParams
+from pipeline.params.extract import ExtractBlock, TeacherParams
 from pipeline.params.matching import MatchBlock, MatchesBlock, MatchingParams, MatchParams
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import (
@@ -265,7 +265,6 @@ def blocks(params: Sections) -> dict[str, Block]:
             checkpoints=extract.checkpoints,
             compression=extract.compression,
         )
-        found[f"teachers/{name}/check"] = CheckBlock(tolerance=extract.tolerance)
     for section in ("fits", "derived"):
         for name, fit in getattr(params, section).items():
             table, dataset_name = params.tables[fit.table], params.teachers[fit.teacher].dataset

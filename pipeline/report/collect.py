@@ -101,7 +101,7 @@ def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
     trained = _trained(artifacts, source, dataset, 0)
     hint = f"dvc repro check_features@{name}"
     store = mapping(artifacts / "tables" / name / "features.json", hint, ("features",))
-    needed = ("largest_error", "tolerance", "error", "bytes", "files")
+    needed = ("precision", "largest_error", "largest_share", "error", "bytes", "files")
     check = mapping(artifacts / "metrics" / "features" / f"{name}.json", hint, needed)
     return Teacher(name, dataset, trained, store, check)
 

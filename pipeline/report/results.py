@@ -145,7 +145,7 @@ class Teacher:
         dataset: its data set.
         trained: the network.
         store: what `check_features` says of the store's content: `bytes`, `files`, `features`.
-        check: what it says of the comparison: `largest_error`, `tolerance`, `error` by array.
+        check: what it says of the comparison: `precision`, `largest_error`, `largest_share`, `error` by array.
     """
 
     name: str

@@ -83,6 +83,7 @@ def train(
         mean=meta.mean,
         std=meta.std,
         views=asked.views,
+        precision=machine.precision,
         features=stored_features(
             {"logits": (slots, made.features["logits"].dtype)}, teacher, meta.channels, meta.size
         ),

@@ -1,0 +1,70 @@
+"""The precision of float32 arithmetic on a GPU: one documented choice, a machine option.
+
+`float32` is IEEE float32 in every convolution and product, on a GPU as on a CPU. `tf32` lets a GPU round the factors of
+convolutions and products to TF32's 10 bits of fraction, `bfloat16` runs forward passes under autocast. `auto` is
+`float32` on a CPU and `tf32` on a GPU. Losses are computed in float32 under each of them, and so are distances to
+words and sub-classes: differences of distances are small beside the distances (`full_products`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+
+from pipeline.errors import MachineError
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+NAMES: tuple[Precision, ...] = get_args(Precision)
+ROUNDOFF: dict[Precision, float] = {"float32": 2.0**-24, "tf32": 2.0**-11, "bfloat16": 2.0**-8}  # half an ulp
+
+
+def resolve(name: str, device: torch.device) -> Precision:
+    """Return the precision that an option asks for on a device.
+
+    Raises:
+        MachineError: no such precision, or the device does not have it.
+    """
+    if name == "auto":
+        return "tf32" if device.type == "cuda" else "float32"
+
+    for known in NAMES:
+        if name == known:
+            if known == "tf32" and device.type != "cuda":
+                raise MachineError(
+                    f"--precision is 'tf32', which GPUs have, and the device is '{device}'. Give auto, float32 or "
+                    "bfloat16."
+                )
+            return known
+    raise MachineError(f"--precision is '{name}'. Give auto, {', '.join(NAMES[:-1])} or {NAMES[-1]}.")
+
+
+def apply(precision: Precision) -> None:
+    """Set how this process computes float32 convolutions and products on GPUs from now on."""
+    allowed = precision != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def using(precision: Precision) -> Iterator[None]:
+    """Compute in another precision inside the block."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    apply(precision)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def full_products() -> Iterator[None]:
+    """Compute matrix products in IEEE float32 inside the block, whatever the precision of networks."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
