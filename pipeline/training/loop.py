@@ -6,8 +6,9 @@ is cut off goes on from its checkpoint and ends bit for bit where it would have 
 Several ranks (`pipeline.distributed`) divide every batch. Each weighs its loss, a mean over its part, by its part's
 share, and the gradients are summed. So what is a mean over samples (cross-entropy, soft targets, a map's error) is
 exactly one process's, uneven last batches too. What looks across the samples of a batch is that of the part: Gram
-matrices and other terms of pairs, draws of `Batch.generator`, and on CPUs what batch norms normalise by. On GPUs
-batch norms are synchronised. Their running statistics are the mean over the ranks, taken at every epoch's end.
+matrices and other terms of pairs, norms over the batch (BYOT), draws of `Batch.generator`, and on CPUs what batch norms
+normalise by. On GPUs batch norms are synchronised. Their running statistics are the mean over the ranks, taken at every
+epoch's end.
 """
 
 from __future__ import annotations
