@@ -31,6 +31,7 @@ from pipeline.params.extract import TeacherParams
 from pipeline.params.project import Sections, blocks, merged
 from pipeline.params.recipe import Recipe
 from pipeline.params.student import CodeParams, PairBlock, SelfTaughtParams, StudentParams
+from pipeline.training.batches import cut
 from pipeline.views import ViewSpace, num_slots, view_space
 
 CHECKSUM_BYTES = 4
@@ -218,10 +219,8 @@ def _runs(params: Sections, metas: Mapping[str, Meta]) -> Iterator[_Run]:
         recipe = validate(
             Recipe, merged(student.recipe.model_dump(mode="json"), run.recipe), f"runs.{key}.recipe"
         )
-        samples = metas[student.dataset].samples["train"]
-        if recipe.drop_last:
-            samples -= samples % recipe.batch_size
-        forwards = recipe.epochs * samples if features else 0
+        shown = sum(cut(metas[student.dataset].samples["train"], recipe.batch_size, recipe.drop_last))
+        forwards = recipe.epochs * shown if features else 0
         yield _Run(item, pair.teacher, student.student, run.source == "online", features, forwards)
 
 

@@ -58,8 +58,8 @@ class Words(_Lesson):
         feature: of the teacher: the map that the table was fitted to, or "<map>:nearest@<table>",
             "<map>:top4@<table>" for its compact codes.
         table: key of `tables`.
-        temperature: t of p_T = softmax(-t ||x - word||^2): letKD's 1, QuEST's 5. Of kernels' activations,
-            p_T = softmax(t a).
+        temperature: t of p_T = softmax(-t ||x - word||^2), letKD's; QuEST has a default of its own. Of kernels'
+            activations, p_T = softmax(t a).
     """
 
     CODES = ("nearest", "top4")

@@ -272,6 +272,21 @@ def test_quest_learns_from_codes_and_keeps_a_plain_student(world: World) -> None
     assert float(history(folder)[1]["words"]) < float(history(folder)[0]["words"])
 
 
+@pytest.mark.parametrize(("method", "t", "other"), [("quest", 5.0, 1.0), ("letkd1", 1.0, 5.0)])
+def test_a_run_is_the_same_with_its_place_written_out(
+    world: World, method: str, t: float, other: float
+) -> None:
+    def trained(name: str, config: dict[str, Any]) -> bytes:
+        inputs = world.inputs("letkd1", method=method, config=config)
+        folder = world.distil(f"{method}-{name}", inputs)
+        return (folder / "weights/last.safetensors").read_bytes()
+
+    default = trained("default", {})
+    for name, place in (("empty", {}), ("feature", {"feature": "final"}), ("t", {"temperature": t})):
+        assert trained(name, {"places": {"final": place}}) == default, name
+    assert trained("other", {"places": {"final": {"temperature": other}}}) != default
+
+
 # ------------------------------------------------------------------ what a run depends on
 
 

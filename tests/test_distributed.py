@@ -33,6 +33,7 @@ from pipeline.features.shards import Progress
 from pipeline.features.store import StoredArray
 from pipeline.machine import machine
 from pipeline.training import checkpoint
+from pipeline.training.batches import cut
 
 EVERY_EPOCH = {"pipeline.training.loop:CHECKPOINT_SECONDS": -1.0}
 SHARDS = {"pipeline.features.extract:Extraction": {"shard_bytes": 20_000}}
@@ -103,6 +104,7 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         pytest.param(53, 2, id="last-batch-of-5"),
         pytest.param(51, 2, id="last-batch-too-small-to-divide"),
         pytest.param(53, 3, id="three-ranks"),
+        pytest.param(49, 3, id="last-batch-of-17"),
     ],
 )
 def test_ranks_take_the_steps_of_one_process(server: Server, tmp_path: Path, samples: int, size: int) -> None:
@@ -115,7 +117,7 @@ def test_ranks_take_the_steps_of_one_process(server: Server, tmp_path: Path, sam
     for other in ranks[1:]:  # at every step, bit for bit
         assert other.keys() == ranks[0].keys()
         assert all(torch.equal(other[name], x) for name, x in ranks[0].items())
-    steps = -(-samples // 16) * 2
+    steps = 2 * len(cut(samples, 16))
     moved = expected["end/student.classifier.weight"] - expected["0/weight/student.classifier.weight"]
     assert moved.abs().max() > 1e-3  # the tolerance is far below what the training does
     # `rare` has a gradient in the one step of each epoch that shows sample 7, on whatever rank; `unused` has none.
@@ -150,6 +152,14 @@ def test_ranks_divide_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Ranks(rank, 3).share(5) == 1 / 3
     assert ALONE.part(torch.arange(1)).tolist() == [0]
     assert ALONE.share(1) == 1
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_have_no_batch_of_one_sample(server: Server, tmp_path: Path, size: int) -> None:
+    """16 + 16 + 17 samples, through a batch norm of vectors, which cannot do with one."""
+    well(together(server, "rank_fixtures", [tmp_path, "--kind", "norm", "--samples", 49], size=size))
+    seen = load_file(tmp_path / "0.safetensors")
+    assert seen["end/method.norm.num_batches_tracked"].item() == 2 * 3
 
 
 def test_running_statistics_are_the_mean_over_ranks(server: Server, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 from dataclasses import replace
@@ -375,7 +376,7 @@ def test_the_baselines_heads_learn_from_labels(name: str) -> None:
     found = assemble(name)
     batch = found.batch()
     found.method(found.taps(batch), batch)["ce_shallow"].backward()
-    for key, x in found.method.named_parameters():
+    for key, x in found.method.heads.named_parameters():
         assert x.grad is not None, key
         assert (x.grad != 0).any() or "bias" in key or x.ndim == 1, key
 
@@ -449,17 +450,29 @@ def test_dsn_is_the_formula() -> None:
     )
 
 
-def test_byot_is_the_formula() -> None:
-    found = assemble("byot")
+OUT_OF_ORDER = ("stage2", "stem", "stage1")  # stage2 is nearest to the output
+
+
+@pytest.mark.parametrize(("positions", "guided"), [(None, ["stage1"]), (OUT_OF_ORDER, ["stem", "stage1"])])
+def test_byot_is_the_formula(positions: tuple[str, ...] | None, guided: list[str]) -> None:
+    found = assemble("byot", {"positions": positions})
     batch = found.batch(5)
     taps = found.taps(batch)
     terms = found.method(taps, batch)
     last, *shallow = every_logits(found, batch)
     p = softmax(last, 3.0)
     soft = -sum((p * np.log(softmax(z, 3.0))).sum() / 5 for z in shallow)
-    pooled = [array(head["pooled"]) for head in heads_of(found)(taps, ("pooled",)).values()]
-    main = array(taps["pooled"])
-    feature = sum(math.sqrt(((one[i] - main[i]) ** 2).sum()) / 5 for one in pooled for i in range(5))
+    main, feature = array(taps["pooled"]), 0.0
+    heads = heads_of(found)(taps, ("pooled",))
+    for position in guided:
+        linear, pooled = found.method.projectors[position], array(heads[position]["pooled"])
+        weight, bias = array(linear.weight), array(linear.bias)
+        square = 0.0  # of all samples and widths together
+        for i in range(5):
+            for d in range(len(bias)):
+                learned = sum(weight[d, c] * pooled[i, c] for c in range(pooled.shape[1])) + bias[d]
+                square += (learned - main[i, d]) ** 2
+        feature += math.sqrt(square)
     expected = {
         "ce": ce(last, array(batch.label)),
         "ce_shallow": sum(ce(z, array(batch.label)) for z in shallow),
@@ -467,6 +480,80 @@ def test_byot_is_the_formula() -> None:
         "feature": feature,
     }
     assert {name: x.item() for name, x in terms.items()} == pytest.approx(expected, rel=1e-4)
+    assert set(found.method.projectors) == set(guided)
+
+
+def test_byots_gradients_are_those_of_a_plain_loss_in_float64() -> None:
+    found = assemble("byot", {"positions": OUT_OF_ORDER})
+    batch = found.batch(5)
+    student, method = copy.deepcopy(found.student).double(), copy.deepcopy(found.method).double()
+    terms = found.method(found.taps(batch), batch)
+    weights = found.method.weights(batch)
+    loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    loss.backward()
+
+    main = student.record(batch.image.double(), (*OUT_OF_ORDER, "pooled", "logits"))
+    rows = range(5)
+    label = batch.label.tolist()
+    target = [(main["logits"][i].detach() / 3).exp() for i in rows]
+    plain = -sum(main["logits"][i].log_softmax(0)[label[i]] for i in rows) / 5
+    for position in OUT_OF_ORDER:
+        head = method.heads.heads[position].record(main[position], ("pooled", "logits"))
+        for i in rows:
+            plain = plain - 0.7 * head["logits"][i].log_softmax(0)[label[i]] / 5
+            p = target[i] / target[i].sum()
+            plain = plain - 0.3 * (p * (head["logits"][i] / 3).log_softmax(0)).sum() / 5
+        if position != "stage2":
+            linear = method.projectors[position]
+            apart = [
+                linear.weight @ head["pooled"][i] + linear.bias - main["pooled"][i].detach() for i in rows
+            ]
+            plain = plain + 0.03 * sum((x * x).sum() for x in apart).sqrt()
+    plain.backward()
+
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    for ours, reference in ((found.student, student), (found.method, method)):
+        expected = dict(reference.named_parameters())
+        for name, x in ours.named_parameters():
+            wanted = expected[name].grad
+            assert x.grad is not None, name
+            assert wanted is not None, name
+            # float32 against float64, relative to the parameter's largest gradient.
+            torch.testing.assert_close(
+                x.grad.double(), wanted, rtol=0, atol=1e-4 * wanted.abs().max().item(), msg=name
+            )
+
+
+def test_byots_feature_term_is_one_norm_over_the_batch() -> None:
+    """A batch that is shown twice has the statistics of one, and root 2 of its norm."""
+    found = assemble("byot")
+    once = found.batch(4)
+    twice = replace(
+        once, **{name: torch.cat([getattr(once, name)] * 2) for name in ("image", "label", "index")}
+    )
+    one, two = (found.method(found.taps(batch), batch) for batch in (once, twice))
+    assert two["feature"].item() == pytest.approx(math.sqrt(2) * one["feature"].item(), rel=1e-4)
+    for name in ("ce", "ce_shallow", "soft"):
+        assert two[name].item() == pytest.approx(one[name].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("positions", [("stage1",), ()], ids=str)
+def test_byots_only_head_is_the_nearest_to_the_output(positions: tuple[str, ...]) -> None:
+    found = assemble("byot", {"positions": positions})
+    batch = found.batch()
+    assert found.method(found.taps(batch), batch)["feature"].item() == 0
+    assert not list(found.method.projectors.parameters())
+
+
+def test_byots_projector_starts_alike_whichever_other_heads_there_are() -> None:
+    one, other = assemble("byot").method, assemble("byot", {"positions": OUT_OF_ORDER}).method
+    assert torch.equal(one.projectors["stage1"].weight, other.projectors["stage1"].weight)
+    assert not torch.equal(other.projectors["stem"].weight, other.projectors["stage1"].weight)
+
+
+def reached(module: nn.Module) -> set[str]:
+    """Return the parameters that a gradient has reached."""
+    return {name for name, x in module.named_parameters() if x.grad is not None and (x.grad != 0).any()}
 
 
 @pytest.mark.parametrize("term", ["soft", "feature"])
@@ -474,9 +561,11 @@ def test_byots_last_classifier_does_not_learn_from_its_heads(term: str) -> None:
     found = assemble("byot")
     batch = found.batch()
     found.method(found.taps(batch), batch)[term].backward()
-    for name, x in found.student.named_parameters():
-        reached = x.grad is not None and bool((x.grad != 0).any())
-        assert not (reached and name.startswith(("classifier", "units.stage3"))), name
+    learners = {name.split(".")[1] for name in reached(found.student)}
+    # `feature` stands at stage1 alone: the head at stage2 is the nearest to the output.
+    assert learners == {"stem", "stage1"} | ({"stage2"} if term == "soft" else set())
+    heads = {name.split(".")[2] for name in reached(found.method) if name.startswith("heads.")}
+    assert heads == {"stage1"} | ({"stage2"} if term == "soft" else set())
 
 
 def test_dks_is_the_formula() -> None:

@@ -328,22 +328,55 @@ def test_letkd2_is_the_formula() -> None:
 
 
 def test_quest_is_the_formula() -> None:
-    found, batch = ready("quest", {"places": PLACES | {"final": {"learns": "words", "temperature": 5.0}}})
+    found, batch = ready("quest", {"places": PLACES})
     taps = found.taps(batch)
-    expected = 0.0
-    for place, t in (("final", 5.0), ("stage3_block1", 1.0)):
+    expected = other = 0.0
+    for place in PLACES:
         predictor = found.method.predictors[place]
         predictor.scale.data.fill_(2.0)
         kernels = [unit(row) for row in predictor.kernels.double().tolist()]
         scores = [[2.0 * dot(unit(pixel), k) for k in kernels] for pixel in pixels(taps[place])]
-        p = words_of(batch.teacher[place], torch.from_numpy(words_table()["centers"]), t)
-        expected += kl(p, scores)
+        at_five, at_one = (
+            words_of(batch.teacher[place], torch.from_numpy(words_table()["centers"]), t) for t in (5.0, 1.0)
+        )
+        expected += kl(at_five, scores)
+        other += kl(at_one, scores)
     terms = found.method(taps, batch)
     assert terms["words"].item() == pytest.approx(expected, **CLOSE)
-    assert quest.Config().places["final"].temperature == 5.0
+    assert terms["words"].item() != pytest.approx(other, rel=1e-2)  # letKD's t
     assert not found.student.inserted  # the predictor is dropped
     logits = taps["logits"].detach().double().log_softmax(dim=1)
     assert terms["ce"].item() == pytest.approx(-logits[range(6), batch.label].mean().item(), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [{}, {"learns": "words"}, {"table": "other"}, {"feature": "stage3_block1"}, {"feature": "final:halved"},
+     {"feature": "final:nearest@words"}, {"feature": "final:top4@words"}],
+    ids=str,
+)  # fmt: skip
+def test_a_place_that_is_written_out_keeps_its_methods_temperature(place: dict[str, Any]) -> None:
+    for method, t in ((quest, 5.0), (letkd1, 1.0), (letkd2, 1.0)):
+        assert method.Config().places["final"].temperature == t
+        config = validate(method.Config, {"places": {"final": place, "stage2": place}}, "runs.r.config")
+        assert [lesson.temperature for lesson in config.places.values()] == [t, t]
+        config = validate(method.Config, {"places": {"final": place | {"temperature": 2}}}, "runs.r.config")
+        assert config.places["final"].temperature == 2
+
+
+@pytest.mark.parametrize("feature", ["final", "final:nearest@words", "final:top4@words"])
+@pytest.mark.parametrize(("method", "t", "other"), [("quest", 5.0, 1.0), ("letkd1", 1.0, 5.0)])
+def test_codes_are_learned_at_the_methods_temperature(
+    method: str, t: float, other: float, feature: str
+) -> None:
+    def loss(**written: float) -> float:
+        found = assemble(method, {"places": {"final": {"feature": feature} | written}}, tables)
+        batch = found.batch(6)
+        return found.method(found.taps(batch), batch)["words"].item()
+
+    assert loss() == loss(temperature=t)
+    # One word is the nearest at any temperature.
+    assert (loss() == loss(temperature=other)) == ("nearest" in feature)
 
 
 def test_kernels_are_a_softmax_of_scaled_activations() -> None:

@@ -2,7 +2,7 @@
 
 L = CE + KL(p_T || softmax(scores)), p_T = softmax(-t ||f_T - word||^2), summed over words, mean over pixels. The
 scores are scaled cosines of the student's pixels; their predictor is trained beside the student and dropped, and
-the path to the logits does not lead through it. It is letKD-1 with alpha = 0 but for t, 5 here.
+the path to the logits does not lead through it. It is letKD-1 with alpha = 0 but for t, which is 5 at every place.
 """
 
 from __future__ import annotations
@@ -18,6 +18,16 @@ from pipeline.network import Taps
 from pipeline.supervision import Target, Words, needs, outcomes
 
 
+class Place(Words):
+    """What a place learns: settings as of letKD's words, but for the default of t.
+
+    Attributes:
+        temperature: t. It was chosen for distances: of kernels, whose activations t multiplies, give 1.
+    """
+
+    temperature: float = Field(default=5.0, gt=0)
+
+
 class Config(MethodConfig):
     """Settings.
 
@@ -28,7 +38,7 @@ class Config(MethodConfig):
     """
 
     weights: Weights = {"ce": 1.0, "words": 1.0}
-    places: dict[str, Words] = Field(default={"final": Words(temperature=5.0)}, min_length=1)
+    places: dict[str, Place] = Field(default={"final": Place()}, min_length=1)
     scale: float = 3.0
 
 

@@ -22,7 +22,8 @@ class Recipe(Block):
         milestones: epochs after which the learning rate is multiplied by `decay`.
         decay: that factor.
         warmup: epochs over which the learning rate grows linearly from 0.
-        drop_last: leave out the last batch of an epoch when it is not full.
+        drop_last: leave out the last batch of an epoch when it is not full; else one of a single sample joins the batch
+            before it.
     """
 
     epochs: int = Field(default=240, ge=0)

@@ -34,6 +34,26 @@ class Views:
     share: float = 1.0
 
 
+def cut(samples: int, batch_size: int, drop_last: bool = False) -> list[int]:
+    """Return how many samples each batch of an epoch has.
+
+    A sample that would be a batch by itself joins the batch before it: of one sample a map of one pixel is one value,
+    and a batch norm has nothing to normalise it by.
+
+    Args:
+        samples: of the epoch.
+        batch_size: samples a batch.
+        drop_last: leave out the last batch when it is not full.
+    """
+    whole, left = divmod(samples, batch_size)
+    sizes = [batch_size] * whole
+    if drop_last or left == 0:
+        return sizes
+    if left == 1 and sizes:
+        return [*sizes[:-1], batch_size + 1]
+    return [*sizes, left]
+
+
 @dataclass(frozen=True)
 class Batches:
     """The training split as batches; order and views are functions of (seed, epoch, sample).
@@ -58,16 +78,21 @@ class Batches:
     drop_last: bool = False
     ranks: Ranks = ALONE
 
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each batch of an epoch."""
+        return cut(len(self.labels), self.batch_size, self.drop_last)
+
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
-        whole, part = divmod(len(self.labels), self.batch_size)
-        return whole + (part > 0 and not self.drop_last)
+        return len(self.sizes)
 
     def epoch(self, epoch: int) -> Iterator[Views]:
         """Give the batches of `epoch`; of each, this rank's part."""
         slot = slot_of(self.seed, epoch, self.slots)
         order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
-        whole = torch.split(order, self.batch_size)[: len(self)]
+        sizes = self.sizes
+        whole = torch.split(order[: sum(sizes)], sizes)
         parts = [self.ranks.part(batch) for batch in whole]
         shares = [self.ranks.share(len(batch)) for batch in whole]
         for (index, view), share in zip(views(self.images, slot, parts), shares, strict=True):

@@ -6,8 +6,9 @@ is cut off goes on from its checkpoint and ends bit for bit where it would have 
 Several ranks (`pipeline.distributed`) divide every batch. Each weighs its loss, a mean over its part, by its part's
 share, and the gradients are summed. So what is a mean over samples (cross-entropy, soft targets, a map's error) is
 exactly one process's, uneven last batches too. What looks across the samples of a batch is that of the part: Gram
-matrices and other terms of pairs, draws of `Batch.generator`, and on CPUs what batch norms normalise by. On GPUs
-batch norms are synchronised. Their running statistics are the mean over the ranks, taken at every epoch's end.
+matrices and other terms of pairs, norms over the batch (BYOT), draws of `Batch.generator`, and on CPUs what batch norms
+normalise by. On GPUs batch norms are synchronised. Their running statistics are the mean over the ranks, taken at every
+epoch's end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from pipeline import progress
 from pipeline.distributed import Ranks
 from pipeline.eager import EagerSGD
-from pipeline.errors import DivergedError, MachineError, ParamsError
+from pipeline.errors import DataError, DivergedError, MachineError, ParamsError
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training import checkpoint
 from pipeline.training.batches import Batches, Views
@@ -100,16 +101,13 @@ class Training:
         """Train, and return the history: one row an epoch.
 
         Raises:
+            DataError: there is one sample.
             ParamsError: there are fewer samples than one batch, and the last is left out.
             MachineError: a batch has no two samples for each rank.
             DivergedError: a term or a weight that is not finite; the checkpoint of an earlier epoch stays in the
                 scratch.
         """
-        if self.batches.batch_size < 2 * self.ranks.size and self.ranks.size > 1:
-            raise MachineError(
-                f"{self.title}: a batch of {self.batches.batch_size} has no two samples for each of "
-                f"{self.ranks.size} processes. Set STILLHOUSE_PROCESSES to {self.batches.batch_size // 2} or less."
-            )
+        self._check_batches()
         path = self.scratch / "checkpoint.safetensors"
         history = self.ranks.agree(self._done(path) if self.ranks.first else [])
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
@@ -132,6 +130,28 @@ class Training:
                 done += phase.recipe.epochs
         return history
 
+    def _check_batches(self) -> None:
+        """Refuse, before the first step, batches that nothing can be learned from."""
+        batches, processes = self.batches, self.ranks.size
+        if batches.batch_size < 2 * processes and processes > 1:
+            raise MachineError(
+                f"{self.title}: a batch of {batches.batch_size} has no two samples for each of {processes} "
+                f"processes. Set STILLHOUSE_PROCESSES to {batches.batch_size // 2} or less."
+            )
+        if not any(phase.recipe.epochs for phase in self.phases):
+            return
+        samples = len(batches.labels)
+        if samples < 2:
+            raise DataError(
+                f"{self.title}: the training split has {samples} sample, expected 2 or more, because a batch norm "
+                "cannot learn from one. Add images to the data set, then: dvc repro"
+            )
+        if len(batches) == 0:
+            raise ParamsError(
+                f"{self.title}: {samples} training samples make no batch of {batches.batch_size}. Lower "
+                "recipe.batch_size in params.yaml, or set drop_last: false."
+            )
+
     def _done(self, path: Path) -> list[Row]:
         """Return the history of the checkpoint that is gone on from."""
         resumed = checkpoint.state(path)
@@ -147,11 +167,6 @@ class Training:
         start = time.perf_counter()
         step = (before + epoch) * len(self.batches)
         moment = Moment(phase.name, epoch, phase.recipe.epochs, step)
-        if len(self.batches) == 0:
-            raise ParamsError(
-                f"{self.title}: {len(self.batches.labels)} training samples make no batch of "
-                f"{self.batches.batch_size}. Lower recipe.batch_size in params.yaml, or set drop_last: false."
-            )
         parameters = [x for group in optimizer.param_groups for x in group["params"]]
         names: list[str] = []
         rows: list[Tensor] = []
@@ -169,9 +184,6 @@ class Training:
         self.ranks.share_statistics(self.modules)
         self._check_weights(moment, len(rows))
         seconds = time.perf_counter() - start
-        images = (
-            len(self.batches.labels) if not self.batches.drop_last else len(rows) * self.batches.batch_size
-        )
         return {
             "epoch": before + epoch + 1,
             "phase": phase.name,
@@ -179,7 +191,7 @@ class Training:
             **means,
             **self.ranks.agree(self.evaluate() if self.ranks.first else {}),
             "seconds": seconds,
-            "images_per_second": images / seconds,
+            "images_per_second": sum(self.batches.sizes) / seconds,
         }
 
     def _ahead(self, epoch: int, moment: Moment) -> Iterator[tuple[Views, Callable[[], Any]]]:
