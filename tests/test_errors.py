@@ -236,7 +236,8 @@ def test_stages_that_read_no_json(stage: str) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [(None, "does not exist"), ("- 1", "expected a mapping"), ("seeds: [0", "not valid yaml"),
-     ("seedz: [0]\n", "Did you mean 'seeds'?")],
+     ("seedz: [0]\n", "Did you mean 'seeds'?"),
+     ("seeds: [0]\ndatasets: {d: {source: digits, prepare: {std: [63.0]}, views: {space: plain}}}\n", "by 255")],
 )  # fmt: skip
 def test_bad_params_are_one_line(
     content: str | None,

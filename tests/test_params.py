@@ -72,6 +72,22 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     ("teachers", [1], ["'teachers' is [1]"]),
     ("datasets.toy.views.space", "crop", ["'datasets.toy.views' is", "'crop_flip'"]),
     ("datasets", {}, ["'datasets' is {}", "at least 1"]),
+    # numbers that would train at chance or switch something off, without a word
+    ("datasets.toy.prepare", {"mean": [125.3]}, ["'datasets.toy.prepare.mean' is [125.3]", "in [0, 1]", "by 255"]),
+    ("datasets.toy.prepare", {"std": [0.2, 63]}, ["'datasets.toy.prepare.std' is [0.2, 63]", "in [0, 1]", "by 255"]),
+    ("datasets.toy.prepare", {"mean": [-0.1]}, ["'datasets.toy.prepare.mean.0' is -0.1", "greater than or equal to 0"]),
+    ("datasets.toy.prepare", {"std": [0.0]}, ["'datasets.toy.prepare.std.0' is 0.0", "greater than 0"]),
+    ("datasets.toy.prepare", {"mean": []}, ["'datasets.toy.prepare.mean' is []", "at least 1"]),
+    *[("datasets.toy.views", {"space": "random_resized_crop", "scale": scale},
+       [f"'datasets.toy.views.scale' is {scale}", "0 < smallest <= largest <= 1"])
+      for scale in ([8, 100], [2, 3], [0, 1], [-0.5, 1], [0.5, 0.2], [0.5, 1.01])],
+    *[("datasets.toy.views", {"space": "random_resized_crop", "ratio": ratio},
+       [f"'datasets.toy.views.ratio' is {ratio}", "0 < smallest <= largest"])
+      for ratio in ([0, 1], [0, 0], [-1, 1], [2, 0.5])],
+    ("datasets.toy.views", {"space": "random_resized_crop", "ratio": 0}, ["'datasets.toy.views.ratio' is 0"]),
+    ("datasets.toy.views", {"space": "random_resized_crop", "scale": [0.5]}, ["'datasets.toy.views.scale"]),
+    ("teachers.big.recipe.milestones", [0, 10], ["'teachers.big.recipe.milestones.0' is 0", "or equal to 1"]),
+    ("teachers.big.anchors", [0.5, 0.504], ["'teachers.big.anchors' is [0.5, 0.504]", "anchor_050, anchor_050"]),
     ("runs.kd.slots", "every", ["'runs.kd.slots' is 'every'", "integer or 'all'"]),
     ("runs.kd.slots", -1, ["'runs.kd.slots' is -1"]),
     ("runs.kd.source", "live", ["is 'live'", "'cached' or 'online'"]),
@@ -142,6 +158,21 @@ def test_a_mistake_is_told_in_one_line(place: str, value: Any, parts: list[str])
 def test_a_pair_across_data_sets_is_refused() -> None:
     message = refused(changed(CIFAR, "pairs.pair.student", "stranger"))
     assert "pairs.pair has a teacher of data set 'toy' and a student of 'other'" in message
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("datasets.toy.prepare", {"mean": [0.0, 0.5, 1.0], "std": [0.001, 0.5, 1.0]}),
+        ("datasets.toy.views", {"space": "random_resized_crop", "scale": [1.0, 1.0], "ratio": [2, 2]}),
+        ("datasets.toy.views", {"space": "random_resized_crop", "scale": [0.08, 1], "ratio": [0.75, 1.3333]}),
+        ("teachers.big.recipe.milestones", [1, 2]),
+        ("teachers.big.anchors", [0.5, 0.51]),
+    ],
+)
+def test_numbers_at_the_edge_pass(place: str, value: Any) -> None:
+    lean = changed(PARAMS, "teachers.big.extract.checkpoints", ["last"])
+    project.check_plugins(project.check(changed(lean, place, value)))
 
 
 def test_good_params_pass() -> None:
