@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.tokens import AliasToken, AnchorToken
 from training_fixtures import PARAMS, changed
 
 from pipeline.errors import (
@@ -181,8 +183,68 @@ def test_good_params_pass() -> None:
 
 
 def test_shipped_params_pass() -> None:
-    root = Path(__file__).parents[1]
-    project.check_plugins(project.check(read(root / "params.yaml")))
+    project.check_plugins(project.check(read(ROOT / "params.yaml")))
+
+
+# ------------------------------------------------------------------ the shipped file under `dvc exp run -S`
+
+ROOT = Path(__file__).parents[1]
+README_BLOCKS = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+def shipped() -> dict[str, str]:
+    """Return every yaml that users get, by place: files, and the README's blocks."""
+    paths = [ROOT / "params.yaml", ROOT / "dvc.yaml", *(ROOT / "pipeline").rglob("*.yaml")]
+    found = {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+    return found | {f"README.md, block {number}": text for number, text in enumerate(README_BLOCKS)}
+
+
+def leaves(content: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Return what has no parts, by its place; a list's entries count as parts."""
+    parts = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
+    found = {place: content} if not parts else {}
+    for key, part in parts:
+        found |= leaves(part, (*place, str(key)))
+    return found
+
+
+def other(value: Any) -> Any:
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case _:
+            return f"other-{value}".partition(":")[0]
+
+
+def test_no_shipped_yaml_has_an_anchor() -> None:
+    """What two places share, `dvc exp run -S` cannot change in one of them."""
+    for place, text in shipped().items():
+        anchors = [token.value for token in YAML().scan(text) if isinstance(token, AnchorToken | AliasToken)]
+        assert anchors == [], place
+
+
+def test_every_leaf_can_be_set_alone(tmp_path: Path) -> None:
+    path, text = tmp_path / "params.yaml", (ROOT / "params.yaml").read_text()
+    before = leaves(YAML(typ="safe").load(text))
+    assert len(before) > 50
+    for place, value in before.items():
+        path.write_text(text)
+        name = ".".join(place)
+        if value == {}:  # nothing to change: something to add
+            expected = {key: x for key, x in before.items() if key != place} | {(*place, "new"): 1}
+            apply_overrides(path, [f"+{name}.new=1"])
+        else:
+            expected = before | {place: other(value)}
+            apply_overrides(path, [f"{name}={json.dumps(other(value))}"])
+        assert leaves(read(path)) == expected, name
 
 
 # ------------------------------------------------------------------ reading
@@ -343,9 +405,7 @@ def test_views_default_to_cifars() -> None:
 
 def test_the_readmes_blocks_are_params() -> None:
     """Its T, TEACHER, S, STUDENT and PAIR stand for names of the user's own."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    found = re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S)
-    assert len(found) > 5
+    assert len(README_BLOCKS) > 5
     network = {"dataset": "cifar100", "family": "resnet", "network": "resnet20"}
     content: dict[str, Any] = {
         "seeds": [0],
@@ -353,7 +413,7 @@ def test_the_readmes_blocks_are_params() -> None:
         "students": dict.fromkeys(("S", "STUDENT"), network),
         "pairs": {"PAIR": {"teacher": "TEACHER", "student": "STUDENT"}},
     }
-    for block in found:
+    for block in README_BLOCKS:
         content = project.merged(content, YAML(typ="safe").load(block))
     params = project.check(content)
     project.check_plugins(params)
