@@ -50,6 +50,11 @@ def test_unknown_names_list_the_valid_ones() -> None:
     assert str(unknown_name("layer", "x", [])) == "Unknown layer 'x'. Known: none."
 
 
+def test_a_message_is_one_line_whatever_name_is_in_it() -> None:
+    message = str(unknown_name("run", "a\nb\r\x1b[2J\u2028caf\xe9", ["kd"]))
+    assert message == "Unknown run 'a\\nb\\r\\x1b[2J\\u2028caf\xe9'. Known: kd."
+
+
 # ------------------------------------------------------------------ artifacts, machine
 
 
