@@ -19,7 +19,7 @@ from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.params.base import Block
 
@@ -33,13 +33,22 @@ class DatasetConfig(Block):
         holdout: share of the training samples of each class that is held out for model selection.
         holdout_seed: another seed holds out other samples.
         mean: per channel, in [0, 1]; None takes the data set's published one, or the training images' own.
-        std: as `mean`.
+        std: as `mean`, above 0.
     """
 
     holdout: float = Field(default=0.0, ge=0.0, lt=1.0)
     holdout_seed: int = 0
-    mean: tuple[float, ...] | None = None
-    std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = None
+    mean: tuple[Annotated[float, Field(ge=0.0)], ...] | None = Field(default=None, min_length=1)
+    std: tuple[Annotated[float, Field(gt=0.0)], ...] | None = Field(default=None, min_length=1)
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_shares(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if values is not None and max(values) > 1:
+            raise ValueError(
+                "Expected one value a channel, in [0, 1]: divide those of pixels in 0..255 by 255"
+            )
+        return values
 
 
 class RawSplit(Protocol):

@@ -13,6 +13,13 @@ from collections.abc import Iterable
 class StillhouseError(Exception):
     """Base of every error that a user can cause."""
 
+    def __str__(self) -> str:
+        """Return the message as one line: names in it are somebody's, and may hold line ends or a terminal's codes."""
+        return "".join(
+            letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+            for letter in super().__str__()
+        )
+
 
 class ParamsError(StillhouseError, ValueError):
     """`params.yaml` or an option holds something that cannot be used."""

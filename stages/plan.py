@@ -225,7 +225,11 @@ def _known(repo: Any, params: Path) -> State:
     from graphlib import TopologicalSorter
     from tempfile import TemporaryDirectory
 
+    from pipeline.params import project
+    from pipeline.params.base import read
+
     root = Path(repo.root_dir)
+    project.check(read(root / "params.yaml"))  # DVC makes of it what is rehearsed, whatever is planned
     graph = repo.index.graph  # from a stage to what it depends on
     order = list(TopologicalSorter({stage: set(graph.successors(stage)) for stage in graph}).static_order())
     outdated = repo.status()
@@ -262,11 +266,11 @@ def _known(repo: Any, params: Path) -> State:
     return State(frozenset(made), held, Path(repo.cache.local.path), linked, " ".join(notes))
 
 
-def _rehearse(cmd: str, kind: str, outs: set[Path], folder: Path, params: Path) -> set[Path]:
+def _rehearse(cmd: str | list[str], kind: str, outs: set[Path], folder: Path, params: Path) -> set[Path]:
     """Run a light stage into `folder` and return the files that come out other than they are.
 
     Args:
-        cmd: its command.
+        cmd: its command, or its commands: the last one makes the outs.
         kind: its name, without what it is for.
         outs: its outs.
         folder: holds what was rehearsed before, at the same relative paths.
@@ -280,7 +284,7 @@ def _rehearse(cmd: str, kind: str, outs: set[Path], folder: Path, params: Path) 
     mains = {"code": code, "inputs": inputs, "list_matches": list_matches, "params": params_stage}
     mains["student_inputs"] = student_inputs
     arguments = []
-    for argument in shlex.split(cmd)[3:]:  # after: python -m stages.NAME
+    for argument in shlex.split(cmd if isinstance(cmd, str) else cmd[-1])[3:]:  # after: python -m stages.NAME
         moved = folder / argument
         arguments.append(str(moved) if moved.exists() or Path(argument) in outs else argument)
     if kind == "params":

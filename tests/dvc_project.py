@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -65,6 +66,19 @@ ONE: dict[str, Any] = PARAMS | {
     "matches": {},
     "self_taught": {},
 }
+# One at least of each section: every stage of dvc.yaml is there.
+EACH: dict[str, Any] = PARAMS | {
+    "tables": PARAMS["tables"]
+    | {
+        "lda": {"table": "lda", "config": {"feature": "stage2", "components": 4}},
+        "subclasses": {"table": "subclasses", "config": {"feature": "stage2", "per_class": 2}},
+    },
+    "fits": PARAMS["fits"] | {"ada-lda": {"teacher": "ada", "table": "lda"}},
+    "derived": {"ada-subclasses": {"teacher": "ada", "table": "subclasses", "base": "lda"}},
+    "codes": {
+        "ada-code": {"teacher": "ada", "table": "subclasses", "feature": "stage2:subclass", "slots": 2}
+    },
+}
 
 
 class Project:
@@ -110,7 +124,8 @@ def make(folder: Path, params: Mapping[str, Any] = PARAMS) -> Project:
     for name in ("dvc.yaml", ".dvcignore", ".gitignore", "artifacts/.gitignore", "data/.gitignore"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
-    YAML().dump(dict(params), folder / "params.yaml")
+    apart = json.loads(json.dumps(params))  # what is shared in Python would be an anchor in yaml
+    YAML().dump(apart, folder / "params.yaml")
     project = Project(folder)
     project.run("git", "init", "--quiet")
     project.run("dvc", "init", "--quiet")

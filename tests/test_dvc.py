@@ -154,7 +154,8 @@ def test_what_is_pictured_retrains_nothing(project: Project) -> None:
 def test_every_stage_depends_on_its_own_code(finished: Project) -> None:
     stages = YAML(typ="safe").load(finished.folder / "dvc.lock")["stages"]
     for name, stage in stages.items():
-        module = re.match(r"python -m stages\.(\w+)", stage["cmd"])
+        command = stage["cmd"] if isinstance(stage["cmd"], str) else stage["cmd"][-1]
+        module = re.match(r"python -m stages\.(\w+)", command)
         assert module is not None, name
         paths = {dep["path"] for dep in stage["deps"]}
         if name != "code":

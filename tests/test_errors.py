@@ -50,6 +50,11 @@ def test_unknown_names_list_the_valid_ones() -> None:
     assert str(unknown_name("layer", "x", [])) == "Unknown layer 'x'. Known: none."
 
 
+def test_a_message_is_one_line_whatever_name_is_in_it() -> None:
+    message = str(unknown_name("run", "a\nb\r\x1b[2J\u2028caf\xe9", ["kd"]))
+    assert message == "Unknown run 'a\\nb\\r\\x1b[2J\\u2028caf\xe9'. Known: kd."
+
+
 # ------------------------------------------------------------------ artifacts, machine
 
 
@@ -234,7 +239,8 @@ def test_stages_that_read_no_json(stage: str) -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [(None, "does not exist"), ("- 1", "expected a mapping"), ("seeds: [0", "not valid yaml"),
-     ("seedz: [0]\n", "Did you mean 'seeds'?")],
+     ("seedz: [0]\n", "Did you mean 'seeds'?"),
+     ("seeds: [0]\ndatasets: {d: {source: digits, prepare: {std: [63.0]}, views: {space: plain}}}\n", "by 255")],
 )  # fmt: skip
 def test_bad_params_are_one_line(
     content: str | None,

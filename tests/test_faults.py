@@ -592,29 +592,65 @@ BANNED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "mars
 UNPICKLER = "pipeline/raw/cifar_batches.py"  # builds nothing but arrays and strings; test_datasets holds it
 
 
+LOADERS = {"torch.load", "torch.serialization.load", "torch.hub.load_state_dict_from_url", "torch.hub.load"}
+# What libraries call it when they open weights themselves, whatever it is called on.
+FETCHERS = {"get_state_dict", "load_state_dict_from_hf", "load_pretrained", "from_pretrained", "create_model",
+            "get_model"}  # fmt: skip
+GUARD = "tensors_only()"  # a block in which torch builds nothing else; test_pretrained holds it
+
+
 def loaders(path: Path) -> list[str]:
     """Return what a source says that could load a pickle."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    names, allowed, found = imported(tree), careful(tree), list[str]()
+    for node in ast.walk(tree):
         match node:
-            case ast.Import(names=names):
-                found += [alias.name for alias in names if alias.name.split(".")[0] in BANNED]
-            case ast.ImportFrom(module=str(module), names=names):
-                imported = {f"{module}.{alias.name}" for alias in names} & {
-                    "torch.load",
-                    "torch.serialization.load",
-                }
-                found += [module] if module.split(".")[0] in BANNED else sorted(imported)
+            case ast.Import(names=aliases):
+                found += [alias.name for alias in aliases if alias.name.split(".")[0] in BANNED]
+            case ast.ImportFrom(module=str(module), names=aliases):
+                brought = {f"{module}.{alias.name}" for alias in aliases} & LOADERS
+                found += [module] if module.split(".")[0] in BANNED else sorted(brought)
+            case ast.Attribute() | ast.Name() if node not in allowed:
+                first, dot, rest = ast.unparse(node).partition(".")
+                name = names.get(first, first) + dot + rest
+                if name in LOADERS or name.rpartition(".")[2] in FETCHERS:
+                    found.append(name)
             case ast.Call(func=function, keywords=keywords):
                 options = {word.arg: ast.unparse(word.value) for word in keywords}
                 name = ast.unparse(function)
-                if name == "torch.load" and options.get("weights_only") != "True":
-                    found.append(name)
                 if options.get("allow_pickle", "False") != "False":
                     found.append(f"{name}(allow_pickle)")
                 # Unless told otherwise, numpy writes pickles but does not read them.
                 if name in ("np.savez", "np.savez_compressed") and "allow_pickle" not in options:
                     found.append(f"{name} without allow_pickle=False")
+    return found
+
+
+def imported(tree: ast.AST) -> dict[str, str]:
+    """Return what names stand for: after `import torch as t`, t is torch."""
+    found = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=aliases):
+                found |= {alias.asname: alias.name for alias in aliases if alias.asname}
+            case ast.ImportFrom(module=str(module), names=aliases):
+                found |= {alias.asname or alias.name: f"{module}.{alias.name}" for alias in aliases}
+    return found
+
+
+def careful(tree: ast.AST) -> set[ast.AST]:
+    """Return the nodes that load nothing but tensors: calls that say so, and what stands in a guarded block."""
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=function, keywords=keywords):
+                if ast.unparse(function) == "torch.load" and "weights_only=True" in map(
+                    ast.unparse, keywords
+                ):
+                    found.add(function)
+            case ast.With(items=items):
+                if any(ast.unparse(item.context_expr).endswith(GUARD) for item in items):
+                    found |= set(ast.walk(node))
     return found
 
 
@@ -629,11 +665,26 @@ def test_nothing_loads_a_pickle() -> None:
 @pytest.mark.parametrize(
     "text",
     ["import pickle", "from joblib import load", "torch.load(x)", "torch.load(x, weights_only=False)",
-     "from torch import load", "np.savez(x)", "np.load(x, allow_pickle=True)", "table.load(x, allow_pickle=y)"],
+     "from torch import load", "np.savez(x)", "np.load(x, allow_pickle=True)", "table.load(x, allow_pickle=y)",
+     "import torch as t\nt.load(x)", "from torch import hub\nhub.load_state_dict_from_url(x, check_hash=True)",
+     "from torch import serialization as s\ns.load(x)", "partial(torch.load, weights_only=True)",
+     "torch.hub.load(x, y)", "torch.hub.load_state_dict_from_url(x, weights_only=True)",
+     "weights.get_state_dict(check_hash=True)", "import timm\ntimm.create_model(x, pretrained=True)",
+     "with other():\n    torch.load(x)", "with tensors_only():\n    pass\ntorch.load(x)"],
 )  # fmt: skip
 def test_a_pickle_would_be_found(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.py").write_text(text)
     assert loaders(tmp_path / "a.py")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["torch.load(x, weights_only=True)", "with tensors_only():\n    timm.create_model(x)",
+     "np.savez(x, allow_pickle=False)", "safetensors.torch.load(x)", "network.load_state_dict(x)"],
+)  # fmt: skip
+def test_what_loads_tensors_alone_passes(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.py").write_text(text)
+    assert loaders(tmp_path / "a.py") == []
 
 
 # ------------------------------------------------------------------ through dvc
@@ -672,3 +723,22 @@ def test_a_killed_repro_goes_on_to_the_same_artifacts(tmp_path: Path) -> None:
     for name in ("data/prepared", "artifacts/teachers"):
         assert contents(cut.folder / name) == contents(whole.folder / name), name
     assert cut.repro(target) == set()
+
+
+@pytest.mark.slow
+def test_the_readme_has_the_cure_for_a_lock_that_a_kill_has_emptied(tmp_path: Path) -> None:
+    project = make(tmp_path, ONE)
+    (tmp_path / ".dvc/tmp/rwlock").write_text("")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["dvc", "repro", "code"], cwd=tmp_path, env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode
+    part = (root() / "README.md").read_text().partition("## When something breaks")[2].partition("\n## ")[0]
+    error, cure = "Unable to read RWLock-file", "rm .dvc/tmp/rwlock"
+    assert f"`{error}`" in part
+    assert f"`{cure}`" in part
+    assert error in done.stderr
+    project.run(*cure.split())
+    assert project.repro("code") == {"code"}

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from pydantic import ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.tokens import AliasToken, AnchorToken
 from training_fixtures import PARAMS, changed
 
 from pipeline.errors import (
@@ -72,6 +74,22 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     ("teachers", [1], ["'teachers' is [1]"]),
     ("datasets.toy.views.space", "crop", ["'datasets.toy.views' is", "'crop_flip'"]),
     ("datasets", {}, ["'datasets' is {}", "at least 1"]),
+    # numbers that would train at chance or switch something off, without a word
+    ("datasets.toy.prepare", {"mean": [125.3]}, ["'datasets.toy.prepare.mean' is [125.3]", "in [0, 1]", "by 255"]),
+    ("datasets.toy.prepare", {"std": [0.2, 63]}, ["'datasets.toy.prepare.std' is [0.2, 63]", "in [0, 1]", "by 255"]),
+    ("datasets.toy.prepare", {"mean": [-0.1]}, ["'datasets.toy.prepare.mean.0' is -0.1", "greater than or equal to 0"]),
+    ("datasets.toy.prepare", {"std": [0.0]}, ["'datasets.toy.prepare.std.0' is 0.0", "greater than 0"]),
+    ("datasets.toy.prepare", {"mean": []}, ["'datasets.toy.prepare.mean' is []", "at least 1"]),
+    *[("datasets.toy.views", {"space": "random_resized_crop", "scale": scale},
+       [f"'datasets.toy.views.scale' is {scale}", "0 < smallest <= largest <= 1"])
+      for scale in ([8, 100], [2, 3], [0, 1], [-0.5, 1], [0.5, 0.2], [0.5, 1.01])],
+    *[("datasets.toy.views", {"space": "random_resized_crop", "ratio": ratio},
+       [f"'datasets.toy.views.ratio' is {ratio}", "0 < smallest <= largest"])
+      for ratio in ([0, 1], [0, 0], [-1, 1], [2, 0.5])],
+    ("datasets.toy.views", {"space": "random_resized_crop", "ratio": 0}, ["'datasets.toy.views.ratio' is 0"]),
+    ("datasets.toy.views", {"space": "random_resized_crop", "scale": [0.5]}, ["'datasets.toy.views.scale"]),
+    ("teachers.big.recipe.milestones", [0, 10], ["'teachers.big.recipe.milestones.0' is 0", "or equal to 1"]),
+    ("teachers.big.anchors", [0.5, 0.504], ["'teachers.big.anchors' is [0.5, 0.504]", "anchor_050, anchor_050"]),
     ("runs.kd.slots", "every", ["'runs.kd.slots' is 'every'", "integer or 'all'"]),
     ("runs.kd.slots", -1, ["'runs.kd.slots' is -1"]),
     ("runs.kd.source", "live", ["is 'live'", "'cached' or 'online'"]),
@@ -144,14 +162,89 @@ def test_a_pair_across_data_sets_is_refused() -> None:
     assert "pairs.pair has a teacher of data set 'toy' and a student of 'other'" in message
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("datasets.toy.prepare", {"mean": [0.0, 0.5, 1.0], "std": [0.001, 0.5, 1.0]}),
+        ("datasets.toy.views", {"space": "random_resized_crop", "scale": [1.0, 1.0], "ratio": [2, 2]}),
+        ("datasets.toy.views", {"space": "random_resized_crop", "scale": [0.08, 1], "ratio": [0.75, 1.3333]}),
+        ("teachers.big.recipe.milestones", [1, 2]),
+        ("teachers.big.anchors", [0.5, 0.51]),
+    ],
+)
+def test_numbers_at_the_edge_pass(place: str, value: Any) -> None:
+    lean = changed(PARAMS, "teachers.big.extract.checkpoints", ["last"])
+    project.check_plugins(project.check(changed(lean, place, value)))
+
+
 def test_good_params_pass() -> None:
     project.check_plugins(project.check(PARAMS))
     project.check_plugins(project.check(CIFAR))
 
 
 def test_shipped_params_pass() -> None:
-    root = Path(__file__).parents[1]
-    project.check_plugins(project.check(read(root / "params.yaml")))
+    project.check_plugins(project.check(read(ROOT / "params.yaml")))
+
+
+# ------------------------------------------------------------------ the shipped file under `dvc exp run -S`
+
+ROOT = Path(__file__).parents[1]
+README_BLOCKS = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+
+
+def shipped() -> dict[str, str]:
+    """Return every yaml that users get, by place: files, and the README's blocks."""
+    paths = [ROOT / "params.yaml", ROOT / "dvc.yaml", *(ROOT / "pipeline").rglob("*.yaml")]
+    found = {path.relative_to(ROOT).as_posix(): path.read_text() for path in paths}
+    return found | {f"README.md, block {number}": text for number, text in enumerate(README_BLOCKS)}
+
+
+def leaves(content: Any, place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Return what has no parts, by its place; a list's entries count as parts."""
+    parts = (
+        content.items()
+        if isinstance(content, dict)
+        else enumerate(content)
+        if isinstance(content, list)
+        else ()
+    )
+    found = {place: content} if not parts else {}
+    for key, part in parts:
+        found |= leaves(part, (*place, str(key)))
+    return found
+
+
+def other(value: Any) -> Any:
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case _:
+            return f"other-{value}".partition(":")[0]
+
+
+def test_no_shipped_yaml_has_an_anchor() -> None:
+    """What two places share, `dvc exp run -S` cannot change in one of them."""
+    for place, text in shipped().items():
+        anchors = [token.value for token in YAML().scan(text) if isinstance(token, AnchorToken | AliasToken)]
+        assert anchors == [], place
+
+
+def test_every_leaf_can_be_set_alone(tmp_path: Path) -> None:
+    path, text = tmp_path / "params.yaml", (ROOT / "params.yaml").read_text()
+    before = leaves(YAML(typ="safe").load(text))
+    assert len(before) > 50
+    for place, value in before.items():
+        path.write_text(text)
+        name = ".".join(place)
+        if value == {}:  # nothing to change: something to add
+            expected = {key: x for key, x in before.items() if key != place} | {(*place, "new"): 1}
+            apply_overrides(path, [f"+{name}.new=1"])
+        else:
+            expected = before | {place: other(value)}
+            apply_overrides(path, [f"{name}={json.dumps(other(value))}"])
+        assert leaves(read(path)) == expected, name
 
 
 # ------------------------------------------------------------------ reading
@@ -311,9 +404,7 @@ def test_views_default_to_cifars() -> None:
 
 def test_the_readmes_blocks_are_params() -> None:
     """Its T, TEACHER, S, STUDENT and PAIR stand for names of the user's own."""
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    found = re.findall(r"^```yaml\n(.*?)^```$", text, re.M | re.S)
-    assert len(found) > 5
+    assert len(README_BLOCKS) > 5
     network = {"dataset": "cifar100", "family": "resnet", "network": "resnet20"}
     content: dict[str, Any] = {
         "seeds": [0],
@@ -321,7 +412,7 @@ def test_the_readmes_blocks_are_params() -> None:
         "students": dict.fromkeys(("S", "STUDENT"), network),
         "pairs": {"PAIR": {"teacher": "TEACHER", "student": "STUDENT"}},
     }
-    for block in found:
+    for block in README_BLOCKS:
         content = project.merged(content, YAML(typ="safe").load(block))
     params = project.check(content)
     project.check_plugins(params)

@@ -248,6 +248,33 @@ def test_hostile_class_names_are_shown_as_text(tmp_path: Path) -> None:
     assert " onload=" not in re.sub(r'"[^"]*"', "", html).replace("&#34; onload=", "")
 
 
+FORMULAS = ("=1+1", "+1", "-cat", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "a\r=1", '=1"2', "'=1+1")
+
+
+def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path: Path) -> None:
+    """Class names are those of somebody's folders."""
+    project = Project(tmp_path, classes=FORMULAS)
+    begins = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+    files = list(project.run().rglob("*.csv"))
+    assert {file.name for file in files} == {"results.csv", "curves.csv", "big-small.csv"}
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as content:
+            cells = [cell for row in csv.reader(content) for cell in row]
+        assert len(cells) > 60
+        for cell in cells:
+            assert not cell.startswith(begins) or re.fullmatch(r"-[\d.e-]+", cell), cell
+
+
+def test_the_confusion_plot_keeps_every_class(tmp_path: Path) -> None:
+    project = Project(tmp_path, classes=(*FORMULAS, "cat", "'s"))
+    found = rows(project.run() / "confusion/big-small.csv")
+    shown = dict(zip(project.label.tolist(), (row["actual"] for row in found), strict=True))
+    assert len(set(shown.values())) == len(project.classes)  # none is taken for another
+    assert {row["predicted"] for row in found} <= set(shown.values())
+    *expected, last = (name if name == "a\r=1" else f"'{name}" for name in FORMULAS)
+    assert [shown[k] for k in range(len(project.classes))] == [*expected, last, "cat", "'s"]
+
+
 @pytest.mark.parametrize(
     ("runs", "seeds"),
     [

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import MachineError, ParamsError, unknown_name
 from pipeline.network import Network, Tap
+from pipeline.pretrained import tensors_only
 
 NETWORKS: tuple[str, ...] = ()
 OPEN = True  # takes names that NETWORKS does not list
@@ -120,7 +121,8 @@ def _create(name: str, size: int, channels: int, classes: int, *, pretrained: bo
         config = timm.get_pretrained_cfg(name)
         if config is not None and config.fixed_input_size:
             options["img_size"] = size
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        with tensors_only():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # each architecture refuses in its own way, and so does the download
         reason = " ".join(str(error).split())[:200]
         if pretrained:

@@ -34,17 +34,59 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ParamsError: no such file, not yaml, or another top level.
     """
+    return parse(text(path), path)
+
+
+def text(path: Path) -> str:
+    """Return what a yaml file holds, in UTF-8 as DVC reads it, with its line ends as they are.
+
+    Raises:
+        ParamsError: no such file, or no text.
+    """
     try:
-        content = YAML(typ="safe").load(path.read_text())
+        return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise ParamsError(
             f"{path} does not exist. Run the command in the project's folder, or give --params."
         ) from None
-    except (YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ParamsError(f"{path} is not valid yaml: {error}") from None
+
+
+def parse(content: str, path: Path) -> dict[str, Any]:
+    """Return the mapping that a yaml holds, its keys as text.
+
+    Args:
+        content: the yaml.
+        path: where it stands, for the error.
+
+    Raises:
+        ParamsError: it is not yaml, or another top level.
+    """
+    try:
+        found = YAML(typ="safe").load(content)
+    except (YAMLError, ValueError) as error:  # the latter of dates that no calendar has
         raise ParamsError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise ParamsError(f"{path} holds {type(found).__name__}, expected a mapping of blocks.")
+    named: dict[str, Any] = _named(found, path)
+    return named
+
+
+def _named(content: Any, path: Path) -> Any:
+    """Return `content` with all keys as text: what is checked must have the names that DVC gives to stages."""
+    if isinstance(content, list):
+        return [_named(part, path) for part in content]
     if not isinstance(content, dict):
-        raise ParamsError(f"{path} holds {type(content).__name__}, expected a mapping of blocks.")
-    return content
+        return content
+    for key in content:
+        if not isinstance(key, str | int) or isinstance(key, bool):
+            raise ParamsError(f"{path} has the key {key!r}, expected text. Put it in quotes.")
+    named = {str(key): _named(part, path) for key, part in content.items()}
+    if len(named) < len(content):
+        twice = next(key for key in content if not isinstance(key, str) and str(key) in content)
+        raise ParamsError(f"{path} has the key {twice} twice, as a number and as text. Name it once.")
+    return named
 
 
 def entry(params: Mapping[str, Any], section: str, name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field
 
@@ -19,7 +20,7 @@ class Recipe(Block):
         momentum: of SGD.
         nesterov: Nesterov's form of it.
         weight_decay: on every parameter, BN and scales included.
-        milestones: epochs after which the learning rate is multiplied by `decay`.
+        milestones: epochs, from 1, after which the learning rate is multiplied by `decay`.
         decay: that factor.
         warmup: epochs over which the learning rate grows linearly from 0.
         drop_last: leave out the last batch of an epoch when it is not full; else one of a single sample joins the batch
@@ -32,7 +33,7 @@ class Recipe(Block):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=5e-4, ge=0)
-    milestones: tuple[int, ...] = (150, 180, 210)
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = (150, 180, 210)
     decay: float = Field(default=0.1, gt=0, le=1)
     warmup: int = Field(default=0, ge=0)
     drop_last: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.params.base import Block
 from pipeline.params.recipe import Recipe
@@ -31,6 +31,16 @@ class TrainingParams(Block):
     seed: int = 0
     recipe: Recipe = Recipe()
     anchors: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+
+    @field_validator("anchors")
+    @classmethod
+    def _named_apart(cls, anchors: tuple[float, ...]) -> tuple[float, ...]:
+        names = [anchor_name(share) for share in anchors]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"They are kept as {', '.join(names)}: expected shares that differ by a hundredth or more"
+            )
+        return anchors
 
 
 class TrainBlock(TrainingParams):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.params.base import Block
 
@@ -36,8 +36,8 @@ class RandomResizedCrop(Block):
     """A random box resized to the full size, and a horizontal flip: no end of views.
 
     Attributes:
-        scale: smallest and largest share of the area.
-        ratio: smallest and largest width over height.
+        scale: smallest and largest share of the area, in (0, 1].
+        ratio: smallest and largest width over height, above 0.
         flip: mirrored views too.
     """
 
@@ -45,6 +45,24 @@ class RandomResizedCrop(Block):
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+
+    @field_validator("scale")
+    @classmethod
+    def _shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(
+                "Expected the smallest and the largest share of the area, 0 < smallest <= largest <= 1"
+            )
+        return scale
+
+    @field_validator("ratio")
+    @classmethod
+    def _ratios(cls, ratio: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(
+                "Expected the smallest and the largest width over height, 0 < smallest <= largest"
+            )
+        return ratio
 
 
 ViewParams = Annotated[Plain | CropFlip | RandomResizedCrop, Field(discriminator="space")]

@@ -26,6 +26,8 @@ RESULT_METRICS = (
     "images_per_second",
     "peak_bytes",
 )
+# What a spreadsheet takes for the start of a formula, also in full width, and blanks that it passes over.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def export(results: Results, folder: Path) -> None:
@@ -109,9 +111,19 @@ def _students(results: Results) -> Iterable[tuple[Pair, Run, Trained]]:
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    found = list(rows)
+    found = [{_cell(name): _cell(value) for name, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(name for row in found for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        # Texts in quotes: after a carriage return without them, a name would go on as a row of its own.
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
         writer.writerows(found)
+
+
+def _cell(value: Any) -> Any:
+    """Return `value` as a spreadsheet takes it for a text: an apostrophe before what would be a formula.
+
+    Other texts stay different ones: what has the apostrophe already gets another.
+    """
+    formula = isinstance(value, str) and value.lstrip("'").startswith(FORMULA)
+    return f"'{value}" if formula else value
