@@ -19,6 +19,11 @@ import typer
 from pipeline.artifact import DISK_ERRORS
 from pipeline.errors import StillhouseError
 
+# Before torch is imported, unless the user has decided: a thread of GNU's OpenMP that is done spins for milliseconds
+# until the others are, and beside busy neighbors these do not run meanwhile. A short spin costs a quiet machine little.
+if not any(os.environ.get(name) for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")):
+    os.environ["GOMP_SPINCOUNT"] = "1000"  # turns of a loop; the default is 300,000
+
 Params = Annotated[Path, typer.Option("--params", help="The hyper-parameters.")]
 Device = Annotated[
     str,

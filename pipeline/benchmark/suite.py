@@ -96,6 +96,13 @@ def repro(bench: Bench) -> list[Record]:
     return nothing.repro(bench)
 
 
+def neighbors(bench: Bench) -> list[Record]:
+    """Measure trainings beside busy processes, and what the settings for that cost alone."""
+    from pipeline.benchmark import neighbors as others
+
+    return others.neighbors(bench)
+
+
 def options(bench: Bench) -> list[Record]:
     """Measure what machine options bring to a step and to a forward pass."""
     from pipeline.benchmark import options as sides
@@ -112,6 +119,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
     "read": read,
     "input_pipeline": input_pipeline,
     "options": options,
+    "neighbors": neighbors,
     "memory": memory,
     "fits": fits,
     "photographs": photographs,
@@ -121,7 +129,7 @@ MEASUREMENTS: dict[str, Callable[[Bench], list[Record]]] = {
 
 
 # What `--quick` leaves out unless it is named: single methods, fits, and what options bring.
-LONG = ("word_step", "self_learning", "matching", "options", "fits", "photographs")
+LONG = ("word_step", "self_learning", "matching", "options", "neighbors", "fits", "photographs")
 
 
 def select(names: Sequence[str], quick: bool = False) -> list[str]:

@@ -22,10 +22,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline import progress
+from pipeline import progress, threads
 from pipeline.distributed import Ranks
 from pipeline.eager import EagerSGD
 from pipeline.errors import DataError, DivergedError, MachineError, ParamsError
+from pipeline.network import Network, Rest
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training import checkpoint
 from pipeline.training.batches import Batches, Views
@@ -108,6 +109,7 @@ class Training:
                 scratch.
         """
         self._check_batches()
+        self._suit_threads()
         path = self.scratch / "checkpoint.safetensors"
         history = self.ranks.agree(self._done(path) if self.ranks.first else [])
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
@@ -151,6 +153,17 @@ class Training:
                 f"{self.title}: {samples} training samples make no batch of {batches.batch_size}. Lower "
                 "recipe.batch_size in params.yaml, or set drop_last: false."
             )
+
+    def _suit_threads(self) -> None:
+        """Let small networks compute with one thread; heads, which read maps, add little to the network they end."""
+        plain = self.batches.images.begin(0, torch.tensor([0]))()
+        networks = [
+            one
+            for module in self.modules.values()
+            for one in module.modules()
+            if isinstance(one, Network) and not isinstance(one, Rest)
+        ]
+        threads.suit(networks, self.batches.normalise(plain), self.batches.batch_size)
 
     def _done(self, path: Path) -> list[Row]:
         """Return the history of the checkpoint that is gone on from."""
