@@ -354,6 +354,15 @@ def test_without_the_check_they_would_run(project: Project) -> None:
 
 
 @pytest.mark.slow
+def test_a_plan_rehearses_no_stage_of_a_hostile_file(project: Project) -> None:
+    """It plans another file; the stages that DVC knows are those of params.yaml."""
+    write(project.folder, EACH).rename(project.folder / "good.yaml")
+    ask = f"{sys.executable} -c 'from stages import plan; plan._state(plan.Path(\"good.yaml\"))'"
+    write(project.folder, loosely())
+    assert "ParamsError: params.yaml: 'seeds.1' is" in shell(project.folder, [ask], PATH).stderr
+
+
+@pytest.mark.slow
 def test_an_override_of_an_experiment_is_checked_too(project: Project) -> None:
     override = "seeds=[0,'$(touch owned)']"
     command = [
