@@ -10,6 +10,7 @@ import typer
 from stages import command
 
 CHECKED = "checked.yaml"  # params.yaml as it was checked; dvc.yaml compares them
+PASSED = "passed.json"  # always the same: what depends on it runs after the check, and never again for it
 
 
 def main(
@@ -29,6 +30,7 @@ def main(
             artifact.write_json(scratch / f"{name}.json", block.model_dump(mode="json"))
         # The very bytes: while params.yaml has them, what DVC makes of it needs no other check.
         (scratch / CHECKED).write_bytes(content.encode("utf-8"))
+        artifact.write_json(scratch / PASSED, True)
 
 
 if __name__ == "__main__":

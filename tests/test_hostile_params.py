@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from ruamel.yaml import YAML
 from pipeline.errors import ParamsError, StillhouseError
 from pipeline.params.base import read
 from stages import check_params, params
-from stages.params import CHECKED
+from stages.params import CHECKED, PASSED
 
 GUARD = f"cmp -s params.yaml artifacts/params/{CHECKED} || python -m stages.check_params"
 PIPELINE: dict[str, Any] = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
@@ -86,17 +87,18 @@ PLACES = sorted(
 )
 
 
-def planted(where: Place, value: Any) -> dict[str, Any]:
-    """Return good params with a hostile value in one place."""
+def planted(values: Mapping[Place, Any]) -> dict[str, Any]:
+    """Return good params with hostile values in some places."""
     content = copy.deepcopy(EACH)
-    section, kind, name = where
-    match kind:
-        case "key":
-            content[section][value] = copy.deepcopy(next(iter(content[section].values())))
-        case "entry":
-            content[section].append(value)
-        case _:
-            next(iter(content[section].values()))[name] = value
+    for (section, kind, name), value in values.items():
+        first = next(iter(content[section].values())) if kind != "entry" else None
+        match kind:
+            case "key":
+                content[section][value] = copy.deepcopy(first)
+            case "entry":
+                content[section].append(value)
+            case _:
+                first[name] = value
     return content
 
 
@@ -150,6 +152,7 @@ def test_a_value_comes_into_a_command_after_the_check_alone(stage: str) -> None:
     if expressions(body(stage)):
         assert first == GUARD
         assert len(others) == 1
+        assert f"artifacts/params/{PASSED}" in body(stage)["deps"]
     assert not expressions(first)
     assert not expressions(stage)
 
@@ -165,7 +168,7 @@ def test_values_are_found_wherever_they_stand() -> None:
 
 @pytest.mark.parametrize("where", PLACES, ids=".".join)
 def test_the_commands_of_a_hostile_value_are_never_run(where: Place, tmp_path: Path, deaf: str) -> None:
-    write(tmp_path, planted(where, COMMAND))
+    write(tmp_path, planted({where: COMMAND}))
     found = [stage for stage in resolved(tmp_path).values() if COMMAND in "".join(commands(stage))]
     assert found
     for number, stage in enumerate(found):
@@ -189,7 +192,7 @@ def test_a_hostile_value_is_refused(where: Place, tmp_path: Path) -> None:
     for value in HOSTILE:
         if where[1] == "key" and (isinstance(value, list | dict) or value == "0"):
             continue  # no key, or a good one
-        path = write(tmp_path, planted(where, value))
+        path = write(tmp_path, planted({where: value}))
         with pytest.raises(StillhouseError) as error:
             check_params.main(path)
         assert "\n" not in str(error.value), value
@@ -263,6 +266,8 @@ LOOSE: dict[Place, str] = {
     ("derived", "item", "table"): "../../../../outside",
     ("matches", "item", "pair"): "`touch owned-pair`",
 }
+# Of those that become paths, some that DVC does not refuse by itself.
+OUTSIDE = (("datasets", "key", ""), ("fits", "item", "table"), ("matches", "item", "pair"))
 TARGETS = ("pretrain_student", "fit_table", "derive_table", "match_channels")
 WAYS = {
     "alone": "repro --single-item",
@@ -306,15 +311,8 @@ def project(finished: Project, tmp_path: Path) -> Project:
 
 
 def loosely() -> dict[str, Any]:
-    content = copy.deepcopy(EACH)
-    for where, value in LOOSE.items():
-        assert where in PLACES
-        section, kind, name = where
-        if kind == "entry":
-            content[section].append(value)
-        else:
-            next(iter(content[section].values()))[name] = value
-    return content
+    assert LOOSE.keys() <= set(PLACES)
+    return planted(LOOSE)
 
 
 def owned(project: Project) -> list[str]:
@@ -333,9 +331,24 @@ def test_no_way_of_starting_a_stage_runs_a_hostile_value(project: Project, way: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("where", OUTSIDE, ids=".".join)
+def test_nothing_outside_is_removed_where_the_check_comes_first(project: Project, where: Place) -> None:
+    """DVC removes what a stage names as its output, before any command: so no such stage may begin at all."""
+    write(project.folder, planted({where: "../../../../notes"}))
+    folders = (project.folder / "artifacts", project.folder, *project.folder.parents[:2])
+    kept = [folder / f"notes{suffix}" for folder in folders for suffix in ("", ".npz", ".zarr", ".json")]
+    for path in kept:
+        path.write_text("kept")
+    with pytest.raises(AssertionError, match=r"error: (params\.yaml: .*notes|Unknown .*notes)") as error:
+        project.run("dvc", "repro", "--keep-going")
+    assert re.findall(r"Running stage '(.+)':", str(error.value)) == ["params"]
+    assert [path for path in kept if not path.exists()] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [where for where in PLACES if where[1] != "item"], ids=".".join)
 def test_no_hostile_name_is_run_when_dependencies_do_not_count(project: Project, where: Place) -> None:
-    write(project.folder, planted(where, COMMAND))
+    write(project.folder, planted({where: COMMAND}))
     stages = [name for name in PIPELINE["stages"] if expressions(body(name)) and where in
               {place(name, expression) for expression in expressions(body(name))}]  # fmt: skip
     text = project.run("dvc", "repro", "--single-item", "--force", "--ignore-errors", *stages)
@@ -351,6 +364,15 @@ def test_without_the_check_they_would_run(project: Project) -> None:
     write(project.folder, loosely())
     project.run("dvc", "repro", "--single-item", "--ignore-errors", *TARGETS)
     assert {"project/owned-seed", "project/owned-fit", "project/owned-pair"} <= set(owned(project))
+
+
+@pytest.mark.slow
+def test_a_plan_rehearses_no_stage_of_a_hostile_file(project: Project) -> None:
+    """It plans another file; the stages that DVC knows are those of params.yaml."""
+    write(project.folder, EACH).rename(project.folder / "good.yaml")
+    ask = f"{sys.executable} -c 'from stages import plan; plan._state(plan.Path(\"good.yaml\"))'"
+    write(project.folder, loosely())
+    assert "ParamsError: params.yaml: 'seeds.1' is" in shell(project.folder, [ask], PATH).stderr
 
 
 @pytest.mark.slow
