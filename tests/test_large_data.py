@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_fixtures import current
 from feature_fixtures import run_stage
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as reference
-from training_fixtures import CPU, TIMES, weights
+from training_fixtures import TIMES, weights
 
 from pipeline import seeding
 from pipeline.dataset import Meta
@@ -99,7 +100,7 @@ def path_of(split: Split, row: int) -> Path:
 
 def all_views(split: Split, params: ViewParams, slot: int, *, threads: int = 2) -> Tensor:
     """Return the views of all samples, asked for one by one."""
-    images = DecodedImages(files_of(split), view_space(params), CPU.device, threads)
+    images = DecodedImages(files_of(split), view_space(params), current().device, threads)
     return torch.cat([images.begin(slot, torch.tensor([row]))() for row in range(len(split))])
 
 
@@ -221,8 +222,8 @@ def test_a_square_box_is_drawn_as_of_copied_images(tmp_path: Path) -> None:
     one, _ = indexed(root, tmp_path / "one", resize=SIZE)
     copied, _ = indexed(root, tmp_path / "two", resize=SIZE, storage="copied")
     index, space = torch.arange(26), view_space(CROPS)
-    found = stream_images(one.split("train"), space, CPU.device).begin(3, index)()
-    images = stream_images(copied.split("train"), space, CPU.device)
+    found = stream_images(one.split("train"), space, current().device).begin(3, index)()
+    images = stream_images(copied.split("train"), space, current().device)
     assert isinstance(images, MappedImages)
     # Boxes are no larger than the view, so Pillow's antialiasing has nothing to do.
     assert (found.int() - images.begin(3, index)().int()).abs().max() <= 2
@@ -239,7 +240,7 @@ def test_both_storages_have_the_same_plain_images(tmp_path: Path, params: ViewPa
         for name in ("train", "test"):
             index = torch.arange(len(one.split(name)))
             found = [
-                open_images(data.split(name), space, CPU.device)[0].begin(slot, index)()
+                open_images(data.split(name), space, current().device)[0].begin(slot, index)()
                 for data in (one, other)
             ]
             assert torch.equal(*found)
@@ -264,7 +265,7 @@ def test_a_view_replays_from_its_id(prepared: Prepared, params: ViewParams, thre
     split, space = prepared.split("train"), view_space(params)
     for slot in (0, 1):
         expected = all_views(split, params, slot)
-        images = DecodedImages(files_of(split), space, CPU.device, threads)
+        images = DecodedImages(files_of(split), space, current().device, threads)
         order = torch.randperm(26, generator=seeding.generator("order", slot))
         batches = [*torch.split(order, 7), torch.tensor([4, 4, 0])]
         asked = []
@@ -323,9 +324,9 @@ def test_the_next_batches_are_under_way_and_never_more_than_they_should() -> Non
 
 
 def test_batches_of_training_show_the_views_of_their_slot(prepared: Prepared) -> None:
-    setting = Setting.of(prepared, CROPS, CPU)
+    setting = Setting.of(prepared, CROPS, current())
     batches = setting.batches(Recipe(batch_size=8), 5, None)
-    normalise = Normalise(prepared.meta.mean, prepared.meta.std, CPU.device)
+    normalise = Normalise(prepared.meta.mean, prepared.meta.std, current().device)
     for epoch in (0, 3):
         for shown in batches.epoch(epoch):
             expected = all_views(prepared.split("train"), CROPS, shown.slot)[shown.index]
@@ -346,7 +347,7 @@ SPEC = NetworkSpec(family="resnet", network="resnet8", size=SIZE, channels=3, cl
 def trained(scratch: Path, prepared: Prepared, epochs: int = 3) -> Path:
     scratch.mkdir(exist_ok=True)
     recipe = Recipe(epochs=epochs, batch_size=6, learning_rate=0.01, milestones=())
-    train(scratch, SPEC, recipe, CROPS, prepared, 1, CPU, identity="a", title="indexed")
+    train(scratch, SPEC, recipe, CROPS, prepared, 1, current(), identity="a", title="indexed")
     return scratch
 
 
@@ -390,7 +391,7 @@ def test_indexed_and_copied_data_train_alike(tmp_path: Path) -> None:
         scratch = tmp_path / f"{storage}-training"
         scratch.mkdir()
         recipe = Recipe(epochs=1, batch_size=6, learning_rate=0.01, milestones=())
-        train(scratch, SPEC, recipe, SPACES[1], data, 1, CPU, identity="a", title=storage)
+        train(scratch, SPEC, recipe, SPACES[1], data, 1, current(), identity="a", title=storage)
         found.append((weights(scratch), history(scratch)))
     assert found[0][1] == found[1][1]
     assert all(torch.equal(x, found[1][0][name]) for name, x in found[0][0].items())
@@ -434,14 +435,14 @@ def project(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def test_the_stages_run_on_indexed_data(project: Path) -> None:
     data = Prepared.open(project / "data")
-    teacher = Teacher(load(project / "teacher" / "weights")[0], CPU)
+    teacher = Teacher(load(project / "teacher" / "weights")[0], current())
     manifest = manifests.read(project / "big.zarr")
     assert manifest.data == data.meta.fingerprint
     assert json.loads((project / "check_out.json").read_text())["largest_error"] < 1e-4
 
     # Features of the store, and of the teacher on reference pixels.
     split, space = data.split("train"), RandomResizedCropSpace(CROPS)
-    normalise = Normalise(data.meta.mean, data.meta.std, CPU.device)
+    normalise = Normalise(data.meta.mean, data.meta.std, current().device)
     for slot in (0, 1, 2):
         images = []
         for row in range(len(split)):
@@ -462,9 +463,9 @@ def test_the_stages_run_on_indexed_data(project: Path) -> None:
 
     # Cached and online features of training's own batches.
     stores = dict.fromkeys(("logits", "stage2"), project / "big.zarr")
-    cached = CachedSource(stores, ["last"], 1, CPU.device)
+    cached = CachedSource(stores, ["last"], 1, current().device)
     online = OnlineSource({"last": teacher}, ["logits", "stage2"])
-    for shown in Setting.of(data, CROPS, CPU).batches(Recipe(batch_size=8), 0, 1).epoch(4):
+    for shown in Setting.of(data, CROPS, current()).batches(Recipe(batch_size=8), 0, 1).epoch(4):
         batch = ("last", shown.slot, shown.index, shown.image, shown.label)
         found = [source.begin(*batch)() for source in (cached, online)]
         for name in ("logits", "stage2"):
@@ -527,7 +528,7 @@ def test_a_file_that_is_gone_or_another_is_named_when_it_is_read(
     data, _ = indexed(raw, tmp_path / "photographs")
     damage(raw / place)
     again = Prepared.open(tmp_path / "photographs")  # labels and names need no raw files
-    images = stream_images(again.split("train"), view_space(CROPS), CPU.device)
+    images = stream_images(again.split("train"), view_space(CROPS), current().device)
     with pytest.raises(DataError) as error:
         images.begin(1, torch.arange(8))()
     line = str(error.value)
@@ -566,7 +567,7 @@ def test_a_file_that_was_cut_off_before_is_named_when_it_is_read(tmp_path: Path)
     raw = make_folder(tmp_path / "raw", 8, 4)
     _shorten(raw / "train" / "b" / "03.JPEG")
     data, _ = indexed(raw, tmp_path / "out", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-    images = stream_images(data.split("train"), view_space(CROPS), CPU.device)
+    images = stream_images(data.split("train"), view_space(CROPS), current().device)
     with pytest.raises(DataError) as error:
         images.begin(1, torch.arange(8))()
     assert "03.JPEG" in str(error.value)

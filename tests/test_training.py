@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from device_fixtures import current
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_fixtures import CPU, RECIPE, STUDENT, TIMES, VIEWS, prepared_data
+from training_fixtures import RECIPE, STUDENT, TIMES, VIEWS, prepared_data
 
 from pipeline import seeding
 from pipeline.errors import DivergedError, ParamsError, StillhouseError
@@ -33,6 +34,8 @@ from pipeline.training.loop import Moment, Training
 from pipeline.training.setting import Setting, all_slots
 from pipeline.views import slot_of, view_ids, view_space
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
@@ -44,7 +47,7 @@ def alone(scratch: Path, prepared: Prepared, recipe: Recipe = RECIPE, **options:
     settings: dict[str, Any] = {"seed": 3, "identity": "a", "title": "alone"} | options
     train(
         scratch, settings.pop("spec", STUDENT), recipe, settings.pop("views", VIEWS), prepared,
-        settings.pop("seed"), CPU, **settings,
+        settings.pop("seed"), current(), **settings,
     )  # fmt: skip
     return scratch
 
@@ -123,6 +126,7 @@ def test_training_alone_is_a_plain_loop(
     assert moved > 1e-2  # the tolerance is far below what the training does
 
 
+@pytest.mark.cpu
 def test_the_init_is_a_function_of_the_seed(tmp_path: Path, prepared: Prepared) -> None:
     none = RECIPE.model_copy(update={"epochs": 0})
     one, same, other = (alone(tmp_path / str(n), prepared, none, seed=s) for n, s in enumerate([3, 3, 4]))
@@ -139,6 +143,7 @@ def test_training_twice_gives_the_same_bytes(tmp_path: Path, prepared: Prepared)
     assert history(one) == history(other)
 
 
+@pytest.mark.cpu
 def test_no_epochs_keep_the_init(tmp_path: Path, prepared: Prepared) -> None:
     scratch = alone(
         tmp_path / "a", prepared, RECIPE.model_copy(update={"epochs": 0}), anchors={"anchor_050": 0.5}
@@ -160,18 +165,21 @@ def test_loss_falls_on_patterns(tmp_path: Path, prepared: Prepared) -> None:
 # ------------------------------------------------------------------ recipe
 
 
+@pytest.mark.cpu
 def test_learning_rate_drops_after_the_milestones() -> None:
     rates = {epoch: Recipe().rate(epoch - 1) for epoch in range(1, 241)}  # by epoch, counted from 1
     expected = {e: 0.05 if e < 151 else 0.005 if e < 181 else 0.0005 if e < 211 else 0.00005 for e in rates}
     assert rates == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.cpu
 def test_learning_rate_warms_up_linearly() -> None:
     recipe = Recipe(learning_rate=0.1, warmup=4, milestones=(2, 6))
     expected = [0.025, 0.05, 0.1 * 0.75 * 0.1, 0.01, 0.01, 0.01, 0.001]
     assert [recipe.rate(epoch) for epoch in range(7)] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.cpu
 def test_history_tells_the_rate_of_every_epoch(tmp_path: Path, prepared: Prepared) -> None:
     recipe = RECIPE.model_copy(update={"epochs": 3, "milestones": (1, 2)})
     rows = history(alone(tmp_path / "a", prepared, recipe))
@@ -181,7 +189,7 @@ def test_history_tells_the_rate_of_every_epoch(tmp_path: Path, prepared: Prepare
 
 @pytest.mark.parametrize(("drop", "sizes"), [(False, [32, 32, 32, 4]), (True, [32, 32, 32])])
 def test_last_batch(prepared: Prepared, drop: bool, sizes: list[int]) -> None:
-    setting = Setting.of(prepared, VIEWS, CPU)
+    setting = Setting.of(prepared, VIEWS, current())
     recipe = RECIPE.model_copy(update={"batch_size": 32, "drop_last": drop})
     batches = setting.batches(recipe, 0, 9)
     found = list(batches.epoch(0))
@@ -191,6 +199,7 @@ def test_last_batch(prepared: Prepared, drop: bool, sizes: list[int]) -> None:
     assert len(index.unique()) == len(index)  # every sample once
 
 
+@pytest.mark.cpu
 def test_dropping_the_only_batch_is_told_in_one_line(tmp_path: Path, prepared: Prepared) -> None:
     recipe = RECIPE.model_copy(update={"batch_size": 128, "drop_last": True})
     with pytest.raises(ParamsError, match="100 training samples make no batch of 128") as error:
@@ -199,7 +208,7 @@ def test_dropping_the_only_batch_is_told_in_one_line(tmp_path: Path, prepared: P
 
 
 def test_order_and_views_change_with_epoch_and_seed(prepared: Prepared) -> None:
-    setting = Setting.of(prepared, VIEWS, CPU)
+    setting = Setting.of(prepared, VIEWS, current())
     first = next(setting.batches(RECIPE, 0, 9).epoch(0))
     for seed, epoch in ((0, 1), (1, 0)):
         other = next(setting.batches(RECIPE, seed, 9).epoch(epoch))
@@ -208,6 +217,7 @@ def test_order_and_views_change_with_epoch_and_seed(prepared: Prepared) -> None:
     assert slots == set(range(1, 10))  # all views before one repeats
 
 
+@pytest.mark.cpu
 def test_all_slots_of_an_endless_space_is_none() -> None:
     space = view_space(VIEWS)
     assert all_slots(space, "all", "x") == 9
@@ -251,6 +261,7 @@ def test_best_epoch_is_picked_on_the_holdout(tmp_path: Path, share: float, split
     assert len(prepared.split("train")) == 160 * (1 - share)
 
 
+@pytest.mark.cpu
 def test_first_of_equal_epochs_is_the_best(tmp_path: Path) -> None:
     saved: list[str] = []
     training = bare(tmp_path, saved=saved)
@@ -316,6 +327,7 @@ def test_a_training_that_was_cut_off_ends_alike(
     assert not (again / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.cpu
 def test_a_checkpoint_of_something_else_is_not_used(
     tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +341,7 @@ def test_a_checkpoint_of_something_else_is_not_used(
     assert kept(again) == kept(whole)  # and nothing of the other one is left
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("content", [b"", b"not safetensors", None])
 def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, prepared: Prepared, content: bytes | None) -> None:
     path = tmp_path / "cut/checkpoint.safetensors"
@@ -547,6 +560,7 @@ def test_bfloat16_is_another_forward_pass_with_a_float32_loss(tmp_path: Path, pr
     assert all(x.dtype != torch.bfloat16 for x in load_file(tmp_path / "a/weights/last.safetensors").values())
 
 
+@pytest.mark.cpu
 def test_begin_keeps_what_belongs_to_the_same_training(tmp_path: Path) -> None:
     network = Parts()
     weights = result.begin(tmp_path, "a", STUDENT)
@@ -559,6 +573,7 @@ def test_begin_keeps_what_belongs_to_the_same_training(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.cpu
 def test_saved_weights_are_this_networks_spec(tmp_path: Path, prepared: Prepared) -> None:
     scratch = alone(tmp_path / "a", prepared, RECIPE.model_copy(update={"epochs": 0}))
     spec = NetworkSpec.model_validate_json((scratch / "weights/network.json").read_text())
