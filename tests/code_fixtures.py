@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from device_fixtures import current
+from device_fixtures import current, here
 from numpy.typing import NDArray
 from torch import Tensor
 from training_fixtures import CLASSES, PARAMS, World, changed, make_world
@@ -152,5 +152,5 @@ def plain_maps(world: World, feature: str) -> Tensor:
     """Return what the teacher gives at a tap of the plain training images, (N, C, H, W)."""
     data, meta = world.prepared.split("train"), world.prepared.meta
     teacher = Teacher(load(world.path("artifacts/teachers/big/weights"))[0], current())
-    image = Normalise(meta.mean, meta.std, current().device)(torch.from_numpy(np.array(data.images)))
-    return teacher.features(image, [feature], torch.from_numpy(np.array(data.labels)))[feature]
+    image = Normalise(meta.mean, meta.std, current().device)(here(torch.from_numpy(np.array(data.images))))
+    return teacher.features(image, [feature], here(torch.from_numpy(np.array(data.labels))))[feature]

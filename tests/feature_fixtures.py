@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -311,11 +312,11 @@ def pooled(x: Array) -> Array:
 
 
 def features(one: Network, images: Array, meta: Meta, names: Mapping[str, Any]) -> dict[str, Array]:
-    """Return the features `names` of uint8 images (B, C, H, W), straight from the network."""
+    """Return the features `names` of uint8 images (B, C, H, W), straight from the network, on the CPU."""
     mean, std = (np.array(values).reshape(1, -1, 1, 1) for values in (meta.mean, meta.std))
     normalised = torch.from_numpy(((images / 255.0 - mean) / std).astype(np.float32))
     with torch.no_grad():
-        taps = one.record(normalised, None)
+        taps = copy.deepcopy(one).cpu().record(normalised, None)
     encode: dict[str, Callable[[Array], Array]] = {
         "identity": lambda x: x,
         "attention": attention,

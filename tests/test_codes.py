@@ -27,7 +27,7 @@ from code_fixtures import (
     table_of,
     write_tables,
 )
-from device_fixtures import current
+from device_fixtures import current, here
 from feature_fixtures import CutOffError, cut_off_bar
 from safetensors.torch import load_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -135,7 +135,7 @@ def test_codes_are_made_from_the_views_own_maps(world: World) -> None:
 
 
 def test_what_a_code_loses_is_its_loop(world: World) -> None:
-    maps, table = plain_maps(world, "final").double().numpy(), table_of(world, "words")
+    maps, table = plain_maps(world, "final").double().cpu().numpy(), table_of(world, "words")
     losses: dict[str, list[float]] = {"big-nearest": [], "big-top4": []}
     for pixel in np.moveaxis(maps, 1, -1).reshape(-1, maps.shape[1]):
         weights = [math.exp(-0.5 * float(((pixel - c) ** 2).sum())) for c in table["centers"].astype(float)]
@@ -154,10 +154,10 @@ def test_codes_are_read_as_integers(world: World) -> None:
     for run, code, resident in (("hard", HARD, 0), ("hard", HARD, 1 << 30), ("soft", SOFT, 0)):
         place = Path(world.inputs(run).stored[code].store)
         source = CachedSource({code: place}, ["last"], SLOTS, current().device, resident)
-        index, image = torch.tensor([5, 99, 0]), torch.zeros(3, 1, 8, 8)
-        found = source.begin("last", 4, index, image, torch.zeros(3, dtype=torch.int64))()[code]
+        index, image = torch.tensor([5, 99, 0]), here(torch.zeros(3, 1, 8, 8))
+        found = source.begin("last", 4, index, image, here(torch.zeros_like(index)))()[code]
         assert found.dtype == torch.uint16
-        np.testing.assert_array_equal(found.numpy(), stored(place, code)[4][[5, 99, 0]])
+        np.testing.assert_array_equal(found.cpu().numpy(), stored(place, code)[4][[5, 99, 0]])
 
 
 # ------------------------------------------------------------------ students
@@ -232,7 +232,7 @@ def test_probes_see_what_stands_before_and_after_each_layer(world: World) -> Non
     for split in ("train", "test"):
         images = torch.from_numpy(np.array(world.prepared.split(split).images))
         with torch.no_grad():
-            network(Normalise(meta.mean, meta.std, current().device)(images))
+            network(Normalise(meta.mean, meta.std, torch.device("cpu"))(images))
         for tap, pair in seen.items():
             for side, x in zip((".input", ""), pair, strict=True):
                 pooled.setdefault(f"probe_{tap}{side}", []).append(x.double().sum(dim=(2, 3)).numpy() / 4)
@@ -251,7 +251,7 @@ def test_loaded_logits_are_the_trained_network_s(world: World, monkeypatch: pyte
     folder = world.distil("logits", world.inputs("letkd1"))
     image = torch.randn(20, 1, 8, 8, generator=seeding.generator(1))
     with torch.no_grad():
-        expected = kept[0].eval()(image)
+        expected = kept[0].cpu().eval()(image)
         torch.testing.assert_close(load(folder / "weights")[0](image), expected, rtol=0, atol=0)
 
 
@@ -529,8 +529,8 @@ def test_a_store_that_the_gate_refuses_is_not_published(
 
 
 def test_soft_codes_may_differ_by_rounding_and_by_nothing_else() -> None:
-    ids = torch.tensor([0, 1, 2, 3]).view(1, 4, 1, 1)
-    near = torch.tensor([0.0, 1.0, 2.0, 4.0]).view(1, 4, 1, 1)
+    ids = here(torch.tensor([0, 1, 2, 3])).view(1, 4, 1, 1)
+    near = here(torch.tensor([0.0, 1.0, 2.0, 4.0])).view(1, 4, 1, 1)
     code = codebook.pack(ids, near, 4)
     assert differing(code, code).tolist() == [0]
     assert differing(codebook.pack(ids, near * 1.002, 4), code).tolist() == [0]

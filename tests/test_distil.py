@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_fixtures import current
 import torch.nn.functional as F
+from device_fixtures import current
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from training_fixtures import (

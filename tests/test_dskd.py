@@ -311,7 +311,9 @@ def test_the_gradient_of_the_weighted_sum(detach: bool) -> None:
     """Detached, a loss's gradient is its weight; else that of sum l^2 / sum l, by differences in float64."""
     found = assemble("dskd", {"detach": detach})
     generator = seeding.generator("losses")
-    losses = {name: here(torch.rand(4, generator=generator)).requires_grad_() for name in ("stage1", "stage2")}
+    losses = {
+        name: here(torch.rand(4, generator=generator)).requires_grad_() for name in ("stage1", "stage2")
+    }
     found.method._balanced("kd", losses, found.batch(4)).backward()
     start = np.stack([array(x) for x in losses.values()])  # (2, B)
     weights = start / start.sum(axis=0)

@@ -299,13 +299,17 @@ class Stage:
     def extract(self, features: Mapping[str, Mapping[str, Any]], *options: object, **block: Any) -> int:
         path = extract_block(self.folder / "extract.json", features, **block)
         arguments = (path, "--data", self.data, "--weights", self.weights, "--out", self.out)
-        return run_stage(self.monkeypatch, extract_features.main, *arguments, "--device", "cpu", *options)
+        return run_stage(
+            self.monkeypatch, extract_features.main, *arguments, "--device", current().device, *options
+        )
 
     def check(self, **places: Path) -> int:
         places = {"data": self.data, "weights": self.weights, "store": self.out} | places
         arguments = [part for key, value in places.items() for part in (f"--{key}", value)]
         outs = ("--out", self.folder / "error.json", "--summary", self.folder / "summary.json")
-        return run_stage(self.monkeypatch, check_features.main, *arguments, *outs, "--device", "cpu")
+        return run_stage(
+            self.monkeypatch, check_features.main, *arguments, *outs, "--device", current().device
+        )
 
 
 @pytest.fixture
@@ -369,7 +373,12 @@ def test_the_stage_goes_on_where_it_was_cut_off(stage: Stage, monkeypatch: pytes
         patch.setattr(progress, "bar", cut_off_bar(12))
         with pytest.raises(CutOffError):
             extract_features.main(
-                stage.folder / "extract.json", stage.data, stage.weights, stage.out, "cpu", batch_size=8
+                stage.folder / "extract.json",
+                stage.data,
+                stage.weights,
+                stage.out,
+                str(current().device),
+                batch_size=8,
             )
     assert not stage.out.exists()
     begun = json.loads((scratch(stage.out) / "progress.json").read_text())
@@ -399,7 +408,12 @@ def test_what_was_begun_from_something_else_is_not_gone_on_from(
             patch.setattr("pipeline.closure.digest", lambda modules: "other code")
         with pytest.raises(CutOffError):
             extract_features.main(
-                stage.folder / "extract.json", stage.data, stage.weights, stage.out, "cpu", batch_size=8
+                stage.folder / "extract.json",
+                stage.data,
+                stage.weights,
+                stage.out,
+                str(current().device),
+                batch_size=8,
             )
     assert (scratch(stage.out) / "progress.json").exists()
     if changed == "weights":

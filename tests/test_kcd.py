@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_fixtures import current, here
 import torch.nn.functional as F
+from device_fixtures import current, here
 from safetensors.torch import load_file
 from test_distil import _cut_off_after
 from torch import Tensor
@@ -86,9 +86,8 @@ def transform(
 
 def batch(teacher: dict[str, Tensor], label: Tensor, epoch: int = 0, phase: str = "main") -> Batch:
     generator = seeding.generator(0)
-    features = {name: here(x) for name, x in teacher.items()}
     label, index = here(label), torch.arange(len(label))
-    return Batch(here(torch.zeros(len(label))), label, index, features, epoch, 9, 0, phase, generator)
+    return Batch(here(torch.zeros(len(label))), label, index, teacher, epoch, 9, 0, phase, generator)
 
 
 def test_a_permutation_is_a_gather_on_maps_vectors_and_preactivations() -> None:
@@ -99,6 +98,7 @@ def test_a_permutation_is_a_gather_on_maps_vectors_and_preactivations() -> None:
         "final_pre": torch.randn(4, 5, 3, 3, generator=draw) - 1,
         "logits": torch.randn(4, CLASSES, generator=draw),
     }
+    features = {name: here(x) for name, x in features.items()}
     permuted = {name: tuple(x.shape[1:]) for name, x in features.items() if name != "logits"}
     made = transform(matching([[4, 0, 2]], 5), permuted)
     label = torch.arange(4)
@@ -113,7 +113,7 @@ def test_a_permutation_is_a_gather_on_maps_vectors_and_preactivations() -> None:
 
 def test_each_range_of_labels_has_its_own_permutation() -> None:
     made = transform(matching([[0, 1, 2], [2, 1, 0]], 3, ranges=2), {"final": (3, 2, 2)})
-    x = torch.randn(5, 3, 2, 2, generator=seeding.generator(0))
+    x = here(torch.randn(5, 3, 2, 2, generator=seeding.generator(0)))
     label = torch.tensor([0, 3, 1, 2, 0])
     seen = made({"final": x}, batch({"final": x}, label))["final"]
     for row, k in enumerate(label.tolist()):
@@ -144,7 +144,7 @@ def test_dynamic_matches_anew_from_the_epoch_before(monkeypatch: pytest.MonkeyPa
     held = []
     for epoch, order in enumerate(orders):
         for step in range(3):
-            x = torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, step))
+            x = here(torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, step)))
             made.observe({"final": x[:, order]}, batch({"final": x}, torch.arange(8) % CLASSES, epoch))
             held.append(made.rearrangement.permutation[0].tolist())
     identity = [0, 1, 2]
@@ -154,8 +154,8 @@ def test_dynamic_matches_anew_from_the_epoch_before(monkeypatch: pytest.MonkeyPa
 def test_dynamic_goes_on_bit_for_bit_and_counts_over_phases() -> None:
     def steps(made: Transform, moments: Any) -> None:
         for epoch, phase in moments:
-            x = torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, phase))
-            y = torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, phase, "student"))
+            x = here(torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, phase)))
+            y = here(torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, phase, "student")))
             made.observe({"final": y}, batch({"final": x}, torch.arange(8) % CLASSES, epoch, phase))
 
     moments = [(0, "warm"), (0, "main"), (1, "main"), (1, "main"), (2, "main"), (3, "main")]
@@ -179,9 +179,9 @@ def test_mimicry_is_the_formula() -> None:
     draw = seeding.generator(0)
     for reduction, divisor in (("mean", 4 * 32 * 4 * 4), ("sum", 4)):
         found = assemble("mimicry", STAGE2 | {"reduction": reduction})
-        s, t = (torch.randn(4, 32, 4, 4, generator=draw) for _ in range(2))
-        logits = torch.randn(4, CLASSES, generator=draw)
-        label = torch.tensor([0, 1, 2, 3])
+        s, t = (here(torch.randn(4, 32, 4, 4, generator=draw)) for _ in range(2))
+        logits = here(torch.randn(4, CLASSES, generator=draw))
+        label = here(torch.tensor([0, 1, 2, 3]))
         terms = found.method({"stage2": s, "logits": logits}, batch({"stage2": t}, label))
         total = sum(
             (a - b) ** 2
@@ -346,7 +346,7 @@ def test_overlap_by_hand() -> None:
 
 def test_distances_by_hand() -> None:
     draw = seeding.generator(0)
-    s, t = (torch.randn(3, 4, generator=draw) for _ in range(2))
+    s, t = (here(torch.randn(3, 4, generator=draw)) for _ in range(2))
     p, q = t.double().softmax(1), s.double().softmax(1)
     by_hand = [
         sum((x * (x / y).log()).item() for x, y in zip(a, b, strict=True)) for a, b in zip(p, q, strict=True)
@@ -385,9 +385,7 @@ def test_first_steps_loss_is_by_hand(world: World) -> None:
     with torch.no_grad():
         image = views.image.cpu()
         ours = build(STUDENT, 0).record(image, {"stage2", "logits"})
-        theirs = load(world.path("artifacts/teachers/big/weights"))[0].record(image, {"stage2"})[
-            "stage2"
-        ]
+        theirs = load(world.path("artifacts/teachers/big/weights"))[0].record(image, {"stage2"})["stage2"]
         mimic = ((ours["stage2"] - theirs[:, permutation]) ** 2).mean().item()
     assert float(said["mimic"]) == pytest.approx(mimic, rel=1e-4)
     assert float(said["loss"]) == pytest.approx(float(said["ce"]) + 100 * float(said["mimic"]), rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from device_fixtures import current
+from device_fixtures import current, here, running_on
 from feature_fixtures import CROPS, no_progress, prepare
 from numpy.typing import NDArray
 from torch import Tensor
@@ -80,7 +81,7 @@ def test_float32_switches_tf32_off_and_the_others_allow_it() -> None:
 
 
 def test_tf32_keeps_ten_bits_of_fraction() -> None:
-    x = torch.tensor([1.0, 1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-11 + 2**-20, -3.1415927])
+    x = here(torch.tensor([1.0, 1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-11 + 2**-20, -3.1415927]))
     expected = [1.0, 1 + 2**-10, 1.0, 1 + 2 * 2**-10, 1 + 2**-10, -3.140625]  # ties to even
     assert check.tf32(x).tolist() == expected
 
@@ -120,18 +121,19 @@ class Made:
 
 def as_trained(spec: NetworkSpec, prepared: Prepared, seed: int) -> Network:
     """Return a network whose batch norms know the images: what an untrained one rounds is beside the point."""
-    network = build(spec, seed).train()
+    network = here(build(spec, seed)).train()
     normalise = Normalise(prepared.meta.mean, prepared.meta.std, current().device)
     with torch.no_grad():
         for _ in range(10):
-            network(normalise(torch.from_numpy(np.array(prepared.split("train").images))))
+            network(normalise(here(torch.from_numpy(np.array(prepared.split("train").images)))))
     return network.eval()
 
 
 def extracted(folder: Path, prepared: Prepared, network: Network, precision: Precision) -> Made:
-    """Extract features; TF32, which a CPU does not have, is a network that rounds its factors."""
-    rough = check.rounded(network) if precision == "tf32" else network
-    where = replace(current(), precision="float32" if precision == "tf32" else precision)
+    """Extract features; TF32, where a device does not have it, is a network that rounds its factors."""
+    imitated = precision == "tf32" and current().device.type != "cuda"
+    rough = check.rounded(network) if imitated else network
+    where = replace(current(), precision="float32" if imitated else precision)
     teacher, meta = Teacher(rough, where), prepared.meta
     manifest = Manifest(
         teacher="small",
@@ -150,7 +152,8 @@ def extracted(folder: Path, prepared: Prepared, network: Network, precision: Pre
     path = folder / "small.zarr"
     # Batches of another size than the gate's: the sums of a product run in another order.
     extraction = Extraction(manifest, {"last": teacher}, splits, space, normalise, batch_size=16)
-    return Made(path, extraction.run(path, no_progress), prepared, network)
+    with precisions.using(where.precision):
+        return Made(path, extraction.run(path, no_progress), prepared, network)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +188,18 @@ def test_rounding_is_never_refused(
         assert all(difference.share <= 1 for difference in found.values()), list(map(str, found.values()))
 
 
+@pytest.mark.parametrize("precision", NAMES)
+def test_a_store_serves_on_every_device(
+    device: str, tmp_path: Path, prepared: Prepared, teacher: Network, precision: Precision
+) -> None:
+    """Made on one, it passes the gate of the other."""
+    for maker, reader in ((device, "cpu"), ("cpu", device)):
+        with running_on(maker):
+            made = extracted(tmp_path / f"{maker}-{reader}", prepared, copy.deepcopy(teacher), precision)
+        with running_on(reader):
+            assert all(difference.share <= 1 for difference in made.worst().values())
+
+
 def test_the_manifest_records_the_precision(made: Made) -> None:
     assert made.manifest.precision in NAMES
     assert (
@@ -199,14 +214,12 @@ def test_the_weights_of_another_checkpoint_are_found(made: Made, prepared: Prepa
 
 def test_slightly_different_weights_are_found(made: Made) -> None:
     """An earlier epoch of the same training: weights that have moved by 5 %."""
-    import copy
-
     moved = copy.deepcopy(made.network)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for x in moved.parameters():
             if x.ndim > 1:
-                x += 0.05 * x.std() * torch.randn(x.shape, generator=draw)
+                x += 0.05 * x.std() * here(torch.randn(x.shape, generator=draw))
     assert made.worst(network=moved)["logits"].share > 1
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_fixtures import current
+from device_fixtures import current, here
 from feature_fixtures import REQUESTED, Small, small_store
 from torch import Tensor
 
@@ -42,7 +42,7 @@ def cached(small: Small, names: Iterable[str], slots: int, **options: Any) -> Ca
 def shown(small: Small, slot: int, index: Tensor) -> Tensor:
     """Return the normalised views that a student sees."""
     space, meta = view_space(small.manifest.views), small.prepared.meta
-    image = torch.from_numpy(small.prepared.splits["train"].images[index.numpy()])
+    image, index = here(torch.from_numpy(small.prepared.splits["train"].images[index.numpy()])), here(index)
     view = space.apply(image, view_ids(space, slot, index), index)
     return Normalise(meta.mean, meta.std, current().device)(view)
 
@@ -76,7 +76,7 @@ def test_cached_is_what_online_gives(
     for slot in range(slots + 1):  # all are begun before any is taken
         index = torch.randint(0, 50, (23,), generator=draw)
         image = shown(small, slot, index)
-        arguments = (checkpoint, slot, index, image, torch.zeros_like(index))
+        arguments = (checkpoint, slot, index, image, here(torch.zeros_like(index)))
         begun.append((source.begin(*arguments), online.begin(*arguments)))
     for take_cached, take_online in begun:
         assert_alike(take_cached(), take_online())

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from device_fixtures import current
+from device_fixtures import current, here
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_fixtures import RECIPE, STUDENT, TIMES, VIEWS, prepared_data
@@ -358,12 +358,12 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, prepared: Prepared, co
 
 def test_checkpoint_restores_bit_for_bit(tmp_path: Path) -> None:
     def step(network: nn.Module, optimizer: torch.optim.SGD, seed: int) -> None:
-        image = torch.randn(4, 1, 8, 8, generator=seeding.generator(seed))
+        image = here(torch.randn(4, 1, 8, 8, generator=seeding.generator(seed)))
         optimizer.zero_grad()
         network(image).square().sum().backward()
         optimizer.step()
 
-    first, second = build(STUDENT, 0), build(STUDENT, 1)
+    first, second = here(build(STUDENT, 0)), here(build(STUDENT, 1))
     one, other = (loop.sgd(list(n.parameters()), RECIPE) for n in (first, second))
     step(first, one, 1)
     checkpoint.save(tmp_path / "c", {"student": first}, one, {"n": 1})
@@ -411,15 +411,15 @@ class Parts(nn.Module):
 
 def bare(scratch: Path, saved: list[str] | None = None, **options: Any) -> Training:
     torch.manual_seed(0)
-    network = options.pop("network", None) or Parts()
+    network = options.pop("network", None) or here(Parts())
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
     setting: dict[str, Any] = {
         "modules": {"student": network},
         "objective": Toy(network),
         "batches": Batches(
-            ResidentImages(images, view_space(VIEWS)),
-            torch.arange(40) % 4,
+            ResidentImages(here(images), view_space(VIEWS)),
+            here(torch.arange(40) % 4),
             9,
             lambda x: x.float() / 255,
             seed=0,
@@ -436,7 +436,7 @@ def bare(scratch: Path, saved: list[str] | None = None, **options: Any) -> Train
 
 
 def test_phases_follow_each_other_with_their_own_recipes(tmp_path: Path) -> None:
-    network = Parts()
+    network = here(Parts())
     toy = Toy(network)
     first = Phase("first", Recipe(epochs=1, learning_rate=0.1, milestones=()))
     none = Phase("none", Recipe(epochs=0))
@@ -449,7 +449,7 @@ def test_phases_follow_each_other_with_their_own_recipes(tmp_path: Path) -> None
 
 
 def test_frozen_prefixes_leave_parameters_alone_but_not_statistics(tmp_path: Path) -> None:
-    network = Parts()
+    network = here(Parts())
     before = {name: x.clone() for name, x in network.state_dict().items()}
     phase = Phase("first", Recipe(epochs=1, weight_decay=0.1), frozen=("stem.", "classifier.weight"))
     bare(tmp_path, network=network, phases=(phase,)).run()
@@ -459,7 +459,7 @@ def test_frozen_prefixes_leave_parameters_alone_but_not_statistics(tmp_path: Pat
         "stem.0.weight", "stem.0.bias", "stem.1.weight", "stem.1.bias", "classifier.weight", "classifier.bias",
     }  # fmt: skip
     # The next phase trains them, but not what was frozen from the start.
-    network = Parts()
+    network = here(Parts())
     before = {name: x.clone() for name, x in network.state_dict().items()}
     phases = (phase, Phase("second", Recipe(epochs=1)))
     bare(tmp_path, network=network, phases=phases).run()
@@ -468,7 +468,7 @@ def test_frozen_prefixes_leave_parameters_alone_but_not_statistics(tmp_path: Pat
 
 
 def test_what_a_method_freezes_stays_frozen(tmp_path: Path) -> None:
-    network, method = Parts(), nn.Linear(2, 2)
+    network, method = here(Parts()), here(nn.Linear(2, 2))
     method.weight.requires_grad_(False)
     training = bare(tmp_path, network=network, modules={"student": network, "method": method})
     training.run()
@@ -484,9 +484,9 @@ def test_phases_go_on_where_they_were_cut_off(
         Phase("first", Recipe(epochs=2, learning_rate=0.1), frozen=("stem",)),
         Phase("second", Recipe(epochs=2, learning_rate=0.2, milestones=(1,))),
     )
-    networks = [Parts(), Parts()]
+    networks = [here(Parts()), here(Parts())]
     networks[1].load_state_dict(networks[0].state_dict())
-    fresh = Parts()
+    fresh = here(Parts())
     fresh.load_state_dict(networks[0].state_dict())
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -519,7 +519,7 @@ def test_a_term_that_is_not_finite_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
-    network, saved = Parts(), list[str]()
+    network, saved = here(Parts()), list[str]()
     training = bare(tmp_path, saved, network=network, objective=Toy(network, bad=(6, value)))
     with pytest.raises(DivergedError, match=rf"bare: term 'bad' is {value} in epoch 2, step 3\.") as error:
         training.run()
@@ -550,7 +550,7 @@ def test_bfloat16_is_another_forward_pass_with_a_float32_loss(tmp_path: Path, pr
         VIEWS,
         prepared,
         3,
-        machine("cpu", "bfloat16"),
+        machine(str(current().device), "bfloat16"),
         identity="a",
         title="t",
     )
@@ -562,7 +562,7 @@ def test_bfloat16_is_another_forward_pass_with_a_float32_loss(tmp_path: Path, pr
 
 @pytest.mark.cpu
 def test_begin_keeps_what_belongs_to_the_same_training(tmp_path: Path) -> None:
-    network = Parts()
+    network = here(Parts())
     weights = result.begin(tmp_path, "a", STUDENT)
     (weights / "best.safetensors").touch()
     state = {"identity": "a", "history": []}

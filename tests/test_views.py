@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from device_fixtures import here
 import torch.nn.functional as F
+from device_fixtures import here
 from feature_fixtures import crop_flip, random_box
 from scipy.stats import chi2
 from torch import Tensor
@@ -56,7 +56,9 @@ def test_crop_flip_pads_crops_and_mirrors(
     views = arange(space.count)
     found = space.apply(image.expand(space.count, -1, -1, -1), views, torch.zeros_like(views))
     for view in range(space.count):
-        np.testing.assert_array_equal(found[view].cpu().numpy(), crop_flip(image.cpu().numpy(), view, padding, fill))
+        np.testing.assert_array_equal(
+            found[view].cpu().numpy(), crop_flip(image.cpu().numpy(), view, padding, fill)
+        )
     if fill == "zero":  # a wide mirrored border repeats itself
         assert len({one.cpu().numpy().tobytes() for one in found}) == space.count
 
@@ -68,7 +70,9 @@ def test_crop_flip_of_oblong_images(fill: Literal["zero", "reflect"]) -> None:
     views = arange(50)
     found = space.apply(image.expand(50, -1, -1, -1), views, views)
     for view in range(50):
-        np.testing.assert_array_equal(found[view].cpu().numpy(), crop_flip(image[0].cpu().numpy(), view, 2, fill))
+        np.testing.assert_array_equal(
+            found[view].cpu().numpy(), crop_flip(image[0].cpu().numpy(), view, 2, fill)
+        )
 
 
 # What every space keeps.
@@ -217,7 +221,8 @@ def test_random_resized_crop_draws_boxes_within_its_bounds() -> None:
 
 def test_random_resized_crop_differs_between_samples_and_ids() -> None:
     space, image = view_space(RESIZED), random_images(1).expand(30, -1, -1, -1)
-    index, one = arange(30), torch.ones_like(index)
+    index = arange(30)
+    one = torch.ones_like(index)
     by_sample, by_id = space.apply(image, one, index), space.apply(image, index + 1, one)
     for found in (by_sample, by_id):
         assert len({x.cpu().numpy().tobytes() for x in found}) >= 28  # small images: two boxes may be equal
