@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pipeline import precision as precisions
 from pipeline.machine import Machine
@@ -23,6 +25,12 @@ from pipeline.precision import Precision
 T = TypeVar("T", Tensor, nn.Module)
 CPU = Machine(torch.device("cpu"))
 GPUS = ["cuda"] if torch.cuda.is_available() else []
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+# What CUDA does with them: it makes, copies, converts and joins them, and shows them in another shape.
+DONE_WITH_UNSIGNED = frozenset(
+    {"alias", "as_strided", "cat", "clone", "copy_", "detach", "empty_like", "expand", "lift_fresh", "permute",
+     "select", "slice", "split", "split_with_sizes", "squeeze", "_to_copy", "transpose", "_unsafe_view", "unsqueeze", "view"}
+)  # fmt: skip
 _machines = [CPU]  # the last one is the current one
 
 
@@ -72,3 +80,17 @@ def _same_bits_twice() -> Iterator[None]:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = before
+
+
+class GapsOfCUDA(TorchDispatchMode):
+    """Refuses on the CPU what CUDA refuses: 16, 32 and 64 unsigned bits are stored there, and not computed with."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and x.dtype in UNSIGNED and name not in DONE_WITH_UNSIGNED:
+                raise NotImplementedError(f'"{name}_cuda" not implemented for {x.dtype}')
+        return func(*args, **kwargs)

@@ -27,7 +27,7 @@ from code_fixtures import (
     table_of,
     write_tables,
 )
-from device_fixtures import current, here
+from device_fixtures import GapsOfCUDA, current, here
 from feature_fixtures import CutOffError, cut_off_bar
 from safetensors.torch import load_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -48,6 +48,7 @@ from pipeline.features.teacher import on_device
 from pipeline.metrics.cost import macs, num_params
 from pipeline.network import build, load
 from pipeline.normalise import Normalise
+from pipeline.params.recipe import Recipe
 from pipeline.training.evaluate import evaluate
 from pipeline.training.loop import Training
 from pipeline.views import view_space
@@ -158,6 +159,37 @@ def test_codes_are_read_as_integers(world: World) -> None:
         found = source.begin("last", 4, index, image, here(torch.zeros_like(index)))()[code]
         assert found.dtype == torch.uint16
         np.testing.assert_array_equal(found.cpu().numpy(), stored(place, code)[4][[5, 99, 0]])
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("run", "resident"),
+    [("hard", 0), ("hard", 1 << 30), ("soft", 0), ("soft", 1 << 30), ("quest", 1 << 30), ("hard-online", 0),
+     ("soft-online", 0)],
+)  # fmt: skip
+def test_codes_are_read_and_learned_from_by_what_cuda_can_do(world: World, run: str, resident: int) -> None:
+    """CUDA computes with no unsigned integers but bytes: every kind of code, through source, targets and losses."""
+    inputs = world.inputs(run, recipe=Recipe(epochs=1, batch_size=50))
+    with GapsOfCUDA():
+        world.distil(f"gaps-{run}-{resident}", inputs, resident_bytes=resident)
+
+
+@pytest.mark.cpu
+def test_gaps_of_cuda_are_told() -> None:
+    """What the test above rests on."""
+    code = torch.zeros(2, 3, 4, dtype=torch.uint16)
+    index = torch.tensor([0, 2])
+    with GapsOfCUDA():
+        for compute in (
+            lambda: code[1, index],
+            lambda: code.index_select(1, index),
+            lambda: code.flip(0),
+            lambda: code == code,
+            code.sort,
+        ):
+            with pytest.raises(NotImplementedError, match="not implemented for"):
+                compute()
+        assert torch.cat([code, code]).view(torch.int16)[1, index].view(torch.uint16).long().sum() == 0
 
 
 # ------------------------------------------------------------------ students

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_fixtures import current
+from device_fixtures import current, here
 from feature_fixtures import run_stage
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -259,6 +259,7 @@ def test_grey_images_are_decoded_to_one_channel(root: Path, tmp_path: Path) -> N
 # Who asks, when, in what company, and with how many threads does not matter.
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("params", SPACES, ids=lambda params: params.space)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_view_replays_from_its_id(prepared: Prepared, params: ViewParams, threads: int) -> None:
@@ -323,6 +324,7 @@ def test_the_next_batches_are_under_way_and_never_more_than_they_should() -> Non
     assert opened(recorder.events)[-1] == 0
 
 
+@pytest.mark.usefixtures("device")
 def test_batches_of_training_show_the_views_of_their_slot(prepared: Prepared) -> None:
     setting = Setting.of(prepared, CROPS, current())
     batches = setting.batches(Recipe(batch_size=8), 5, None)
@@ -358,6 +360,7 @@ def history(scratch: Path) -> list[dict[str, str]]:
         ]
 
 
+@pytest.mark.usefixtures("device")
 def test_a_training_that_is_cut_off_ends_bit_for_bit_where_it_would_have(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -382,6 +385,7 @@ def test_a_training_that_is_cut_off_ends_bit_for_bit_where_it_would_have(
     assert history(whole) == history(tmp_path / "cut")
 
 
+@pytest.mark.usefixtures("device")
 def test_indexed_and_copied_data_train_alike(tmp_path: Path) -> None:
     """Images of the prepared size under crop and flip: storage is no setting of the training."""
     root = make_folder(tmp_path / "raw", square=SIZE)
@@ -418,21 +422,22 @@ def project(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     }  # fmt: skip
     for name, block in blocks.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(block))
-    cpu, data = ("--device", "cpu"), ("--data", tmp_path / "data")
+    where, data = ("--device", current().device), ("--data", tmp_path / "data")
     kept = ("--weights", tmp_path / "teacher" / "weights")
     commands: list[tuple[Callable[..., Any], tuple[object, ...]]] = [
         (prepare_data.main, (tmp_path / "photographs.json", "--out", tmp_path / "data")),
-        (train_teacher.main, (tmp_path / "train.json", *data, "--out", tmp_path / "teacher", *cpu)),
+        (train_teacher.main, (tmp_path / "train.json", *data, "--out", tmp_path / "teacher", *where)),
         (extract_features.main, (tmp_path / "extract.json", *data, *kept, "--out", tmp_path / "big.zarr",
-                                 "--batch-size", 7, *cpu)),
+                                 "--batch-size", 7, *where)),
         (check_features.main, (tmp_path / "check.json", *data, *kept, "--store", tmp_path / "big.zarr", "--out",
-                               tmp_path / "check_out.json", "--summary", tmp_path / "summary.json", *cpu)),
+                               tmp_path / "check_out.json", "--summary", tmp_path / "summary.json", *where)),
     ]  # fmt: skip
     for main, arguments in commands:
         assert run_stage(monkeypatch, main, *arguments) == 0, main
     return tmp_path
 
 
+@pytest.mark.usefixtures("device")
 def test_the_stages_run_on_indexed_data(project: Path) -> None:
     data = Prepared.open(project / "data")
     teacher = Teacher(load(project / "teacher" / "weights")[0], current())
@@ -455,8 +460,9 @@ def test_the_stages_run_on_indexed_data(project: Path) -> None:
                 shown = reference.resized_crop(image, *boxes[0].tolist(), [SIZE, SIZE])
                 shown = ImageOps.mirror(shown) if flips[0] else shown
             images.append(torch.from_numpy(planes(shown)))
-        label = torch.zeros(len(images), dtype=torch.int64)
-        live = teacher.features(normalise(torch.stack(images)), ["logits"], label)["logits"].numpy()
+        label = here(torch.zeros(len(images), dtype=torch.int64))
+        shown = here(torch.stack(images))
+        live = teacher.features(normalise(shown), ["logits"], label)["logits"].cpu().numpy()
         stored = StoredArray(array_path(project / "big.zarr", "last", "train", "logits"))
         # Float32 sums of batches of another size.
         np.testing.assert_allclose(stored.read(slot, np.arange(26)), live, rtol=1e-4, atol=1e-5)
@@ -490,7 +496,7 @@ def test_a_file_that_changes_stops_every_stage_in_one_line(
     ]  # fmt: skip
     for main, arguments in commands:
         capsys.readouterr()
-        assert run_stage(monkeypatch, main, *arguments, "--device", "cpu") == 1
+        assert run_stage(monkeypatch, main, *arguments, "--device", current().device) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {raw / 'train' / 'b' / '11.JPEG'} has ")
         assert line.endswith("dvc repro --force prepare_data@data")
