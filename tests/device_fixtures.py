@@ -29,7 +29,8 @@ UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 # What CUDA does with them: it makes, copies, converts and joins them, and shows them in another shape.
 DONE_WITH_UNSIGNED = frozenset(
     {"alias", "as_strided", "cat", "clone", "copy_", "detach", "empty_like", "expand", "lift_fresh", "permute",
-     "select", "slice", "split", "split_with_sizes", "squeeze", "_to_copy", "transpose", "_unsafe_view", "unsqueeze", "view"}
+     "select", "slice", "split", "split_with_sizes", "squeeze", "_to_copy", "transpose", "_unsafe_view",
+     "unsqueeze", "view"}
 )  # fmt: skip
 _machines = [CPU]  # the last one is the current one
 

@@ -418,7 +418,6 @@ def project(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
             "teacher": "big", "views": CROPS.model_dump(mode="json"), "checkpoints": ["last"], "compression": "none",
             "features": {"logits": {"slots": 2, "dtype": "float32"}, "stage2": {"slots": 1, "dtype": "float32"}},
         },
-        "check": {"tolerance": 1e-4},
     }  # fmt: skip
     for name, block in blocks.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(block))
@@ -429,7 +428,7 @@ def project(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         (train_teacher.main, (tmp_path / "train.json", *data, "--out", tmp_path / "teacher", *where)),
         (extract_features.main, (tmp_path / "extract.json", *data, *kept, "--out", tmp_path / "big.zarr",
                                  "--batch-size", 7, *where)),
-        (check_features.main, (tmp_path / "check.json", *data, *kept, "--store", tmp_path / "big.zarr", "--out",
+        (check_features.main, (*data, *kept, "--store", tmp_path / "big.zarr", "--out",
                                tmp_path / "check_out.json", "--summary", tmp_path / "summary.json", *where)),
     ]  # fmt: skip
     for main, arguments in commands:
@@ -491,7 +490,7 @@ def test_a_file_that_changes_stops_every_stage_in_one_line(
     commands: list[tuple[Callable[..., Any], tuple[object, ...]]] = [
         (train_teacher.main, (project / "train.json", *data, "--out", project / "again")),
         (extract_features.main, (project / "extract.json", *data, *kept, "--out", project / "again.zarr")),
-        (check_features.main, (project / "check.json", *data, *kept, "--store", project / "big.zarr", "--out",
+        (check_features.main, (*data, *kept, "--store", project / "big.zarr", "--out",
                                project / "out.json", "--summary", project / "again.json")),
     ]  # fmt: skip
     for main, arguments in commands:

@@ -193,7 +193,7 @@ def test_a_store_serves_on_every_device(
     device: str, tmp_path: Path, prepared: Prepared, teacher: Network, precision: Precision
 ) -> None:
     """Made on one, it passes the gate of the other."""
-    for maker, reader in ((device, "cpu"), ("cpu", device)):
+    for maker, reader in {(device, "cpu"), ("cpu", device)}:
         with running_on(maker):
             made = extracted(tmp_path / f"{maker}-{reader}", prepared, copy.deepcopy(teacher), precision)
         with running_on(reader):
