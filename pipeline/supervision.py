@@ -142,6 +142,7 @@ class Target(nn.Module):
     def __init__(self, place: str, lesson: Lesson, context: Context, scores: str) -> None:
         super().__init__()
         self.lesson, self.code = lesson, lesson.code
+        self.per_class: Tensor | None = None
         seen = context.teacher_shapes[lesson.feature]
         self._check_size(place, context.student_shapes[scores], seen)
         fitted = _channels(context.tables[lesson.table])
@@ -153,6 +154,9 @@ class Target(nn.Module):
         for name in ARRAYS & context.tables[lesson.table].keys():
             tensor = torch.as_tensor(context.tables[lesson.table][name])
             wanted = tensor.float() if tensor.is_floating_point() else tensor
+            if name == "per_class":  # read as a number: on a GPU a step would wait for it
+                self.per_class = wanted
+                continue
             # Not saved: the table is an artifact of its own.
             self.register_buffer(f"_{name}", wanted, persistent=False)
 
@@ -183,7 +187,8 @@ class Target(nn.Module):
         return F.softmax(t * table["scale"] * x, dim=1)  # of kernels: the activations themselves
 
     def _table(self) -> dict[str, Tensor]:
-        return {name[1:]: x for name, x in self._buffers.items() if x is not None}
+        found = {name[1:]: x for name, x in self._buffers.items() if x is not None}
+        return found | ({} if self.per_class is None else {"per_class": self.per_class})
 
     def _check_size(self, place: str, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
         if student[-2:] == teacher[-2:] and len(teacher) >= 2:

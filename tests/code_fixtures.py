@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from device_fixtures import current, here
 from numpy.typing import NDArray
 from torch import Tensor
-from training_fixtures import CLASSES, CPU, PARAMS, World, changed, make_world
+from training_fixtures import CLASSES, PARAMS, World, changed, make_world
 
 from pipeline.features import manifest as manifests
 from pipeline.features.store import StoredArray, array_path
@@ -139,7 +140,7 @@ def encode(world: World, name: str, **places: Any) -> Path:
         "batch_size": 50,
     }
     asked: dict[str, Any] = standard | places
-    encode_views.main(**asked, device="cpu")
+    encode_views.main(**asked, device=str(current().device))
     return Path(asked["out"])
 
 
@@ -150,6 +151,6 @@ def table_of(world: World, name: str) -> dict[str, Array]:
 def plain_maps(world: World, feature: str) -> Tensor:
     """Return what the teacher gives at a tap of the plain training images, (N, C, H, W)."""
     data, meta = world.prepared.split("train"), world.prepared.meta
-    teacher = Teacher(load(world.path("artifacts/teachers/big/weights"))[0], CPU)
-    image = Normalise(meta.mean, meta.std, CPU.device)(torch.from_numpy(np.array(data.images)))
-    return teacher.features(image, [feature], torch.from_numpy(np.array(data.labels)))[feature]
+    teacher = Teacher(load(world.path("artifacts/teachers/big/weights"))[0], current())
+    image = Normalise(meta.mean, meta.std, current().device)(here(torch.from_numpy(np.array(data.images))))
+    return teacher.features(image, [feature], here(torch.from_numpy(np.array(data.labels))))[feature]

@@ -1,7 +1,41 @@
-"""Tests run side by side, so each process keeps to one thread: threads that fight over cores are slow."""
+"""Tests run side by side, so each process keeps to one thread: threads that fight over cores are slow.
+
+And on every device that there is: see `device_fixtures.py`.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that asks for `device` on the CPU, and on a GPU unless it is marked `cpu`."""
+    if "device" not in metafunc.fixturenames:
+        return
+    from device_fixtures import GPUS
+
+    on_cpu_alone = metafunc.definition.get_closest_marker("cpu")
+    gpus = [] if on_cpu_alone else [pytest.param(name, marks=pytest.mark.gpu) for name in GPUS]
+    metafunc.parametrize("device", ["cpu", *gpus], scope="module", indirect=True)
+
+
+@pytest.fixture(scope="module")
+def device(request: pytest.FixtureRequest) -> str:
+    """Return the name of the device that the test runs on; what is made on it is made once a device."""
+    name: str = request.param
+    return name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Set the device of a test before its fixtures are made, and until they are gone."""
+    from device_fixtures import running_on
+
+    called = getattr(item, "callspec", None)
+    with running_on(called.params.get("device", "cpu") if called else "cpu"):
+        return (yield)

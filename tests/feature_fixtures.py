@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_fixtures import current
 from numpy.typing import NDArray
 
 from pipeline import seeding
@@ -23,7 +25,6 @@ from pipeline.features import store
 from pipeline.features.extract import Extraction, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher
-from pipeline.machine import Machine
 from pipeline.network import Network, NetworkSpec, build, save_spec, save_weights
 from pipeline.normalise import Normalise
 from pipeline.params.extract import ExtractBlock
@@ -37,7 +38,6 @@ torch.set_num_threads(1)  # the networks are tiny: threads would only get in eac
 
 Array = NDArray[Any]
 
-CPU = Machine(torch.device("cpu"))
 CROPS = CropFlip(space="crop_flip", padding=1, flip=True)
 # Features with other numbers of slots, dtypes and encodings.
 REQUESTED = {
@@ -115,7 +115,7 @@ def extraction(
 ) -> Extraction:
     """Return an extraction of `requested` from teachers by checkpoint; `options` are the extraction's own."""
     meta = prepared.meta
-    teachers = {checkpoint: Teacher(one, CPU) for checkpoint, one in networks.items()}
+    teachers = {checkpoint: Teacher(one, current()) for checkpoint, one in networks.items()}
     manifest = Manifest(
         teacher="small",
         network=spec,
@@ -125,10 +125,10 @@ def extraction(
         mean=meta.mean,
         std=meta.std,
         views=views,
-        precision=CPU.precision,
+        precision=current().precision,
         features=stored_features(requested, next(iter(teachers.values())), meta.channels, meta.size),
     )
-    normalise = Normalise(meta.mean, meta.std, CPU.device)
+    normalise = Normalise(meta.mean, meta.std, current().device)
     options = {"batch_size": 16, "shard_bytes": SHARD_BYTES} | options
     return Extraction(manifest, teachers, prepared.splits, view_space(views), normalise, **options)
 
@@ -312,11 +312,11 @@ def pooled(x: Array) -> Array:
 
 
 def features(one: Network, images: Array, meta: Meta, names: Mapping[str, Any]) -> dict[str, Array]:
-    """Return the features `names` of uint8 images (B, C, H, W), straight from the network."""
+    """Return the features `names` of uint8 images (B, C, H, W), straight from the network, on the CPU."""
     mean, std = (np.array(values).reshape(1, -1, 1, 1) for values in (meta.mean, meta.std))
     normalised = torch.from_numpy(((images / 255.0 - mean) / std).astype(np.float32))
     with torch.no_grad():
-        taps = one.record(normalised, None)
+        taps = copy.deepcopy(one).cpu().record(normalised, None)
     encode: dict[str, Callable[[Array], Array]] = {
         "identity": lambda x: x,
         "attention": attention,

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_fixtures import CLASSES, CPU, PARAMS, RECIPE, STUDENT, VIEWS, World, changed, make_world
+from device_fixtures import CPU
+from training_fixtures import CLASSES, PARAMS, RECIPE, STUDENT, VIEWS, World, changed, make_world
 
 from pipeline.dataset import ArraySplit, DatasetConfig, Source
 from pipeline.distributed import Ranks

@@ -27,11 +27,12 @@ from code_fixtures import (
     table_of,
     write_tables,
 )
+from device_fixtures import GapsOfCUDA, current, here
 from feature_fixtures import CutOffError, cut_off_bar
 from safetensors.torch import load_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
-from training_fixtures import CPU, STUDENT, World
+from training_fixtures import STUDENT, World
 
 from pipeline import codebook, progress, seeding
 from pipeline.encodings.top4 import differing
@@ -47,15 +48,18 @@ from pipeline.features.teacher import on_device
 from pipeline.metrics.cost import macs, num_params
 from pipeline.network import build, load
 from pipeline.normalise import Normalise
+from pipeline.params.recipe import Recipe
 from pipeline.training.evaluate import evaluate
 from pipeline.training.loop import Training
 from pipeline.views import view_space
+
+pytestmark = pytest.mark.usefixtures("device")
 
 SLOTS = 9  # all views of a crop by one pixel
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_coded_world(tmp_path_factory.mktemp("coded"))
 
 
@@ -132,7 +136,7 @@ def test_codes_are_made_from_the_views_own_maps(world: World) -> None:
 
 
 def test_what_a_code_loses_is_its_loop(world: World) -> None:
-    maps, table = plain_maps(world, "final").double().numpy(), table_of(world, "words")
+    maps, table = plain_maps(world, "final").double().cpu().numpy(), table_of(world, "words")
     losses: dict[str, list[float]] = {"big-nearest": [], "big-top4": []}
     for pixel in np.moveaxis(maps, 1, -1).reshape(-1, maps.shape[1]):
         weights = [math.exp(-0.5 * float(((pixel - c) ** 2).sum())) for c in table["centers"].astype(float)]
@@ -150,11 +154,42 @@ def test_what_a_code_loses_is_its_loop(world: World) -> None:
 def test_codes_are_read_as_integers(world: World) -> None:
     for run, code, resident in (("hard", HARD, 0), ("hard", HARD, 1 << 30), ("soft", SOFT, 0)):
         place = Path(world.inputs(run).stored[code].store)
-        source = CachedSource({code: place}, ["last"], SLOTS, CPU.device, resident)
-        index, image = torch.tensor([5, 99, 0]), torch.zeros(3, 1, 8, 8)
-        found = source.begin("last", 4, index, image, torch.zeros(3, dtype=torch.int64))()[code]
+        source = CachedSource({code: place}, ["last"], SLOTS, current().device, resident)
+        index, image = torch.tensor([5, 99, 0]), here(torch.zeros(3, 1, 8, 8))
+        found = source.begin("last", 4, index, image, here(torch.zeros_like(index)))()[code]
         assert found.dtype == torch.uint16
-        np.testing.assert_array_equal(found.numpy(), stored(place, code)[4][[5, 99, 0]])
+        np.testing.assert_array_equal(found.cpu().numpy(), stored(place, code)[4][[5, 99, 0]])
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("run", "resident"),
+    [("hard", 0), ("hard", 1 << 30), ("soft", 0), ("soft", 1 << 30), ("quest", 1 << 30), ("hard-online", 0),
+     ("soft-online", 0)],
+)  # fmt: skip
+def test_codes_are_read_and_learned_from_by_what_cuda_can_do(world: World, run: str, resident: int) -> None:
+    """CUDA computes with no unsigned integers but bytes: every kind of code, through source, targets and losses."""
+    inputs = world.inputs(run, recipe=Recipe(epochs=1, batch_size=50))
+    with GapsOfCUDA():
+        world.distil(f"gaps-{run}-{resident}", inputs, resident_bytes=resident)
+
+
+@pytest.mark.cpu
+def test_gaps_of_cuda_are_told() -> None:
+    """What the test above rests on."""
+    code = torch.zeros(2, 3, 4, dtype=torch.uint16)
+    index = torch.tensor([0, 2])
+    with GapsOfCUDA():
+        for compute in (
+            lambda: code[1, index],
+            lambda: code.index_select(1, index),
+            lambda: code.flip(0),
+            lambda: code == code,
+            code.sort,
+        ):
+            with pytest.raises(NotImplementedError, match="not implemented for"):
+                compute()
+        assert torch.cat([code, code]).view(torch.int16)[1, index].view(torch.uint16).long().sum() == 0
 
 
 # ------------------------------------------------------------------ students
@@ -197,7 +232,7 @@ def test_the_layers_stay(world: World) -> None:
     assert not any(torch.equal(first[name], saved[name]) for name in added if saved[name].is_floating_point())
     # What was trained is what is loaded: the evaluation during training is that of the saved weights.
     found, _ = evaluate(
-        folder, world.path("data/prepared/toy"), json.loads((folder / "inputs.json").read_text()), CPU
+        folder, world.path("data/prepared/toy"), json.loads((folder / "inputs.json").read_text()), current()
     )
     assert found["top1"] == pytest.approx(float(history(folder)[-1]["top1"]))
     words = WORDS + 4 * PER_CLASS
@@ -215,7 +250,7 @@ def test_the_layers_stay(world: World) -> None:
 def test_probes_see_what_stands_before_and_after_each_layer(world: World) -> None:
     inputs = world.inputs("hard")
     folder = world.distil("probed", inputs)
-    found, _ = evaluate(folder, world.path("data/prepared/toy"), {}, CPU)
+    found, _ = evaluate(folder, world.path("data/prepared/toy"), {}, current())
     assert {name for name in found if name.startswith("probe_")} == {
         f"probe_{tap}{side}" for tap in ("final", INNER) for side in ("", ".input")
     }
@@ -229,7 +264,7 @@ def test_probes_see_what_stands_before_and_after_each_layer(world: World) -> Non
     for split in ("train", "test"):
         images = torch.from_numpy(np.array(world.prepared.split(split).images))
         with torch.no_grad():
-            network(Normalise(meta.mean, meta.std, CPU.device)(images))
+            network(Normalise(meta.mean, meta.std, torch.device("cpu"))(images))
         for tap, pair in seen.items():
             for side, x in zip((".input", ""), pair, strict=True):
                 pooled.setdefault(f"probe_{tap}{side}", []).append(x.double().sum(dim=(2, 3)).numpy() / 4)
@@ -237,7 +272,7 @@ def test_probes_see_what_stands_before_and_after_each_layer(world: World) -> Non
     for name, (train, test) in pooled.items():
         lda = LinearDiscriminantAnalysis().fit(train, labels[0])
         assert found[name] == 100 * lda.score(test, labels[1]), name
-    plain, _ = evaluate(world.path("artifacts/teachers/big"), world.path("data/prepared/toy"), {}, CPU)
+    plain, _ = evaluate(world.path("artifacts/teachers/big"), world.path("data/prepared/toy"), {}, current())
     assert not any(name.startswith("probe_") for name in plain)
 
 
@@ -248,7 +283,7 @@ def test_loaded_logits_are_the_trained_network_s(world: World, monkeypatch: pyte
     folder = world.distil("logits", world.inputs("letkd1"))
     image = torch.randn(20, 1, 8, 8, generator=seeding.generator(1))
     with torch.no_grad():
-        expected = kept[0].eval()(image)
+        expected = kept[0].cpu().eval()(image)
         torch.testing.assert_close(load(folder / "weights")[0](image), expected, rtol=0, atol=0)
 
 
@@ -290,6 +325,7 @@ def test_a_run_is_the_same_with_its_place_written_out(
 # ------------------------------------------------------------------ what a run depends on
 
 
+@pytest.mark.cpu
 def test_inputs_name_the_codes_and_tables_that_are_read(world: World) -> None:
     hard, online = world.inputs("hard"), world.inputs("hard-online")
     assert {name: Path(one.store).stem for name, one in hard.stored.items()} == {
@@ -303,6 +339,7 @@ def test_inputs_name_the_codes_and_tables_that_are_read(world: World) -> None:
         assert "pipeline/layers/kd_layer.py" in inputs.code
 
 
+@pytest.mark.cpu
 def test_a_new_table_changes_the_runs_that_read_it_and_no_others(world: World, tmp_path: Path) -> None:
     before = world.resolve(tmp_path / "before")
     tables, codes = copied(world, tmp_path, "tables"), copied(world, tmp_path, "codes")
@@ -343,6 +380,7 @@ def resolve_error(world: World, out: Path, **places: Path) -> str:
     return one_line(error)
 
 
+@pytest.mark.cpu
 def test_codes_of_another_table_are_refused_with_the_command(world: World, tmp_path: Path) -> None:
     tables = copied(world, tmp_path, "tables")
     write_tables(world, tables, seed=1)  # and the codes are not made again
@@ -351,6 +389,7 @@ def test_codes_of_another_table_are_refused_with_the_command(world: World, tmp_p
     assert "dvc repro encode_views@big-nearest" in message
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("field", ["weights", "data", "std", "views"])
 def test_codes_of_something_else_are_refused_with_the_command(
     world: World, tmp_path: Path, field: str
@@ -368,6 +407,7 @@ def test_codes_of_something_else_are_refused_with_the_command(
     assert "dvc repro encode_views@big-subclass" in message
 
 
+@pytest.mark.cpu
 def test_an_unknown_layer_is_told_by_its_name(world: World, tmp_path: Path) -> None:
     pair = (
         world.blocks(runs={"kd": {"config": {"insert": {"final": {"layer": "kd_layr"}}}}}) / "pairs/pair.json"
@@ -377,6 +417,7 @@ def test_an_unknown_layer_is_told_by_its_name(world: World, tmp_path: Path) -> N
     assert "Did you mean 'kd_layer'?" in message
 
 
+@pytest.mark.cpu
 def test_a_code_that_nobody_asked_for_names_the_line(world: World, tmp_path: Path) -> None:
     tables = copied(world, tmp_path, "tables")
     (tables / "big-top4.json").unlink()
@@ -387,6 +428,7 @@ def test_a_code_that_nobody_asked_for_names_the_line(world: World, tmp_path: Pat
     assert "source: online" in message
 
 
+@pytest.mark.cpu
 def test_too_few_slots_and_other_checkpoints_name_the_cure(world: World, tmp_path: Path) -> None:
     codes, tables = copied(world, tmp_path, "codes"), copied(world, tmp_path, "tables")
     block = tmp_path / "few.json"
@@ -405,6 +447,7 @@ def test_too_few_slots_and_other_checkpoints_name_the_cure(world: World, tmp_pat
     assert "Set 'source: online'" in message
 
 
+@pytest.mark.cpu
 def test_a_run_refuses_codes_that_changed_since_it_was_resolved(world: World, tmp_path: Path) -> None:
     codes = copied(world, tmp_path, "codes")
     inputs = world.inputs("hard")
@@ -417,6 +460,7 @@ def test_a_run_refuses_codes_that_changed_since_it_was_resolved(world: World, tm
 # ------------------------------------------------------------------ making codes
 
 
+@pytest.mark.cpu
 def test_a_table_of_something_else_is_not_encoded_with(world: World, tmp_path: Path) -> None:
     for number, (origin, match) in enumerate((
         ({"teacher": "tall"}, "was fitted to teacher 'tall', expected 'big'"),
@@ -468,9 +512,9 @@ def shares(world: World, path: Path, code: str, rows: int = 64) -> tuple[float, 
     live = Live.of(
         load(world.path("artifacts/teachers/big/weights"))[0],
         manifest.precision,
-        CPU.device,
-        Normalise(manifest.mean, manifest.std, CPU.device),
-        on_device({table: table_of(world, table)}, CPU),
+        current().device,
+        Normalise(manifest.mean, manifest.std, current().device),
+        on_device({table: table_of(world, table)}, current()),
     )
     splits = {"train": prepared.split("train")}
     every, worst = compare(path, manifest, live, "last", splits, view_space(manifest.views), rows=rows)
@@ -517,8 +561,8 @@ def test_a_store_that_the_gate_refuses_is_not_published(
 
 
 def test_soft_codes_may_differ_by_rounding_and_by_nothing_else() -> None:
-    ids = torch.tensor([0, 1, 2, 3]).view(1, 4, 1, 1)
-    near = torch.tensor([0.0, 1.0, 2.0, 4.0]).view(1, 4, 1, 1)
+    ids = here(torch.tensor([0, 1, 2, 3])).view(1, 4, 1, 1)
+    near = here(torch.tensor([0.0, 1.0, 2.0, 4.0])).view(1, 4, 1, 1)
     code = codebook.pack(ids, near, 4)
     assert differing(code, code).tolist() == [0]
     assert differing(codebook.pack(ids, near * 1.002, 4), code).tolist() == [0]

@@ -18,6 +18,8 @@ from pipeline.params.project import merged
 from pipeline.prepare import prepare
 from pipeline.training.inputs import RunInputs
 
+pytestmark = pytest.mark.usefixtures("device")
+
 FINAL = {"student_tap": "final", "teacher_feature": "final"}
 LAST = {"map": "final", "teacher_feature": "final"}
 RUNS: dict[str, dict[str, Any]] = {
@@ -42,7 +44,7 @@ def prepare_digits(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     from stages import fit_table
 
     recipe = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "milestones": [1]}

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from device_fixtures import current
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from training_fixtures import (
     CLASSES,
-    CPU,
     RECIPE,
     STUDENT,
     TIMES,
@@ -70,9 +70,11 @@ from pipeline.training.loop import Moment, Training
 from pipeline.training.resolve import resolve_student
 from pipeline.transform import TeacherTransform, TransformConfig
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
@@ -137,7 +139,9 @@ def objective(
     found = assemble("kd")
     batch = found.batch(5)
     schedule = schedule or TeacherSchedule(ScheduleConfig(), found.context)
-    made = Distillation(found.student, found.method, schedule, transform, FixedSource(batch.teacher), CPU, 0)
+    made = Distillation(
+        found.student, found.method, schedule, transform, FixedSource(batch.teacher), current(), 0
+    ).to(current().device)
     views = Views(1, batch.index, batch.image, batch.label)
     return made, found, batch, views, Moment("main", 0, 2, 0)
 
@@ -170,6 +174,7 @@ def test_schedule_adds_lessons_and_terms_of_its_own() -> None:
     assert schedule.pupil.weight.grad is not None  # trained beside the student
 
 
+@pytest.mark.cpu
 def test_schedule_chooses_the_checkpoint_of_an_epoch() -> None:
     found = assemble("kd")
     made, _, _, views, _ = objective(TwoTeachers(ScheduleConfig(), found.context))
@@ -193,12 +198,13 @@ def test_transform_comes_before_the_method_and_is_not_trained() -> None:
     assert not transform.training
 
 
+@pytest.mark.cpu
 def test_a_term_without_a_weight_is_told_in_one_line() -> None:
     found = assemble("kd", {"weights": {"ce": 1.0}})
     batch = found.batch()
     made = Distillation(
         found.student, found.method, TeacherSchedule(ScheduleConfig(), found.context), None,
-        FixedSource(batch.teacher), CPU, 0,
+        FixedSource(batch.teacher), current(), 0,
     )  # fmt: skip
     views = Views(1, batch.index, batch.image, batch.label)
     with pytest.raises(
@@ -208,6 +214,7 @@ def test_a_term_without_a_weight_is_told_in_one_line() -> None:
     one_line(error)
 
 
+@pytest.mark.cpu
 def test_step_generator_is_a_function_of_seed_and_step() -> None:
     seen: list[float] = []
 
@@ -221,7 +228,7 @@ def test_step_generator_is_a_function_of_seed_and_step() -> None:
         method = Draws(MethodConfig(weights={"ce": 1.0}), found.context)
         schedule = TeacherSchedule(ScheduleConfig(), found.context)
         batch = found.batch()
-        made = Distillation(found.student, method, schedule, None, FixedSource({}), CPU, seed)
+        made = Distillation(found.student, method, schedule, None, FixedSource({}), current(), seed)
         made(Views(1, batch.index, batch.image, batch.label), {}, Moment("main", 0, 1, step))
     assert seen[0] == seen[3]
     assert len(set(seen)) == 3
@@ -242,7 +249,15 @@ def test_for_one_seed_init_order_and_views_are_shared(world: World, monkeypatch:
     folder = world.path("scratch/paired-alone")
     folder.mkdir(parents=True)
     train(
-        folder, found.network, found.recipe, found.views, world.prepared, 0, CPU, identity="a", title="alone"
+        folder,
+        found.network,
+        found.recipe,
+        found.views,
+        world.prepared,
+        0,
+        current(),
+        identity="a",
+        title="alone",
     )
     folders = [folder]
     folders += [world.distil(f"paired-{run}", world.inputs(run)) for run in ("kd", "fitnet", "online", "rco")]
@@ -277,12 +292,12 @@ def test_distilled_loss_is_by_hand_in_the_first_step(world: World) -> None:
     student, teacher = build(STUDENT, 0), load(world.path("artifacts/teachers/big/weights"))[0]
     from pipeline.training.setting import Setting
 
-    setting = Setting.of(world.prepared, inputs.views, CPU)
+    setting = Setting.of(world.prepared, inputs.views, current())
     (views,) = setting.batches(inputs.recipe, 0, inputs.slots).epoch(0)
     with torch.no_grad():
-        s, t = student(views.image), teacher(views.image)
+        s, t = student(views.image.cpu()), teacher(views.image.cpu())
     p, q = (t / 4).softmax(1), (s / 4).softmax(1)
-    assert float(row["ce"]) == pytest.approx(F.cross_entropy(s, views.label).item(), rel=1e-5)
+    assert float(row["ce"]) == pytest.approx(F.cross_entropy(s, views.label.cpu()).item(), rel=1e-5)
     assert float(row["kd"]) == pytest.approx((16 * (p * (p / q).log()).sum(1).mean()).item(), rel=1e-4)
 
 
@@ -413,7 +428,7 @@ def test_an_inserted_layer_is_trained_saved_evaluated_and_counted(toy: World) ->
     expected = float(rows[0]["ce"]) + 0.1 * float(rows[0]["gate"]) + 0.5 * float(rows[0]["head"])
     assert float(rows[0]["loss"]) == pytest.approx(expected, rel=1e-5)
     found, arrays = evaluate(
-        folder, toy.path("data/prepared/toy"), json.loads((folder / "inputs.json").read_text()), CPU
+        folder, toy.path("data/prepared/toy"), json.loads((folder / "inputs.json").read_text()), current()
     )
     assert found["params"] == num_params(build(STUDENT, 0)) + 32
     network, _ = load(folder / "weights")
@@ -445,6 +460,7 @@ def test_a_head_is_trained_and_dropped(toy: World, monkeypatch: pytest.MonkeyPat
         assert not any("head" in key for key in load_file(folder / f"weights/{name}.safetensors"))
 
 
+@pytest.mark.cpu
 def test_a_layer_at_an_unknown_tap_is_told_in_one_line(toy: World, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = Operations({"stage9": LayerSpec(layer="gate", settings={"start": 1.0})})
     monkeypatch.setattr(ToyMethod, "operations", classmethod(lambda cls, *arguments: spec))
@@ -453,6 +469,7 @@ def test_a_layer_at_an_unknown_tap_is_told_in_one_line(toy: World, monkeypatch: 
     one_line(error)
 
 
+@pytest.mark.cpu
 def test_a_student_tap_that_is_not_there_is_told_in_one_line(world: World) -> None:
     inputs = world.inputs("fitnet", config={"student_tap": "stage7"})
     with pytest.raises(StillhouseError, match="stage7") as error:
@@ -523,6 +540,7 @@ def test_a_transform_may_change_the_shapes(world: World, monkeypatch: pytest.Mon
 # ------------------------------------------------------------------ what is read is what was resolved
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("run", "update", "match"),
     [
@@ -544,6 +562,7 @@ def test_stale_inputs_are_refused(world: World, run: str, update: dict[str, Any]
     assert "dvc repro" in one_line(error)
 
 
+@pytest.mark.cpu
 def test_a_missing_teacher_is_told_in_one_line(world: World, tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError, match=r"last\.safetensors does not exist") as error:
         world.distil("no-teacher", world.inputs("online", weights_folder=str(tmp_path)))
@@ -560,7 +579,7 @@ def student(world: World) -> Path:
 
 def evaluated(world: World, folder: Path, **update: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     inputs = json.loads((folder / "inputs.json").read_text()) | update
-    return evaluate(folder, world.path("data/prepared/toy"), inputs, CPU)
+    return evaluate(folder, world.path("data/prepared/toy"), inputs, current())
 
 
 def test_evaluation_against_numpy(world: World, student: Path) -> None:
@@ -601,6 +620,7 @@ def test_evaluation_keeps_correlations_and_some_features(world: World, student: 
     assert found["peak_bytes"] > 0
 
 
+@pytest.mark.cpu
 def test_features_are_kept_of_the_first_samples_of_at_most_ten_classes() -> None:
     labels = np.tile(np.arange(100), 60)
     index = shown(labels)
@@ -621,6 +641,7 @@ def test_evaluation_tells_cost_and_origin(world: World, student: Path) -> None:
     assert {key: found[key] for key in expected} == expected
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("extra", [True, False])
 def test_evaluation_takes_every_tensor_no_more_and_no_less(
     world: World, student: Path, tmp_path: Path, extra: bool
@@ -639,6 +660,7 @@ def test_evaluation_takes_every_tensor_no_more_and_no_less(
     assert ("head.weight" if extra else "classifier.bias") in one_line(error)
 
 
+@pytest.mark.cpu
 def test_predictions_of_another_teacher_are_refused(world: World, student: Path, tmp_path: Path) -> None:
     path = world.path("artifacts/predictions/teachers/big.npz")
     with np.load(path) as archive:
@@ -668,6 +690,7 @@ def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
     path.write_text(json.dumps(change(content) or content))
 
 
+@pytest.mark.cpu
 def test_resolving_twice_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
     folder = world.path("artifacts/inputs/pairs/pair")
     found = world.resolve(tmp_path / "out")
@@ -678,6 +701,7 @@ def test_resolving_twice_gives_the_same_bytes(world: World, tmp_path: Path) -> N
             assert (tmp_path / "out" / run.name / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("plug_in", "expected"),
     [
@@ -704,6 +728,7 @@ def test_only_runs_that_use_code_change_with_it(
     assert {run for run in before if before[run] != after[run]} == expected
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -729,6 +754,7 @@ def test_only_runs_that_use_settings_change_with_them(
     assert {run for run in before if before[run] != after[run]} == expected
 
 
+@pytest.mark.cpu
 def test_a_new_run_leaves_the_others_alone(world: World, tmp_path: Path) -> None:
     runs = {"hot": {"method": "kd", "config": {"temperature": 8.0}}}
     asked = ["pair/hot", "pair/kd", "pair/fitnet", "pair/standardised", "pair/online", "pair/rco", "pair/kcd"]
@@ -738,6 +764,7 @@ def test_a_new_run_leaves_the_others_alone(world: World, tmp_path: Path) -> None
     assert all(after[run] == content for run, content in before.items())
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("feature", "expected"), [("logits", {"kd", "rco"}), ("stage2", {"fitnet", "standardised", "kcd"})]
 )
@@ -769,6 +796,7 @@ def refitted(path: Path, **origin: Any) -> None:
     table.save(path, table.Fitted(arrays, {}), fitted_from | origin)
 
 
+@pytest.mark.cpu
 def test_only_runs_that_read_a_table_change_with_it(world: World, tmp_path: Path) -> None:
     tables = copied(world, tmp_path, "artifacts/tables/big")
     np.savez(tables / "another.npz", x=np.zeros(3))  # a table that nothing asks for
@@ -783,6 +811,7 @@ def test_only_runs_that_read_a_table_change_with_it(world: World, tmp_path: Path
         } == expected
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("origin", "message"),
     [
@@ -801,6 +830,7 @@ def test_a_table_of_another_teacher_or_store_is_refused(
     assert "dvc repro" in found
 
 
+@pytest.mark.cpu
 def test_inputs_name_what_is_read_and_nothing_else(world: World) -> None:
     assert set(world.inputs("kd").stored) == {"logits"}
     assert set(world.inputs("kd").stored["logits"].digest) == {"last/train"}
@@ -820,6 +850,7 @@ def resolve_error(world: World, out: Path, **places: Path) -> str:
     return one_line(error)
 
 
+@pytest.mark.cpu
 def test_a_missing_table_names_the_line_to_add(world: World, tmp_path: Path) -> None:
     tables = copied(world, tmp_path, "artifacts/tables/big")
     (tables / "moments.npz").unlink()
@@ -828,6 +859,7 @@ def test_a_missing_table_names_the_line_to_add(world: World, tmp_path: Path) -> 
     assert "Add big-moments: {teacher: big, table: moments} to 'fits' in params.yaml" in message
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("runs", "match"),
     [
@@ -849,6 +881,7 @@ def test_what_a_run_lacks_is_told_with_its_line(
     assert match in resolve_error(world, tmp_path / "out", block=pair)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("field", ["data", "views", "mean", "weights"])
 def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, field: str) -> None:
     store = copied(world, tmp_path, "artifacts/features/big.zarr")
@@ -870,6 +903,7 @@ def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, fiel
     assert "dvc repro extract_features@big" in message
 
 
+@pytest.mark.cpu
 def test_other_normalisation_is_another_students_json(world: World, tmp_path: Path) -> None:
     data = copied(world, tmp_path, "data/prepared/toy")
     block = PairBlock.model_validate_json(world.path("artifacts/params/pairs/pair.json").read_bytes()).student
@@ -880,6 +914,7 @@ def test_other_normalisation_is_another_students_json(world: World, tmp_path: Pa
     assert before.fingerprint == after.fingerprint  # of the images alone
 
 
+@pytest.mark.cpu
 def test_students_of_open_families_resolve(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     block = PairBlock.model_validate_json(world.path("artifacts/params/pairs/pair.json").read_bytes()).student
     unknown = block.model_copy(update={"network": "some_network"})
@@ -891,6 +926,7 @@ def test_students_of_open_families_resolve(world: World, monkeypatch: pytest.Mon
     assert found.network.network == "some_network"
 
 
+@pytest.mark.cpu
 def test_params_of_these_tests_are_whole(world: World) -> None:
     from training_fixtures import PARAMS
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_fixtures import here
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ from pipeline.network import Network, NetworkSpec, Taps, build, probe
 from pipeline.params.base import validate
 from pipeline.training.inputs import RunInputs
 from pipeline.transform import TeacherTransform, TransformConfig
+
+pytestmark = pytest.mark.usefixtures("device")
 
 HEADED = ("dskd", "dsn", "byot", "dks")
 Array = NDArray[np.float64]
@@ -66,6 +69,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("name", "network", "positions", "last"), FAMILIES, ids=str)
 def test_every_cifar_family_has_heads_of_the_main_branchs_shapes(
     name: str, network: str, positions: tuple[str, ...], last: tuple[int, ...]
@@ -91,14 +95,15 @@ def test_every_cifar_family_has_heads_of_the_main_branchs_shapes(
 
 
 def test_wrns_last_map_is_the_raw_sum_and_final_is_after_the_relu() -> None:
-    student = family("wrn", "wrn_16_2")
-    heads = Heads(None, context_of(student, 32))
-    taps = student.record(torch.randn(2, 3, 32, 32), heads.positions)
+    student = here(family("wrn", "wrn_16_2"))
+    heads = here(Heads(None, context_of(student, 32)))
+    taps = student.record(here(torch.randn(2, 3, 32, 32)), heads.positions)
     for head in heads(taps, ("stage3", "final")).values():
         assert head["stage3"].min() < 0
         assert head["final"].min() == 0
 
 
+@pytest.mark.cpu
 def test_a_head_starts_alike_whichever_others_there_are() -> None:
     torch.manual_seed(1)
     both = Heads(None, context_of(family("resnet", "resnet8"), 32))
@@ -113,6 +118,7 @@ def test_a_head_starts_alike_whichever_others_there_are() -> None:
     )
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("name", "network", "positions", "error", "match"),
     [
@@ -150,22 +156,22 @@ def test_a_projector_makes_the_teachers_shape(
     student: tuple[int, ...], teacher: tuple[int, ...], relu: bool
 ) -> None:
     with seeding.scope("projector"):
-        projector = Projector(student, teacher, relu=relu)
-    x = torch.randn(3, *student, generator=seeding.generator("map"))
+        projector = here(Projector(student, teacher, relu=relu))
+    x = here(torch.randn(3, *student, generator=seeding.generator("map")))
     y = projector(x)
     assert tuple(y.shape[1:]) == teacher
     assert (y.min() < 0) == (not relu)
     # By hand: average 2x2, or stretch; then the convolution as a sum over channels; then BN over the batch.
-    a = x.double().numpy()
+    a = array(x)
     if student[1] > teacher[1]:
         a = a.reshape(3, 6, 4, 2, 4, 2).mean(axis=(3, 5))
     elif student[1] < teacher[1]:
         a = stretched(stretched(a).swapaxes(2, 3)).swapaxes(2, 3)
-    weight = projector.body[0].weight.detach().double().numpy()[:, :, 0, 0]  # (C_T, C)
+    weight = array(projector.body[0].weight)[:, :, 0, 0]  # (C_T, C)
     z = np.einsum("oc,bchw->bohw", weight, a)
     z = (z - z.mean(axis=(0, 2, 3), keepdims=True)) / np.sqrt(z.var(axis=(0, 2, 3), keepdims=True) + 1e-5)
     expected = np.maximum(z, 0) if relu else z
-    np.testing.assert_allclose(y.detach().numpy(), expected, rtol=1e-4, atol=1e-4)  # float32 against float64
+    np.testing.assert_allclose(array(y), expected, rtol=1e-4, atol=1e-4)  # float32 against float64
 
 
 def stretched(x: Array) -> Array:
@@ -180,6 +186,7 @@ def stretched(x: Array) -> Array:
     return np.stack(rows, axis=2)
 
 
+@pytest.mark.cpu
 def test_a_projector_of_what_is_no_map_is_told() -> None:
     with pytest.raises(ShapeError, match="pairs two maps") as error:
         Projector((64,), (5, 4, 4), relu=True)
@@ -209,7 +216,7 @@ def kl(target: Array, z: Array, temperature: float) -> Array:
 
 
 def array(x: Tensor) -> Array:
-    found: Array = x.detach().double().numpy()
+    found: Array = x.detach().cpu().double().numpy()
     return found
 
 
@@ -304,7 +311,9 @@ def test_the_gradient_of_the_weighted_sum(detach: bool) -> None:
     """Detached, a loss's gradient is its weight; else that of sum l^2 / sum l, by differences in float64."""
     found = assemble("dskd", {"detach": detach})
     generator = seeding.generator("losses")
-    losses = {name: torch.rand(4, generator=generator).requires_grad_() for name in ("stage1", "stage2")}
+    losses = {
+        name: here(torch.rand(4, generator=generator)).requires_grad_() for name in ("stage1", "stage2")
+    }
     found.method._balanced("kd", losses, found.batch(4)).backward()
     start = np.stack([array(x) for x in losses.values()])  # (2, B)
     weights = start / start.sum(axis=0)
@@ -322,7 +331,7 @@ def test_the_gradient_of_the_weighted_sum(detach: bool) -> None:
 
 def test_losses_of_zero_have_weights_that_are_finite() -> None:
     found = assemble("dskd")
-    losses = {name: torch.zeros(3).requires_grad_() for name in ("stage1", "stage2")}
+    losses = {name: here(torch.zeros(3)).requires_grad_() for name in ("stage1", "stage2")}
     loss = found.method._balanced("kd", losses, found.batch(3))
     loss.backward()
     assert loss.item() == 0
@@ -407,6 +416,7 @@ def test_the_teacher_never_learns_and_the_student_does(method: str) -> None:
     assert all(x.grad is not None for x in found.method.parameters())
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -422,6 +432,7 @@ def test_settings_that_cannot_be_are_told(settings: dict[str, Any], match: str) 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.cpu
 def test_defaults_are_the_papers() -> None:
     config = dskd.Config()
     assert (config.temperature, config.balance, config.detach, config.positions) == (4.0, "loss", True, None)
@@ -545,6 +556,7 @@ def test_byots_only_head_is_the_nearest_to_the_output(positions: tuple[str, ...]
     assert not list(found.method.projectors.parameters())
 
 
+@pytest.mark.cpu
 def test_byots_projector_starts_alike_whichever_other_heads_there_are() -> None:
     one, other = assemble("byot").method, assemble("byot", {"positions": OUT_OF_ORDER}).method
     assert torch.equal(one.projectors["stage1"].weight, other.projectors["stage1"].weight)
@@ -603,7 +615,7 @@ def test_dkss_gradient_is_that_of_learners_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
@@ -677,11 +689,13 @@ def test_dskd_under_a_permutation_trains(world: World, monkeypatch: pytest.Monke
     assert float(rows[0]["map"]) != pytest.approx(float(plain[0]["map"]), rel=1e-4)
 
 
+@pytest.mark.cpu
 def test_methods_without_a_teacher_read_none(world: World) -> None:
     inputs = resolved(world, "no-teacher", method="dsn", source="cached")
     assert (inputs.features, inputs.stored, inputs.weights) == ((), {}, {})
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("positions", "match"), [(["stage3"], "unit to attach a head to 'stage3'"), (["stage"], "Did you mean")]
 )
@@ -692,6 +706,7 @@ def test_unknown_positions_end_a_run_in_one_line(world: World, positions: list[s
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.cpu
 def test_these_methods_are_in_the_catalogue() -> None:
     assert set(HEADED) <= set(plugin.names("methods"))
     assert isinstance(assemble("dskd").method.heads, nn.Module)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_fixtures import current
 from feature_fixtures import (
-    CPU,
     CROPS,
     REQUESTED,
     SHARD_BYTES,
@@ -51,6 +51,8 @@ from pipeline.params.views import Plain, RandomResizedCrop, ViewParams
 from pipeline.prepared import Prepared
 from pipeline.views import view_ids, view_space
 from stages import check_features, extract_features
+
+pytestmark = pytest.mark.usefixtures("device")
 
 Array = NDArray[Any]
 
@@ -110,6 +112,7 @@ def test_the_store_holds_what_the_teacher_gives_on_views_made_by_hand(
     assert (len(shards) > 10) == (shard_bytes == 1500)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     "views", [CROPS, Plain(space="plain"), RandomResizedCrop(space="random_resized_crop")], ids=str
 )
@@ -126,6 +129,7 @@ def test_the_store_says_which_view_each_slot_shows(
         np.testing.assert_array_equal(found[slot], view_ids(space, slot, torch.arange(TRAIN)).numpy())
 
 
+@pytest.mark.cpu
 def test_progress_counts_every_sample_that_the_teacher_sees(tmp_path: Path, prepared: Prepared) -> None:
     networks, spec = {"last": network(0)[0], "best": network(1)[0]}, network(0)[1]
     made, seen = extraction(prepared, networks, spec), []
@@ -149,6 +153,7 @@ def test_the_batch_size_changes_neither_layout_nor_content(tmp_path: Path, prepa
         np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-5)
 
 
+@pytest.mark.cpu
 def test_what_the_teacher_lacks_is_listed(prepared: Prepared) -> None:
     one, spec = network()
     with pytest.raises(UnknownNameError, match=r"Unknown tap 'stage9'.* Known: .*stage3"):
@@ -176,6 +181,7 @@ def written(path: Path, values: Array, sizes: list[int]) -> str:
     return writer.digest()
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("shape", [(3, 41, 30), (5, 41, 4), (1, 41, 500), (3, 41)])
 def test_a_digest_stands_for_the_content(tmp_path: Path, shape: tuple[int, ...]) -> None:
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -187,6 +193,7 @@ def test_a_digest_stands_for_the_content(tmp_path: Path, shape: tuple[int, ...])
         assert written(tmp_path / f"{place}.zarr", other, [41]) != digest
 
 
+@pytest.mark.cpu
 def test_the_shards_are_those_of_the_layout(tmp_path: Path) -> None:
     values = np.zeros((5, 41, 4), np.float32)  # zeros are written as everything else is
     written(tmp_path / "a.zarr", values, [41])
@@ -194,6 +201,7 @@ def test_the_shards_are_those_of_the_layout(tmp_path: Path) -> None:
     assert len(array_files(tmp_path / "a.zarr")) == len(list(shard_ranges(layout))) == 3
 
 
+@pytest.mark.cpu
 def test_a_digest_changes_with_the_data_of_its_split_alone(tmp_path: Path) -> None:
     one, spec = network()
     found = []
@@ -234,6 +242,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bytes(
     assert contents(path) == contents(tmp_path / "whole.zarr")
 
 
+@pytest.mark.cpu
 def test_a_run_that_goes_on_computes_only_what_is_missing(
     tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,6 +262,7 @@ def test_a_run_that_goes_on_computes_only_what_is_missing(
     assert len(forwards) < 8  # of 17
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("after", [1, 4, 9])
 def test_a_shard_whose_record_is_lost_is_written_again(
     tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch, after: int
@@ -289,13 +299,17 @@ class Stage:
     def extract(self, features: Mapping[str, Mapping[str, Any]], *options: object, **block: Any) -> int:
         path = extract_block(self.folder / "extract.json", features, **block)
         arguments = (path, "--data", self.data, "--weights", self.weights, "--out", self.out)
-        return run_stage(self.monkeypatch, extract_features.main, *arguments, "--device", "cpu", *options)
+        return run_stage(
+            self.monkeypatch, extract_features.main, *arguments, "--device", current().device, *options
+        )
 
     def check(self, **places: Path) -> int:
         places = {"data": self.data, "weights": self.weights, "store": self.out} | places
         arguments = [part for key, value in places.items() for part in (f"--{key}", value)]
         outs = ("--out", self.folder / "error.json", "--summary", self.folder / "summary.json")
-        return run_stage(self.monkeypatch, check_features.main, *arguments, *outs, "--device", "cpu")
+        return run_stage(
+            self.monkeypatch, check_features.main, *arguments, *outs, "--device", current().device
+        )
 
 
 @pytest.fixture
@@ -344,6 +358,7 @@ def test_the_stage_publishes_a_store_that_its_gate_accepts(stage: Stage, prepare
     assert len(summary["features"]["stage3:attention"]["field"]["columns"]) == 2
 
 
+@pytest.mark.cpu
 def test_all_slots_of_a_finite_space_are_stored(stage: Stage) -> None:
     assert stage.extract({"logits": {}}) == 0
     shown = stored(stage.out, "view", "", "train")
@@ -358,7 +373,12 @@ def test_the_stage_goes_on_where_it_was_cut_off(stage: Stage, monkeypatch: pytes
         patch.setattr(progress, "bar", cut_off_bar(12))
         with pytest.raises(CutOffError):
             extract_features.main(
-                stage.folder / "extract.json", stage.data, stage.weights, stage.out, "cpu", batch_size=8
+                stage.folder / "extract.json",
+                stage.data,
+                stage.weights,
+                stage.out,
+                str(current().device),
+                batch_size=8,
             )
     assert not stage.out.exists()
     begun = json.loads((scratch(stage.out) / "progress.json").read_text())
@@ -376,6 +396,7 @@ def test_the_stage_goes_on_where_it_was_cut_off(stage: Stage, monkeypatch: pytes
     assert contents(stage.out) == whole
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("changed", ["nothing", "compression", "code", "weights", "slots"])
 def test_what_was_begun_from_something_else_is_not_gone_on_from(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, changed: str
@@ -387,7 +408,12 @@ def test_what_was_begun_from_something_else_is_not_gone_on_from(
             patch.setattr("pipeline.closure.digest", lambda modules: "other code")
         with pytest.raises(CutOffError):
             extract_features.main(
-                stage.folder / "extract.json", stage.data, stage.weights, stage.out, "cpu", batch_size=8
+                stage.folder / "extract.json",
+                stage.data,
+                stage.weights,
+                stage.out,
+                str(current().device),
+                batch_size=8,
             )
     assert (scratch(stage.out) / "progress.json").exists()
     if changed == "weights":
@@ -430,6 +456,7 @@ def test_values_that_a_dtype_cannot_hold_are_told_and_nothing_is_published(
         assert stage.extract({"logits": {"slots": 0, "dtype": "float32"}}) == 0
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("features", "block", "parts"),
     [
@@ -467,7 +494,7 @@ def test_what_cannot_be_extracted_is_told_in_one_line(
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+def small(device: str, tmp_path_factory: pytest.TempPathFactory) -> Small:
     return small_store(tmp_path_factory.mktemp("gate"))
 
 
@@ -477,8 +504,8 @@ def differences(small: Small, path: Path, *, rows: int = 1500, mean: float = 0.0
     `mean` is added to the normalisation's.
     """
     meta = small.prepared.meta
-    normalise = Normalise([m + mean for m in meta.mean], meta.std, CPU.device)
-    live = Live.of(small.networks["last"], small.manifest.precision, CPU.device, normalise)
+    normalise = Normalise([m + mean for m in meta.mean], meta.std, current().device)
+    live = Live.of(small.networks["last"], small.manifest.precision, current().device, normalise)
     found = check.compare(
         path, small.manifest, live, "last", small.prepared.splits, view_space(CROPS), rows=rows
     )
@@ -542,6 +569,7 @@ def test_every_feature_is_looked_at_however_few_its_slots(small: Small) -> None:
     assert len(differences(small, small.path, rows=1)) == 2 * len(REQUESTED)
 
 
+@pytest.mark.cpu
 def test_relative_error_is_its_formula() -> None:
     """To 1e-6; rows of any rank."""
     draw = np.random.default_rng(0)
@@ -571,6 +599,7 @@ def test_the_gate_fails_with_the_array_and_the_command(
     assert not (stage.folder / "summary.json").exists()
 
 
+@pytest.mark.cpu
 def test_the_gate_refuses_what_the_store_was_not_made_from(
     stage: Stage, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -598,6 +627,7 @@ def test_the_gate_refuses_what_the_store_was_not_made_from(
 # The summary.
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("shape", [(2, 37, 6), (2, 37, 6, 3, 2), (1, 37, 4, 4)])
 def test_the_summary_is_numpys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]

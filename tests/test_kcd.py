@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from device_fixtures import current, here
 from safetensors.torch import load_file
 from test_distil import _cut_off_after
 from torch import Tensor
-from training_fixtures import CLASSES, CPU, STUDENT, World, assemble, make_world
+from training_fixtures import CLASSES, STUDENT, World, assemble, make_world
 
 from pipeline import plugin, seeding
 from pipeline.artifact import file_hash
@@ -40,11 +41,13 @@ from pipeline.training.inputs import RunInputs
 from pipeline.training.loop import Training
 from pipeline.transforms.permutation import Config, Transform
 
+pytestmark = pytest.mark.usefixtures("device")
+
 STAGE2 = {"student_tap": "stage2", "teacher_feature": "stage2"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
@@ -78,12 +81,13 @@ def transform(
         matchings={"kcd": found},
     )
     Transform.shapes(Config(**config), shapes, {"kcd": found})
-    return Transform(Config(**config), context).eval()
+    return here(Transform(Config(**config), context)).eval()
 
 
 def batch(teacher: dict[str, Tensor], label: Tensor, epoch: int = 0, phase: str = "main") -> Batch:
     generator = seeding.generator(0)
-    return Batch(torch.zeros(len(label)), label, label, teacher, epoch, 9, 0, phase, generator)
+    label, index = here(label), torch.arange(len(label))
+    return Batch(here(torch.zeros(len(label))), label, index, teacher, epoch, 9, 0, phase, generator)
 
 
 def test_a_permutation_is_a_gather_on_maps_vectors_and_preactivations() -> None:
@@ -94,6 +98,7 @@ def test_a_permutation_is_a_gather_on_maps_vectors_and_preactivations() -> None:
         "final_pre": torch.randn(4, 5, 3, 3, generator=draw) - 1,
         "logits": torch.randn(4, CLASSES, generator=draw),
     }
+    features = {name: here(x) for name, x in features.items()}
     permuted = {name: tuple(x.shape[1:]) for name, x in features.items() if name != "logits"}
     made = transform(matching([[4, 0, 2]], 5), permuted)
     label = torch.arange(4)
@@ -108,13 +113,14 @@ def test_a_permutation_is_a_gather_on_maps_vectors_and_preactivations() -> None:
 
 def test_each_range_of_labels_has_its_own_permutation() -> None:
     made = transform(matching([[0, 1, 2], [2, 1, 0]], 3, ranges=2), {"final": (3, 2, 2)})
-    x = torch.randn(5, 3, 2, 2, generator=seeding.generator(0))
+    x = here(torch.randn(5, 3, 2, 2, generator=seeding.generator(0)))
     label = torch.tensor([0, 3, 1, 2, 0])
     seen = made({"final": x}, batch({"final": x}, label))["final"]
     for row, k in enumerate(label.tolist()):
         assert torch.equal(seen[row], x[row] if k < 2 else x[row].flip(0))
 
 
+@pytest.mark.cpu
 def test_what_cannot_be_permuted_is_told_in_one_line() -> None:
     with pytest.raises(
         ParamsError, match="permutes teacher feature 'final', and the run reads logits"
@@ -138,7 +144,7 @@ def test_dynamic_matches_anew_from_the_epoch_before(monkeypatch: pytest.MonkeyPa
     held = []
     for epoch, order in enumerate(orders):
         for step in range(3):
-            x = torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, step))
+            x = here(torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, step)))
             made.observe({"final": x[:, order]}, batch({"final": x}, torch.arange(8) % CLASSES, epoch))
             held.append(made.rearrangement.permutation[0].tolist())
     identity = [0, 1, 2]
@@ -148,8 +154,8 @@ def test_dynamic_matches_anew_from_the_epoch_before(monkeypatch: pytest.MonkeyPa
 def test_dynamic_goes_on_bit_for_bit_and_counts_over_phases() -> None:
     def steps(made: Transform, moments: Any) -> None:
         for epoch, phase in moments:
-            x = torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, phase))
-            y = torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, phase, "student"))
+            x = here(torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, phase)))
+            y = here(torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, phase, "student")))
             made.observe({"final": y}, batch({"final": x}, torch.arange(8) % CLASSES, epoch, phase))
 
     moments = [(0, "warm"), (0, "main"), (1, "main"), (1, "main"), (2, "main"), (3, "main")]
@@ -173,9 +179,9 @@ def test_mimicry_is_the_formula() -> None:
     draw = seeding.generator(0)
     for reduction, divisor in (("mean", 4 * 32 * 4 * 4), ("sum", 4)):
         found = assemble("mimicry", STAGE2 | {"reduction": reduction})
-        s, t = (torch.randn(4, 32, 4, 4, generator=draw) for _ in range(2))
-        logits = torch.randn(4, CLASSES, generator=draw)
-        label = torch.tensor([0, 1, 2, 3])
+        s, t = (here(torch.randn(4, 32, 4, 4, generator=draw)) for _ in range(2))
+        logits = here(torch.randn(4, CLASSES, generator=draw))
+        label = here(torch.tensor([0, 1, 2, 3]))
         terms = found.method({"stage2": s, "logits": logits}, batch({"stage2": t}, label))
         total = sum(
             (a - b) ** 2
@@ -186,6 +192,7 @@ def test_mimicry_is_the_formula() -> None:
         assert found.method.config.weights == {"ce": 1.0, "mimic": 100.0}
 
 
+@pytest.mark.cpu
 def test_mimicry_of_other_shapes_is_told_with_the_cure() -> None:
     module, found = plugin.load("methods", "mimicry"), assemble("kd")
     for shape, cure in (((9, 2, 2), "Add transform: permutation"), ((64, 4, 4), "Choose taps of one size")):
@@ -248,6 +255,7 @@ def test_matching_of_the_stage_is_that_of_the_live_networks(world: World) -> Non
         assert [metrics[str(seed)]["dead"][key] for key in ("teacher", "student")] == dead
 
 
+@pytest.mark.cpu
 def test_origin_names_what_it_was_made_from(world: World) -> None:
     origin = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/1.npz")).origin
     alone = world.path("artifacts/pretrained/small/1/weights")
@@ -325,6 +333,7 @@ def test_pictures_are_the_mean_maps_of_one_class(world: World) -> None:
         assert file["student_map"].shape == maps.shape
 
 
+@pytest.mark.cpu
 def test_overlap_by_hand() -> None:
     one = torch.arange(24.0).repeat(3, 1)
     other = one.clone()
@@ -337,7 +346,7 @@ def test_overlap_by_hand() -> None:
 
 def test_distances_by_hand() -> None:
     draw = seeding.generator(0)
-    s, t = (torch.randn(3, 4, generator=draw) for _ in range(2))
+    s, t = (here(torch.randn(3, 4, generator=draw)) for _ in range(2))
     p, q = t.double().softmax(1), s.double().softmax(1)
     by_hand = [
         sum((x * (x / y).log()).item() for x, y in zip(a, b, strict=True)) for a, b in zip(p, q, strict=True)
@@ -367,15 +376,16 @@ def test_first_steps_loss_is_by_hand(world: World) -> None:
     folder = world.distil("kcd-first", inputs)
     row = (folder / "history.csv").read_text().splitlines()
     said = dict(zip(row[0].split(","), row[1].split(","), strict=True))
-    (views,) = Setting.of(world.prepared, inputs.views, CPU).batches(inputs.recipe, 0, inputs.slots).epoch(0)
+    (views,) = (
+        Setting.of(world.prepared, inputs.views, current()).batches(inputs.recipe, 0, inputs.slots).epoch(0)
+    )
     permutation = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz")).arrays["permutation"][
         0
     ]
     with torch.no_grad():
-        ours = build(STUDENT, 0).record(views.image, {"stage2", "logits"})
-        theirs = load(world.path("artifacts/teachers/big/weights"))[0].record(views.image, {"stage2"})[
-            "stage2"
-        ]
+        image = views.image.cpu()
+        ours = build(STUDENT, 0).record(image, {"stage2", "logits"})
+        theirs = load(world.path("artifacts/teachers/big/weights"))[0].record(image, {"stage2"})["stage2"]
         mimic = ((ours["stage2"] - theirs[:, permutation]) ** 2).mean().item()
     assert float(said["mimic"]) == pytest.approx(mimic, rel=1e-4)
     assert float(said["loss"]) == pytest.approx(float(said["ce"]) + 100 * float(said["mimic"]), rel=1e-5)
@@ -386,7 +396,7 @@ def test_evaluation_tells_the_distance_to_the_teacher(world: World) -> None:
         folder = world.distil(f"compared-{run}", world.inputs(run))
         (folder / "inputs.json").write_text(json.dumps(world.inputs(run).model_dump(mode="json")))
         inputs = json.loads((folder / "inputs.json").read_text())
-        found, _ = evaluate(folder, world.path("data/prepared/toy"), inputs, CPU)
+        found, _ = evaluate(folder, world.path("data/prepared/toy"), inputs, current())
         split, meta = world.prepared.split("test"), world.prepared.meta
         image = (torch.from_numpy(np.array(split.images)).float() / 255 - meta.mean[0]) / meta.std[0]
         with torch.no_grad():
@@ -541,6 +551,7 @@ def test_the_transform_composes_with_methods_and_sources(
     assert "teacher_l2" in json.loads((folder / "comparison.json").read_text())
 
 
+@pytest.mark.cpu
 def test_maps_of_other_sizes_are_refused(world: World, tmp_path: Path) -> None:
     recipe = {"kcd": {"student_tap": "stage1", "teacher_feature": "stage2"}}
     block = world.blocks(matchings=recipe) / "matches/pair-kcd.json"
@@ -581,6 +592,7 @@ def refused(world: World, folder: Path, **places: Path) -> str:
     return one_line(error)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("field", ["student", "seed", "teacher", "teacher_weights", "data"])
 def test_a_permutation_made_from_something_else_is_refused(world: World, tmp_path: Path, field: str) -> None:
     matchings = copied(world, tmp_path)
@@ -593,6 +605,7 @@ def test_a_permutation_made_from_something_else_is_refused(world: World, tmp_pat
     assert "dvc repro match_channels@pair-kcd" in message
 
 
+@pytest.mark.cpu
 def test_a_permutation_of_another_theta0_is_refused(world: World, tmp_path: Path) -> None:
     path = tmp_path / "pair-kcd" / "0.npz"
     path.parent.mkdir()
@@ -607,6 +620,7 @@ def test_a_permutation_of_another_theta0_is_refused(world: World, tmp_path: Path
         world.distil("other-file", stale)
 
 
+@pytest.mark.cpu
 def test_what_is_not_asked_for_is_told_with_its_line(world: World, tmp_path: Path) -> None:
     matchings = copied(world, tmp_path)
     index = json.loads((matchings / "index.json").read_text())
@@ -623,6 +637,7 @@ def test_what_is_not_asked_for_is_told_with_its_line(world: World, tmp_path: Pat
     assert "dvc repro match_channels@pair-kcd" in refused(world, tmp_path, matchings=matchings)
 
 
+@pytest.mark.cpu
 def test_a_table_of_the_feature_that_is_permuted_is_refused(world: World, tmp_path: Path) -> None:
     run = {
         "method": "fitnet",
@@ -638,12 +653,14 @@ def test_a_table_of_the_feature_that_is_permuted_is_refused(world: World, tmp_pa
     )
 
 
+@pytest.mark.cpu
 def test_a_seed_that_is_not_there_is_told(world: World, tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError, match="of seed 7, and there are those of 0, 1") as error:
         resolved(world, tmp_path, {}, transform_config={"features": ["stage2"], "seed": 7})
     one_line(error)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("recipe", "match"),
     [
@@ -664,6 +681,7 @@ def test_what_a_matching_lacks_is_told_with_its_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("field", ["data", "weights"])
 def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, field: str) -> None:
     store = tmp_path / "big.zarr"
@@ -679,6 +697,7 @@ def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, fiel
 # ------------------------------------------------------------------ params
 
 
+@pytest.mark.cpu
 def test_matches_are_checked() -> None:
     from training_fixtures import PARAMS, changed
 
@@ -697,6 +716,7 @@ def test_matches_are_checked() -> None:
         project.check(changed(other, "matches.pair-kcd.teacher", "tiny"))
 
 
+@pytest.mark.cpu
 def test_another_teachers_matching_is_a_line_of_params(world: World, tmp_path: Path) -> None:
     """Table 3 (b): the run learns from `big` in the order that `huge` would have had."""
     from training_fixtures import PARAMS
@@ -719,6 +739,7 @@ def test_another_teachers_matching_is_a_line_of_params(world: World, tmp_path: P
     world.distil("crossed", inputs)
 
 
+@pytest.mark.cpu
 def test_a_matching_changes_the_runs_that_use_it_alone(world: World, tmp_path: Path) -> None:
     matchings = copied(world, tmp_path)
     path = matchings / "pair-kcd/0.npz"

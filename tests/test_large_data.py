@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_fixtures import current, here
 from feature_fixtures import run_stage
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as reference
-from training_fixtures import CPU, TIMES, weights
+from training_fixtures import TIMES, weights
 
 from pipeline import seeding
 from pipeline.dataset import Meta
@@ -99,7 +100,7 @@ def path_of(split: Split, row: int) -> Path:
 
 def all_views(split: Split, params: ViewParams, slot: int, *, threads: int = 2) -> Tensor:
     """Return the views of all samples, asked for one by one."""
-    images = DecodedImages(files_of(split), view_space(params), CPU.device, threads)
+    images = DecodedImages(files_of(split), view_space(params), current().device, threads)
     return torch.cat([images.begin(slot, torch.tensor([row]))() for row in range(len(split))])
 
 
@@ -221,8 +222,8 @@ def test_a_square_box_is_drawn_as_of_copied_images(tmp_path: Path) -> None:
     one, _ = indexed(root, tmp_path / "one", resize=SIZE)
     copied, _ = indexed(root, tmp_path / "two", resize=SIZE, storage="copied")
     index, space = torch.arange(26), view_space(CROPS)
-    found = stream_images(one.split("train"), space, CPU.device).begin(3, index)()
-    images = stream_images(copied.split("train"), space, CPU.device)
+    found = stream_images(one.split("train"), space, current().device).begin(3, index)()
+    images = stream_images(copied.split("train"), space, current().device)
     assert isinstance(images, MappedImages)
     # Boxes are no larger than the view, so Pillow's antialiasing has nothing to do.
     assert (found.int() - images.begin(3, index)().int()).abs().max() <= 2
@@ -239,7 +240,7 @@ def test_both_storages_have_the_same_plain_images(tmp_path: Path, params: ViewPa
         for name in ("train", "test"):
             index = torch.arange(len(one.split(name)))
             found = [
-                open_images(data.split(name), space, CPU.device)[0].begin(slot, index)()
+                open_images(data.split(name), space, current().device)[0].begin(slot, index)()
                 for data in (one, other)
             ]
             assert torch.equal(*found)
@@ -258,13 +259,14 @@ def test_grey_images_are_decoded_to_one_channel(root: Path, tmp_path: Path) -> N
 # Who asks, when, in what company, and with how many threads does not matter.
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("params", SPACES, ids=lambda params: params.space)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_view_replays_from_its_id(prepared: Prepared, params: ViewParams, threads: int) -> None:
     split, space = prepared.split("train"), view_space(params)
     for slot in (0, 1):
         expected = all_views(split, params, slot)
-        images = DecodedImages(files_of(split), space, CPU.device, threads)
+        images = DecodedImages(files_of(split), space, current().device, threads)
         order = torch.randperm(26, generator=seeding.generator("order", slot))
         batches = [*torch.split(order, 7), torch.tensor([4, 4, 0])]
         asked = []
@@ -322,10 +324,11 @@ def test_the_next_batches_are_under_way_and_never_more_than_they_should() -> Non
     assert opened(recorder.events)[-1] == 0
 
 
+@pytest.mark.usefixtures("device")
 def test_batches_of_training_show_the_views_of_their_slot(prepared: Prepared) -> None:
-    setting = Setting.of(prepared, CROPS, CPU)
+    setting = Setting.of(prepared, CROPS, current())
     batches = setting.batches(Recipe(batch_size=8), 5, None)
-    normalise = Normalise(prepared.meta.mean, prepared.meta.std, CPU.device)
+    normalise = Normalise(prepared.meta.mean, prepared.meta.std, current().device)
     for epoch in (0, 3):
         for shown in batches.epoch(epoch):
             expected = all_views(prepared.split("train"), CROPS, shown.slot)[shown.index]
@@ -346,7 +349,7 @@ SPEC = NetworkSpec(family="resnet", network="resnet8", size=SIZE, channels=3, cl
 def trained(scratch: Path, prepared: Prepared, epochs: int = 3) -> Path:
     scratch.mkdir(exist_ok=True)
     recipe = Recipe(epochs=epochs, batch_size=6, learning_rate=0.01, milestones=())
-    train(scratch, SPEC, recipe, CROPS, prepared, 1, CPU, identity="a", title="indexed")
+    train(scratch, SPEC, recipe, CROPS, prepared, 1, current(), identity="a", title="indexed")
     return scratch
 
 
@@ -357,6 +360,7 @@ def history(scratch: Path) -> list[dict[str, str]]:
         ]
 
 
+@pytest.mark.usefixtures("device")
 def test_a_training_that_is_cut_off_ends_bit_for_bit_where_it_would_have(
     prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +385,7 @@ def test_a_training_that_is_cut_off_ends_bit_for_bit_where_it_would_have(
     assert history(whole) == history(tmp_path / "cut")
 
 
+@pytest.mark.usefixtures("device")
 def test_indexed_and_copied_data_train_alike(tmp_path: Path) -> None:
     """Images of the prepared size under crop and flip: storage is no setting of the training."""
     root = make_folder(tmp_path / "raw", square=SIZE)
@@ -390,7 +395,7 @@ def test_indexed_and_copied_data_train_alike(tmp_path: Path) -> None:
         scratch = tmp_path / f"{storage}-training"
         scratch.mkdir()
         recipe = Recipe(epochs=1, batch_size=6, learning_rate=0.01, milestones=())
-        train(scratch, SPEC, recipe, SPACES[1], data, 1, CPU, identity="a", title=storage)
+        train(scratch, SPEC, recipe, SPACES[1], data, 1, current(), identity="a", title=storage)
         found.append((weights(scratch), history(scratch)))
     assert found[0][1] == found[1][1]
     assert all(torch.equal(x, found[1][0][name]) for name, x in found[0][0].items())
@@ -413,35 +418,35 @@ def project(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
             "teacher": "big", "views": CROPS.model_dump(mode="json"), "checkpoints": ["last"], "compression": "none",
             "features": {"logits": {"slots": 2, "dtype": "float32"}, "stage2": {"slots": 1, "dtype": "float32"}},
         },
-        "check": {"tolerance": 1e-4},
     }  # fmt: skip
     for name, block in blocks.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(block))
-    cpu, data = ("--device", "cpu"), ("--data", tmp_path / "data")
+    where, data = ("--device", current().device), ("--data", tmp_path / "data")
     kept = ("--weights", tmp_path / "teacher" / "weights")
     commands: list[tuple[Callable[..., Any], tuple[object, ...]]] = [
         (prepare_data.main, (tmp_path / "photographs.json", "--out", tmp_path / "data")),
-        (train_teacher.main, (tmp_path / "train.json", *data, "--out", tmp_path / "teacher", *cpu)),
+        (train_teacher.main, (tmp_path / "train.json", *data, "--out", tmp_path / "teacher", *where)),
         (extract_features.main, (tmp_path / "extract.json", *data, *kept, "--out", tmp_path / "big.zarr",
-                                 "--batch-size", 7, *cpu)),
-        (check_features.main, (tmp_path / "check.json", *data, *kept, "--store", tmp_path / "big.zarr", "--out",
-                               tmp_path / "check_out.json", "--summary", tmp_path / "summary.json", *cpu)),
+                                 "--batch-size", 7, *where)),
+        (check_features.main, (*data, *kept, "--store", tmp_path / "big.zarr", "--out",
+                               tmp_path / "check_out.json", "--summary", tmp_path / "summary.json", *where)),
     ]  # fmt: skip
     for main, arguments in commands:
         assert run_stage(monkeypatch, main, *arguments) == 0, main
     return tmp_path
 
 
+@pytest.mark.usefixtures("device")
 def test_the_stages_run_on_indexed_data(project: Path) -> None:
     data = Prepared.open(project / "data")
-    teacher = Teacher(load(project / "teacher" / "weights")[0], CPU)
+    teacher = Teacher(load(project / "teacher" / "weights")[0], current())
     manifest = manifests.read(project / "big.zarr")
     assert manifest.data == data.meta.fingerprint
     assert json.loads((project / "check_out.json").read_text())["largest_error"] < 1e-4
 
     # Features of the store, and of the teacher on reference pixels.
     split, space = data.split("train"), RandomResizedCropSpace(CROPS)
-    normalise = Normalise(data.meta.mean, data.meta.std, CPU.device)
+    normalise = Normalise(data.meta.mean, data.meta.std, current().device)
     for slot in (0, 1, 2):
         images = []
         for row in range(len(split)):
@@ -454,17 +459,18 @@ def test_the_stages_run_on_indexed_data(project: Path) -> None:
                 shown = reference.resized_crop(image, *boxes[0].tolist(), [SIZE, SIZE])
                 shown = ImageOps.mirror(shown) if flips[0] else shown
             images.append(torch.from_numpy(planes(shown)))
-        label = torch.zeros(len(images), dtype=torch.int64)
-        live = teacher.features(normalise(torch.stack(images)), ["logits"], label)["logits"].numpy()
+        label = here(torch.zeros(len(images), dtype=torch.int64))
+        shown = here(torch.stack(images))
+        live = teacher.features(normalise(shown), ["logits"], label)["logits"].cpu().numpy()
         stored = StoredArray(array_path(project / "big.zarr", "last", "train", "logits"))
         # Float32 sums of batches of another size.
         np.testing.assert_allclose(stored.read(slot, np.arange(26)), live, rtol=1e-4, atol=1e-5)
 
     # Cached and online features of training's own batches.
     stores = dict.fromkeys(("logits", "stage2"), project / "big.zarr")
-    cached = CachedSource(stores, ["last"], 1, CPU.device)
+    cached = CachedSource(stores, ["last"], 1, current().device)
     online = OnlineSource({"last": teacher}, ["logits", "stage2"])
-    for shown in Setting.of(data, CROPS, CPU).batches(Recipe(batch_size=8), 0, 1).epoch(4):
+    for shown in Setting.of(data, CROPS, current()).batches(Recipe(batch_size=8), 0, 1).epoch(4):
         batch = ("last", shown.slot, shown.index, shown.image, shown.label)
         found = [source.begin(*batch)() for source in (cached, online)]
         for name in ("logits", "stage2"):
@@ -484,12 +490,12 @@ def test_a_file_that_changes_stops_every_stage_in_one_line(
     commands: list[tuple[Callable[..., Any], tuple[object, ...]]] = [
         (train_teacher.main, (project / "train.json", *data, "--out", project / "again")),
         (extract_features.main, (project / "extract.json", *data, *kept, "--out", project / "again.zarr")),
-        (check_features.main, (project / "check.json", *data, *kept, "--store", project / "big.zarr", "--out",
+        (check_features.main, (*data, *kept, "--store", project / "big.zarr", "--out",
                                project / "out.json", "--summary", project / "again.json")),
     ]  # fmt: skip
     for main, arguments in commands:
         capsys.readouterr()
-        assert run_stage(monkeypatch, main, *arguments, "--device", "cpu") == 1
+        assert run_stage(monkeypatch, main, *arguments, "--device", current().device) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {raw / 'train' / 'b' / '11.JPEG'} has ")
         assert line.endswith("dvc repro --force prepare_data@data")
@@ -527,7 +533,7 @@ def test_a_file_that_is_gone_or_another_is_named_when_it_is_read(
     data, _ = indexed(raw, tmp_path / "photographs")
     damage(raw / place)
     again = Prepared.open(tmp_path / "photographs")  # labels and names need no raw files
-    images = stream_images(again.split("train"), view_space(CROPS), CPU.device)
+    images = stream_images(again.split("train"), view_space(CROPS), current().device)
     with pytest.raises(DataError) as error:
         images.begin(1, torch.arange(8))()
     line = str(error.value)
@@ -566,7 +572,7 @@ def test_a_file_that_was_cut_off_before_is_named_when_it_is_read(tmp_path: Path)
     raw = make_folder(tmp_path / "raw", 8, 4)
     _shorten(raw / "train" / "b" / "03.JPEG")
     data, _ = indexed(raw, tmp_path / "out", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-    images = stream_images(data.split("train"), view_space(CROPS), CPU.device)
+    images = stream_images(data.split("train"), view_space(CROPS), current().device)
     with pytest.raises(DataError) as error:
         images.begin(1, torch.arange(8))()
     assert "03.JPEG" in str(error.value)

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_fixtures import current, here
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from training_fixtures import CLASSES, CPU, Assembled, assemble
+from training_fixtures import CLASSES, Assembled, assemble
 
 from pipeline import codebook, plugin, seeding
 from pipeline.encoding import Feature
 from pipeline.errors import ParamsError, ShapeError
-from pipeline.features.teacher import Teacher
+from pipeline.features.teacher import Teacher, on_device
 from pipeline.layer import LayerSpec
 from pipeline.layers.kd_layer import KDLayer
 from pipeline.losses import pixel_kl
@@ -27,6 +28,8 @@ from pipeline.network import NetworkSpec, Tap, build, probe
 from pipeline.params.base import validate
 from pipeline.supervision import Subclasses, Target, Words
 
+pytestmark = pytest.mark.usefixtures("device")
+
 Array = NDArray[Any]
 CLOSE = {"rel": 2e-5}  # float32 against float64
 WIDTH, WORDS, PER_CLASS, AXES = 64, 11, 2, 3
@@ -34,12 +37,12 @@ PLACES = {"final": {"learns": "words"}, "stage3_block1": {"learns": "words", "fe
 
 
 def draw(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
-    return scale * torch.randn(*shape, generator=seeding.generator(seed, "letkd", *map(str, shape)))
+    return here(scale * torch.randn(*shape, generator=seeding.generator(seed, "letkd", *map(str, shape))))
 
 
 def words_table(width: int = WIDTH, words: int = WORDS, scale: float = 0.3) -> dict[str, Array]:
     return {
-        "centers": draw(words, width, scale=scale, seed=1).abs().numpy(),
+        "centers": draw(words, width, scale=scale, seed=1).abs().cpu().numpy(),
         "counts": np.ones(words, np.int64),
         "temperature": np.float32(1),
     }
@@ -158,7 +161,7 @@ def subclass_by_loops(x: Tensor, table: dict[str, Array], label: Tensor) -> list
 
 @pytest.mark.parametrize("alpha", [1.0, 0.1])
 def test_the_layer_is_its_formula(alpha: float) -> None:
-    layer = KDLayer("here", 5, 7, alpha, 3.0, 1.0).train()
+    layer = here(KDLayer("here", 5, 7, alpha, 3.0, 1.0)).train()
     with torch.no_grad():
         layer.norm.weight.copy_(1 + draw(7, scale=0.3))
         layer.norm.bias.copy_(draw(7, seed=1))
@@ -172,6 +175,7 @@ def test_the_layer_is_its_formula(alpha: float) -> None:
     assert torch.equal(tap.kept["here.input"], x)
 
 
+@pytest.mark.cpu
 def test_the_layer_starts_as_the_authors_code_does() -> None:
     layer = plugin.load("layers", "kd_layer").build("here", 200, words=300)
     assert (layer.alpha, layer.scores.scale.item(), layer.value_scale.item()) == (1.0, 3.0, 1.0)
@@ -185,7 +189,7 @@ def test_the_layer_starts_as_the_authors_code_does() -> None:
 
 
 def test_a_dead_pixel_is_passed_on() -> None:
-    layer = KDLayer("here", 5, 7, 1.0, 3.0, 1.0).train()
+    layer = here(KDLayer("here", 5, 7, 1.0, 3.0, 1.0)).train()
     nn.init.constant_(layer.norm.bias, -100)  # every word is cut off by the ReLU
     x = draw(2, 5, 3, 3).requires_grad_()
     found = layer(x, Tap())
@@ -196,7 +200,7 @@ def test_a_dead_pixel_is_passed_on() -> None:
 
 
 def test_a_fresh_network_draws_its_layers_anew() -> None:
-    network = assemble("letkd1", tables=tables).student
+    network = assemble("letkd1", tables=tables).student.cpu()  # where it is drawn anew
     network.inserted["final"].value_scale.data.fill_(9)
     with seeding.scope("other"):
         other = network.fresh()
@@ -206,6 +210,7 @@ def test_a_fresh_network_draws_its_layers_anew() -> None:
     assert other.inserted["final"].value_scale == 1
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("family", "network", "inner", "added", "ratio", "more"),
     [
@@ -260,9 +265,8 @@ def test_words_of_large_maps_are_distances_not_their_rounding() -> None:
 
 
 def test_the_sub_class_is_the_nearest_one_of_the_true_class() -> None:
-    table, x, label = subclass_table(5), draw(6, 5, 3, 2, scale=2), torch.tensor([0, 3, 1, 1, 2, 0])
-    found = codebook.subclass(x, {name: torch.as_tensor(a).float() for name, a in table.items()} | {
-        "per_class": torch.tensor(PER_CLASS)}, label)  # fmt: skip
+    table, x, label = subclass_table(5), draw(6, 5, 3, 2, scale=2), here(torch.tensor([0, 3, 1, 1, 2, 0]))
+    found = codebook.subclass(x, on_device({"subclasses": table}, current())["subclasses"], label)
     expected = subclass_by_loops(x, table, label)
     assert found.flatten().tolist() == expected
     assert len(set(expected)) > 5  # not all the first of their class
@@ -270,7 +274,7 @@ def test_the_sub_class_is_the_nearest_one_of_the_true_class() -> None:
 
 def test_kl_is_summed_over_words_and_averaged_over_pixels() -> None:
     p, scores = draw(3, 4, 2, 5).softmax(dim=1), draw(3, 4, 2, 5, seed=1)
-    p[0, :, 0, 0] = torch.tensor([0.0, 1.0, 0.0, 0.0])  # what is 0 adds nothing
+    p[0, :, 0, 0] = here(torch.tensor([0.0, 1.0, 0.0, 0.0]))  # what is 0 adds nothing
     assert pixel_kl(p, scores).item() == pytest.approx(kl(pixels(p), pixels(scores)), **CLOSE)
     assert pixel_kl(scores.softmax(dim=1), scores).item() == pytest.approx(0, abs=1e-6)
 
@@ -428,12 +432,13 @@ def test_every_term_trains_the_templates_and_the_backbone() -> None:
     assert reached(found, batch, "subclasses") == before | inner  # resnet8 has one block a stage
 
 
+@pytest.mark.cpu
 def test_tables_and_features_are_not_trained() -> None:
     found, batch = ready("letkd2")
     assert not list(found.method.parameters())
     assert not found.method.state_dict()  # the tables are artifacts of their own
     assert not any(x.requires_grad for x in found.method.buffers())
-    assert len(list(found.method.buffers())) == 1 + 5
+    assert len(list(found.method.buffers())) == 1 + 4  # `per_class` is a number
     assert not any(x.requires_grad for x in found.batch(3).teacher.values())  # as they come in training
     before = {name: x.clone() for name, x in found.method.named_buffers()}
     terms = found.method(found.student.record(batch.image, None), batch)
@@ -454,15 +459,13 @@ def target(
         num_classes=CLASSES, labels=found.labels, student=found.student, tables={lesson.table: table},
         student_shapes={"final.scores": (words, 4, 4)}, teacher_shapes={lesson.feature: shape},
     )  # fmt: skip
-    return Target("final", lesson, context, "final.scores")
+    return here(Target("final", lesson, context, "final.scores"))
 
 
 def encoded(name: str, x: Tensor, table: dict[str, Array], label: Tensor | None = None) -> Tensor:
     asked = Feature.parse(name)
     assert asked.table is not None
-    arrays = {key: torch.as_tensor(a) for key, a in table.items()}
-    arrays = {key: a.float() if a.is_floating_point() else a for key, a in arrays.items()}
-    return asked.encode(x, {asked.table: arrays}, label)
+    return asked.encode(x, on_device({asked.table: table}, current()), label)
 
 
 def losses(
@@ -484,15 +487,15 @@ LABEL = torch.tensor([0, 3, 1])
 
 def test_the_nearest_word_is_the_full_form_of_far_words() -> None:
     table = words_table(5, scale=30)
-    centers = torch.from_numpy(table["centers"])
-    which = torch.randint(WORDS, (3, 4, 4), generator=seeding.generator(5))
+    centers = here(torch.from_numpy(table["centers"]))
+    which = here(torch.randint(WORDS, (3, 4, 4), generator=seeding.generator(5)))
     x = centers[which].movedim(-1, 1) + draw(3, 5, 4, 4, scale=0.1)
     code = encoded("final:nearest@words", x, table)
     assert code.dtype == torch.uint16
     assert torch.equal(code.long(), which)
     full, hard, gradient, same = losses(
         target(Words(), table, (5, 4, 4)), x,
-        target(Words(feature="final:nearest@words"), table, (4, 4)), code, LABEL, WORDS,
+        target(Words(feature="final:nearest@words"), table, (4, 4)), code, here(LABEL), WORDS,
     )  # fmt: skip
     torch.testing.assert_close(hard, full, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(same, gradient, rtol=1e-5, atol=1e-8)
@@ -501,11 +504,11 @@ def test_the_nearest_word_is_the_full_form_of_far_words() -> None:
 def test_sub_class_codes_are_the_full_form() -> None:
     table, x = subclass_table(5), draw(3, 5, 4, 4, scale=2)
     number = CLASSES * PER_CLASS
-    code = encoded("final:subclass@subclasses", x, table, LABEL)
+    code = encoded("final:subclass@subclasses", x, table, here(LABEL))
     full, hard, gradient, same = losses(
         target(Subclasses(learns="subclasses", feature="final"), table, (5, 4, 4), number), x,
         target(Subclasses(learns="subclasses", feature="final:subclass@subclasses"), table, (4, 4), number),
-        code, LABEL, number,
+        code, here(LABEL), number,
     )  # fmt: skip
     torch.testing.assert_close(hard, full, rtol=0, atol=0)
     torch.testing.assert_close(same, gradient, rtol=0, atol=0)
@@ -525,7 +528,7 @@ def test_four_words_are_renormalised(words: int) -> None:
         soft.append([row[k] / mass if k in best else 0.0 for k in range(words)])
     scores = draw(3, words, 4, 4, scale=3, seed=9)
     lesson = Words(feature="final:top4@words", temperature=t)
-    loss = target(lesson, table, (2 * kept, 4, 4), words)(scores, code, LABEL).item()
+    loss = target(lesson, table, (2 * kept, 4, 4), words)(scores, code, here(LABEL)).item()
     # A distance is rounded by 2^-11 of itself, so p by t d 2^-11: here less than 1 in 500.
     assert loss == pytest.approx(kl(soft, pixels(scores)), rel=2e-3)
     if words == kept:  # nothing is left out
@@ -536,19 +539,19 @@ def test_four_words_are_renormalised(words: int) -> None:
 
 def test_what_codes_lose_is_the_divergence_from_all_words() -> None:
     table, x = words_table(5) | {"temperature": np.float32(2)}, draw(3, 5, 4, 4, scale=0.3).abs()
-    arrays = {name: torch.as_tensor(a) for name, a in table.items()}
+    arrays = on_device({"words": table}, current())["words"]
     full = words_of(x, torch.from_numpy(table["centers"]), 2.0)
     hard = [-math.log(max(row)) for row in full]
     soft = [-math.log(sum(sorted(row)[-4:])) for row in full]
     for name, expected in (("nearest", hard), ("top4", soft)):
         found = plugin.load("encodings", name).lost(x, arrays)
         assert found.shape == (3, 4, 4)
-        np.testing.assert_allclose(found.flatten(), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(found.flatten().cpu(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_four_words_are_packed_with_the_precision_of_float16() -> None:
-    ids = torch.tensor([[0, 4095, 40_000, 65_535]]).view(1, 4, 1, 1)
-    distances = torch.tensor([[0.0, 1.2345678, 4321.5, 1e6]]).view(1, 4, 1, 1)
+    ids = here(torch.tensor([[0, 4095, 40_000, 65_535]])).view(1, 4, 1, 1)
+    distances = here(torch.tensor([[0.0, 1.2345678, 4321.5, 1e6]])).view(1, 4, 1, 1)
     code = codebook.pack(ids, distances, 4096)
     assert (code.dtype, code.shape) == (torch.uint16, (1, 8, 1, 1))
     same, near = codebook.unpack(code)
@@ -595,8 +598,8 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
     }})  # fmt: skip
     needs = letkd2.Method.needs(config)
     image = draw(2, 3, 32, 32)
-    label = torch.tensor([2, 0])
-    features = Teacher(build(spec(teacher), 0), CPU).features(image, needs.teacher, label)
+    label = here(torch.tensor([2, 0]))
+    features = Teacher(build(spec(teacher), 0), current()).features(image, needs.teacher, label)
     shapes = {name: tuple(x.shape[1:]) for name, x in features.items()}
     arrays = {
         "words": words_table(shapes[f"final{suffix}"][0], words),
@@ -606,12 +609,12 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
         plain = probe(build(spec(student), 0), 32, 3)
     assert plain["final"][1:] == shapes[f"final{suffix}"][1:]
     operations = letkd2.Method.operations(config, plain, shapes, arrays)
-    network = build(spec(student).model_copy(update={"inserted": dict(operations.insert)}), 0)
+    network = here(build(spec(student).model_copy(update={"inserted": dict(operations.insert)}), 0))
     context = Context(
         num_classes=classes, labels=label, student=network, student_shapes=probe(network, 32, 3),
         teacher_shapes=shapes, tables=arrays,
     )  # fmt: skip
-    method = letkd2.Method(config, context)
+    method = here(letkd2.Method(config, context))
     batch = replace(assemble("kd").batch(2), image=image, label=label, teacher=features)
     terms = method(network.record(image, needs.student), batch)
     assert terms.keys() == {"ce", "words", "subclasses"}
@@ -627,6 +630,7 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
 # ------------------------------------------------------------------ refusals
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -647,6 +651,7 @@ def test_wrong_settings_are_told_in_one_line(config: dict[str, Any], message: st
     assert "runs.letkd.config" in str(error.value)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("settings", "table", "message"),
     [
@@ -667,6 +672,7 @@ def test_a_table_of_another_kind_is_told_in_one_line(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.cpu
 def test_layers_with_other_settings_are_told_in_one_line() -> None:
     with pytest.raises(ParamsError, match=r"Layer 'kd_layer' at 'stage2'.*missing.*'words'") as error:
         assemble("kd", {"insert": {"stage2": LayerSpec(layer="kd_layer", settings={"alpha": 1.0})}})

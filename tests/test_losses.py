@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
+from device_fixtures import here
 from torch import Tensor
 
 from pipeline.losses import soft_kl
+
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def softmax(row: list[float], temperature: float) -> list[float]:
@@ -28,7 +31,7 @@ def reference(student: Tensor, teacher: Tensor, temperature: float) -> float:
 
 
 def logits(*shape: int, seed: int = 0) -> Tensor:
-    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return here(3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
@@ -54,7 +57,7 @@ def test_soft_kl_is_not_symmetric() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_soft_kl_of_extreme_logits_is_finite(temperature: float) -> None:
-    teacher = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]])
+    teacher = here(torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]]))
     student = (-teacher).requires_grad_()
     loss = soft_kl(student, teacher, temperature)
     loss.backward()
@@ -64,7 +67,7 @@ def test_soft_kl_of_extreme_logits_is_finite(temperature: float) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     assert student.grad is not None
     assert torch.isfinite(student.grad).all()
-    assert student.grad.abs().max() == pytest.approx(temperature / 2, rel=1e-5)  # T (q - p) / B
+    assert student.grad.abs().max().item() == pytest.approx(temperature / 2, rel=1e-5)  # T (q - p) / B
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -79,7 +82,7 @@ def test_gradient_of_soft_kl_is_analytic(temperature: float) -> None:
         ]
         for s, t in rows
     ]
-    torch.testing.assert_close(student.grad, torch.tensor(expected), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(student.grad, here(torch.tensor(expected)), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

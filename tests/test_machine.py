@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from device_fixtures import CPU
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_fixtures import CPU, RECIPE, STUDENT, TEACHER, VIEWS, prepared_data
+from training_fixtures import RECIPE, STUDENT, TEACHER, VIEWS, prepared_data
 
 from pipeline import network as networks
 from pipeline.errors import MachineError

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_fixtures import current, here
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from pipeline.network import Shape
 from pipeline.params.base import validate
 from pipeline.params.matching import MatchingParams
 from pipeline.table import FitContext, TableConfig, load, save
+
+pytestmark = pytest.mark.usefixtures("device")
 
 METHODS = plugin.names("methods")
 WORDS = {
@@ -93,6 +96,7 @@ def total(found: Assembled, batch: Batch, terms: Terms) -> Tensor:
 # ------------------------------------------------------------------ every method
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", METHODS)
 def test_method_names_its_paper_and_formula(name: str) -> None:
     text = plugin.load("methods", name).__doc__ or ""
@@ -100,6 +104,7 @@ def test_method_names_its_paper_and_formula(name: str) -> None:
     assert re.search(r"^L\w* = ", text, re.MULTILINE), "no formula"
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", METHODS)
 def test_config_has_valid_defaults_and_refuses_unknown_keys(name: str) -> None:
     model = plugin.load("methods", name).Config
@@ -111,6 +116,7 @@ def test_config_has_valid_defaults_and_refuses_unknown_keys(name: str) -> None:
         validate(model, {"no_such_key": 1}, "runs.x.config")
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", METHODS)
 def test_needs_are_taps_and_features(name: str) -> None:
     found = build(name)
@@ -120,6 +126,7 @@ def test_needs_are_taps_and_features(name: str) -> None:
     assert set(found.context.teacher_shapes) == set(found.needs.teacher)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", METHODS)
 def test_inserted_layers_are_named_for_the_inputs(name: str) -> None:
     found, module = build(name), plugin.load("methods", name)
@@ -206,6 +213,7 @@ def test_state_is_finite_and_survives_a_checkpoint(name: str) -> None:
         assert {key: x.item() for key, x in one.items()} == {key: x.item() for key, x in same.items()}
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", METHODS)
 def test_method_does_not_hold_the_student_or_the_teacher(name: str) -> None:
     found = build(name)
@@ -215,6 +223,7 @@ def test_method_does_not_hold_the_student_or_the_teacher(name: str) -> None:
         assert not any(x.requires_grad for x in found.context.teacher.parameters())
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("catalogue", "name"),
     [
@@ -242,6 +251,7 @@ def config_of(catalogue: str, name: str) -> Any:
     return plugin.load(catalogue, name).Config(**SETTINGS.get((catalogue, name), {}))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("catalogue", ["methods", "schedules", "transforms", "encodings", "tables", "layers"])
 def test_every_plug_in_says_what_it_is(catalogue: str) -> None:
     for name in plugin.names(catalogue):
@@ -254,7 +264,7 @@ def test_schedule_keeps_its_contract(name: str) -> None:
     found = assemble("kd")
     needs = module.Schedule.needs(config)
     teacher = frozen_teacher().network if needs.network else None
-    schedule = module.Schedule(config, replace(found.context, teacher=teacher))
+    schedule = module.Schedule(config, replace(found.context, teacher=teacher)).to(current().device)
     assert set(needs.student) <= set(found.context.student_shapes)
     for epochs in (1, 2, 7, 240):
         assert {schedule.checkpoint(e, epochs) for e in range(epochs)} <= set(
@@ -284,6 +294,7 @@ def test_transform_keeps_its_contract(name: str) -> None:
     tables = {table: TABLES[name, table] for table in needs.tables}
     matchings = {wanted.key: MATCHINGS[name, wanted.matching] for wanted in needs.matchings}
     transform = module.Transform(config, replace(found.context, tables=tables, matchings=matchings))
+    transform.to(current().device)
     batch = found.batch(5)
     before = {key: x.clone() for key, x in batch.teacher.items()}
     seen = transform(batch.teacher, batch)
@@ -304,7 +315,7 @@ def encodings_without_a_table() -> list[str]:
 @pytest.mark.parametrize("name", encodings_without_a_table())
 def test_encoding_sees_each_sample_by_itself(name: str) -> None:
     encode = plugin.load("encodings", name).encode
-    x = torch.randn(5, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = here(torch.randn(5, 6, 4, 4, generator=torch.Generator().manual_seed(0)))
     before = x.clone()
     code = encode(x)
     assert len(code) == 5
@@ -335,6 +346,7 @@ def _base(name: str | None, stream: Blocks) -> Any:
     return module.fit(stream, config, FitContext(CLASSES)).arrays
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", plugin.names("tables"))
 def test_table_keeps_its_contract(name: str, tmp_path: Path) -> None:
     module = plugin.load("tables", name)
@@ -356,6 +368,7 @@ def test_table_keeps_its_contract(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(arrays[key], fitted)
 
 
+@pytest.mark.cpu
 def test_anchors_are_an_even_split_of_the_epochs() -> None:
     module = plugin.load("schedules", "anchors")
     schedule = module.Schedule(module.Config(anchors=("a", "b", "last")), assemble("kd").context)
@@ -364,6 +377,7 @@ def test_anchors_are_an_even_split_of_the_epochs() -> None:
     assert [schedule.checkpoint(epoch, 3) for epoch in range(3)] == ["a", "b", "last"]
 
 
+@pytest.mark.cpu
 def test_final_schedule_is_one_lesson_of_the_teacher() -> None:
     module = plugin.load("schedules", "final")
     found = assemble("kd")
@@ -379,7 +393,7 @@ def test_final_schedule_is_one_lesson_of_the_teacher() -> None:
 def test_kd_is_the_formula() -> None:
     found = assemble("kd")
     generator = seeding.generator(0, "kd")
-    s, t = (3 * torch.randn(5, CLASSES, generator=generator) for _ in range(2))
+    s, t = (here(3 * torch.randn(5, CLASSES, generator=generator)) for _ in range(2))
     batch = replace(found.batch(5), teacher={"logits": t})
     terms = found.method({"logits": s}, batch)
     ce = soft = 0.0
@@ -398,6 +412,7 @@ def test_kd_is_the_formula() -> None:
     assert total(found, batch, terms).item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.cpu
 def test_kd_defaults_are_those_of_the_tables() -> None:
     config = kd.Config()
     assert config.temperature == 4.0
@@ -406,7 +421,7 @@ def test_kd_defaults_are_those_of_the_tables() -> None:
 
 def test_kd_of_extreme_logits_is_finite() -> None:
     found = assemble("kd")
-    s = torch.tensor([[1e4, -1e4, 0, 0], [-1e4, 1e4, 0, 1e4]]).requires_grad_()
+    s = here(torch.tensor([[1e4, -1e4, 0, 0], [-1e4, 1e4, 0, 1e4]])).requires_grad_()
     batch = replace(found.batch(2), teacher={"logits": -s.detach()})
     loss = total(found, batch, found.method({"logits": s}, batch))
     loss.backward()
@@ -415,6 +430,7 @@ def test_kd_of_extreme_logits_is_finite() -> None:
     assert torch.isfinite(s.grad).all()
 
 
+@pytest.mark.cpu
 def test_kd_refuses_a_temperature_of_zero() -> None:
     with pytest.raises(
         ParamsError, match=r"'runs.kd.config.temperature' is 0. Input should be greater than 0"
@@ -447,12 +463,14 @@ def test_fitnet_hint_is_the_mean_squared_error() -> None:
     assert term == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.cpu
 def test_fitnet_defaults_are_those_of_crds_tables() -> None:
     config = fitnet.Config()
     assert config.weights == {"ce": 1.0, "hint": 100.0}
     assert (config.student_tap, config.teacher_feature) == ("stage2", "stage2")
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("student", "teacher", "kind", "kernel"),
     [
@@ -477,6 +495,7 @@ def test_regressor_makes_the_teachers_shape(
     assert isinstance(layers[2], nn.ReLU)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("student", "teacher", "found"),
     [((3, 4, 4), (5, 9, 9), "4x4"), ((3, 4, 4), (5, 6, 4), "4x4"), ((3, 4, 4), (10,), "two maps"),
@@ -510,6 +529,7 @@ def test_fitnet_survives_a_constant_channel() -> None:
     assert torch.isfinite(found.method(found.taps(batch), batch)["hint"])
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     "tables", [moments(0.0, 1.0, channels=16), lambda table: {"centres": np.zeros((4, 32))}]
 )
@@ -538,6 +558,7 @@ def test_the_hint_reaches_the_student_up_to_its_tap_only() -> None:
         assert parameter.grad is not None, name
 
 
+@pytest.mark.cpu
 def test_base_method_says_which_file_has_no_forward() -> None:
     found = assemble("kd")
     with pytest.raises(NotImplementedError, match=r"pipeline\.method"):

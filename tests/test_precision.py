@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from feature_fixtures import CPU, CROPS, no_progress, prepare
+from device_fixtures import current, here, running_on
+from feature_fixtures import CROPS, no_progress, prepare
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +30,8 @@ from pipeline.precision import NAMES, Precision
 from pipeline.prepared import Prepared
 from pipeline.views import view_space
 
+pytestmark = pytest.mark.usefixtures("device")
+
 Array = NDArray[np.float64]
 
 REQUESTED = {"logits": (3, "float32"), "final": (1, "float16"), "stage2:attention": (0, "float32")}
@@ -38,6 +42,7 @@ SPEC = NetworkSpec(family="resnet", network="resnet20", size=16, channels=3, cla
 # The choice.
 
 
+@pytest.mark.cpu
 def test_auto_is_float32_on_a_cpu_and_tf32_on_a_gpu() -> None:
     assert precisions.resolve("auto", torch.device("cpu")) == "float32"
     assert precisions.resolve("auto", torch.device("cuda")) == "tf32"
@@ -45,6 +50,7 @@ def test_auto_is_float32_on_a_cpu_and_tf32_on_a_gpu() -> None:
     assert machine("cpu", "bfloat16").precision == "bfloat16"
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("name", ["tf32", "float16"])
 def test_a_precision_that_a_device_lacks_is_refused(name: str) -> None:
     with pytest.raises(MachineError, match=f"--precision is '{name}'.*Give auto, float32"):
@@ -55,6 +61,7 @@ def flags() -> tuple[bool, bool]:
     return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
+@pytest.mark.cpu
 def test_float32_switches_tf32_off_and_the_others_allow_it() -> None:
     """What torch is told, which is the same with and without a GPU."""
     before = flags()
@@ -74,7 +81,7 @@ def test_float32_switches_tf32_off_and_the_others_allow_it() -> None:
 
 
 def test_tf32_keeps_ten_bits_of_fraction() -> None:
-    x = torch.tensor([1.0, 1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-11 + 2**-20, -3.1415927])
+    x = here(torch.tensor([1.0, 1 + 2**-10, 1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-11 + 2**-20, -3.1415927]))
     expected = [1.0, 1 + 2**-10, 1.0, 1 + 2 * 2**-10, 1 + 2**-10, -3.140625]  # ties to even
     assert check.tf32(x).tolist() == expected
 
@@ -93,11 +100,13 @@ class Made:
 
     def normalise(self, shift: float = 0.0) -> Normalise:
         meta = self.prepared.meta
-        return Normalise([m + shift for m in meta.mean], meta.std, CPU.device)
+        return Normalise([m + shift for m in meta.mean], meta.std, current().device)
 
     def worst(self, network: Network | None = None, shift: float = 0.0) -> dict[str, Difference]:
         """Return the worst difference of every array of the training split, as a GPU or a CPU finds it."""
-        live = Live.of(network or self.network, self.manifest.precision, CPU.device, self.normalise(shift))
+        live = Live.of(
+            network or self.network, self.manifest.precision, current().device, self.normalise(shift)
+        )
         splits, space = {"train": self.prepared.split("train")}, view_space(CROPS)
         found = check.compare(self.path, self.manifest, live, "last", splits, space, rows=96)
         return {name: check.worst(one for one in found if one.array.endswith(name)) for name in REQUESTED}
@@ -112,18 +121,19 @@ class Made:
 
 def as_trained(spec: NetworkSpec, prepared: Prepared, seed: int) -> Network:
     """Return a network whose batch norms know the images: what an untrained one rounds is beside the point."""
-    network = build(spec, seed).train()
-    normalise = Normalise(prepared.meta.mean, prepared.meta.std, CPU.device)
+    network = here(build(spec, seed)).train()
+    normalise = Normalise(prepared.meta.mean, prepared.meta.std, current().device)
     with torch.no_grad():
         for _ in range(10):
-            network(normalise(torch.from_numpy(np.array(prepared.split("train").images))))
+            network(normalise(here(torch.from_numpy(np.array(prepared.split("train").images)))))
     return network.eval()
 
 
 def extracted(folder: Path, prepared: Prepared, network: Network, precision: Precision) -> Made:
-    """Extract features; TF32, which a CPU does not have, is a network that rounds its factors."""
-    rough = check.rounded(network) if precision == "tf32" else network
-    where = replace(CPU, precision="float32" if precision == "tf32" else precision)
+    """Extract features; TF32, where a device does not have it, is a network that rounds its factors."""
+    imitated = precision == "tf32" and current().device.type != "cuda"
+    rough = check.rounded(network) if imitated else network
+    where = replace(current(), precision="float32" if imitated else precision)
     teacher, meta = Teacher(rough, where), prepared.meta
     manifest = Manifest(
         teacher="small",
@@ -137,12 +147,13 @@ def extracted(folder: Path, prepared: Prepared, network: Network, precision: Pre
         precision=precision,
         features=stored_features(REQUESTED, teacher, meta.channels, meta.size),
     )
-    normalise = Normalise(meta.mean, meta.std, CPU.device)
+    normalise = Normalise(meta.mean, meta.std, current().device)
     splits, space = prepared.splits, view_space(CROPS)
     path = folder / "small.zarr"
     # Batches of another size than the gate's: the sums of a product run in another order.
     extraction = Extraction(manifest, {"last": teacher}, splits, space, normalise, batch_size=16)
-    return Made(path, extraction.run(path, no_progress), prepared, network)
+    with precisions.using(where.precision):
+        return Made(path, extraction.run(path, no_progress), prepared, network)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +162,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 @pytest.fixture(scope="module")
-def teacher(prepared: Prepared) -> Network:
+def teacher(device: str, prepared: Prepared) -> Network:
     return as_trained(SPEC, prepared, 0)
 
 
@@ -177,9 +188,23 @@ def test_rounding_is_never_refused(
         assert all(difference.share <= 1 for difference in found.values()), list(map(str, found.values()))
 
 
+@pytest.mark.parametrize("precision", NAMES)
+def test_a_store_serves_on_every_device(
+    device: str, tmp_path: Path, prepared: Prepared, teacher: Network, precision: Precision
+) -> None:
+    """Made on one, it passes the gate of the other."""
+    for maker, reader in {(device, "cpu"), ("cpu", device)}:
+        with running_on(maker):
+            made = extracted(tmp_path / f"{maker}-{reader}", prepared, copy.deepcopy(teacher), precision)
+        with running_on(reader):
+            assert all(difference.share <= 1 for difference in made.worst().values())
+
+
 def test_the_manifest_records_the_precision(made: Made) -> None:
     assert made.manifest.precision in NAMES
-    assert Teacher(made.network, Machine(CPU.device, made.manifest.precision)).machine.precision in NAMES
+    assert (
+        Teacher(made.network, Machine(current().device, made.manifest.precision)).machine.precision in NAMES
+    )
 
 
 def test_the_weights_of_another_checkpoint_are_found(made: Made, prepared: Prepared) -> None:
@@ -189,14 +214,12 @@ def test_the_weights_of_another_checkpoint_are_found(made: Made, prepared: Prepa
 
 def test_slightly_different_weights_are_found(made: Made) -> None:
     """An earlier epoch of the same training: weights that have moved by 5 %."""
-    import copy
-
     moved = copy.deepcopy(made.network)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for x in moved.parameters():
             if x.ndim > 1:
-                x += 0.05 * x.std() * torch.randn(x.shape, generator=draw)
+                x += 0.05 * x.std() * here(torch.randn(x.shape, generator=draw))
     assert made.worst(network=moved)["logits"].share > 1
 
 
@@ -230,6 +253,7 @@ def test_a_planted_error_is_found(made: Made, tmp_path: Path, error: str, name: 
 # What a CUDA device cannot do, a CPU can show by its types.
 
 
+@pytest.mark.cpu
 def test_codes_of_too_many_words_are_refused() -> None:
     from pipeline import codebook
 
@@ -239,6 +263,7 @@ def test_codes_of_too_many_words_are_refused() -> None:
         codebook.as_code(ids, (1 << 16) + 1)
 
 
+@pytest.mark.cpu
 def test_distances_to_words_are_never_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of distances are computed with TF32 off, whatever the machine's precision."""
     from pipeline import codebook

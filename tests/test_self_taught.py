@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_fixtures import current, here
 from safetensors.torch import load_file
-from training_fixtures import CLASSES, CPU, PARAMS, STUDENT, World, assemble, make_world
+from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, make_world
 
 from pipeline import seeding
 from pipeline.errors import (
@@ -37,6 +38,8 @@ from pipeline.training.loop import Training
 from pipeline.training.setting import Setting
 from stages import train_self_taught
 
+pytestmark = pytest.mark.usefixtures("device")
+
 NAMES = ("one", "two")
 COPIES = {name: {"teacher": "big", "student": "small"} for name in NAMES}
 
@@ -50,12 +53,12 @@ def command(world: World, name: str, **update: Any) -> dict[str, Any]:
         "store": world.path("artifacts/features/big.zarr"),
         "out": world.path(f"artifacts/self_taught/big/{name}"),
         "summary": world.path(f"artifacts/tables/big/{name}.json"),
-        "device": "cpu",
+        "device": str(current().device),
     } | update
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     made = make_world(tmp_path_factory.mktemp("world"))
     for name in NAMES:
         train_self_taught.main(**command(made, name))
@@ -118,14 +121,15 @@ def test_its_store_holds_its_logits_of_every_view(world: World) -> None:
     assert stored.shape == (1 + 9, 100, CLASSES)
     network = load(folder / "weights")[0]
     inputs = world.inputs("kd")
-    setting = Setting.of(world.prepared, inputs.views, CPU)
+    setting = Setting.of(world.prepared, inputs.views, current())
     for epoch in (0, 1):
         for views in setting.batches(inputs.recipe, 0, inputs.slots).epoch(epoch):
             with torch.no_grad():
-                live = network(views.image).numpy()
+                live = network(views.image.cpu()).numpy()
             np.testing.assert_allclose(stored[views.slot, views.index], live, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.cpu
 def test_a_copy_takes_what_was_planned(world: World) -> None:
     found = plan(project.check(PARAMS | {"self_taught": COPIES}), {"toy": world.prepared.meta})
     item = next(item for item in found.items if item.kind == "self-taught")
@@ -158,6 +162,7 @@ def test_a_copy_that_was_cut_off_while_it_was_stored_is_not_trained_again(
     assert digests[0] == digests[1]
 
 
+@pytest.mark.cpu
 def test_another_teachers_store_is_refused(world: World, tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     shutil.copytree(world.path("artifacts/teachers/big/weights"), weights)
@@ -181,7 +186,7 @@ def test_the_students_loss_is_the_formula() -> None:
     found = assemble("kd")
     batch = found.batch(5)
     generator = seeding.generator("copies")
-    given = {f"{name}/logits": 2 * torch.randn(5, CLASSES, generator=generator) for name in NAMES}
+    given = {f"{name}/logits": here(2 * torch.randn(5, CLASSES, generator=generator)) for name in NAMES}
     batch = replace(batch, teacher=batch.teacher | given)
     schedule = Schedule(Config(names=NAMES, fusion=0.3, beta=0.5), found.context)
     plan = schedule(found.taps(batch), batch)
@@ -234,18 +239,20 @@ def test_the_first_steps_target_is_what_the_copies_say_of_the_same_views(
         network = load(world.path(f"artifacts/self_taught/big/{name}/weights"))[0]
         for views, fetched in (seen[0], seen[-1]):
             with torch.no_grad():
-                live = network(views.image)
-            torch.testing.assert_close(fetched[f"{name}/logits"], live, rtol=1e-4, atol=1e-4)
+                live = network(views.image.cpu())
+            torch.testing.assert_close(fetched[f"{name}/logits"].cpu(), live, rtol=1e-4, atol=1e-4)
 
 
 # ------------------------------------------------------------------ resolution and bad input
 
 
+@pytest.mark.cpu
 def test_a_run_depends_on_the_copies_that_it_reads(world: World, tmp_path: Path) -> None:
     assert set(resolved(world, "star-one", {"names": ["one"]}).self_taught) == {"one"}
     assert world.inputs("kd").self_taught == {}
 
 
+@pytest.mark.cpu
 def test_copies_that_are_not_there_or_of_another_teacher_are_told(world: World, tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError, match="Teacher 'big' has no self-taught copy 'three'") as error:
         resolved(world, "star-three", {"names": ["three"]})
@@ -261,6 +268,7 @@ def test_copies_that_are_not_there_or_of_another_teacher_are_told(world: World, 
         said.write_text(before)
 
 
+@pytest.mark.cpu
 def test_a_store_that_changed_since_is_refused(world: World) -> None:
     inputs = resolved(world, "star-changed")
     held = {
@@ -273,6 +281,7 @@ def test_a_store_that_changed_since_is_refused(world: World) -> None:
         world.distil("star-changed", inputs.model_copy(update={"self_taught": held}))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("copy", "error", "match"),
     [
@@ -291,6 +300,7 @@ def test_blocks_that_cannot_be_are_told(
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.cpu
 def test_a_name_that_is_taken_is_told() -> None:
     with pytest.raises(ParamsError, match=r"self_taught\.features is the name of another file"):
         project.check(PARAMS | {"self_taught": {"features": COPIES["one"]}})

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from device_fixtures import current, here
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_fixtures import (
     CLASSES,
-    CPU,
     RECIPE,
     STUDENT,
     TEACHER,
@@ -39,6 +39,8 @@ from pipeline.training.inputs import RunInputs
 from pipeline.training.loop import Moment, Training, sgd
 from pipeline.transform import TeacherTransform, TransformConfig
 
+pytestmark = pytest.mark.usefixtures("device")
+
 NOW = Moment("main", 0, 2, 0)
 
 
@@ -58,12 +60,12 @@ def made(
     """Build the objective of `method` with self-learning teachers on a small student."""
     found = assemble(method, options)
     context = replace(found.context, teacher=frozen_teacher().network)
-    schedule = Schedule(Config(**(settings or {})), context)
+    schedule = here(Schedule(Config(**(settings or {})), context))
     batch = found.batch(5)
     needed = (*found.needs.teacher, *Schedule.needs(schedule.config).teacher)
     teacher = frozen_teacher().features(batch.image, needed, batch.label)
     batch = replace(batch, teacher=teacher)
-    objective = Distillation(found.student, found.method, schedule, None, Fixed(teacher), CPU, 0)
+    objective = Distillation(found.student, found.method, schedule, None, Fixed(teacher), current(), 0)
     return objective, schedule, found, batch
 
 
@@ -215,7 +217,7 @@ class Given(nn.Module):
 def test_gradients_of_self_learning_teachers_against_differences(detach: bool) -> None:
     objective, schedule, found, batch = made({"detach": detach, "fusion": 0.3})
     generator = seeding.generator("given")
-    given = [2 * torch.randn(5, CLASSES, generator=generator) for _ in range(2)]
+    given = [here(2 * torch.randn(5, CLASSES, generator=generator)) for _ in range(2)]
     schedule.networks = nn.ModuleList(Given(x) for x in given)
     loss, _ = step(objective, batch)
     loss.backward()
@@ -270,7 +272,7 @@ def test_the_teacher_is_neither_held_nor_trained() -> None:
     teacher = frozen_teacher().network
     before = {name: x.clone() for name, x in teacher.state_dict().items()}
     found = assemble("kd")
-    schedule = Schedule(Config(), replace(found.context, teacher=teacher))
+    schedule = here(Schedule(Config(), replace(found.context, teacher=teacher)))
     held = {id(x) for x in schedule.parameters()}
     assert held.isdisjoint(id(x) for x in teacher.parameters())
     assert not any(x.requires_grad for x in teacher.parameters())
@@ -303,6 +305,7 @@ def test_one_optimiser_does_what_three_of_equal_settings_do() -> None:
 # ------------------------------------------------------------------ the networks
 
 
+@pytest.mark.cpu
 def test_they_are_untrained_copies_that_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     _, one, _, _ = made()
@@ -323,6 +326,7 @@ def test_they_are_untrained_copies_that_depend_on_the_seed_alone() -> None:
     assert not torch.equal(other.networks[0].classifier.weight, one.networks[0].classifier.weight)
 
 
+@pytest.mark.cpu
 def test_a_teacher_that_cannot_be_drawn_anew_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found = assemble("kd")
     teacher = frozen_teacher().network
@@ -360,7 +364,7 @@ def test_distances_are_means_of_an_epoch() -> None:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
@@ -478,6 +482,7 @@ def test_methods_that_read_no_logits_are_taught_too(world: World) -> None:
 # ------------------------------------------------------------------ bad input
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
@@ -500,6 +505,7 @@ def test_settings_that_cannot_be_are_told_in_one_line(settings: dict[str, Any], 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.cpu
 def test_defaults_are_the_published_constants() -> None:
     config = Config()
     assert (config.num_networks, config.temperature, config.beta, config.detach) == (2, 4.0, 1.0, False)
@@ -508,6 +514,7 @@ def test_defaults_are_the_published_constants() -> None:
     assert validate(Config, {"fusion": 1}, "").shares == (1.0, 0.0)  # yaml's 1 is a number too
 
 
+@pytest.mark.cpu
 def test_teaching_by_a_method_that_reads_no_logits_is_told(world: World) -> None:
     with pytest.raises(StillhouseError, match="The method reads stage2 of the teacher") as error:
         resolved(world, "no-logits", method="fitnet", schedule_config={"lesson": "method"})
@@ -515,6 +522,7 @@ def test_teaching_by_a_method_that_reads_no_logits_is_told(world: World) -> None
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.cpu
 def test_a_term_that_the_lesson_does_not_weigh_is_told() -> None:
     objective, _, _, batch = made({"lesson": "method", "student_weights": {"ce": 1.0}})
     with pytest.raises(ParamsError, match="Term 'kd' of the method has no weight; found weights for ce"):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from feature_fixtures import CPU, REQUESTED, Small, small_store
+from device_fixtures import current, here
+from feature_fixtures import REQUESTED, Small, small_store
 from torch import Tensor
 
 from pipeline.errors import DamagedArtifactError, ParamsError
@@ -22,26 +23,28 @@ from pipeline.network import Taps
 from pipeline.normalise import Normalise
 from pipeline.views import view_ids, view_space
 
+pytestmark = pytest.mark.usefixtures("device")
+
 RESIDENT = {"resident": 1 << 30, "batch by batch": 0, "mixed": 20_000}
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+def small(device: str, tmp_path_factory: pytest.TempPathFactory) -> Small:
     return small_store(tmp_path_factory.mktemp("small"))
 
 
 def cached(small: Small, names: Iterable[str], slots: int, **options: Any) -> CachedSource:
     options = {"checkpoints": ["last", "anchor_050"]} | options
     stores = dict.fromkeys(names, small.path)
-    return CachedSource(stores, options.pop("checkpoints"), slots, CPU.device, **options)
+    return CachedSource(stores, options.pop("checkpoints"), slots, current().device, **options)
 
 
 def shown(small: Small, slot: int, index: Tensor) -> Tensor:
     """Return the normalised views that a student sees."""
     space, meta = view_space(small.manifest.views), small.prepared.meta
-    image = torch.from_numpy(small.prepared.splits["train"].images[index.numpy()])
+    image, index = here(torch.from_numpy(small.prepared.splits["train"].images[index.numpy()])), here(index)
     view = space.apply(image, view_ids(space, slot, index), index)
-    return Normalise(meta.mean, meta.std, CPU.device)(view)
+    return Normalise(meta.mean, meta.std, current().device)(view)
 
 
 def assert_alike(found: Taps, live: Taps) -> None:
@@ -66,14 +69,14 @@ def test_cached_is_what_online_gives(
     small: Small, names: tuple[str, ...], slots: int, checkpoint: str, resident_bytes: int
 ) -> None:
     source = cached(small, names, slots, resident_bytes=resident_bytes)
-    teachers = {name: Teacher(one, CPU) for name, one in small.networks.items()}
+    teachers = {name: Teacher(one, current()) for name, one in small.networks.items()}
     online = OnlineSource(teachers, names)
     draw = torch.Generator().manual_seed(0)
     begun = []
     for slot in range(slots + 1):  # all are begun before any is taken
         index = torch.randint(0, 50, (23,), generator=draw)
         image = shown(small, slot, index)
-        arguments = (checkpoint, slot, index, image, torch.zeros_like(index))
+        arguments = (checkpoint, slot, index, image, here(torch.zeros_like(index)))
         begun.append((source.begin(*arguments), online.begin(*arguments)))
     for take_cached, take_online in begun:
         assert_alike(take_cached(), take_online())
@@ -83,7 +86,7 @@ def test_the_sources_would_differ_on_another_slot_sample_or_checkpoint(small: Sm
     """The comparison above can fail."""
     source, index = cached(small, ["logits"], 3), torch.arange(20)
     image = shown(small, 2, index)
-    live = OnlineSource({"last": Teacher(small.networks["last"], CPU)}, ["logits"])
+    live = OnlineSource({"last": Teacher(small.networks["last"], current())}, ["logits"])
     expected = live.begin("last", 2, index, image, index)()
     assert_alike(source.begin("last", 2, index, image, index)(), expected)
     for wrong in (("last", 1, index), ("last", 2, index.flip(0)), ("anchor_050", 2, index)):
@@ -91,6 +94,7 @@ def test_the_sources_would_differ_on_another_slot_sample_or_checkpoint(small: Sm
             assert_alike(source.begin(*wrong, image, index)(), expected)
 
 
+@pytest.mark.cpu
 def test_a_source_without_features_gives_none(small: Small) -> None:
     index = torch.arange(3)
     image = shown(small, 0, index)
@@ -98,6 +102,7 @@ def test_a_source_without_features_gives_none(small: Small) -> None:
     assert OnlineSource({}, []).begin("last", 0, index, image, index)() == {}
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("names", "slots", "checkpoints", "parts"),
     [
@@ -144,6 +149,7 @@ def test_what_the_store_lacks_is_told_with_its_line_and_the_command(
         assert part in text
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("resident_bytes", [0, 1 << 30])
 def test_a_damaged_chunk_is_told_when_it_is_read(tmp_path: Path, resident_bytes: int) -> None:
     small = small_store(tmp_path)
@@ -159,6 +165,7 @@ def test_a_damaged_chunk_is_told_when_it_is_read(tmp_path: Path, resident_bytes:
         take()
 
 
+@pytest.mark.cpu
 def test_a_stream_gives_the_plain_samples_with_their_labels(
     small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:

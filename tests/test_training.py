@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from device_fixtures import current, here
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_fixtures import CPU, RECIPE, STUDENT, TIMES, VIEWS, prepared_data
+from training_fixtures import RECIPE, STUDENT, TIMES, VIEWS, prepared_data
 
 from pipeline import seeding
 from pipeline.errors import DivergedError, ParamsError, StillhouseError
@@ -33,6 +34,8 @@ from pipeline.training.loop import Moment, Training
 from pipeline.training.setting import Setting, all_slots
 from pipeline.views import slot_of, view_ids, view_space
 
+pytestmark = pytest.mark.usefixtures("device")
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
@@ -44,7 +47,7 @@ def alone(scratch: Path, prepared: Prepared, recipe: Recipe = RECIPE, **options:
     settings: dict[str, Any] = {"seed": 3, "identity": "a", "title": "alone"} | options
     train(
         scratch, settings.pop("spec", STUDENT), recipe, settings.pop("views", VIEWS), prepared,
-        settings.pop("seed"), CPU, **settings,
+        settings.pop("seed"), current(), **settings,
     )  # fmt: skip
     return scratch
 
@@ -123,6 +126,7 @@ def test_training_alone_is_a_plain_loop(
     assert moved > 1e-2  # the tolerance is far below what the training does
 
 
+@pytest.mark.cpu
 def test_the_init_is_a_function_of_the_seed(tmp_path: Path, prepared: Prepared) -> None:
     none = RECIPE.model_copy(update={"epochs": 0})
     one, same, other = (alone(tmp_path / str(n), prepared, none, seed=s) for n, s in enumerate([3, 3, 4]))
@@ -139,6 +143,7 @@ def test_training_twice_gives_the_same_bytes(tmp_path: Path, prepared: Prepared)
     assert history(one) == history(other)
 
 
+@pytest.mark.cpu
 def test_no_epochs_keep_the_init(tmp_path: Path, prepared: Prepared) -> None:
     scratch = alone(
         tmp_path / "a", prepared, RECIPE.model_copy(update={"epochs": 0}), anchors={"anchor_050": 0.5}
@@ -160,18 +165,21 @@ def test_loss_falls_on_patterns(tmp_path: Path, prepared: Prepared) -> None:
 # ------------------------------------------------------------------ recipe
 
 
+@pytest.mark.cpu
 def test_learning_rate_drops_after_the_milestones() -> None:
     rates = {epoch: Recipe().rate(epoch - 1) for epoch in range(1, 241)}  # by epoch, counted from 1
     expected = {e: 0.05 if e < 151 else 0.005 if e < 181 else 0.0005 if e < 211 else 0.00005 for e in rates}
     assert rates == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.cpu
 def test_learning_rate_warms_up_linearly() -> None:
     recipe = Recipe(learning_rate=0.1, warmup=4, milestones=(2, 6))
     expected = [0.025, 0.05, 0.1 * 0.75 * 0.1, 0.01, 0.01, 0.01, 0.001]
     assert [recipe.rate(epoch) for epoch in range(7)] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.cpu
 def test_history_tells_the_rate_of_every_epoch(tmp_path: Path, prepared: Prepared) -> None:
     recipe = RECIPE.model_copy(update={"epochs": 3, "milestones": (1, 2)})
     rows = history(alone(tmp_path / "a", prepared, recipe))
@@ -181,7 +189,7 @@ def test_history_tells_the_rate_of_every_epoch(tmp_path: Path, prepared: Prepare
 
 @pytest.mark.parametrize(("drop", "sizes"), [(False, [32, 32, 32, 4]), (True, [32, 32, 32])])
 def test_last_batch(prepared: Prepared, drop: bool, sizes: list[int]) -> None:
-    setting = Setting.of(prepared, VIEWS, CPU)
+    setting = Setting.of(prepared, VIEWS, current())
     recipe = RECIPE.model_copy(update={"batch_size": 32, "drop_last": drop})
     batches = setting.batches(recipe, 0, 9)
     found = list(batches.epoch(0))
@@ -191,6 +199,7 @@ def test_last_batch(prepared: Prepared, drop: bool, sizes: list[int]) -> None:
     assert len(index.unique()) == len(index)  # every sample once
 
 
+@pytest.mark.cpu
 def test_dropping_the_only_batch_is_told_in_one_line(tmp_path: Path, prepared: Prepared) -> None:
     recipe = RECIPE.model_copy(update={"batch_size": 128, "drop_last": True})
     with pytest.raises(ParamsError, match="100 training samples make no batch of 128") as error:
@@ -199,7 +208,7 @@ def test_dropping_the_only_batch_is_told_in_one_line(tmp_path: Path, prepared: P
 
 
 def test_order_and_views_change_with_epoch_and_seed(prepared: Prepared) -> None:
-    setting = Setting.of(prepared, VIEWS, CPU)
+    setting = Setting.of(prepared, VIEWS, current())
     first = next(setting.batches(RECIPE, 0, 9).epoch(0))
     for seed, epoch in ((0, 1), (1, 0)):
         other = next(setting.batches(RECIPE, seed, 9).epoch(epoch))
@@ -208,6 +217,7 @@ def test_order_and_views_change_with_epoch_and_seed(prepared: Prepared) -> None:
     assert slots == set(range(1, 10))  # all views before one repeats
 
 
+@pytest.mark.cpu
 def test_all_slots_of_an_endless_space_is_none() -> None:
     space = view_space(VIEWS)
     assert all_slots(space, "all", "x") == 9
@@ -251,6 +261,7 @@ def test_best_epoch_is_picked_on_the_holdout(tmp_path: Path, share: float, split
     assert len(prepared.split("train")) == 160 * (1 - share)
 
 
+@pytest.mark.cpu
 def test_first_of_equal_epochs_is_the_best(tmp_path: Path) -> None:
     saved: list[str] = []
     training = bare(tmp_path, saved=saved)
@@ -316,6 +327,7 @@ def test_a_training_that_was_cut_off_ends_alike(
     assert not (again / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.cpu
 def test_a_checkpoint_of_something_else_is_not_used(
     tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +341,7 @@ def test_a_checkpoint_of_something_else_is_not_used(
     assert kept(again) == kept(whole)  # and nothing of the other one is left
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("content", [b"", b"not safetensors", None])
 def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, prepared: Prepared, content: bytes | None) -> None:
     path = tmp_path / "cut/checkpoint.safetensors"
@@ -345,12 +358,12 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, prepared: Prepared, co
 
 def test_checkpoint_restores_bit_for_bit(tmp_path: Path) -> None:
     def step(network: nn.Module, optimizer: torch.optim.SGD, seed: int) -> None:
-        image = torch.randn(4, 1, 8, 8, generator=seeding.generator(seed))
+        image = here(torch.randn(4, 1, 8, 8, generator=seeding.generator(seed)))
         optimizer.zero_grad()
         network(image).square().sum().backward()
         optimizer.step()
 
-    first, second = build(STUDENT, 0), build(STUDENT, 1)
+    first, second = here(build(STUDENT, 0)), here(build(STUDENT, 1))
     one, other = (loop.sgd(list(n.parameters()), RECIPE) for n in (first, second))
     step(first, one, 1)
     checkpoint.save(tmp_path / "c", {"student": first}, one, {"n": 1})
@@ -398,15 +411,15 @@ class Parts(nn.Module):
 
 def bare(scratch: Path, saved: list[str] | None = None, **options: Any) -> Training:
     torch.manual_seed(0)
-    network = options.pop("network", None) or Parts()
+    network = options.pop("network", None) or here(Parts())
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 255, (40, 1, 8, 8), generator=generator, dtype=torch.uint8)
     setting: dict[str, Any] = {
         "modules": {"student": network},
         "objective": Toy(network),
         "batches": Batches(
-            ResidentImages(images, view_space(VIEWS)),
-            torch.arange(40) % 4,
+            ResidentImages(here(images), view_space(VIEWS)),
+            here(torch.arange(40) % 4),
             9,
             lambda x: x.float() / 255,
             seed=0,
@@ -423,7 +436,7 @@ def bare(scratch: Path, saved: list[str] | None = None, **options: Any) -> Train
 
 
 def test_phases_follow_each_other_with_their_own_recipes(tmp_path: Path) -> None:
-    network = Parts()
+    network = here(Parts())
     toy = Toy(network)
     first = Phase("first", Recipe(epochs=1, learning_rate=0.1, milestones=()))
     none = Phase("none", Recipe(epochs=0))
@@ -436,7 +449,7 @@ def test_phases_follow_each_other_with_their_own_recipes(tmp_path: Path) -> None
 
 
 def test_frozen_prefixes_leave_parameters_alone_but_not_statistics(tmp_path: Path) -> None:
-    network = Parts()
+    network = here(Parts())
     before = {name: x.clone() for name, x in network.state_dict().items()}
     phase = Phase("first", Recipe(epochs=1, weight_decay=0.1), frozen=("stem.", "classifier.weight"))
     bare(tmp_path, network=network, phases=(phase,)).run()
@@ -446,7 +459,7 @@ def test_frozen_prefixes_leave_parameters_alone_but_not_statistics(tmp_path: Pat
         "stem.0.weight", "stem.0.bias", "stem.1.weight", "stem.1.bias", "classifier.weight", "classifier.bias",
     }  # fmt: skip
     # The next phase trains them, but not what was frozen from the start.
-    network = Parts()
+    network = here(Parts())
     before = {name: x.clone() for name, x in network.state_dict().items()}
     phases = (phase, Phase("second", Recipe(epochs=1)))
     bare(tmp_path, network=network, phases=phases).run()
@@ -455,7 +468,7 @@ def test_frozen_prefixes_leave_parameters_alone_but_not_statistics(tmp_path: Pat
 
 
 def test_what_a_method_freezes_stays_frozen(tmp_path: Path) -> None:
-    network, method = Parts(), nn.Linear(2, 2)
+    network, method = here(Parts()), here(nn.Linear(2, 2))
     method.weight.requires_grad_(False)
     training = bare(tmp_path, network=network, modules={"student": network, "method": method})
     training.run()
@@ -471,9 +484,9 @@ def test_phases_go_on_where_they_were_cut_off(
         Phase("first", Recipe(epochs=2, learning_rate=0.1), frozen=("stem",)),
         Phase("second", Recipe(epochs=2, learning_rate=0.2, milestones=(1,))),
     )
-    networks = [Parts(), Parts()]
+    networks = [here(Parts()), here(Parts())]
     networks[1].load_state_dict(networks[0].state_dict())
-    fresh = Parts()
+    fresh = here(Parts())
     fresh.load_state_dict(networks[0].state_dict())
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -506,7 +519,7 @@ def test_a_term_that_is_not_finite_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
-    network, saved = Parts(), list[str]()
+    network, saved = here(Parts()), list[str]()
     training = bare(tmp_path, saved, network=network, objective=Toy(network, bad=(6, value)))
     with pytest.raises(DivergedError, match=rf"bare: term 'bad' is {value} in epoch 2, step 3\.") as error:
         training.run()
@@ -537,7 +550,7 @@ def test_bfloat16_is_another_forward_pass_with_a_float32_loss(tmp_path: Path, pr
         VIEWS,
         prepared,
         3,
-        machine("cpu", "bfloat16"),
+        machine(str(current().device), "bfloat16"),
         identity="a",
         title="t",
     )
@@ -547,8 +560,9 @@ def test_bfloat16_is_another_forward_pass_with_a_float32_loss(tmp_path: Path, pr
     assert all(x.dtype != torch.bfloat16 for x in load_file(tmp_path / "a/weights/last.safetensors").values())
 
 
+@pytest.mark.cpu
 def test_begin_keeps_what_belongs_to_the_same_training(tmp_path: Path) -> None:
-    network = Parts()
+    network = here(Parts())
     weights = result.begin(tmp_path, "a", STUDENT)
     (weights / "best.safetensors").touch()
     state = {"identity": "a", "history": []}
@@ -559,6 +573,7 @@ def test_begin_keeps_what_belongs_to_the_same_training(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.cpu
 def test_saved_weights_are_this_networks_spec(tmp_path: Path, prepared: Prepared) -> None:
     scratch = alone(tmp_path / "a", prepared, RECIPE.model_copy(update={"epochs": 0}))
     spec = NetworkSpec.model_validate_json((scratch / "weights/network.json").read_text())

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from device_fixtures import current, here
 from torch import Tensor
 
 from pipeline import plugin, seeding
 from pipeline.dataset import ArraySplit, DatasetConfig, Source
 from pipeline.encoding import taps_of
 from pipeline.features.teacher import Teacher, on_device
-from pipeline.machine import Machine
 from pipeline.method import BaseMethod, Batch, Context, MethodConfig, Needs, Tables
 from pipeline.network import Network, NetworkSpec, build, load, probe
 from pipeline.params import project
@@ -32,7 +32,6 @@ from pipeline.training import distil as distilling
 from pipeline.training.inputs import RunInputs, StudentInputs
 
 torch.set_num_threads(1)  # networks this small lose by more, and threads of busy cores wait for each other
-CPU = Machine(torch.device("cpu"))
 CLASSES = 4
 STUDENT = NetworkSpec(family="resnet", network="resnet8", size=8, channels=1, classes=CLASSES)
 TEACHER = STUDENT.model_copy(update={"network": "resnet14"})
@@ -165,7 +164,7 @@ class World:
             "store": self.path("artifacts/features/big.zarr"),
             "metrics": out.with_suffix(".json"),
         }
-        match_channels.main(**(standard | places), out=out, device="cpu")
+        match_channels.main(**(standard | places), out=out, device=str(current().device))
         return out
 
     def distil(self, name: str, inputs: RunInputs, seed: int = 0, **options: Any) -> Path:
@@ -173,7 +172,7 @@ class World:
         scratch = self.root / "scratch" / name
         scratch.mkdir(parents=True, exist_ok=True)
         inputs = inputs.model_copy(update={"seed": seed})
-        distilling.distil(scratch, inputs, CPU, identity=options.pop("identity", name), **options)
+        distilling.distil(scratch, inputs, current(), identity=options.pop("identity", name), **options)
         return scratch
 
 
@@ -196,6 +195,7 @@ def make_world(
     )
     from stages import params as params_stage
 
+    device = str(current().device)
     prepare_data(root / "data/prepared/toy")
     artifacts = root / "artifacts"
     file = root / "params.yaml"
@@ -204,16 +204,21 @@ def make_world(
     params_stage.main(out=artifacts / "params", params=file)
     block, data = artifacts / "params/teachers/big", root / "data/prepared/toy"
     teacher, store = artifacts / "teachers/big", artifacts / "features/big.zarr"
-    train_teacher.main(block / "train.json", data=data, out=teacher, device="cpu")
+    train_teacher.main(block / "train.json", data=data, out=teacher, device=device)
     evaluate.main(
         teacher,
         data=data,
         out=artifacts / "metrics/big.json",
         predictions=artifacts / "predictions/teachers/big.npz",
-        device="cpu",
+        device=device,
     )
     extract_features.main(
-        block / "extract.json", data=data, weights=teacher / "weights", out=store, device="cpu", batch_size=50
+        block / "extract.json",
+        data=data,
+        weights=teacher / "weights",
+        out=store,
+        device=device,
+        batch_size=50,
     )
     fit_table.main(
         artifacts / "params/fits/big-moments.json",
@@ -231,7 +236,7 @@ def make_world(
     world = World(root, params)
     for seed in params["seeds"]:
         alone = artifacts / f"pretrained/small/{seed}"
-        pretrain_student.main(artifacts / "inputs/students/small.json", seed=seed, out=alone, device="cpu")
+        pretrain_student.main(artifacts / "inputs/students/small.json", seed=seed, out=alone, device=device)
     list_matches.main(artifacts / "params/matched/pair.json", out=artifacts / "matchings/pair/index.json")
     kcd = artifacts / "matchings/pair/pair-kcd"
     world.match(kcd, metrics=artifacts / "metrics/matchings/pair-kcd.json")
@@ -262,8 +267,8 @@ class Assembled:
 
     def batch(self, size: int = 6, seed: int = 0, **update: Any) -> Batch:
         generator = seeding.generator(seed, "batch")
-        image = torch.randn(size, 1, STUDENT.size, STUDENT.size, generator=generator)
-        label = torch.randint(CLASSES, (size,), generator=generator)
+        image = here(torch.randn(size, 1, STUDENT.size, STUDENT.size, generator=generator))
+        label = here(torch.randint(CLASSES, (size,), generator=generator))
         fields = {
             "image": image,
             "label": label,
@@ -282,7 +287,7 @@ class Assembled:
 
 
 def frozen_teacher(tables: Tables | None = None) -> Teacher:
-    return Teacher(build(TEACHER, "teacher"), CPU, on_device(tables or {}, CPU))
+    return Teacher(build(TEACHER, "teacher"), current(), on_device(tables or {}, current()))
 
 
 def assemble(
@@ -299,16 +304,16 @@ def assemble(
     teacher = frozen_teacher(arrays)
     every = probe(teacher.network, TEACHER.size, TEACHER.channels)
     assert taps_of(needs.teacher) <= set(every), f"{name} needs teacher taps that no network has"
-    image = torch.zeros(1, 1, STUDENT.size, STUDENT.size)
-    seen = {
-        key: tuple(x.shape[1:])
-        for key, x in teacher.features(image, needs.teacher, torch.zeros(1, dtype=torch.int64)).items()
-    }
+    image, label = (
+        here(torch.zeros(1, 1, STUDENT.size, STUDENT.size)),
+        here(torch.zeros(1, dtype=torch.int64)),
+    )
+    seen = {key: tuple(x.shape[1:]) for key, x in teacher.features(image, needs.teacher, label).items()}
     operations = module.Method.operations(config, plain, seen, arrays)
     spec = STUDENT.model_copy(
         update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
     )
-    student = build(spec, 0)
+    student = build(spec, 0).to(current().device)
     context = Context(
         num_classes=CLASSES,
         labels=torch.arange(100) % CLASSES,
@@ -320,7 +325,7 @@ def assemble(
     )
     with seeding.scope(0, "method"):
         method = module.Method(config, context)
-    return Assembled(student, method, needs, context)
+    return Assembled(student, method.to(current().device), needs, context)
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, Tensor]:

@@ -99,14 +99,15 @@ class Distillation(nn.Module):
         if self.transform is not None:
             self.transform.observe({name: x.detach() for name, x in taps.items()}, batch)
         terms: Terms = {}
-        loss = _weigh(plan.terms, plan.weights, terms, 1.0, "", "schedule")
+        none = torch.zeros((), device=views.image.device)
+        loss = _weigh(plan.terms, plan.weights, terms, none, 1.0, "", "schedule")
         for lesson in plan.lessons:
             taught = self._lesson(lesson, batch)
             found = self.method(taps, taught)
             if lesson.terms is not None:
                 found = {name: term for name, term in found.items() if name in lesson.terms}
             given = self.method.weights(taught) if lesson.weights is None else lesson.weights
-            loss = loss + _weigh(found, given, terms, lesson.weight, lesson.name, "method")
+            loss = loss + _weigh(found, given, terms, none, lesson.weight, lesson.name, "method")
         return loss, terms
 
     def diagnose(self) -> dict[str, float]:
@@ -120,18 +121,19 @@ class Distillation(nn.Module):
         return replace(batch, teacher=self.transform(lesson.teacher, batch))
 
 
-def _weigh(found: Terms, weights: Weights, terms: Terms, scale: float, prefix: str, what: str) -> Tensor:
-    """Add `found` to `terms` under their full names and return their weighted sum."""
+def _weigh(
+    found: Terms, weights: Weights, terms: Terms, total: Tensor, scale: float, prefix: str, what: str
+) -> Tensor:
+    """Add `found` to `terms` under their full names and return `total` and their weighted sum."""
     missing = found.keys() - weights.keys()
     if missing:
         raise ParamsError(
             f"Term '{min(missing)}' of the {what} has no weight; found weights for {', '.join(sorted(weights))}. "
             "Give all of them in the run's config.weights, or none, in params.yaml."
         )
-    total = torch.zeros(())
     for name, term in found.items():
         terms[f"{prefix}_{name}" if prefix else name] = term
-        total = total.to(term.device) + scale * weights[name] * term
+        total = total + scale * weights[name] * term
     return total
 
 

@@ -1,0 +1,188 @@
+"""A training step keeps to its device: on the `meta` device, which has no values and no way back from the CPU.
+
+What would fail on a GPU, or make it wait, is told here without one: a tensor that a step makes on the CPU or takes
+from there, and a value that it reads back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_methods import MATCHINGS, SETTINGS, TABLES
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from training_fixtures import RECIPE, Assembled, assemble, frozen_teacher
+
+from pipeline import plugin
+from pipeline.machine import Machine
+from pipeline.matching import Matching
+from pipeline.method import Batch
+from pipeline.network import Taps
+from pipeline.params.recipe import Phase
+from pipeline.schedule import ScheduleConfig, TeacherSchedule
+from pipeline.training.batches import Views
+from pipeline.training.distil import Distillation
+from pipeline.training.loop import Moment
+from pipeline.transform import TeacherTransform
+
+META = torch.device("meta")
+FINAL, INNER = "final", "stage3_block1"
+# Every method as it is, and what its defaults leave out: each kind of code, and other ways through the loss.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in plugin.names("methods")} | {
+    "fitnet standardised": ("fitnet", {"standardise": "moments"}),
+    "letkd1 nearest": ("letkd1", {"places": {FINAL: {"learns": "words", "feature": "final:nearest@words"}}}),
+    "letkd1 top4": ("letkd1", {"places": {FINAL: {"learns": "words", "feature": "final:top4@words"}}}),
+    "letkd2 subclass": (
+        "letkd2",
+        {"places": {INNER: {"learns": "subclasses", "feature": f"{INNER}:subclass@subclasses"}}},
+    ),
+    "quest nearest": ("quest", {"places": {FINAL: {"feature": "final:nearest@words"}}}),
+    "quest top4": ("quest", {"places": {FINAL: {"feature": "final:top4@words"}}}),
+    "dskd equal": ("dskd", {"balance": "equal"}),
+    "dskd differentiated": ("dskd", {"detach": False}),
+}
+SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (name, SETTINGS.get(("schedules", name), {})) for name in plugin.names("schedules")
+} | {
+    "self_learning method": ("self_learning", {"lesson": "method"}),
+    "self_learning self": ("self_learning", {"teachers": "self", "detach": True}),
+    "self_learning teacher": ("self_learning", {"teachers": "teacher"}),
+}
+PERMUTED = {"features": ("stage2",)}
+TRANSFORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (name, SETTINGS.get(("transforms", name), {})) for name in plugin.names("transforms")
+} | {
+    "permutation of ranges": ("permutation", PERMUTED | {"matching": "ranges"}),
+    "permutation dynamic": ("permutation", PERMUTED | {"student_tap": "stage2", "dynamic": 1}),
+}
+# Steps that cannot do without a value, and why.
+WAITING = {
+    "permutation dynamic": "the samples of a range of labels are picked by a mask, and how many they are is a value",
+}
+
+
+class KeepsToItsDevice(TorchDispatchMode):
+    """Refuses every operation whose result lies on the CPU."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if isinstance(x, Tensor):
+                assert x.device == META, f"{func} leaves a tensor on the {x.device}"
+        return found
+
+
+class Given:
+    """A source of the same features for every batch."""
+
+    def __init__(self, features: Taps) -> None:
+        self.features = features
+
+    def begin(self, *batch: Any) -> Callable[[], Taps]:
+        return lambda: self.features
+
+
+def matching(ranges: int = 1) -> Matching:
+    """Return one that keeps the number of channels, as the method needs it."""
+    origin = MATCHINGS["permutation", "kcd"].origin
+    recipe = origin.recipe.model_copy(update={"ranges": ranges})
+    orders = np.stack([np.roll(np.arange(32), number) for number in range(ranges)])
+    return Matching(origin.model_copy(update={"recipe": recipe}), {"permutation": orders})
+
+
+def table(name: str) -> Mapping[str, Any]:
+    moments = {"mean": np.zeros(32), "std": np.ones(32)}
+    return moments if name == "moments" else TABLES["letkd2", name]
+
+
+def build(
+    method: str = "kd",
+    settings: Mapping[str, Any] | None = None,
+    schedule: tuple[str, Mapping[str, Any]] | None = None,
+    transform: tuple[str, Mapping[str, Any]] | None = None,
+) -> tuple[Assembled, Distillation, Batch]:
+    """Return an objective, and a batch with all that it reads, on the CPU."""
+    found = assemble(method, settings, table)
+    context = replace(found.context, teacher=frozen_teacher().network)
+    batch = found.batch()
+    teacher: TeacherSchedule[Any] = TeacherSchedule(ScheduleConfig(), context)
+    if schedule is not None:
+        module = plugin.load("schedules", schedule[0])
+        teacher = module.Schedule(module.Config(**schedule[1]), context)
+        copies = module.Schedule.self_taught(teacher.config)
+        logits = {f"{name}/logits": batch.teacher["logits"] for name in copies}
+        batch = replace(batch, teacher=batch.teacher | logits)
+    changed: TeacherTransform[Any] | None = None
+    if transform is not None:
+        module = plugin.load("transforms", transform[0])
+        config = module.Config(**transform[1])
+        wanted = module.Transform.needs(config).matchings
+        matchings = {one.key: matching(2 if one.matching == "ranges" else 1) for one in wanted}
+        changed = module.Transform(config, replace(context, matchings=matchings))
+    source = Given(batch.teacher)
+    objective = Distillation(found.student, found.method, teacher, changed, source, Machine(META), 0)
+    return found, objective, batch
+
+
+def step(objective: Distillation, batch: Batch, phase: Phase) -> None:
+    """Run a step that is not the first, forward and backward, on the meta device."""
+    objective.to(META)
+    views = Views(1, batch.index, batch.image.to(META), batch.label.to(META))
+    fetched = {name: x.to(META) for name, x in batch.teacher.items()}
+    for number in (7, 8):
+        with KeepsToItsDevice():
+            loss, terms = objective(views, fetched, Moment(phase.name, 1, 2, number))
+            loss.backward()
+    assert loss.device == META
+    assert terms
+    for name, x in objective.named_parameters():
+        assert x.grad is None or x.grad.device == META, name
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_of_every_method_keeps_to_its_device(name: str) -> None:
+    method, settings = METHODS[name]
+    found, objective, batch = build(method, settings)
+    for phase in found.method.phases(RECIPE):
+        step(objective, batch, phase)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_step_of_every_schedule_keeps_to_its_device(name: str) -> None:
+    _, objective, batch = build(schedule=SCHEDULES[name])
+    step(objective, batch, Phase("main", RECIPE))
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if name not in WAITING])
+def test_a_step_of_every_transform_keeps_to_its_device(name: str) -> None:
+    _, objective, batch = build("fitnet", transform=TRANSFORMS[name])
+    step(objective, batch, Phase("main", RECIPE))
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_a_step_that_reads_a_value_is_listed_as_long_as_it_does(name: str) -> None:
+    _, objective, batch = build("fitnet", transform=TRANSFORMS[name])
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        step(objective, batch, Phase("main", RECIPE))
+
+
+def test_a_tensor_from_the_cpu_is_refused() -> None:
+    """What the tests above rest on."""
+    x = torch.zeros(3, device=META)
+    with KeepsToItsDevice():
+        with pytest.raises(AssertionError, match="leaves a tensor on the cpu"):
+            torch.zeros(())
+        with pytest.raises(AssertionError, match="leaves a tensor on the cpu"):
+            torch.arange(3)
+        with pytest.raises(RuntimeError, match="meta"):
+            x.sum().item()
+    with pytest.raises(RuntimeError, match="meta"):
+        x + torch.ones(3)
