@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fixtures import CPU, RECIPE, STUDENT, TEACHER, VIEWS, prepared_data
+from device_fixtures import CPU
+from training_fixtures import RECIPE, STUDENT, TEACHER, VIEWS, prepared_data
 
 from pipeline import threads
 from pipeline.metrics.cost import macs
