@@ -58,9 +58,9 @@ def serve(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(torch.hub, "urlopen", lambda request: Response(content))
 
 
-def saved(content: object) -> bytes:
+def saved(content: object, zipped: bool = True) -> bytes:
     file = io.BytesIO()
-    torch.save(content, file)
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
     return file.getvalue()
 
 
@@ -115,8 +115,13 @@ def test_a_file_of_something_else_than_tensors_is_refused(
 
 
 @pytest.mark.parametrize("hashed", [True, False])
-def test_a_file_of_tensors_is_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch, hashed: bool) -> None:
-    content = saved(STATE)
+@pytest.mark.parametrize(
+    "zipped", [True, False]
+)  # some of torchvision's files are older than the zipped form
+def test_a_file_of_tensors_is_loaded(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, hashed: bool, zipped: bool
+) -> None:
+    content = saved(STATE | {"fc.bias": torch.nn.Parameter(STATE["fc.bias"])}, zipped)
     name = f"net-{begins(content)}.pth" if hashed else "net-small.pth"
     publish(monkeypatch, name)
     (cache / name).write_bytes(content)
