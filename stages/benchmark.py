@@ -37,7 +37,7 @@ def main(
 
     from pipeline.benchmark import record
     from pipeline.benchmark.material import FULL, QUICK, Bench
-    from pipeline.machine import machine
+    from pipeline.compute.machine import machine
 
     where = machine(device)
     cuda = where.device.type == "cuda"

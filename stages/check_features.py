@@ -21,18 +21,18 @@ def main(
     rows: Annotated[int, typer.Option(help="Rows of each split to recompute.", min=1)] = 256,
 ) -> None:
     """Check a store against the live teacher; fail where rounding is no excuse. Say what its features see."""
-    from pipeline import artifact
+    from pipeline.artifacts import hashing, publish
+    from pipeline.compute.machine import machine
+    from pipeline.data.normalize import Normalize
+    from pipeline.data.prepared import Prepared
+    from pipeline.data.views import view_space
     from pipeline.errors import StaleArtifactError
     from pipeline.features import manifest as manifests
     from pipeline.features.check import Live, compare, summarise, worst
     from pipeline.features.receptive import receptive_fields
-    from pipeline.machine import machine
-    from pipeline.network import load
-    from pipeline.normalise import Normalise
-    from pipeline.prepared import Prepared
-    from pipeline.views import view_space
+    from pipeline.networks.weights import load
 
-    with artifact.replacing(summary, out):
+    with publish.replacing(summary, out):
         prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store)
         meta = prepared.meta
         networks = {checkpoint: load(weights, checkpoint)[0] for checkpoint in manifest.weights}
@@ -42,12 +42,12 @@ def main(
             data=meta.fingerprint,
             mean=meta.mean,
             std=meta.std,
-            weights={key: artifact.file_hash(weights / f"{key}.safetensors") for key in manifest.weights},
+            weights={key: hashing.file_hash(weights / f"{key}.safetensors") for key in manifest.weights},
         )
-        space, normalise = view_space(manifest.views), Normalise(meta.mean, meta.std, where.device)
+        space, normalize = view_space(manifest.views), Normalize(meta.mean, meta.std, where.device)
         found = []
         for checkpoint, network in networks.items():
-            live = Live.of(network, manifest.precision, where.device, normalise)
+            live = Live.of(network, manifest.precision, where.device, normalize)
             found += compare(store, manifest, live, checkpoint, prepared.splits, space, rows=rows)
         most = worst(found)
         if most.share > 1:
@@ -66,12 +66,12 @@ def main(
             | ({"field": asdict(seen[name])} if name in seen else {})
             for name, stored in floats.items()
         }
-        artifact.write_json(summary, {"bytes": size, "files": files, "features": features})
+        publish.write_json(summary, {"bytes": size, "files": files, "features": features})
         errors = {one.array: one.error for one in found if one.measure == "value"}
         shares: dict[str, float] = {}
         for one in found:
             shares[one.array] = max(one.share, shares.get(one.array, 0.0))
-        artifact.write_json(
+        publish.write_json(
             out,
             {
                 "precision": manifest.precision,

@@ -9,22 +9,21 @@ import typer
 
 from stages import command
 
-CATALOGUES = ("datasets", "networks", "layers", "encodings", "methods", "tables", "transforms", "schedules")
-
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder to make: stages/NAME.json, methods/NAME.json and so on.")],
 ) -> None:
     """Write one json of hashes for every stage and plug-in."""
-    from pipeline import artifact, closure, plugin
+    from pipeline import plugin
+    from pipeline.artifacts import closure, publish
 
     stages = [path.stem for path in (closure.root() / "stages").glob("*.py") if path.stem != "__init__"]
     modules = {f"stages/{name}": f"stages.{name}" for name in stages}
-    for catalogue in CATALOGUES:
-        modules |= {f"{catalogue}/{name}": f"pipeline.{catalogue}.{name}" for name in plugin.names(catalogue)}
-    with artifact.building(out) as scratch:
+    for catalogue in plugin.CATALOGUES:
+        modules |= {f"{catalogue}/{name}": plugin.module(catalogue, name) for name in plugin.names(catalogue)}
+    with publish.building(out) as scratch:
         for name, module in modules.items():
-            artifact.write_json(scratch / f"{name}.json", closure.code_hashes([module]))
+            publish.write_json(scratch / f"{name}.json", closure.code_hashes([module]))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.artifact import DISK_ERRORS
+from pipeline.artifacts.publish import DISK_ERRORS
 from pipeline.errors import StillhouseError
 
 # Before torch is imported, unless the user has decided: a thread of GNU's OpenMP that is done spins for milliseconds
@@ -125,7 +125,7 @@ def spread(module: str, processes: int) -> None:
     It returns at once in one process, and in those that torchrun has started.
     """
     if processes > 1 and "RANK" not in os.environ:
-        from pipeline.distributed import launch
+        from pipeline.compute.distributed import launch
 
         launch(module, sys.argv[1:], processes)
         sys.exit()
@@ -135,7 +135,7 @@ def _exit(line: str, status: int = 1, error: BaseException | None = None) -> NoR
     if "RANK" not in os.environ:
         print(f"error: {line}", file=sys.stderr)
         sys.exit(status)
-    from pipeline.distributed import tells
+    from pipeline.compute.distributed import tells
 
     if tells(error):
         print(f"error: {line}", file=sys.stderr)

@@ -22,17 +22,18 @@ def main(
 ) -> None:
     """Distil the student of INPUTS by its method."""
     from pipeline.params.base import load
-    from pipeline.training.inputs import RunInputs
+    from pipeline.runs.inputs import RunInputs
 
     found = load(RunInputs, inputs, "dvc repro inputs")
     command.spread("stages.distill", processes)
 
-    from pipeline import artifact, closure, distributed
-    from pipeline.machine import machine
-    from pipeline.training.distil import distil
+    from pipeline.artifacts import closure, hashing, publish
+    from pipeline.compute import distributed
+    from pipeline.compute.machine import machine
+    from pipeline.training.distill import distil
 
     code = closure.digest(["stages.distill"])
-    identity = artifact.content_hash([found.model_dump(mode="json"), precision, code])
+    identity = hashing.content_hash([found.model_dump(mode="json"), precision, code])
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
     with distributed.building(out, where.ranks) as scratch:
@@ -44,7 +45,7 @@ def main(
             resident_bytes=resident << 20,
         )
         if where.ranks.first:
-            artifact.write_json(scratch / "inputs.json", found.model_dump(mode="json"))
+            publish.write_json(scratch / "inputs.json", found.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

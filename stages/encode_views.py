@@ -31,25 +31,25 @@ def main(
 
     asked = load_block(CodeBlock, block)
 
-    from pipeline import artifact
-    from pipeline import table as tables
+    from pipeline.artifacts import hashing, publish
+    from pipeline.compute.machine import machine
+    from pipeline.data.prepared import Prepared
     from pipeline.features import manifest as manifests
     from pipeline.features.codes import Encoder
-    from pipeline.machine import machine
-    from pipeline.prepared import Prepared
+    from pipeline.tables import table as tables
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
     arrays, origin = tables.load(table)
     manifests.require_source(table, origin, store, manifests.read(store))
-    fitted_to, table_hash = origin["table"]["config"]["feature"], artifact.file_hash(table)
+    fitted_to, table_hash = origin["table"]["config"]["feature"], hashing.file_hash(table)
     encoder = Encoder(asked, data, weights, store, arrays, table_hash, fitted_to, where, batch_size)
-    with artifact.replacing(summary, metrics), artifact.building(out, resume=True) as scratch:
+    with publish.replacing(summary, metrics), publish.building(out, resume=True) as scratch:
         manifest = encoder.run(scratch)
         lost = encoder.lost()
         stored = manifest.features[asked.code]
-        artifact.write_json(summary, {"code": asked.code, "digest": stored.digest})
+        publish.write_json(summary, {"code": asked.code, "digest": stored.digest})
         numbers = {"slots": stored.slots, "mean_kl_lost": lost}
-        artifact.write_json(metrics, {"code": asked.code} | numbers)
+        publish.write_json(metrics, {"code": asked.code} | numbers)
 
 
 if __name__ == "__main__":

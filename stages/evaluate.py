@@ -20,37 +20,37 @@ def main(
     device: command.Device = "auto",
 ) -> None:
     """Evaluate the last and the best weights of FOLDER."""
-    from pipeline import artifact
+    from pipeline.artifacts import publish
     from pipeline.errors import MissingArtifactError, ParamsError
 
     if not folder.is_dir():
         raise MissingArtifactError(f"{folder} does not exist. Make it with: dvc repro")
     inputs_path = folder / "inputs.json"
-    inputs = artifact.read_json(inputs_path, "dvc repro") if inputs_path.exists() else {}
+    inputs = publish.read_json(inputs_path, "dvc repro") if inputs_path.exists() else {}
     if inputs:
         _check(inputs, inputs_path)
     if data is None and "data" not in inputs:
         raise ParamsError(f"{folder} does not say which data it was trained on. Give --data.")
 
-    from pipeline.machine import machine
-    from pipeline.training.evaluate import evaluate
+    from pipeline.compute.machine import machine
+    from pipeline.evaluation.evaluate import evaluate
 
     where = machine(device)  # a slip in an option must not cost what is there
-    with artifact.replacing(predictions, out):
+    with publish.replacing(predictions, out):
         found, arrays = evaluate(folder, Path(inputs["data"]) if data is None else data, inputs, where)
 
         import numpy as np
 
-        with artifact.writing(predictions) as part, part.open("wb") as file:
+        with publish.writing(predictions) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
-        artifact.write_json(out, found)
+        publish.write_json(out, found)
 
 
 def _check(inputs: Any, path: Path) -> None:
     """Refuse a student's inputs that are not of the form that its training wrote."""
     from pipeline.errors import DamagedArtifactError, ParamsError
     from pipeline.params.base import validate
-    from pipeline.training.inputs import RunInputs, StudentInputs
+    from pipeline.runs.inputs import RunInputs, StudentInputs
 
     try:
         if not isinstance(inputs, dict):

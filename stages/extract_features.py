@@ -34,16 +34,18 @@ def main(
 
     from importlib.metadata import version
 
-    from pipeline import artifact, closure, distributed
-    from pipeline.encoding import encodings_of
+    from pipeline import plugin
+    from pipeline.artifacts import closure, hashing
+    from pipeline.compute import distributed
+    from pipeline.compute.machine import machine
+    from pipeline.data.normalize import Normalize
+    from pipeline.data.prepared import Prepared
+    from pipeline.data.views import num_slots, view_space
+    from pipeline.features.encoding import encodings_of
     from pipeline.features.extract import Extraction, fill, stored_features
     from pipeline.features.manifest import Manifest
     from pipeline.features.teacher import Teacher
-    from pipeline.machine import machine
-    from pipeline.network import load
-    from pipeline.normalise import Normalise
-    from pipeline.prepared import Prepared
-    from pipeline.views import num_slots, view_space
+    from pipeline.networks.weights import load
 
     prepared = Prepared.open(data)
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
@@ -61,7 +63,7 @@ def main(
     manifest = Manifest(
         teacher=name,
         network=next(iter(loaded.values()))[1],
-        weights={key: artifact.file_hash(weights / f"{key}.safetensors") for key in teachers},
+        weights={key: hashing.file_hash(weights / f"{key}.safetensors") for key in teachers},
         data=meta.fingerprint,
         samples=meta.samples,
         mean=meta.mean,
@@ -79,15 +81,15 @@ def main(
         teachers,
         prepared.splits,
         space,
-        Normalise(meta.mean, meta.std, where.device),
+        Normalize(meta.mean, meta.std, where.device),
         batch_size=batch_size,
         compression=extract.compression,
         ranks=where.ranks,
     )
-    plugins = [f"networks.{manifest.network.family}"]
-    plugins += [f"encodings.{encoding}" for encoding in encodings_of(extract.features)]
-    code = closure.digest(["stages.extract_features", *(f"pipeline.{plug}" for plug in plugins)])
-    identity = artifact.content_hash([manifest.model_dump(mode="json"), extract.compression, code])
+    plugins = [plugin.module("networks", manifest.network.family)]
+    plugins += [plugin.module("encodings", encoding) for encoding in encodings_of(extract.features)]
+    code = closure.digest(["stages.extract_features", *plugins])
+    identity = hashing.content_hash([manifest.model_dump(mode="json"), extract.compression, code])
     with distributed.building(out, where.ranks) as scratch:
         fill(scratch, extraction, identity, f"features of {name}")
 

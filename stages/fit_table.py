@@ -26,15 +26,17 @@ def main(
 
     fit = load(FitBlock, block)
 
-    from pipeline import artifact, plugin, table
+    from pipeline import plugin
+    from pipeline.artifacts import hashing, publish
+    from pipeline.data.prepared import Prepared
     from pipeline.features import manifest as manifests
     from pipeline.features.source import check_stored
     from pipeline.features.stream import PlainStream
-    from pipeline.prepared import Prepared
+    from pipeline.tables import table
 
     module = plugin.load("tables", fit.table)
     config = validate(module.Config, fit.config, f"tables.{out.stem}.config")
-    with artifact.replacing(out, metrics):
+    with publish.replacing(out, metrics):
         data, manifest = Prepared.open(prepared / fit.dataset), manifests.read(store)
         manifests.require(store, manifest, data=data.meta.fingerprint)
         check_stored(store, manifest, config.feature, ["last"], 0)
@@ -43,14 +45,14 @@ def main(
             "teacher": manifest.teacher,
             "weights": manifest.weights["last"],
             "digest": manifest.features[config.feature].digest["last/train"],
-            "base": None if base is None else artifact.file_hash(base),
+            "base": None if base is None else hashing.file_hash(base),
         }
         space = table.open_base(base, fit.table, getattr(module, "BASE", None), origin)
         stream = PlainStream(store, config.feature, data.split("train").labels)
         fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes), base=space))
-        with artifact.writing(out) as part:
+        with publish.writing(out) as part:
             table.save(part, fitted, origin)
-        artifact.write_json(metrics, fitted.quality)
+        publish.write_json(metrics, fitted.quality)
 
 
 if __name__ == "__main__":

@@ -26,20 +26,20 @@ def main(
     ] = None,
 ) -> None:
     """Write one json of inputs for every seed of every run that 'distill' asks of the pair of BLOCK."""
-    from pipeline import artifact
+    from pipeline.artifacts import publish
     from pipeline.params.base import load
     from pipeline.params.student import PairBlock
 
     pair = load(PairBlock, block)
 
-    from pipeline.training.resolve import Places, resolve_run
+    from pipeline.runs.resolve import Places, resolve_run
 
     data = prepared / pair.student.dataset
     places = Places(data, weights, store, codes, tables, matchings, evaluation, code, self_taught)
-    with artifact.building(out) as scratch:
+    with publish.building(out) as scratch:
         for run in pair.runs:
             for seed, inputs in resolve_run(pair, run, places).items():
-                artifact.write_json(scratch / run / f"{seed}.json", inputs.model_dump(mode="json"))
+                publish.write_json(scratch / run / f"{seed}.json", inputs.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

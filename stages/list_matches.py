@@ -15,13 +15,13 @@ def main(
     out: Annotated[Path, typer.Option(help="Json to make.")],
 ) -> None:
     """Write which of 'matches' are of the pair of BLOCK."""
-    from pipeline import artifact
+    from pipeline.artifacts import publish
     from pipeline.params.base import load
     from pipeline.params.matching import MatchesBlock
 
     found = load(MatchesBlock, block)
-    with artifact.replacing(out):
-        artifact.write_json(out, found.model_dump(mode="json"))
+    with publish.replacing(out):
+        publish.write_json(out, found.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

@@ -30,17 +30,18 @@ def main(
 
     import numpy as np
 
-    from pipeline import artifact, progress
-    from pipeline.machine import machine
-    from pipeline.prepared import Prepared
-    from pipeline.training.discrepancy import between, measured
-    from pipeline.training.matching import Matcher
+    from pipeline import progress
+    from pipeline.artifacts import publish
+    from pipeline.compute.machine import machine
+    from pipeline.data.prepared import Prepared
+    from pipeline.matching.discrepancy import between, measured
+    from pipeline.matching.matcher import Matcher
 
     where = machine(device)  # a slip in an option must not cost what is there
     data = Prepared.open(prepared / match.dataset)
     numbers: dict[str, Any] = {}
     classes, counts = [], None
-    with artifact.replacing(metrics), artifact.building(out) as scratch:
+    with publish.replacing(metrics), publish.building(out) as scratch:
         (scratch / "measured").mkdir()
         for seed in match.seeds:
             matcher = Matcher(match, seed, students / str(seed), weights, store, data, where)
@@ -55,7 +56,7 @@ def main(
         if counts is not None and len(classes) > 1:
             for seed, found in zip(match.seeds, between(classes, counts), strict=True):
                 numbers[str(seed)]["overlap"]["students"] = found
-        artifact.write_json(metrics, numbers)
+        publish.write_json(metrics, numbers)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def main(
 ) -> None:
     """List all networks with their parameters, multiply-accumulates and taps."""
     from pipeline import plugin
-    from pipeline.artifact import write_json
+    from pipeline.artifacts.publish import write_json
 
     records = []
     open_families = []
@@ -38,12 +38,13 @@ def _describe(family: str, name: str, size: int, channels: int, classes: int) ->
     """Return what is known of one network; `reason` where it cannot read these images."""
     import torch
 
-    from pipeline import network
     from pipeline.errors import StillhouseError
-    from pipeline.metrics import cost
+    from pipeline.evaluation import cost
+    from pipeline.networks import network
+    from pipeline.networks.spec import NetworkSpec
 
     record: dict[str, Any] = {"name": name, "family": family}
-    spec = network.NetworkSpec(family=family, network=name, size=size, channels=channels, classes=classes)
+    spec = NetworkSpec(family=family, network=name, size=size, channels=channels, classes=classes)
     try:
         with torch.device("meta"):  # shapes alone: nothing is drawn and nothing is computed
             built = network.build(spec, 0)

@@ -18,19 +18,19 @@ def main(
     params: command.Params = Path("params.yaml"),
 ) -> None:
     """Check params.yaml, settings of plug-ins included, and write one json for every block of it."""
-    from pipeline import artifact
+    from pipeline.artifacts import publish
     from pipeline.params import project
     from pipeline.params.base import parse, text
 
     content = text(params)
     found = project.check(parse(content, params))
     project.check_plugins(found)
-    with artifact.building(out) as scratch:
+    with publish.building(out) as scratch:
         for name, block in project.blocks(found).items():
-            artifact.write_json(scratch / f"{name}.json", block.model_dump(mode="json"))
+            publish.write_json(scratch / f"{name}.json", block.model_dump(mode="json"))
         # The very bytes: while params.yaml has them, what DVC makes of it needs no other check.
         (scratch / CHECKED).write_bytes(content.encode("utf-8"))
-        artifact.write_json(scratch / PASSED, True)
+        publish.write_json(scratch / PASSED, True)
 
 
 if __name__ == "__main__":

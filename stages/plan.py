@@ -12,7 +12,7 @@ import typer
 from stages import command
 
 if TYPE_CHECKING:
-    from pipeline.planning import Item, Plan
+    from pipeline.runs.planning import Item, Plan
 
 # Stages of seconds that rewrite their outs on most edits, changed or not: only what changes in them counts.
 LIGHT = ("code", "params", "student_inputs", "list_matches", "inputs")
@@ -67,9 +67,9 @@ def main(
     sections = project.check(read(params))
     project.check_plugins(sections)
 
+    from pipeline.data.prepared import Prepared
     from pipeline.errors import MachineError
-    from pipeline.planning import plan
-    from pipeline.prepared import Prepared
+    from pipeline.runs.planning import plan
 
     names = {teacher.dataset for teacher in sections.teachers.values()}
     names |= {student.dataset for student in sections.students.values()}

@@ -15,7 +15,8 @@ def main(
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
 ) -> None:
     """Prepare a data set: raw files to uint8 arrays, labels, splits and fingerprints."""
-    from pipeline import artifact, plugin
+    from pipeline import plugin
+    from pipeline.artifacts import publish
     from pipeline.errors import DataError
     from pipeline.params.base import load, validate
     from pipeline.params.dataset import PrepareBlock
@@ -27,9 +28,9 @@ def main(
     # `out` is replaced, so a slip in --out must not cost a folder of something else.
     if out.exists() and not ((out / "meta.json").is_file() or (out.is_dir() and not any(out.iterdir()))):
         raise DataError(f"{out} exists and holds no prepared data. Remove it, or give another --out.")
-    artifact.remove(out)  # at once: a source that cannot be opened leaves no stale data behind
+    publish.remove(out)  # at once: a source that cannot be opened leaves no stale data behind
 
-    from pipeline.prepare import prepare
+    from pipeline.data.preparation import prepare
 
     meta = prepare(plug.open_source(config), found.source, config, out)
     counts = ", ".join(f"{split} {number}" for split, number in meta.samples.items())

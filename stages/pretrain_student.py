@@ -22,20 +22,21 @@ def main(
 ) -> None:
     """Train the student of INPUTS on labels alone."""
     from pipeline.params.base import load
-    from pipeline.training.inputs import StudentInputs, check_data
+    from pipeline.runs.inputs import StudentInputs, check_data
 
     found = load(StudentInputs, inputs, "dvc repro student_inputs")
     command.spread("stages.pretrain_student", processes)
 
-    from pipeline import artifact, closure, distributed
-    from pipeline.machine import machine
-    from pipeline.prepared import Prepared
+    from pipeline.artifacts import closure, hashing, publish
+    from pipeline.compute import distributed
+    from pipeline.compute.machine import machine
+    from pipeline.data.prepared import Prepared
     from pipeline.training.alone import train
 
     prepared = Prepared.open(Path(found.data))
     check_data(found, prepared)
     code = closure.digest(["stages.pretrain_student"])
-    identity = artifact.content_hash([found.model_dump(mode="json"), seed, precision, code])
+    identity = hashing.content_hash([found.model_dump(mode="json"), seed, precision, code])
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
     with distributed.building(out, where.ranks) as scratch:
@@ -51,7 +52,7 @@ def main(
             title=f"student {found.student} seed {seed}",
         )
         if where.ranks.first:
-            artifact.write_json(scratch / "inputs.json", found.model_dump(mode="json") | {"seed": seed})
+            publish.write_json(scratch / "inputs.json", found.model_dump(mode="json") | {"seed": seed})
 
 
 if __name__ == "__main__":

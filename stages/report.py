@@ -17,15 +17,15 @@ def main(
     params: command.Params = Path("params.yaml"),
 ) -> None:
     """Write the report of all pairs, runs and seeds that params.yaml lists."""
-    from pipeline import artifact
-    from pipeline.report.collect import collect
+    from pipeline.artifacts import publish
+    from pipeline.report.collect.collect import collect
 
     results = collect(params, artifacts, prepared)
 
     from pipeline.report.export import export
     from pipeline.report.page import page
 
-    with artifact.building(out) as scratch:
+    with publish.building(out) as scratch:
         export(results, scratch)
         (scratch / "index.html").write_text(page(results), encoding="utf-8")
 

@@ -17,16 +17,16 @@ def main(
     out: Annotated[Path, typer.Option(help="Json to make.")],
 ) -> None:
     """Write the json of inputs of the student of BLOCK."""
-    from pipeline import artifact
+    from pipeline.artifacts import publish
     from pipeline.params.base import load
     from pipeline.params.student import StudentBlock
 
     student = load(StudentBlock, block)
 
-    from pipeline.training.resolve import resolve_student
+    from pipeline.runs.resolve import resolve_student
 
-    with artifact.replacing(out):
-        artifact.write_json(out, resolve_student(student, data, code).model_dump(mode="json"))
+    with publish.replacing(out):
+        publish.write_json(out, resolve_student(student, data, code).model_dump(mode="json"))
 
 
 if __name__ == "__main__":

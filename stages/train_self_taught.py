@@ -28,21 +28,22 @@ def main(
 
     asked = load(SelfTaughtBlock, block)
 
-    from pipeline import artifact, closure
+    from pipeline import plugin
+    from pipeline.artifacts import closure, hashing, publish
+    from pipeline.compute.machine import machine
+    from pipeline.data.prepared import Prepared
     from pipeline.features import manifest as manifests
-    from pipeline.machine import machine
-    from pipeline.prepared import Prepared
     from pipeline.training.self_taught import train
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
     made = manifests.read(store)
-    plugins = ("methods.kd", "schedules.final", f"networks.{made.network.family}")
-    code = closure.digest(["stages.train_self_taught", *(f"pipeline.{plug}" for plug in plugins)])
+    plugins = (("methods", "kd"), ("schedules", "final"), ("networks", made.network.family))
+    code = closure.digest(["stages.train_self_taught", *(plugin.module(*plug) for plug in plugins)])
     read = [made.weights.get("last"), made.features.get("logits"), made.data]
-    identity = artifact.content_hash(
+    identity = hashing.content_hash(
         [asked.model_dump(mode="json"), precision, code, [str(part) for part in read]]
     )
-    with artifact.replacing(summary), artifact.building(out, resume=True) as scratch:
+    with publish.replacing(summary), publish.building(out, resume=True) as scratch:
         found = train(
             scratch,
             asked,
@@ -55,7 +56,7 @@ def main(
             resident_bytes=resident << 20,
         )
         about = {"self_taught": asked.name, "teacher": made.weights["last"]}
-        artifact.write_json(summary, about | {"digest": found.features["logits"].digest})
+        publish.write_json(summary, about | {"digest": found.features["logits"].digest})
 
 
 if __name__ == "__main__":

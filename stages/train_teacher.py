@@ -27,10 +27,12 @@ def main(
     teacher = load(TrainBlock, block)
     command.spread("stages.train_teacher", processes)
 
-    from pipeline import artifact, closure, distributed
-    from pipeline.machine import machine
-    from pipeline.network import NetworkSpec
-    from pipeline.prepared import Prepared
+    from pipeline import plugin
+    from pipeline.artifacts import closure, hashing
+    from pipeline.compute import distributed
+    from pipeline.compute.machine import machine
+    from pipeline.data.prepared import Prepared
+    from pipeline.networks.spec import NetworkSpec
     from pipeline.training.alone import train
 
     prepared = Prepared.open(data)
@@ -42,8 +44,8 @@ def main(
         classes=len(prepared.meta.classes),
         weights=teacher.weights,
     )
-    code = closure.digest(["stages.train_teacher", f"pipeline.networks.{teacher.family}"])
-    identity = artifact.content_hash(
+    code = closure.digest(["stages.train_teacher", plugin.module("networks", teacher.family)])
+    identity = hashing.content_hash(
         [teacher.model_dump(mode="json"), prepared.meta.model_dump(mode="json"), precision, code]
     )
     # Before the output is touched: a slip in an option must not cost what is there.

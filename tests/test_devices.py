@@ -20,16 +20,16 @@ from torch.utils._pytree import tree_leaves
 from training_fixtures import RECIPE, Assembled, assemble, frozen_teacher
 
 from pipeline import plugin
-from pipeline.machine import Machine
-from pipeline.matching import Matching
-from pipeline.method import Batch
-from pipeline.network import Taps
+from pipeline.compute.machine import Machine
+from pipeline.distillation.method import Batch
+from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
+from pipeline.distillation.transform import TeacherTransform
+from pipeline.matching.matching import Matching
+from pipeline.networks.network import Taps
 from pipeline.params.recipe import Phase
-from pipeline.schedule import ScheduleConfig, TeacherSchedule
 from pipeline.training.batches import Views
-from pipeline.training.distil import Distillation
+from pipeline.training.distill import Distillation
 from pipeline.training.loop import Moment
-from pipeline.transform import TeacherTransform
 
 META = torch.device("meta")
 FINAL, INNER = "final", "stage3_block1"

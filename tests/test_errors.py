@@ -14,8 +14,10 @@ import pytest
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from pipeline import artifact, errors
-from pipeline.closure import root
+from pipeline import errors
+from pipeline.artifacts import hashing, publish
+from pipeline.artifacts.closure import root
+from pipeline.compute.machine import machine
 from pipeline.errors import (
     DamagedArtifactError,
     MachineError,
@@ -23,7 +25,6 @@ from pipeline.errors import (
     StillhouseError,
     unknown_name,
 )
-from pipeline.machine import machine
 from stages import command
 
 STAGES = sorted(
@@ -60,14 +61,14 @@ def test_a_message_is_one_line_whatever_name_is_in_it() -> None:
 
 def test_hash_and_json_of_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError, match="does not exist"):
-        artifact.file_hash(tmp_path / "none")
+        hashing.file_hash(tmp_path / "none")
     with pytest.raises(MissingArtifactError, match="Make it with: dvc repro x"):
-        artifact.read_json(tmp_path / "none", "dvc repro x")
+        publish.read_json(tmp_path / "none", "dvc repro x")
     with pytest.raises(DamagedArtifactError, match="is a folder"):
-        artifact.read_json(tmp_path, "dvc repro x")
+        publish.read_json(tmp_path, "dvc repro x")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DamagedArtifactError, match="is not valid json"):
-        artifact.read_json(tmp_path / "bytes", "dvc repro x")
+        publish.read_json(tmp_path / "bytes", "dvc repro x")
 
 
 def test_an_artifact_appears_only_when_whole(tmp_path: Path) -> None:
@@ -75,18 +76,18 @@ def test_an_artifact_appears_only_when_whole(tmp_path: Path) -> None:
     out.mkdir()
 
     def cut_off() -> None:
-        with artifact.building(out) as scratch:
+        with publish.building(out) as scratch:
             (scratch / "part").touch()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cut_off()
     assert not out.exists()
-    with artifact.building(out, resume=True) as scratch:
+    with publish.building(out, resume=True) as scratch:
         assert (scratch / "part").exists()  # it goes on
     assert (out / "part").exists()
-    assert not artifact.scratch(out).exists()
-    with artifact.building(out) as scratch:
+    assert not publish.scratch(out).exists()
+    with publish.building(out) as scratch:
         assert not list(scratch.iterdir())
 
 
@@ -95,7 +96,7 @@ def test_publishing_leaves_the_target_of_a_link_alone(tmp_path: Path) -> None:
     cache.write_text("kept")
     out = tmp_path / "out.json"
     out.symlink_to(cache)
-    artifact.write_json(out, {"a": 1})
+    publish.write_json(out, {"a": 1})
     assert cache.read_text() == "kept"
     assert not out.is_symlink()
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.artifact import remove
+from pipeline.artifacts.publish import remove
 from pipeline.benchmark.material import Bench, extraction
 from pipeline.benchmark.record import Record, record
-from pipeline.benchmark.timing import interleaved, synchronise, timed
+from pipeline.benchmark.timing import interleaved, synchronize, timed
 
 REQUESTED = {"logits": (1, "float16"), "stage3": (1, "float16")}
 
@@ -25,7 +25,7 @@ def extract(bench: Bench) -> list[Record]:
         with torch.no_grad(), machine.autocast():
             for _ in range(made.num_forwards() // batch_size):
                 teacher.network(image)
-        synchronise(machine.device)
+        synchronize(machine.device)
 
     def whole() -> None:
         remove(out)

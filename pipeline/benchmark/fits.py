@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import clustering, pixels, plugin
+from pipeline import plugin
+from pipeline.artifacts.closure import root
 from pipeline.benchmark.material import CLASSES, Bench
 from pipeline.benchmark.memory import peak
 from pipeline.benchmark.record import Record, missing, record
 from pipeline.benchmark.timing import Run, interleaved, timed
-from pipeline.closure import root
-from pipeline.pixels import Pixels
-from pipeline.table import FitContext
+from pipeline.tables import clustering, pixels
+from pipeline.tables.pixels import Pixels
+from pipeline.tables.table import FitContext
 
 Array = NDArray[Any]
 

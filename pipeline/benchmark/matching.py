@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from pipeline import seeding
-from pipeline.assignment import assign
 from pipeline.benchmark.material import Bench
 from pipeline.benchmark.record import Record, record
-from pipeline.benchmark.timing import interleaved, synchronise, timed
-from pipeline.consistency import Statistics, pooled
+from pipeline.benchmark.timing import interleaved, synchronize, timed
+from pipeline.matching.assignment import assign
+from pipeline.matching.consistency import Statistics, pooled
 from pipeline.params.matching import Measure
 
 IMAGES = 50_000  # what times are told for
@@ -48,11 +48,11 @@ def _statistics(bench: Bench) -> list[Record]:
     def forward() -> None:
         with torch.no_grad(), machine.autocast():
             teacher.network(image)
-        synchronise(machine.device)
+        synchronize(machine.device)
 
     def add(statistics: Statistics) -> None:
         statistics.add(pooled(maps), pooled(other))
-        synchronise(machine.device)
+        synchronize(machine.device)
 
     width = maps.shape[1]
     runs = {"forward": timed(forward, size)}

@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from pipeline import seeding
-from pipeline.dataset import Meta, fingerprinting, images_path, labels_path, meta_path
+from pipeline.compute.machine import Machine
+from pipeline.data.dataset import Meta, fingerprinting, images_path, labels_path, meta_path
+from pipeline.data.normalize import Normalize
+from pipeline.data.prepared import Prepared
+from pipeline.data.views import view_space
 from pipeline.features.extract import Extraction, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher
-from pipeline.machine import Machine
-from pipeline.network import Network, NetworkSpec, build
-from pipeline.normalise import Normalise
+from pipeline.networks.network import Network, build
+from pipeline.networks.spec import NetworkSpec
 from pipeline.params.views import CropFlip, ViewParams
-from pipeline.prepared import Prepared
-from pipeline.views import view_space
 
 VIEWS = CropFlip(space="crop_flip")  # CIFAR's: four pixels of padding, 162 views
 CLASSES = 100
@@ -198,6 +199,6 @@ def extraction(
         precision=teacher.machine.precision,
         features=stored_features(requested, teacher, meta.channels, meta.size),
     )
-    normalise = Normalise(meta.mean, meta.std, teacher.machine.device)
+    normalize = Normalize(meta.mean, meta.std, teacher.machine.device)
     space = view_space(views)
-    return Extraction(manifest, {"last": teacher}, prepared.splits, space, normalise, **options)
+    return Extraction(manifest, {"last": teacher}, prepared.splits, space, normalize, **options)

@@ -18,15 +18,16 @@ import torch
 from torch import nn
 
 from pipeline import progress
+from pipeline.artifacts.closure import root
 from pipeline.benchmark.material import CLASSES, Bench, extraction
 from pipeline.benchmark.record import Record, record
-from pipeline.closure import root
+from pipeline.compute.machine import Machine, peak_resident
+from pipeline.data.prepared import Prepared
 from pipeline.features.source import CachedSource
 from pipeline.features.stream import PlainStream
 from pipeline.features.teacher import Teacher
-from pipeline.machine import Machine, peak_resident
-from pipeline.network import Network, NetworkSpec, Unit
-from pipeline.prepared import Prepared
+from pipeline.networks.network import Network, Unit
+from pipeline.networks.spec import NetworkSpec
 
 WIDTH = 16  # of the map that is stored: 32 kB a sample of 32x32 pixels
 REQUESTED = {"stage1": (0, "float16"), "logits": (1, "float32")}

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline import threads
+from pipeline.artifacts.closure import root
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import Run, interleaved
-from pipeline.closure import root
-from pipeline.eager import EagerSGD
-from pipeline.network import NetworkSpec, build
+from pipeline.compute import threads
+from pipeline.compute.eager import EagerSGD
+from pipeline.networks.network import build
+from pipeline.networks.spec import NetworkSpec
 
 if TYPE_CHECKING:
     from pipeline.benchmark.material import Bench

@@ -9,10 +9,10 @@ import torch
 from pipeline.benchmark.material import Bench
 from pipeline.benchmark.record import Record, missing, record
 from pipeline.benchmark.step import one_epoch, training_batches
-from pipeline.benchmark.timing import Run, interleaved, synchronise, timed
+from pipeline.benchmark.timing import Run, interleaved, synchronize, timed
+from pipeline.compute.machine import Machine, cannot_compile
 from pipeline.features.teacher import Teacher
-from pipeline.machine import Machine, cannot_compile
-from pipeline.network import build
+from pipeline.networks.network import build
 from pipeline.training.alone import CrossEntropy
 
 DEFAULT, COMPILED = "default", "compile"
@@ -76,6 +76,6 @@ def _forward(bench: Bench, name: str, machine: Machine) -> Run:
 
     def work() -> None:
         teacher.features(image, ["logits"], label)
-        synchronise(device)
+        synchronize(device)
 
     return timed(work, count)

@@ -22,17 +22,18 @@ from pipeline.benchmark.material import Bench, extraction
 from pipeline.benchmark.memory import CPU, FACTOR, apart, peak
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import interleaved, timed
+from pipeline.data.images import DecodedImages, stream_images, views
+from pipeline.data.preparation import prepare
+from pipeline.data.prepared import Prepared
+from pipeline.data.views import view_space
 from pipeline.features.teacher import Teacher
-from pipeline.images import DecodedImages, stream_images, views
-from pipeline.network import Network, NetworkSpec, Unit
+from pipeline.networks.network import Network, Unit
+from pipeline.networks.spec import NetworkSpec
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.params.views import RandomResizedCrop
-from pipeline.prepare import prepare
-from pipeline.prepared import Prepared
 from pipeline.training.alone import CrossEntropy
 from pipeline.training.loop import Training
 from pipeline.training.setting import Setting
-from pipeline.views import view_space
 
 SIZE, RESIZE = 224, 256
 CLASSES = 4

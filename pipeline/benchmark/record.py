@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import artifact
+from pipeline.artifacts import publish
 
 MISSING = "not measured"
 
@@ -81,7 +81,7 @@ def facts(device: str) -> dict[str, Any]:
 
 def write(path: Path, machine: dict[str, Any], records: Sequence[Record]) -> None:
     """Write `{"machine": ..., "records": [...]}` as json."""
-    artifact.write_json(path, {"machine": machine, "records": [asdict(one) for one in records]})
+    publish.write_json(path, {"machine": machine, "records": [asdict(one) for one in records]})
 
 
 def show(console: Console, machine: dict[str, Any], records: Sequence[Record]) -> None:

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+from pipeline.artifacts.closure import root
 from pipeline.benchmark.material import Bench
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import interleaved, timed
-from pipeline.closure import root
 
 PASSED_OVER = ("__init__", "command")
 

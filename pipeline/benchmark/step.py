@@ -11,15 +11,16 @@ from torch import nn
 from pipeline import plugin, progress
 from pipeline.benchmark.material import CLASSES, VIEWS, Bench, extraction
 from pipeline.benchmark.record import Record, record
-from pipeline.benchmark.timing import Run, interleaved, synchronise, timed
+from pipeline.benchmark.timing import Run, interleaved, synchronize, timed
+from pipeline.distillation.method import Context, Tables
 from pipeline.features.source import CachedSource, OnlineSource, TeacherSource
 from pipeline.features.teacher import Teacher
-from pipeline.method import Context, Tables
-from pipeline.network import Network, NetworkSpec, Shape, build, probe
+from pipeline.networks.network import Network, Shape, build, probe
+from pipeline.networks.spec import NetworkSpec
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training.alone import CrossEntropy
 from pipeline.training.batches import Batches
-from pipeline.training.distil import Distillation
+from pipeline.training.distill import Distillation
 from pipeline.training.loop import Objective, Training
 from pipeline.training.setting import Setting
 
@@ -47,7 +48,7 @@ def cached_step(bench: Bench) -> list[Record]:
 
 
 def input_pipeline(bench: Bench) -> list[Record]:
-    """Time the batches of an epoch (gather, crop, flip, normalise) without and with the student's step."""
+    """Time the batches of an epoch (gather, crop, flip, normalize) without and with the student's step."""
     found = []
     for student in dict.fromkeys(student for _, student in bench.scale.pairs[:2]):
         spec, batches = bench.spec(student), training_batches(bench, bench.scale.trained)
@@ -56,7 +57,7 @@ def input_pipeline(bench: Bench) -> list[Record]:
         def read(batches: Batches = batches, epochs: count[int] = epochs) -> None:
             for _ in batches.epoch(next(epochs)):
                 pass
-            synchronise(bench.machine.device)
+            synchronize(bench.machine.device)
 
         network = build(spec, 0).to(bench.machine.device)
         objective = CrossEntropy(network, bench.machine)

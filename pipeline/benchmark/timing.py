@@ -63,7 +63,7 @@ def timed(work: Callable[[], object], units: float, clock: Clock = time.perf_cou
     """Return the run that does `work` and gives `units` a second.
 
     Args:
-        work: it must not return before its work is done, see `synchronise`.
+        work: it must not return before its work is done, see `synchronize`.
         units: that it does, for instance samples or bytes.
         clock: in seconds.
     """
@@ -76,7 +76,7 @@ def timed(work: Callable[[], object], units: float, clock: Clock = time.perf_cou
     return run
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until `device` has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

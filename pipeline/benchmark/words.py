@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import codebook
 from pipeline.benchmark.material import Bench
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.step import distillation, one_epoch, training_batches
 from pipeline.benchmark.timing import Run, interleaved
-from pipeline.method import Tables
-from pipeline.network import Taps, build, probe
+from pipeline.distillation.method import Tables
+from pipeline.features import codebook
+from pipeline.networks.network import Taps, build, probe
 from pipeline.training.alone import CrossEntropy
 
 WORDS = 4096  # of the papers

@@ -20,18 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline import plugin, seeding
-from pipeline import precision as precisions
-from pipeline.encoding import Feature, Tables
+from pipeline.compute import precision as precisions
+from pipeline.compute.machine import Machine
+from pipeline.compute.precision import ROUNDOFF, Precision
+from pipeline.data.images import stream_images
+from pipeline.data.normalize import Normalize
+from pipeline.data.prepared import Split
+from pipeline.data.views import ViewSpace
+from pipeline.features.encoding import Feature, Tables
 from pipeline.features.manifest import Manifest
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
-from pipeline.images import stream_images
-from pipeline.machine import Machine
-from pipeline.network import Network
-from pipeline.normalise import Normalise
-from pipeline.precision import ROUNDOFF, Precision
-from pipeline.prepared import Split
-from pipeline.views import ViewSpace
+from pipeline.networks.network import Network
 
 Array = NDArray[Any]
 
@@ -92,13 +92,13 @@ class Live:
         exact: in IEEE float32.
         rough: in the store's precision; for one of float32, with factors rounded to TF32.
         precision: of the store.
-        normalise: what images go through.
+        normalize: what images go through.
     """
 
     exact: Teacher
     rough: Teacher
     precision: Precision
-    normalise: Normalise
+    normalize: Normalize
 
     @classmethod
     def of(
@@ -106,7 +106,7 @@ class Live:
         network: Network,
         precision: Precision,
         device: torch.device,
-        normalise: Normalise,
+        normalize: Normalize,
         tables: Tables | None = None,
     ) -> Self:
         """Return the teacher `network` as it is compared with a store of `precision`.
@@ -115,14 +115,14 @@ class Live:
             network: the teacher.
             precision: of the store.
             device: where it runs; a store that was made elsewhere is compared alike.
-            normalise: what images go through.
+            normalize: what images go through.
             tables: arrays of the fitted tables that encodings read.
         """
         exact = Teacher(network, Machine(device), tables)
         if precision == "bfloat16":
-            return cls(exact, Teacher(network, Machine(device, "bfloat16"), tables), precision, normalise)
+            return cls(exact, Teacher(network, Machine(device, "bfloat16"), tables), precision, normalize)
 
-        return cls(exact, Teacher(rounded(network), Machine(device), tables), precision, normalise)
+        return cls(exact, Teacher(rounded(network), Machine(device), tables), precision, normalize)
 
     @property
     def share(self) -> float:
@@ -133,7 +133,7 @@ class Live:
         """Give name, exact and rough feature (B, ...) of uint8 images (B, C, H, W), on the CPU."""
         with precisions.using("float32"):
             exact, rough = (
-                teacher.features(self.normalise(image), names, label) for teacher in (self.exact, self.rough)
+                teacher.features(self.normalize(image), names, label) for teacher in (self.exact, self.rough)
             )
         for name in sorted(names):
             yield name, exact[name].cpu(), rough[name].cpu()

@@ -14,21 +14,22 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from pipeline import artifact, closure, plugin, progress
-from pipeline.encoding import Feature
+from pipeline import plugin, progress
+from pipeline.artifacts import closure, hashing
+from pipeline.compute.machine import Machine
+from pipeline.data.images import stream_images, views
+from pipeline.data.normalize import Normalize
+from pipeline.data.prepared import Prepared
+from pipeline.data.views import num_slots, view_space
 from pipeline.errors import ParamsError, StaleArtifactError
 from pipeline.features import manifest as manifests
 from pipeline.features.check import Live, compare, worst
+from pipeline.features.encoding import Feature
 from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher, on_device
-from pipeline.images import stream_images, views
-from pipeline.machine import Machine
-from pipeline.network import load
-from pipeline.normalise import Normalise
+from pipeline.networks.weights import load
 from pipeline.params.student import CodeBlock
-from pipeline.prepared import Prepared
-from pipeline.views import num_slots, view_space
 
 ROWS = 256  # recomputed after the run
 
@@ -74,7 +75,7 @@ class Encoder:
             )
         made, meta = manifests.read(store), prepared.meta
         teacher = made.teacher
-        expected = {"last": artifact.file_hash(weights / "last.safetensors")}
+        expected = {"last": hashing.file_hash(weights / "last.safetensors")}
         manifests.require(store, made, data=meta.fingerprint, mean=meta.mean, std=meta.std, weights=expected)
         network, spec = load(weights)
         self.title = f"codes {asked.code} of {teacher}"
@@ -82,7 +83,7 @@ class Encoder:
         self.teacher = Teacher(network, machine, self.table)
         self.split, self.space = prepared.split("train"), view_space(asked.views)
         slots = num_slots(self.space, asked.slots, f"slots of the code '{asked.code}'")
-        self.normalise = Normalise(meta.mean, meta.std, machine.device)
+        self.normalize = Normalize(meta.mean, meta.std, machine.device)
         manifest = Manifest(
             teacher=teacher,
             network=spec,
@@ -104,7 +105,7 @@ class Encoder:
             {"last": self.teacher},
             {"train": self.split},
             self.space,
-            self.normalise,
+            self.normalize,
             batch_size=batch_size,
             compression=asked.compression,
         )
@@ -119,16 +120,14 @@ class Encoder:
         code = closure.digest(
             [
                 "pipeline.features.codes",
-                f"pipeline.networks.{manifest.network.family}",
-                f"pipeline.encodings.{self.encoding}",
+                plugin.module("networks", manifest.network.family),
+                plugin.module("encodings", self.encoding),
             ]
         )
-        identity = artifact.content_hash(
-            [manifest.model_dump(mode="json"), self.extraction.compression, code]
-        )
+        identity = hashing.content_hash([manifest.model_dump(mode="json"), self.extraction.compression, code])
         made = fill(scratch, self.extraction, identity, self.title)
         machine, splits = self.teacher.machine, {"train": self.split}
-        live = Live.of(self.teacher.network, machine.precision, machine.device, self.normalise, self.table)
+        live = Live.of(self.teacher.network, machine.precision, machine.device, self.normalize, self.table)
         found = worst(compare(scratch, made, live, "last", splits, self.space, rows=ROWS))
         if found.share > 1:
             raise StaleArtifactError(f"{found}. Run the same command again.")
@@ -146,7 +145,7 @@ class Encoder:
         with progress.bar(f"{self.title}: what is lost", len(self.split)) as advance:
             for index, image in views(images, 0, batches):
                 label = torch.from_numpy(self.split.labels[index.numpy()]).to(device)
-                maps = self.teacher.features(self.normalise(image), [self.mapped], label)[self.mapped]
+                maps = self.teacher.features(self.normalize(image), [self.mapped], label)[self.mapped]
                 kl = measure(maps, table)
                 total, pixels = total + float(kl.double().sum()), pixels + kl.numel()
                 advance(len(image))

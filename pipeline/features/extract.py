@@ -20,18 +20,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import artifact, progress
-from pipeline.distributed import ALONE, Ranks, Tally
+from pipeline import progress
+from pipeline.artifacts import publish
+from pipeline.compute.distributed import ALONE, Ranks, Tally
+from pipeline.data.images import Forward, stream_images
+from pipeline.data.normalize import Normalize
+from pipeline.data.prepared import Split
+from pipeline.data.views import ViewSpace, view_ids
 from pipeline.features import store
 from pipeline.features.manifest import Manifest, StoredFeature
 from pipeline.features.shards import Progress, ShardWriter
 from pipeline.features.store import Layout, StoredArray
 from pipeline.features.teacher import Teacher
-from pipeline.images import Forward, stream_images
-from pipeline.normalise import Normalise
-from pipeline.prepared import Split
 from pipeline.progress import Advance
-from pipeline.views import ViewSpace, view_ids
 
 Array = NDArray[Any]
 PIECES = "pieces"  # folder of the parts of shards that lie across the edges of ranks
@@ -72,7 +73,7 @@ class Extraction:
         teachers: by checkpoint.
         splits: prepared data by split; augmented slots are made of "train" alone.
         space: the views of those slots.
-        normalise: what the teacher's images go through.
+        normalize: what the teacher's images go through.
         batch_size: samples of one forward pass.
         shard_bytes: size of a shard.
         compression: of the chunks.
@@ -83,7 +84,7 @@ class Extraction:
     teachers: Mapping[str, Teacher]
     splits: Mapping[str, Split]
     space: ViewSpace
-    normalise: Normalise
+    normalize: Normalize
     batch_size: int = 256
     shard_bytes: int = store.SHARD_BYTES
     compression: str = "none"
@@ -144,7 +145,7 @@ class Extraction:
                 features[name] = features[name].model_copy(update={"digest": digests})
         manifest = self.manifest.model_copy(update={"features": features})
         store.set_manifest(folder, manifest)
-        artifact.remove(folder / PIECES)
+        publish.remove(folder / PIECES)
         for path in log.files():
             path.unlink()
         return manifest
@@ -182,7 +183,7 @@ class Extraction:
             self._views[data.name] = Forward(stream_images(data, self.space, device), len(data))
         view = self._views[data.name].take(slot, start, stop)
         label = torch.from_numpy(data.labels[start:stop]).to(device)
-        return teacher.features(self.normalise(view), names, label)
+        return teacher.features(self.normalize(view), names, label)
 
     def _cast(self, name: str, values: Tensor) -> Array:
         with np.errstate(over="ignore"):  # an overflow is told when the shard is written
@@ -223,12 +224,12 @@ def fill(scratch: Path, extraction: Extraction, identity: str, title: str) -> Ma
     mark = scratch / "identity"
     if extraction.ranks.first:
         if not mark.exists() or mark.read_text() != identity:
-            artifact.remove(scratch)
+            publish.remove(scratch)
             scratch.mkdir()
             mark.write_text(identity)
         # What zarr and tensorstore were writing when a run was killed; the shards are written again.
         for left in [*scratch.rglob("*.partial"), *scratch.rglob("*.__lock")]:
-            artifact.remove(left)
+            publish.remove(left)
     with progress.bar(title, extraction.num_forwards()) as advance:
         manifest = extraction.run(scratch, advance)
     if extraction.ranks.first:

@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import Field
 
-from pipeline.artifact import read_json
+from pipeline.artifacts.publish import read_json
+from pipeline.compute.precision import Precision
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
-from pipeline.network import NetworkSpec
+from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import Block, validate
 from pipeline.params.views import ViewParams
-from pipeline.precision import Precision
 
 SCHEMA = 1
 

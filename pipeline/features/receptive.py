@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import progress, seeding
-from pipeline.encoding import Feature, taps_of
-from pipeline.network import Network
+from pipeline.features.encoding import Feature, taps_of
+from pipeline.networks.network import Network
 
 PROBES = 8  # places of one pass
 BRIGHTNESS = 1e-6  # of the images

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import artifact
-from pipeline.distributed import ALONE, Ranks
+from pipeline.artifacts import hashing, publish
+from pipeline.compute.distributed import ALONE, Ranks
 from pipeline.errors import ParamsError
 from pipeline.features.store import Layout, StoredArray
 
@@ -71,7 +71,7 @@ class ShardWriter:
                     self.write(begin, held)
                     wrote = True
                 else:
-                    with artifact.writing(self.piece(begin, end)) as part, part.open("wb") as file:
+                    with publish.writing(self.piece(begin, end)) as part, part.open("wb") as file:
                         np.save(file, held, allow_pickle=False)
         return wrote
 
@@ -98,7 +98,7 @@ class ShardWriter:
     def digest(self) -> str:
         """Return the hash of the whole content."""
         hashes = [self.hashes[begin] for begin in sorted(self.hashes)]
-        return artifact.content_hash([self.layout.shape, self.layout.dtype, self.layout.shard, hashes])
+        return hashing.content_hash([self.layout.shape, self.layout.dtype, self.layout.shard, hashes])
 
     def shards(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
         """Give the shards that positions [first, stop) lie in: first position, and the one after the last."""
@@ -165,4 +165,4 @@ class Progress:
         """Record what `writers` have written."""
         for key, writer in writers.items():
             self._state[key] = {str(begin): found for begin, found in writer.hashes.items()}
-        artifact.write_json(self.path, self._state)
+        publish.write_json(self.path, self._state)

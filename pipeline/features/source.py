@@ -18,7 +18,7 @@ from pipeline.features import manifest as manifests
 from pipeline.features.manifest import Manifest
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher, as_float32
-from pipeline.network import Taps
+from pipeline.networks.network import Taps
 
 RESIDENT_BYTES = 2 << 30
 

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.encoding import Feature, Tables, taps_of
-from pipeline.machine import Machine
-from pipeline.network import Network, Taps
+from pipeline.compute.machine import Machine
+from pipeline.features.encoding import Feature, Tables, taps_of
+from pipeline.networks.network import Network, Taps
 
 
 class Teacher:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.artifact import read_json
+from pipeline.artifacts.publish import read_json
 from pipeline.errors import DamagedArtifactError, ParamsError, unknown_name
 
 

@@ -12,7 +12,7 @@ class DatasetParams(Block):
     """A data set.
 
     Attributes:
-        source: a file of `pipeline/datasets`.
+        source: a file of `pipeline/data/datasets`.
         prepare: that source's own settings.
         views: the augmented views that training may show.
     """

@@ -57,3 +57,23 @@ class Phase:
     name: str
     recipe: Recipe
     frozen: tuple[str, ...] = ()
+
+
+def cut(samples: int, batch_size: int, drop_last: bool = False) -> list[int]:
+    """Return how many samples each batch of an epoch has.
+
+    A sample that would be a batch by itself joins the batch before it: of one sample a map of one pixel is one value,
+    and a batch norm has nothing to normalize it by.
+
+    Args:
+        samples: of the epoch.
+        batch_size: samples a batch.
+        drop_last: leave out the last batch when it is not full.
+    """
+    whole, left = divmod(samples, batch_size)
+    sizes = [batch_size] * whole
+    if drop_last or left == 0:
+        return sizes
+    if left == 1 and sizes:
+        return [*sizes[:-1], batch_size + 1]
+    return [*sizes, left]

@@ -16,7 +16,7 @@ class StudentParams(Block):
 
     Attributes:
         dataset: a key of `datasets`.
-        family: a file of `pipeline/networks`.
+        family: a file of `pipeline/networks/families`.
         network: a network of that family.
         recipe: how it is trained, alone and distilled.
     """
@@ -45,14 +45,14 @@ class RunParams(Block):
     """A run: a method with its settings, and what it composes with.
 
     Attributes:
-        method: a file of `pipeline/methods`.
+        method: a file of `pipeline/distillation/methods`.
         config: that method's own settings.
         source: "cached" reads the teacher's store, "online" runs the teacher beside the student.
         slots: how many view slots the student sees; "all" is every view of a finite space.
         transform: what is done to the teacher's features before the method sees them: a file of
-            `pipeline/transforms`, and its settings.
+            `pipeline/distillation/transforms`, and its settings.
         transform_config: that transform's own settings.
-        schedule: which teachers teach when: a file of `pipeline/schedules`.
+        schedule: which teachers teach when: a file of `pipeline/distillation/schedules`.
         schedule_config: that schedule's own settings.
         recipe: settings of the student's recipe that differ for this run.
     """
@@ -72,7 +72,7 @@ class TableParams(Block):
     """A table: a thing that is fitted offline from a teacher's store.
 
     Attributes:
-        table: a file of `pipeline/tables`.
+        table: a file of `pipeline/tables/fits`.
         config: that table's own settings.
     """
 
@@ -198,7 +198,7 @@ class PairBlock(Block):
     Attributes:
         pair: key of `pairs`.
         teacher: key of `teachers`.
-        teacher_family: a file of `pipeline/networks`.
+        teacher_family: a file of `pipeline/networks/families`.
         student: the student.
         seeds: of the students.
         runs: by name.
@@ -217,7 +217,7 @@ class FitBlock(Block):
 
     Attributes:
         dataset: of the teacher.
-        table: a file of `pipeline/tables`.
+        table: a file of `pipeline/tables/fits`.
         config: its settings.
     """
 

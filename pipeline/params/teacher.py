@@ -16,7 +16,7 @@ class TrainingParams(Block):
 
     Attributes:
         dataset: a key of `datasets`.
-        family: a file of `pipeline/networks`.
+        family: a file of `pipeline/networks/families`.
         network: a network of that family.
         weights: "imagenet" starts from the library's pretrained weights; with `recipe.epochs: 0` they stay.
         seed: of its init, order and views.

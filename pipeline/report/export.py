@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifact import write_json
+from pipeline.artifacts.publish import write_json
 from pipeline.report.results import Pair, Results, Run, Trained
 
 RESULT_METRICS = (

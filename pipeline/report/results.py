@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.prepared import Prepared
 from pipeline.params.matching import MatchingParams
 from pipeline.params.views import ViewParams
-from pipeline.prepared import Prepared
 from pipeline.report.statistics import Estimate, estimate, gain
 
 BASELINE = "kd"  # the run that others are also compared to
@@ -19,7 +19,11 @@ NOT_TERMS = frozenset(
 )
 
 PLACES = ("nearest_sample", "nearest_row", "nearest_column")
-UNITS = {"kmeans": "word", "kernels": "kernel", "subclasses": "sub-class"}  # by file of `pipeline/tables`
+UNITS = {
+    "kmeans": "word",
+    "kernels": "kernel",
+    "subclasses": "sub-class",
+}  # by file of `pipeline/tables/fits`
 
 Metrics = dict[str, Any]
 History = dict[str, list[str]]  # columns as the file has them; an empty cell is a term that a phase lacks
@@ -31,7 +35,7 @@ class Trained:
 
     Attributes:
         seed: of its training.
-        metrics: by name, as `pipeline.training.evaluate` makes them.
+        metrics: by name, as `pipeline.evaluation.evaluate` makes them.
         prediction: classes of the test split by the last weights, int32 (N,).
         history: of its training.
         correlation: of the logits of every two classes over the test split, float32 (K, K).
@@ -247,7 +251,7 @@ class Fit:
         name: key of `fits` or `derived`.
         teacher: whose outputs it was fitted to.
         table: key of `tables`.
-        plugin: the file of `pipeline/tables` that made it.
+        plugin: the file of `pipeline/tables/fits` that made it.
         feature: what it was fitted to.
         quality: numbers by name.
         arrays: by name.

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline import distributed
-from pipeline.machine import Machine
-from pipeline.network import Network, NetworkSpec, build
+from pipeline.compute import distributed
+from pipeline.compute.machine import Machine
+from pipeline.data.prepared import Prepared
+from pipeline.networks.network import Network, build
+from pipeline.networks.spec import NetworkSpec
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.params.views import ViewParams
-from pipeline.prepared import Prepared
 from pipeline.training import result
 from pipeline.training.batches import Views
 from pipeline.training.loop import Moment, Terms, Training
@@ -74,7 +75,7 @@ def train(
     machine.place(network)
     save = result.saver(network, weights, machine.ranks)
     save("init")
-    distributed.synchronised(network, machine.device, machine.ranks)
+    distributed.synchronized(network, machine.device, machine.ranks)
     machine.compile(network)
     setting = Setting.of(prepared, views, machine)
     batches = setting.batches(recipe, seed, all_slots(setting.space, "all", title))

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pipeline import seeding
-from pipeline.distributed import ALONE, Ranks
-from pipeline.images import Images, views
-from pipeline.normalise import Normalise
-from pipeline.views import slot_of
+from pipeline.compute.distributed import ALONE, Ranks
+from pipeline.data.images import Images, views
+from pipeline.data.normalize import Normalize
+from pipeline.data.views import slot_of
+from pipeline.params.recipe import cut
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,6 @@ class Views:
     share: float = 1.0
 
 
-def cut(samples: int, batch_size: int, drop_last: bool = False) -> list[int]:
-    """Return how many samples each batch of an epoch has.
-
-    A sample that would be a batch by itself joins the batch before it: of one sample a map of one pixel is one value,
-    and a batch norm has nothing to normalise it by.
-
-    Args:
-        samples: of the epoch.
-        batch_size: samples a batch.
-        drop_last: leave out the last batch when it is not full.
-    """
-    whole, left = divmod(samples, batch_size)
-    sizes = [batch_size] * whole
-    if drop_last or left == 0:
-        return sizes
-    if left == 1 and sizes:
-        return [*sizes[:-1], batch_size + 1]
-    return [*sizes, left]
-
-
 @dataclass(frozen=True)
 class Batches:
     """The training split as batches; order and views are functions of (seed, epoch, sample).
@@ -62,7 +43,7 @@ class Batches:
         images: gives their views.
         labels: int64 (N,), on the device.
         slots: how many views are shown; None is no end.
-        normalise: what images go through.
+        normalize: what images go through.
         seed: of the run.
         batch_size: samples a batch.
         drop_last: leave out the last batch of an epoch when it is not full.
@@ -72,7 +53,7 @@ class Batches:
     images: Images
     labels: Tensor
     slots: int | None
-    normalise: Normalise
+    normalize: Normalize
     seed: int
     batch_size: int
     drop_last: bool = False
@@ -97,4 +78,4 @@ class Batches:
         shares = [self.ranks.share(len(batch)) for batch in whole]
         for (index, view), share in zip(views(self.images, slot, parts), shares, strict=True):
             label = self.labels[index.to(self.labels.device, non_blocking=True)]
-            yield Views(slot, index, self.normalise(view), label, share)
+            yield Views(slot, index, self.normalize(view), label, share)

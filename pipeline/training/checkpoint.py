@@ -12,7 +12,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline import artifact
+from pipeline.artifacts import publish
 
 
 def save(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ def save(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, sta
         if buffer is not None:
             tensors[f"momentum/{number}"] = buffer
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    with artifact.writing(path) as part:
+    with publish.writing(path) as part:
         part.write_bytes(to_bytes(tensors, metadata={"state": json.dumps(state)}))
 
 

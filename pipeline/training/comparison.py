@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from pipeline import seeding
+from pipeline.distillation.method import Batch, MethodConfig
+from pipeline.distillation.transform import TeacherTransform
+from pipeline.evaluation.distance import map_distance, prediction_kl
 from pipeline.features import manifest as manifests
 from pipeline.features.source import OnlineSource, TeacherSource
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher, as_float32
-from pipeline.method import Batch, MethodConfig
-from pipeline.metrics.distance import map_distance, prediction_kl
-from pipeline.network import Network, Taps
-from pipeline.training.inputs import RunInputs
+from pipeline.networks.network import Network, Taps
+from pipeline.runs.inputs import RunInputs
 from pipeline.training.setting import Setting
-from pipeline.transform import TeacherTransform
 
 Fetch = Callable[
     [int, Tensor, Tensor], Tensor

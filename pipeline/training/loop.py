@@ -3,12 +3,12 @@
 What is trained, and on which loss, is the caller's. Every random draw is keyed by seed and epoch, so a run that
 is cut off goes on from its checkpoint and ends bit for bit where it would have ended.
 
-Several ranks (`pipeline.distributed`) divide every batch. Each weighs its loss, a mean over its part, by its part's
-share, and the gradients are summed. So what is a mean over samples (cross-entropy, soft targets, a map's error) is
-exactly one process's, uneven last batches too. What looks across the samples of a batch is that of the part: Gram
-matrices and other terms of pairs, norms over the batch (BYOT), draws of `Batch.generator`, and on CPUs what batch norms
-normalise by. On GPUs batch norms are synchronised. Their running statistics are the mean over the ranks, taken at every
-epoch's end.
+Several ranks (`pipeline.compute.distributed`) divide every batch. Each weighs its loss, a mean over its part, by
+its part's share, and the gradients are summed. So what is a mean over samples (cross-entropy, soft targets, a map's
+error) is exactly one process's, uneven last batches too. What looks across the samples of a batch is that of the
+part: Gram matrices and other terms of pairs, norms over the batch (BYOT), draws of `Batch.generator`, and on CPUs
+what batch norms normalize by. On GPUs batch norms are synchronized. Their running statistics are the mean over the
+ranks, taken at every epoch's end.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipeline import progress, threads
-from pipeline.distributed import Ranks
-from pipeline.eager import EagerSGD
+from pipeline import progress
+from pipeline.compute import threads
+from pipeline.compute.distributed import Ranks
+from pipeline.compute.eager import EagerSGD
 from pipeline.errors import DataError, DivergedError, MachineError, ParamsError
-from pipeline.network import Network, Rest
+from pipeline.networks.network import Network, Rest
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training import checkpoint
 from pipeline.training.batches import Batches, Views
@@ -163,7 +164,7 @@ class Training:
             for one in module.modules()
             if isinstance(one, Network) and not isinstance(one, Rest)
         ]
-        threads.suit(networks, self.batches.normalise(plain), self.batches.batch_size)
+        threads.suit(networks, self.batches.normalize(plain), self.batches.batch_size)
 
     def _done(self, path: Path) -> list[Row]:
         """Return the history of the checkpoint that is gone on from."""

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from torch import nn
 
-from pipeline import artifact
-from pipeline.artifact import write_json
-from pipeline.distributed import ALONE, Ranks
-from pipeline.machine import Machine
-from pipeline.network import NetworkSpec, save_spec, save_weights
+from pipeline.artifacts import publish
+from pipeline.artifacts.publish import write_json
+from pipeline.compute.distributed import ALONE, Ranks
+from pipeline.compute.machine import Machine
+from pipeline.networks.spec import NetworkSpec
+from pipeline.networks.weights import save_spec, save_weights
 from pipeline.training import checkpoint
 from pipeline.training.loop import Row
 
@@ -33,7 +34,7 @@ def begin(scratch: Path, identity: str, spec: NetworkSpec, ranks: Ranks = ALONE)
     found = checkpoint.state(scratch / "checkpoint.safetensors")
     if found is None or found["identity"] != identity:
         for path in scratch.iterdir():
-            artifact.remove(path)
+            publish.remove(path)
     weights.mkdir(exist_ok=True)
     save_spec(spec, weights)
     return weights
@@ -45,7 +46,7 @@ def saver(network: nn.Module, weights: Path, ranks: Ranks = ALONE) -> Callable[[
     def save(name: str) -> None:
         if not ranks.first:
             return
-        with artifact.writing(weights / f"{name}.safetensors") as part:
+        with publish.writing(weights / f"{name}.safetensors") as part:
             save_weights(network, part)
 
     return save
@@ -63,7 +64,7 @@ def finish(scratch: Path, history: list[Row], save: Callable[[str], None], machi
     if not history:
         save("best")
     else:
-        with artifact.writing(scratch / "history.csv") as part, part.open("w", newline="") as file:
+        with publish.writing(scratch / "history.csv") as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in history for key in row)))
             writer.writeheader()
             writer.writerows(history)
@@ -79,4 +80,4 @@ def finish(scratch: Path, history: list[Row], save: Callable[[str], None], machi
         "device": machine.device.type,
     }
     write_json(scratch / "training.json", summary)
-    artifact.remove(scratch / "checkpoint.safetensors")
+    publish.remove(scratch / "checkpoint.safetensors")

@@ -9,24 +9,26 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from pipeline import artifact, plugin
-from pipeline.artifact import file_hash
+from pipeline import plugin
+from pipeline.artifacts import publish
+from pipeline.artifacts.hashing import file_hash
+from pipeline.compute.machine import Machine
+from pipeline.data.prepared import Prepared
+from pipeline.data.views import num_slots, view_space
+from pipeline.distillation.method import Context
 from pipeline.features import manifest as manifests
 from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.source import RESIDENT_BYTES, CachedSource, check_stored
 from pipeline.features.teacher import Teacher
-from pipeline.machine import Machine
-from pipeline.method import Context
-from pipeline.network import build, load, probe
+from pipeline.networks.network import build, probe
+from pipeline.networks.weights import load
 from pipeline.params.recipe import Phase
 from pipeline.params.student import SelfTaughtBlock
-from pipeline.prepared import Prepared
 from pipeline.training import result
-from pipeline.training.distil import Distillation
+from pipeline.training.distill import Distillation
 from pipeline.training.loop import Training
 from pipeline.training.setting import Setting
-from pipeline.views import num_slots, view_space
 
 
 def train(
@@ -94,12 +96,12 @@ def train(
         {"last": teacher},
         {"train": prepared.split("train")},
         setting.space,
-        setting.normalise,
+        setting.normalize,
         batch_size=batch_size,
         compression=asked.compression,
     )
     found = fill(scratch / "store.zarr", extraction, identity, f"logits of {asked.name}")
-    artifact.remove(mark)
+    publish.remove(mark)
     return found
 
 

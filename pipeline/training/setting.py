@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.images import open_images
-from pipeline.machine import Machine
-from pipeline.metrics.accuracy import top
-from pipeline.network import Network
-from pipeline.normalise import Normalise
+from pipeline.compute.machine import Machine
+from pipeline.data.images import open_images
+from pipeline.data.normalize import Normalize
+from pipeline.data.prepared import Prepared
+from pipeline.data.views import ViewSpace, num_slots, view_space
+from pipeline.evaluation.accuracy import top
+from pipeline.evaluation.forward import PlainSplit, logits
+from pipeline.networks.network import Network
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import Slots, ViewParams
-from pipeline.prepared import Prepared
 from pipeline.training.batches import Batches
-from pipeline.training.evaluation import PlainSplit, logits
-from pipeline.views import ViewSpace, num_slots, view_space
 
 
 @dataclass(frozen=True)
@@ -24,24 +24,24 @@ class Setting:
 
     prepared: Prepared
     space: ViewSpace
-    normalise: Normalise
+    normalize: Normalize
     machine: Machine
 
     @classmethod
     def of(cls, prepared: Prepared, views: ViewParams, machine: Machine) -> Setting:
         """Return the setting of some data, views and machine."""
         meta = prepared.meta
-        normalise = Normalise(meta.mean, meta.std, machine.device)
-        return cls(prepared, view_space(views), normalise, machine)
+        normalize = Normalize(meta.mean, meta.std, machine.device)
+        return cls(prepared, view_space(views), normalize, machine)
 
     def batches(self, recipe: Recipe, seed: int, slots: int | None) -> Batches:
         """Return the training batches of a run."""
         images, labels = open_images(self.prepared.split("train"), self.space, self.machine.device)
-        return Batches(images, labels, slots, self.normalise, seed, recipe.batch_size, recipe.drop_last)
+        return Batches(images, labels, slots, self.normalize, seed, recipe.batch_size, recipe.drop_last)
 
     def plain(self, split: str) -> PlainSplit:
         """Return the plain images of a split."""
-        return PlainSplit.of(self.prepared, split, self.normalise, self.machine)
+        return PlainSplit.of(self.prepared, split, self.normalize, self.machine)
 
     def evaluation(self, network: Network) -> Callable[[], dict[str, float]]:
         """Return the function that gives top-1 and top-5 at an epoch's end.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.report import markup, text
+from pipeline.report.drawing import markup, text
 from pipeline.report.results import Code, Results, Teacher
 
 TITLE = "Caches"

@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.report import markup, text
-from pipeline.report.figure import THIRD, draw
+from pipeline.report.drawing import markup, text
+from pipeline.report.drawing.figure import THIRD, draw
 from pipeline.report.results import Dataset, Pair, Results, Trained
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.report import markup
-from pipeline.report.figure import THIRD, draw
+from pipeline.report.drawing import markup
+from pipeline.report.drawing.figure import THIRD, draw
 from pipeline.report.results import Matched, Pair, Results, Run
 
 if TYPE_CHECKING:

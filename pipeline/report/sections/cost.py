@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from pipeline.report import markup, text
+from pipeline.report.drawing import markup, text
 from pipeline.report.results import BASELINE, Pair, Results
 
 TITLE = "Cost"

@@ -10,9 +10,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.report import markup, palette, text
-from pipeline.report.figure import THIRD, by_epoch, draw, line, logarithmic
-from pipeline.report.palette import DASHES, Style
+from pipeline.report.drawing import markup, palette, text
+from pipeline.report.drawing.figure import THIRD, by_epoch, draw, line, logarithmic
+from pipeline.report.drawing.palette import DASHES, Style
 from pipeline.report.results import Pair, Results, Run
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.report import markup, text
-from pipeline.report.picture import png
+from pipeline.report.drawing import markup, text
+from pipeline.report.drawing.picture import png
 from pipeline.report.results import Dataset, Results
 
 TITLE = "Data"

@@ -9,9 +9,9 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.report import markup, text
-from pipeline.report.figure import THIRD, draw
-from pipeline.report.palette import MARKS, SERIES, Style
+from pipeline.report.drawing import markup, text
+from pipeline.report.drawing.figure import THIRD, draw
+from pipeline.report.drawing.palette import MARKS, SERIES, Style
 from pipeline.report.results import Pair, Results, Trained
 
 if TYPE_CHECKING:

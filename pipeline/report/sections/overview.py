@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from pipeline.params.project import ALONE
-from pipeline.report import markup, text
+from pipeline.report.drawing import markup, text
 from pipeline.report.results import Pair, Results
 
 TITLE = "Overview"

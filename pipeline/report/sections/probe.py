@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from pipeline.report import markup
+from pipeline.report.drawing import markup
 from pipeline.report.results import Pair, Results, Run
 from pipeline.report.statistics import estimate, gain
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from pipeline.params.project import ALONE
-from pipeline.report import markup, palette, text
-from pipeline.report.figure import draw
+from pipeline.report.drawing import markup, palette, text
+from pipeline.report.drawing.figure import draw
 from pipeline.report.results import BASELINE, Pair, Results, Run
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.report import markup, palette, text
-from pipeline.report.figure import draw, logarithmic
+from pipeline.report.drawing import markup, palette, text
+from pipeline.report.drawing.figure import draw, logarithmic
 from pipeline.report.results import Fit, Results
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.report import markup, text
+from pipeline.report.drawing import markup, text
 from pipeline.report.results import Fit, Results
 
 TITLE = "Fitted tables"

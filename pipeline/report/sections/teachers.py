@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from pipeline.report import markup, palette, text
-from pipeline.report.figure import by_epoch, draw, line, logarithmic
-from pipeline.report.palette import Style
+from pipeline.report.drawing import markup, palette, text
+from pipeline.report.drawing.figure import by_epoch, draw, line, logarithmic
+from pipeline.report.drawing.palette import Style
 from pipeline.report.results import Results, Teacher
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.report import markup, text
-from pipeline.report.picture import png
+from pipeline.report.drawing import markup, text
+from pipeline.report.drawing.picture import png
 from pipeline.report.results import PLACES, Field, Fit, Results
 
 TITLE = "What the templates mean"

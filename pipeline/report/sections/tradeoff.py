@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from pipeline.report import markup, palette, text
-from pipeline.report.figure import THIRD, draw
-from pipeline.report.palette import Style
+from pipeline.report.drawing import markup, palette, text
+from pipeline.report.drawing.figure import THIRD, draw
+from pipeline.report.drawing.palette import Style
 from pipeline.report.results import Pair, Results
 
 if TYPE_CHECKING:

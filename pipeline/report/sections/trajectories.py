@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.report import markup, palette
-from pipeline.report.figure import by_epoch, draw, line
-from pipeline.report.palette import Style
+from pipeline.report.drawing import markup, palette
+from pipeline.report.drawing.figure import by_epoch, draw, line
+from pipeline.report.drawing.palette import Style
 from pipeline.report.results import Pair, Results, Run
 
 if TYPE_CHECKING:

@@ -1,0 +1,139 @@
+"""The code that a module is made of: itself and every project module that it imports, directly or not.
+
+DVC hashes the files that a stage lists, not what they import, and a list kept by hand goes stale. So the stage
+`code` writes one small json a stage and plug-in with the hash of every file in its closure, and each stage
+depends on its own json. Comments, docstrings and blank lines do not count: mending them retrains no teacher.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import tokenize
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pipeline
+from pipeline.artifacts.hashing import content_hash
+
+PACKAGES = ("pipeline", "stages")
+Span = tuple[tuple[int, int], tuple[int, int]]  # (line from 1, column in characters), end exclusive
+
+
+def root() -> Path:
+    """Return the folder that holds the project's packages."""
+    return Path(next(iter(pipeline.__path__))).parent
+
+
+def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
+    """Return the files of `modules` and of all that they import, relative to `base`, in alphabetical order.
+
+    Imports inside functions count; those for type checking alone, and empty `__init__` files, do not. A plug-in
+    that is loaded by name is no import: it has a closure of its own.
+
+    Args:
+        modules: dotted names, for instance "pipeline.distillation.methods.kd".
+        base: the folder that holds the packages; None is the running project's.
+    """
+    base = base or root()
+    waiting, found = list(modules), dict[str, Path]()
+    while waiting:
+        name = waiting.pop()
+        path = _file(name, base)
+        if name not in found and path is not None:
+            found[name] = path.relative_to(base)
+            parent = name.rpartition(".")[0]  # a package's `__init__` runs before its modules
+            waiting += [parent, *_imports(path, name if path.name == "__init__.py" else parent)]
+    return sorted(
+        path for path in found.values() if path.name != "__init__.py" or (base / path).stat().st_size
+    )
+
+
+def code_hashes(modules: Iterable[str]) -> dict[str, str]:
+    """Return the hash of every file in the closure of `modules`, by path relative to the project."""
+    return {path.as_posix(): code_hash(root() / path) for path in closure(modules)}
+
+
+def digest(modules: Iterable[str]) -> str:
+    """Return one hash of the closure of `modules`."""
+    return content_hash(code_hashes(modules))
+
+
+@cache
+def code_hash(path: Path) -> str:
+    """Return the hash of a file's code: its text without comments, docstrings and blank lines.
+
+    It is made from the text, not from a syntax tree's form, so all Python versions agree on it.
+    """
+    text = path.read_text()
+    lines = text.split("\n")
+    spans = sorted(_not_code(text), reverse=True)
+    for (first, left), (last, right) in spans:
+        lines[first - 1] = lines[first - 1][:left] + lines[last - 1][right:]
+        lines[first:last] = [""] * (last - first)
+    within = _within_strings(text, spans)
+    kept = "\n".join(
+        line if number in within else line.rstrip()
+        for number, line in enumerate(lines, start=1)
+        if number in within or line.strip()
+    )
+    return hashlib.blake2b(kept.encode(), digest_size=16).hexdigest()
+
+
+def _within_strings(text: str, spans: list[Span]) -> set[int]:
+    """Return the lines, from 1, whose end lies inside a string outside of `spans`: there, blanks count."""
+    return {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.start[0] < token.end[0]
+        and not any(start <= token.start and token.end <= end for start, end in spans)
+        for line in range(token.start[0], token.end[0])
+    }
+
+
+def _not_code(text: str) -> Iterator[Span]:
+    """Give the spans of comments and docstrings."""
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start, token.end
+    lines = text.split("\n")
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+            first = node.body[0]
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                assert first.end_lineno is not None
+                assert first.end_col_offset is not None
+                # Columns of the tree count bytes.
+                left = len(lines[first.lineno - 1].encode()[: first.col_offset].decode())
+                right = len(lines[first.end_lineno - 1].encode()[: first.end_col_offset].decode())
+                yield (first.lineno, left), (first.end_lineno, right)
+
+
+def _file(name: str, base: Path) -> Path | None:
+    path = base.joinpath(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if name.split(".", maxsplit=1)[0] in PACKAGES and candidate.exists():
+            return candidate
+    return None
+
+
+@cache
+def _imports(path: Path, package: str) -> list[str]:
+    return list(_imported(ast.iter_child_nodes(ast.parse(path.read_text())), package))
+
+
+def _imported(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            yield from _imported(node.orelse, package)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        else:
+            yield from _imported(ast.iter_child_nodes(node), package)

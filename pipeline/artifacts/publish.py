@@ -1,0 +1,187 @@
+"""Artifacts on disk: built in a scratch path beside the output, published whole by a rename.
+
+One run at a time makes an output: it holds a lock beside it, which the kernel lets go of when the run dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline.errors import DamagedArtifactError, MachineError, MissingArtifactError
+
+# What a disk may answer that is no mistake of ours: the stages tell it in one line.
+DISK_ERRORS = frozenset(
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EIO,
+        errno.ENOTDIR,
+        errno.EEXIST,
+    )
+)
+
+
+def scratch(out: Path) -> Path:
+    """Return the scratch path of `out`: hidden, on the same disk, left in place when a run is cut off."""
+    return out.parent / f".{out.name}.scratch"
+
+
+def remove(path: Path) -> None:
+    """Remove a file, link or folder; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(built: Path, out: Path) -> None:
+    """Put `built` in the place of `out`, which is unlinked first: it may be a link into DVC's cache."""
+    remove(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    built.replace(out)
+
+
+@contextmanager
+def building(out: Path, *, resume: bool = False) -> Iterator[Path]:
+    """Give a scratch folder and publish it as `out` at the end of the block.
+
+    Args:
+        out: the folder to make. A stale one is unlinked at the start, so that it exists only when whole.
+        resume: keep what a run that was cut off has left in the scratch folder, but for half-written files.
+
+    Raises:
+        MachineError: another run is making it.
+    """
+    folder = scratch(out)
+    with _locked(out), _naming(out):
+        remove(out)
+        if not resume:
+            remove(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in list(folder.rglob(scratch(Path("*")).name)):
+            remove(part)
+        yield folder
+        publish(folder, out)
+
+
+@contextmanager
+def replacing(*outs: Path) -> Iterator[None]:
+    """Keep files to this run while it makes them; stale ones are unlinked at the start.
+
+    Args:
+        outs: the files. They are made within the block, by `writing` or `write_json`.
+
+    Raises:
+        MachineError: another run is making one of them.
+    """
+    with ExitStack() as stack:
+        for out in outs:
+            stack.enter_context(_locked(out))
+        for out in outs:
+            remove(out)
+        yield
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Give a scratch path for a file and publish it as `path` at the end of the block, if that ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = scratch(path)
+    with _naming(path):
+        try:
+            yield part
+            publish(part, path)
+        except BaseException:
+            remove(part)  # a full disk has no room for halves
+            raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` to `path` in one step: sorted keys, two spaces, a final newline."""
+    with writing(path) as part:
+        part.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, hint: str) -> Any:
+    """Read the json file `path`.
+
+    Args:
+        path: the file.
+        hint: what to do when it is not there, for instance "dvc repro".
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        DamagedArtifactError: it is not json.
+    """
+    if path.is_dir():
+        raise DamagedArtifactError(f"{path} is a folder, expected a json file. Make it with: {hint}")
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
+    except ValueError as error:
+        raise DamagedArtifactError(
+            f"{path} is not valid json ({error}). Make it again with: {hint}"
+        ) from None
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock of `out`: a file that says which process holds it, gone when the block ends."""
+    path = scratch(out.with_name(f"{out.name}.lock"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = _lock(path)
+    while file is None:
+        file = _lock(path)
+    with file:
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+        finally:
+            path.unlink(
+                missing_ok=True
+            )  # before the lock goes, so that nobody holds a file that is not there
+
+
+def _lock(path: Path) -> TextIO | None:
+    """Lock the file `path`; None when its holder unlinked it meanwhile."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read() or "another one"
+        file.close()
+        out = path.parent / path.name[1:].removesuffix(".lock.scratch")
+        raise MachineError(
+            f"{out} is being made by process {holder}. Wait for it, or stop it, then run this again."
+        ) from None
+    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        return file
+    file.close()
+    return None
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Give errors of the disk that name no file, as those of writes do, the name of what was made."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise

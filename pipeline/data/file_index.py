@@ -1,0 +1,128 @@
+"""The index of a data set whose images stay in their files, and its reader.
+
+`<split>_files.npy` holds one record a sample (`record_type`) and is mapped, so neither it nor the images are in
+memory. Every file that is read is compared with the hash of its content in the index: what is decoded is what
+was fingerprinted, and a file that was changed, cut off or exchanged since is told by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.data.raw import image_files
+from pipeline.errors import DataError
+
+HASH_BYTES = 16
+
+
+class Box(NamedTuple):
+    """A part of an image, in its own pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    mirrored: bool
+
+
+def record_type(path_bytes: int) -> np.dtype[Any]:
+    """Return the type of a record: path below the root, bytes of the file, size in pixels, hash of the content."""
+    return np.dtype(
+        [
+            ("path", f"S{path_bytes}"),
+            ("bytes", "<i8"),
+            ("height", "<i4"),
+            ("width", "<i4"),
+            ("hash", "u1", (HASH_BYTES,)),
+        ]
+    )
+
+
+def content_hash(content: bytes) -> bytes:
+    """Return the hash of a file's content."""
+    return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """The images of a split, decoded when they are asked for.
+
+    Attributes:
+        folder: of the prepared data, for errors.
+        root: the folder that the paths start from.
+        records: `record_type` (N,), mapped from disk.
+        channels: 1 (grey) or 3 (colour).
+        size: height and width to give, in pixels.
+        resize: pixels that the short side is resized to before the centre is cropped.
+    """
+
+    folder: Path
+    root: Path
+    records: NDArray[Any]
+    channels: int
+    size: int
+    resize: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, row: int) -> NDArray[np.uint8]:
+        """Return the plain image (C, size, size) of sample `row`; see `pixels`."""
+        return self.pixels(row, None)
+
+    def pixels(self, row: int, box: Box | None) -> NDArray[np.uint8]:
+        """Decode sample `row`: uint8 (C, size, size).
+
+        Args:
+            row: the sample.
+            box: the part of the whole image that is resized, as torchvision's RandomResizedCrop does it; None
+                gives the plain view.
+
+        Raises:
+            DataError: the file is missing, is not the one that was indexed, or is no image.
+        """
+        path = self._path(row)
+        image = image_files.decode(str(path), self._content(row, path), self.channels, self._again)
+        if box is None:
+            return image_files.array(image_files.plain(image, self.resize, self.size))
+        image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        if box.mirrored:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image_files.array(image)
+
+    @property
+    def _again(self) -> str:
+        return f"dvc repro --force prepare_data@{self.folder.name}"
+
+    def _path(self, row: int) -> Path:
+        return self.root / os.fsdecode(self.records["path"][row])
+
+    def _content(self, row: int, path: Path) -> bytes:
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            if not self.root.is_dir():
+                raise DataError(
+                    f"{self.root} does not exist, and {self.folder} only lists the images there. Put the raw files "
+                    f"of the data set into {self.root}, then run the same command again."
+                ) from None
+            raise DataError(
+                f"{path} does not exist, but {self.folder} lists it. Put the file back, or list the files anew "
+                f"with: {self._again}"
+            ) from None
+        if content_hash(content) != self.records["hash"][row].tobytes():
+            listed = f"({self.records['bytes'][row]:,} bytes)"
+            raise DataError(
+                f"{path} has {len(content):,} bytes that are not those of the file that {self.folder} lists {listed}. "
+                f"Put that file back, or list the files anew with: {self._again}"
+            )
+        return content

@@ -1,0 +1,92 @@
+"""The writer of indexed data: every file is read once, and its name, size and hash are kept, not its pixels."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data import histogram
+from pipeline.data.dataset import Source, files_path, fingerprinting
+from pipeline.data.file_index import content_hash, record_type
+from pipeline.data.raw import image_files
+from pipeline.data.raw.image_files import FileSplit
+from pipeline.progress import Advance
+
+_BLOCK = 64  # files a thread that are read before their records are written
+
+
+def index(
+    folder: Path,
+    source: Source,
+    held: NDArray[np.bool_],
+    advance: Advance,
+    *,
+    measure: bool,
+) -> tuple[dict[str, str], NDArray[np.int64]]:
+    """List the files of every split in `folder`.
+
+    Args:
+        folder: of the prepared data.
+        source: the data set; its splits are files.
+        held: which training files are held out for model selection, bool (N,).
+        advance: reports samples done.
+        measure: decode the training images, to count their pixel values; otherwise only their heads are read.
+
+    Returns:
+        Fingerprints by split, which depend on the content of the files and not on where they lie; and the counts
+        of the training images' pixel values, int64 (C, 256).
+
+    Raises:
+        DataError: a file that cannot be read, by name.
+    """
+    assert source.files is not None
+    assert isinstance(source.train, FileSplit)
+    assert isinstance(source.test, FileSplit)
+    parts = {"train": (source.train, np.flatnonzero(~held))}
+    if held.any():
+        parts["holdout"] = (source.train, np.flatnonzero(held))
+    parts["test"] = (source.test, np.arange(len(source.test.labels)))
+    fingerprints, counts = {}, np.zeros((source.channels, 256), dtype=np.int64)
+    threads = os.cpu_count() or 1
+    for split, (raw, rows) in parts.items():
+        names = [os.fsencode(os.path.relpath(raw.paths[row], source.files.root)) for row in rows.tolist()]
+        kind = record_type(max(map(len, names)))
+        labels = raw.labels[rows]
+        shape = (len(rows), raw.channels, raw.size, raw.size)
+        digest = fingerprinting(source.classes, (*shape, source.files.resize), labels)
+        scan = partial(_scan, raw, decode=measure and split == "train")
+        with files_path(folder, split).open("wb") as file, ThreadPoolExecutor(threads) as pool:
+            header = {
+                "descr": np.lib.format.dtype_to_descr(kind),
+                "fortran_order": False,
+                "shape": (len(rows),),
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(rows), _BLOCK * threads):
+                block = rows[start : start + _BLOCK * threads].tolist()
+                records = np.zeros(len(block), dtype=kind)
+                for place, (found, counted) in enumerate(pool.map(scan, (raw.paths[row] for row in block))):
+                    records[place] = (names[start + place], *found)
+                    counts += counted
+                file.write(records.tobytes())
+                digest.update(records["hash"].tobytes())
+                advance(len(block))
+        fingerprints[split] = digest.hexdigest()
+    return fingerprints, counts
+
+
+def _scan(
+    raw: FileSplit, path: str, *, decode: bool
+) -> tuple[tuple[int, int, int, NDArray[np.uint8]], NDArray[np.int64] | int]:
+    """Return a file's record without its name, and the counts of its plain view's pixel values, or 0."""
+    content = image_files.read(path)
+    height, width = image_files.dimensions(path, content)
+    digest = np.frombuffer(content_hash(content), dtype=np.uint8)
+    counts: Any = histogram.count(raw.pixels(path, content)[None]) if decode else 0
+    return (len(content), height, width, digest), counts

@@ -1,0 +1,227 @@
+"""Images as training, extraction, the gate and evaluation ask for them: the views of samples in a slot.
+
+One face for copied and for indexed data (`Images`). Copied images are cut on the device. Indexed ones are decoded
+by threads, which work ahead while the device computes; a random resized crop is cut out of the whole photograph,
+and spaces that need an image of one size see the plain one. In each case the pixels are a function of sample and
+view id alone, whoever asks and in whatever order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.data.file_index import Box, FileIndex
+from pipeline.data.prepared import Split, to_device
+from pipeline.data.raw import image_files
+from pipeline.data.views import RandomResizedCropSpace, ViewSpace, view_ids
+
+
+class Images(Protocol):
+    """Gives views of a split's samples.
+
+    Attributes:
+        ahead: batches that are worth beginning before they are needed.
+    """
+
+    ahead: int
+
+    def begin(self, slot: int, index: Tensor) -> Callable[[], Tensor]:
+        """Start on a batch and return the function that waits for it.
+
+        Args:
+            slot: view slot of the batch; 0 is the plain view.
+            index: sample indices int64 (B,), on the CPU.
+
+        Returns:
+            A function that returns uint8 (B, C, H, W) on the device. Of indexed data it raises DataError for a file
+            that is missing, no image, or not the one that was indexed.
+        """
+        ...
+
+
+class ResidentImages:
+    """All images are on the device: no Python a sample.
+
+    Args:
+        images: uint8 (N, C, H, W), on the device.
+        space: the views.
+    """
+
+    ahead = 0
+
+    def __init__(self, images: Tensor, space: ViewSpace) -> None:
+        self.images, self.space = images, space
+        self._slot = -1
+        self._ids = torch.empty(0)
+
+    def begin(self, slot: int, index: Tensor) -> Callable[[], Tensor]:
+        """Cut the views when they are taken; see `Images.begin`."""
+        device = self.images.device
+        if slot != self._slot:
+            # All at once: for a few samples the many small steps of the permutation cost more than the crops.
+            self._ids = view_ids(self.space, slot, torch.arange(len(self.images), device=device))
+            self._slot = slot
+        ids = self._ids
+
+        def finish() -> Tensor:
+            rows = index.to(device, non_blocking=True)
+            return self.space.apply(self.images.index_select(0, rows), ids[rows], rows)
+
+        return finish
+
+
+class MappedImages:
+    """Images are read from the disk, batch by batch.
+
+    Args:
+        images: uint8 (N, C, H, W), mapped.
+        space: the views.
+        device: where the views go.
+    """
+
+    ahead = 0
+
+    def __init__(self, images: NDArray[np.uint8], space: ViewSpace, device: torch.device) -> None:
+        self.images, self.space, self.device = images, space, device
+
+    def begin(self, slot: int, index: Tensor) -> Callable[[], Tensor]:
+        """Read when the views are taken; see `Images.begin`."""
+
+        def finish() -> Tensor:
+            image = torch.from_numpy(self.images[index.numpy()]).to(self.device)
+            rows = index.to(self.device)
+            return self.space.apply(image, view_ids(self.space, slot, rows), rows)
+
+        return finish
+
+
+class DecodedImages:
+    """Images are decoded from their files by threads: Pillow lets go of Python's lock meanwhile.
+
+    Args:
+        files: the images.
+        space: the views.
+        device: where the views go.
+        threads: that decode; None is one a processor.
+    """
+
+    ahead = 3
+
+    def __init__(
+        self, files: FileIndex, space: ViewSpace, device: torch.device, threads: int | None = None
+    ) -> None:
+        self.files, self.space, self.device = files, space, device
+        self.threads = threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self.threads)
+
+    def begin(self, slot: int, index: Tensor) -> Callable[[], Tensor]:
+        """Start to decode; see `Images.begin`."""
+        size, channels, rows = self.files.size, self.files.channels, index.tolist()
+        # Page-locked, so that the copy to a GPU does not wait.
+        image = torch.empty(
+            (len(rows), channels, size, size), dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+        )
+        pixels, boxes = image.numpy(), self._boxes(slot, index)
+
+        def fill(run: NDArray[np.int64]) -> None:
+            for place in run.tolist():
+                pixels[place] = self.files.pixels(rows[place], boxes[place])
+
+        usual = int(self.files.records["bytes"][rows].mean())
+        parts = [self._pool.submit(fill, run) for run in image_files.runs(len(rows), usual, self.threads)]
+
+        def finish() -> Tensor:
+            for part in parts:
+                part.result()
+            found = image.to(self.device, non_blocking=True)
+            if slot == 0 or isinstance(self.space, RandomResizedCropSpace):
+                return found
+            samples = index.to(self.device)
+            return self.space.apply(found, view_ids(self.space, slot, samples), samples)
+
+        return finish
+
+    def _boxes(self, slot: int, index: Tensor) -> list[Box] | list[None]:
+        """Return the boxes that the views show of the whole photographs; None for the plain view."""
+        if slot == 0 or not isinstance(self.space, RandomResizedCropSpace):
+            return [None] * len(index)
+        records = self.files.records[index.numpy()]
+        height, width = (torch.from_numpy(records[side].astype(np.int64)) for side in ("height", "width"))
+        boxes, mirrored = self.space.boxes(view_ids(self.space, slot, index), index, height, width)
+        drawn = zip(*boxes.T.tolist(), mirrored.tolist(), strict=True)
+        return [Box(*box) for box in drawn]
+
+
+def open_images(split: Split, space: ViewSpace, device: torch.device) -> tuple[Images, Tensor]:
+    """Open a split for many passes: copied images go to the device whole.
+
+    Returns:
+        the images, and labels int64 (N,) on the device.
+    """
+    if isinstance(split.images, FileIndex):
+        labels = torch.from_numpy(np.array(split.labels)).to(device)
+        return DecodedImages(split.images, space, device), labels
+    images, labels = to_device(split, device)
+    return ResidentImages(images, space), labels
+
+
+def stream_images(split: Split, space: ViewSpace, device: torch.device) -> Images:
+    """Open a split for one pass: memory does not depend on the number of samples."""
+    if isinstance(split.images, FileIndex):
+        return DecodedImages(split.images, space, device)
+    return MappedImages(split.images, space, device)
+
+
+def views(images: Images, slot: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the views of batches, with the following ones under way.
+
+    Args:
+        images: where they come from.
+        slot: the view slot.
+        batches: sample indices int64 (B,), on the CPU.
+
+    Returns:
+        Indices int64 (B,) as they were given, and views uint8 (B, C, H, W) on the device.
+    """
+    waiting: deque[tuple[Tensor, Callable[[], Tensor]]] = deque()
+    for index in batches:
+        waiting.append((index, images.begin(slot, index)))
+        if len(waiting) > images.ahead:
+            first, finish = waiting.popleft()
+            yield first, finish()
+    for first, finish in waiting:
+        yield first, finish()
+
+
+class Forward:
+    """Views of ranges of samples that mostly follow each other: the next ones are begun when one is taken.
+
+    Args:
+        images: where they come from.
+        total: number of samples; nothing is begun beyond.
+    """
+
+    def __init__(self, images: Images, total: int) -> None:
+        self.images, self.total = images, total
+        self._waiting: dict[tuple[int, int, int], Callable[[], Tensor]] = {}
+
+    def take(self, slot: int, start: int, stop: int) -> Tensor:
+        """Return the views uint8 (n, C, H, W) of samples [start, stop) in `slot`."""
+        wanted = [(slot, start, stop)]
+        while len(wanted) <= self.images.ahead and wanted[-1][2] < self.total:
+            last = wanted[-1][2]
+            wanted.append((slot, last, min(last + stop - start, self.total)))
+        self._waiting = {
+            key: self._waiting.get(key) or self.images.begin(key[0], torch.arange(key[1], key[2]))
+            for key in wanted
+        }
+        return self._waiting.pop(wanted[0])()

@@ -1,0 +1,116 @@
+"""Files from the network, accepted only with the right checksum, and the archives among them."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import tarfile
+import urllib.request
+import zlib
+from pathlib import Path
+
+from pipeline import progress
+from pipeline.artifacts.publish import DISK_ERRORS, publish, remove, scratch
+from pipeline.errors import DataError
+
+_TIMEOUT = 30.0  # seconds without an answer
+_BLOCK = 2**20
+
+
+def md5(path: Path) -> str:
+    """Return the md5 of a file, as the publishers of data sets list it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
+    """Return `path`, downloaded from `url` when it is not there.
+
+    Args:
+        url: where the file is published.
+        path: where it belongs.
+        expected: its md5.
+        download: whether the network may be used.
+
+    Raises:
+        DataError: it is not there and cannot be had, or has another checksum.
+    """
+    if path.exists():
+        check(path, expected, f"Delete it and put {url} there")
+        return path
+    if not download:
+        raise DataError(
+            f"{path} does not exist, and download is false. Put {url} there, or set download: true under "
+            "'prepare' in params.yaml, then: dvc repro"
+        )
+    part = scratch(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _retrieve(url, part)
+    except (OSError, http.client.HTTPException) as error:
+        remove(part)
+        _reraise_of_disk(error, path)
+        reason = " ".join(str(error).split()).strip("<>") or type(error).__name__
+        raise DataError(
+            f"Cannot download {url} ({reason}). Put the file at {path} by hand, then: dvc repro"
+        ) from None
+    found = md5(part)
+    if found != expected:
+        remove(part)
+        raise DataError(
+            f"{url} gave a file with md5 {found}, expected {expected}. Try again, or put the file "
+            f"at {path} by hand, then: dvc repro"
+        )
+    publish(part, path)
+    return path
+
+
+def check(path: Path, expected: str, remedy: str) -> None:
+    """Raise DataError when the md5 of `path` is not the expected one; `remedy` is what to do then."""
+    found = md5(path)
+    if found != expected:
+        raise DataError(f"{path} has md5 {found}, expected {expected}. {remedy}, then: dvc repro")
+
+
+def extract(archive: Path, folder: str) -> None:
+    """Extract `folder` of a .tar.gz file beside it, whole or not at all.
+
+    Raises:
+        DataError: the archive does not hold it.
+    """
+    out = archive.parent / folder
+    part = scratch(out)
+    remove(part)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            tar.extractall(part, filter="data")  # refuses names that lead out of the folder
+        if not (part / folder).is_dir():
+            raise DataError(f"{archive} holds no folder '{folder}'. Put the published archive there.")
+        publish(part / folder, out)
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        _reraise_of_disk(error, out)
+        reason = " ".join(str(error).split())
+        raise DataError(f"{archive} cannot be extracted ({reason}). Delete it, then: dvc repro") from None
+    finally:
+        remove(part)
+
+
+def _reraise_of_disk(error: Exception, path: Path) -> None:
+    """Raise an error that is the disk's again: neither the publisher nor the archive is to blame for it."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        error.filename = error.filename or str(path)
+        raise error
+
+
+def _retrieve(url: str, path: Path) -> None:
+    # Some mirrors refuse Python's own name.
+    request = urllib.request.Request(url, headers={"User-Agent": "stillhouse"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, path.open("wb") as file:
+        length = int(response.headers.get("Content-Length") or 0)
+        if length > shutil.disk_usage(path.parent).free:
+            raise OSError(f"{length / 1e6:,.0f} MB do not fit the disk of {path.parent}")
+        with progress.bar(f"download {path.name}", max(1, length // _BLOCK)) as advance:
+            while block := response.read(_BLOCK):
+                file.write(block)
+                advance()

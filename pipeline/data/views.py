@@ -1,0 +1,253 @@
+"""Views: augmentation as a pure, batched function of an integer.
+
+View 0 is the plain image. Which view sample i shows in slot s is a stateless pseudo-random order of its own,
+so the store can hold slots and every run, seed and worker agrees on them. Slot 0 is the plain view; slots
+1 to S are augmented ones, and an epoch shows one slot. A seed visits all slots before it repeats one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline import seeding
+from pipeline.errors import ParamsError
+from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, Slots, ViewParams
+
+_UNLIMITED = 1 << 31
+_ATTEMPTS = 10
+_ROUNDS = 8
+
+
+class ViewSpace(Protocol):
+    """A set of views.
+
+    Attributes:
+        count: number of views, the plain one included; None when there is no end of them.
+    """
+
+    count: int | None
+
+    def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
+        """Return the views `view` of images.
+
+        Args:
+            image: uint8 (B, C, H, W).
+            view: view ids int64 (B,).
+            index: sample indices int64 (B,), for spaces that draw views per sample.
+
+        Returns:
+            uint8 (B, C, H, W).
+        """
+        ...
+
+
+class PlainSpace:
+    """The plain view alone."""
+
+    count: int | None = 1
+
+    def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
+        """Return the images as they are."""
+        return image
+
+
+class CropFlipSpace:
+    """Crops out of the padded image, and their mirror images.
+
+    View id = flip * (2p + 1)^2 + position, where position counts the offsets row by row from the centre on.
+    """
+
+    def __init__(self, params: CropFlip) -> None:
+        self.padding = params.padding
+        self.reflect = params.fill == "reflect"
+        self.positions = (2 * self.padding + 1) ** 2
+        self.count: int | None = self.positions * (2 if params.flip else 1)
+
+    def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
+        """Return crops with one gather; see `ViewSpace.apply`."""
+        height, width = image.shape[2:]
+        side = 2 * self.padding + 1
+        position = (view % self.positions + self.positions // 2) % self.positions
+        row = position // side - self.padding
+        column = position % side - self.padding
+        rows = row[:, None] + torch.arange(height, device=image.device)  # (B, H)
+        columns = column[:, None] + torch.arange(width, device=image.device)  # (B, W)
+        columns = torch.where((view >= self.positions)[:, None], columns.flip(1), columns)
+        if self.reflect:
+            rows, columns = _mirrored(rows, height), _mirrored(columns, width)
+        else:
+            image = F.pad(image, (self.padding,) * 4)
+            rows, columns = rows + self.padding, columns + self.padding
+        # One place a pixel, the same for every channel: four times as fast as indexing rows and columns.
+        places = rows[:, :, None] * image.shape[3] + columns[:, None, :]  # (B, H, W)
+        places = places.view(len(image), 1, -1).expand(-1, image.shape[1], -1)  # (B, C, H * W)
+        return image.flatten(2).gather(2, places).view(*image.shape[:2], height, width)
+
+
+class RandomResizedCropSpace:
+    """Random boxes resized to the full size; the id seeds a counter-based generator with the sample's index.
+
+    Of indexed images the boxes are cut out of the whole photograph (`images.py`), and `apply` is not used.
+    The box is drawn as by Szegedy et al. 2014 (arXiv:1409.4842): area and log-ratio uniform, up to ten
+    attempts, else the largest centred square. Bilinear within the box; it never shrinks, so there is no aliasing.
+    """
+
+    count: int | None = None
+
+    def __init__(self, params: RandomResizedCrop) -> None:
+        self.params = params
+
+    def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
+        """Return resized boxes; see `ViewSpace.apply`."""
+        height, width = image.shape[2:]
+        heights, widths = torch.full_like(view, height), torch.full_like(view, width)
+        boxes, flip = self.boxes(view, index, heights, widths)
+        top, left, tall, wide = boxes.float().unbind(1)  # each (B,)
+        # Centre and half extent of the box in grid_sample's coordinates, which run from -1 to 1.
+        scale_x, scale_y = wide / width, tall / height
+        shift_x, shift_y = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
+        theta = torch.zeros(len(image), 2, 3, device=image.device)
+        theta[:, 0, 0] = torch.where(flip, -scale_x, scale_x)
+        theta[:, 1, 1] = scale_y
+        theta[:, 0, 2], theta[:, 1, 2] = shift_x, shift_y
+        grid = F.affine_grid(theta, list(image.shape), align_corners=False)  # (B, H, W, 2)
+        # Between the centres of the box's outermost pixels: nothing outside the box is mixed in.
+        low = torch.stack(((2 * left + 1) / width, (2 * top + 1) / height), dim=1) - 1  # (B, 2)
+        high = low + 2 * torch.stack(((wide - 1) / width, (tall - 1) / height), dim=1)
+        grid = grid.clamp(low[:, None, None], high[:, None, None])
+        crop = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
+        crop = crop.round().clamp(0, 255).to(torch.uint8)
+        return torch.where((view == 0)[:, None, None, None], image, crop)
+
+    def boxes(self, view: Tensor, index: Tensor, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the boxes that views show, as (top, left, height, width) int64 (B, 4), and whether they are mirrored.
+
+        Computed in float64: so no device rounds to another pixel than the next, nor a sample in another batch.
+
+        Args:
+            view: view ids int64 (B,).
+            index: sample indices int64 (B,).
+            height: of the images, int64 (B,).
+            width: as `height`.
+        """
+        draws = _uniform(index, view, 4 * _ATTEMPTS + 1)  # (B, 4 * attempts + 1)
+        share, ratio, y, x = draws[:, :-1].double().view(len(draws), 4, _ATTEMPTS).unbind(1)  # (B, attempts)
+        low, high = (math.log(bound) for bound in self.params.ratio)
+        smallest, largest = self.params.scale
+        area = (height * width)[:, None] * (smallest + share * (largest - smallest))
+        aspect = (low + ratio * (high - low)).exp()
+        wide, tall = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+        fits = (wide >= 1) & (wide <= width[:, None]) & (tall >= 1) & (tall <= height[:, None])
+        first = fits.int().argmax(dim=1, keepdim=True)  # the first attempt that fits
+        wide, tall, y, x = (draw.gather(1, first)[:, 0] for draw in (wide, tall, y, x))
+        none, side = ~fits.any(dim=1), torch.minimum(height, width).double()
+        wide, tall = torch.where(none, side, wide), torch.where(none, side, tall)
+        top = torch.where(none, (height - tall) / 2, y * (height - tall + 1))
+        left = torch.where(none, (width - wide) / 2, x * (width - wide + 1))
+        mirrored = (draws[:, -1] < 0.5) if self.params.flip else torch.zeros_like(view, dtype=torch.bool)
+        return torch.stack((top.floor(), left.floor(), tall, wide), dim=1).long(), mirrored
+
+
+def view_space(params: ViewParams) -> ViewSpace:
+    """Return the view space that `params` describe."""
+    match params:
+        case CropFlip():
+            return CropFlipSpace(params)
+        case RandomResizedCrop():
+            return RandomResizedCropSpace(params)
+        case Plain():
+            return PlainSpace()
+
+
+def num_slots(space: ViewSpace, slots: Slots, what: str) -> int:
+    """Resolve a number of slots.
+
+    Args:
+        space: the views that there are.
+        slots: a number, or "all".
+        what: where it stands in params.yaml, for the error.
+
+    Raises:
+        ParamsError: "all" of an endless space, or more slots than views.
+    """
+    if slots == "all":
+        if space.count is None:
+            raise ParamsError(f"params.yaml: {what} is 'all', but this view space has no end. Give a number.")
+        return space.count
+    if space.count is not None and slots > space.count:
+        raise ParamsError(f"params.yaml: {what} is {slots}, but this view space has {space.count} views.")
+    return slots
+
+
+def view_ids(space: ViewSpace, slot: int, index: Tensor) -> Tensor:
+    """Return the view ids int64 (B,) that samples `index` int64 (B,) show in `slot`."""
+    if slot == 0:
+        return torch.zeros_like(index)
+    if space.count is None:
+        return torch.full_like(index, slot)  # the sample's index seeds the draw already
+    return permute(torch.full_like(index, slot - 1), space.count, key=index)
+
+
+def slot_of(seed: int, epoch: int, slots: int | None) -> int:
+    """Return the slot that `epoch` shows: all of 1..slots in a random order, again and again.
+
+    Args:
+        seed: of the run.
+        epoch: counted from 0.
+        slots: number of augmented slots; 0 shows the plain view only, None never repeats a view.
+    """
+    if slots is None:
+        return 1 + seeding.derive(seed, "slot", epoch) % _UNLIMITED
+    if slots == 0:
+        return 0
+    cycle, position = divmod(epoch, slots)
+    order = torch.randperm(slots, generator=seeding.generator(seed, "slots", cycle))
+    return 1 + int(order[position])
+
+
+def permute(position: Tensor, size: int, key: Tensor) -> Tensor:
+    """Permute 0..size-1 pseudo-randomly, a permutation of its own for every key, without storing any.
+
+    A Feistel network over the next power of four, walked until it lands inside (Black and Rogaway 2002,
+    "Ciphers with arbitrary finite domains"). Eight rounds: after four, small sizes are visibly uneven.
+
+    Args:
+        position: int64 (B,), in 0..size-1.
+        size: number of elements.
+        key: int64 (B,).
+
+    Returns:
+        int64 (B,), in 0..size-1.
+    """
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    keys = [seeding.mix(key * _ROUNDS + step + 1) for step in range(_ROUNDS)]
+    x = _feistel(position, half, keys)
+    while bool((outside := x >= size).any()):
+        x = torch.where(outside, _feistel(x, half, keys), x)
+    return x
+
+
+def _feistel(x: Tensor, half: int, keys: list[Tensor]) -> Tensor:
+    mask = (1 << half) - 1
+    left, right = x >> half, x & mask
+    for key in keys:
+        left, right = right, left ^ (seeding.mix(right + key) & mask)
+    return (left << half) | right
+
+
+def _mirrored(x: Tensor, size: int) -> Tensor:
+    """Reflect coordinates outside 0..size-1 at the border pixels."""
+    x = x.abs()
+    return size - 1 - (size - 1 - x).abs()
+
+
+def _uniform(index: Tensor, view: Tensor, count: int) -> Tensor:
+    """Return float32 (B, count) in [0, 1) that depend on sample and view alone."""
+    key = seeding.mix(seeding.mix(index + 1) + view)
+    draws = seeding.mix(key[:, None] + torch.arange(1, count + 1, device=index.device))
+    return ((draws >> 40) & ((1 << 24) - 1)).float() / (1 << 24)

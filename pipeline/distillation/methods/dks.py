@@ -1,0 +1,49 @@
+"""Deeply-supervised knowledge synergy (Sun, Yao, Zhou and Zhao 2019, arXiv:1906.00675), as DSKD compares with it.
+
+L = sum_l CE(y, z_l) + w sum_{m != l} KL(softmax(z_m) || softmax(z_l)), over all classifiers, the last among them
+
+No teacher: of every ordered pair of classifiers one teaches the other, and gets no gradient from that. w = 1, without
+a temperature. What differs: the heads are DSKD's, where the original draws some wider and some shallower by hand.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import torch.nn.functional as F
+
+from pipeline.distillation.heads import Heads, HeadsConfig
+from pipeline.distillation.losses import soft_kl
+from pipeline.distillation.method import BaseMethod, Batch, Context, Terms, Weights
+from pipeline.networks.network import Taps
+
+
+class Config(HeadsConfig):
+    """Settings of DKS."""
+
+    weights: Weights = {"ce": 1.0, "ce_shallow": 1.0, "synergy": 1.0}
+
+
+class Method(BaseMethod[Config]):
+    """DKS."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.heads = Heads(config.positions, context)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The logits and the places of the heads."""
+        return ("logits", *self.heads.positions)
+
+    def forward(self, student: Taps, batch: Batch) -> Terms:
+        """Return `ce`, `ce_shallow` and `synergy`, sums over the heads and over ordered pairs."""
+        shallow = [taps["logits"] for taps in self.heads(student, ("logits",)).values()]
+        every = [student["logits"], *shallow]  # each (B, K)
+        ce = F.cross_entropy(student["logits"], batch.label)
+        pairs = (soft_kl(learner, teacher.detach(), 1.0) for teacher, learner in permutations(every, 2))
+        return {
+            "ce": ce,
+            "ce_shallow": sum((F.cross_entropy(z, batch.label) for z in shallow), 0 * ce),
+            "synergy": sum(pairs, 0 * ce),
+        }

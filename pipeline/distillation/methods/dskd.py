@@ -1,0 +1,132 @@
+"""Deeply-supervised distillation (DSKD; Luo, Chen and Wang 2022, arXiv:2202.07846): shallow layers learn the teacher.
+
+Each shallow stage l < L gets an auxiliary head c_l, a fresh copy of the rest of the main branch c_L. All of them learn
+the teacher's logits z_T and last map F_T, and only c_L learns the labels (eq. 1-9):
+
+L = CE(y, z_L) + alpha (KL_L + sum_{l<L} W^KD_l KL_l) + beta (MSE_L + sum_{l<L} W^Fea_l MSE_l)
+
+KL_l = tau^2 KL(softmax(z_T / tau) || softmax(z_l / tau)), summed over classes; MSE_l = |F_T - r_l(F_l)|^2, the mean
+over C, H and W. W_l = own loss / sum of the shallow losses, of each sample and for both kinds apart; then the mean over
+the batch. alpha = 1 and beta = 30 stand in `weights`: `kd` and `kd_shallow`, `map` and `map_shallow`.
+
+What differs: nothing is known of the code. The paper writes no tau^2; with it the paper's KD has the accuracy of the
+group's own code. The weights are detached (`detach`): else a term is sum l^2 / sum l, with another gradient.
+F is the map that the last stage ends in, which is WRN's raw sum: with a WRN teacher set `relu: false`, because
+its maps are negative too. With `map: final` and `teacher_feature: final` it is the map that is pooled, after BN and
+ReLU.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.distillation.epoch_values import Gathered
+from pipeline.distillation.heads import Heads, HeadsConfig, LastMap, Projector
+from pipeline.distillation.losses import soft_kl_rows
+from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
+from pipeline.errors import ParamsError
+from pipeline.networks.network import Taps
+
+
+class Config(HeadsConfig):
+    """Settings of DSKD.
+
+    Attributes:
+        temperature: tau.
+        maps: learn the teacher's last map too; without it there is nothing of it to store (Table 3).
+        teacher_feature: that map: stage3, or stage4 of VGG and of CIFAR's ResNet50.
+        map: where the student's heads learn it: at the end of the last `stage`, or at `final`.
+        relu: end the projectors with a ReLU.
+        balance: weights of the shallow losses: by `loss`, or `equal`.
+        detach: keep gradients from the weights.
+    """
+
+    temperature: float = Field(default=4.0, gt=0)
+    maps: bool = True
+    teacher_feature: str = "stage3"
+    map: LastMap = "stage"
+    relu: bool = True
+    balance: Literal["loss", "equal"] = "loss"
+    detach: bool = True
+    weights: Weights = {"ce": 1.0, "kd": 1.0, "kd_shallow": 1.0, "map": 30.0, "map_shallow": 30.0}
+
+
+class Method(BaseMethod[Config]):
+    """DSKD: every stage of the student learns what the teacher ends in."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.heads = Heads(config.positions, context)
+        self.place = self.heads.last if config.map == "stage" else "final"
+        self.projectors = nn.ModuleDict()
+        if config.maps:
+            shapes = context.student_shapes[self.place], context.teacher_shapes[config.teacher_feature]
+            for name in (*self.heads.positions, "last"):
+                self.projectors[name] = Projector(*shapes, relu=config.relu)
+        self.gathered = Gathered()
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Return the logits of both, and the teacher's map."""
+        return Needs(("logits",), ("logits", config.teacher_feature) if config.maps else ("logits",))
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The logits, the places of the heads, and the last map."""
+        return ("logits", *self.heads.positions, *((self.place,) if self.config.maps else ()))
+
+    def forward(self, student: Taps, batch: Batch) -> Terms:
+        """Return `ce`, `kd`, `map`, and `kd_shallow` and `map_shallow` where there are heads."""
+        names = ("logits", self.place) if self.config.maps else ("logits",)
+        shallow = self.heads(student, names)
+        t, tau = batch.teacher["logits"], self.config.temperature  # (B, K)
+        terms: Terms = {
+            "ce": F.cross_entropy(student["logits"], batch.label),
+            "kd": soft_kl_rows(student["logits"], t, tau).mean(),
+        }
+        if shallow:
+            terms["kd_shallow"] = self._balanced(
+                "kd", {name: soft_kl_rows(taps["logits"], t, tau) for name, taps in shallow.items()}, batch
+            )
+        if self.config.maps:
+            hint = self._hint(batch)
+            terms["map"] = self._distance("last", student, hint).mean()
+            if shallow:
+                found = {name: self._distance(name, taps, hint) for name, taps in shallow.items()}
+                terms["map_shallow"] = self._balanced("map", found, batch)
+        return terms
+
+    def diagnose(self) -> dict[str, float]:
+        """Return quantiles over an epoch's samples of the weights of Figure 2, "weight.<kind>.<position>.<percent>"."""
+        return self.gathered.quantiles()
+
+    def _hint(self, batch: Batch) -> Tensor:
+        hint = batch.teacher[self.config.teacher_feature]  # (B, C, H, W)
+        if self.config.relu and batch.step == 0 and (hint < 0).any():
+            raise ParamsError(
+                f"Teacher feature '{self.config.teacher_feature}' is negative in places, which projectors that end "
+                "in a ReLU cannot be. Set relu: false in the run's config, in params.yaml."
+            )
+        return hint
+
+    def _distance(self, name: str, taps: Taps, hint: Tensor) -> Tensor:
+        """Return the mean squared error of every sample (B,)."""
+        guided: Tensor = self.projectors[name](taps[self.place])  # (B, C, H, W)
+        return (guided - hint).square().flatten(1).mean(dim=1)
+
+    def _balanced(self, kind: str, losses: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Return the mean over samples of the weighted sum of shallow losses (B,), by position."""
+        stacked = torch.stack(list(losses.values()))  # (L - 1, B)
+        if self.config.balance == "equal":
+            return stacked.mean()
+        weights = stacked / stacked.sum(dim=0).clamp(min=torch.finfo(stacked.dtype).tiny)
+        weights = weights.detach() if self.config.detach else weights
+        self.gathered.add(
+            batch, {f"weight.{kind}.{name}": w for name, w in zip(losses, weights, strict=True)}
+        )
+        return (weights * stacked).sum(dim=0).mean()

@@ -1,0 +1,43 @@
+"""Deeply-supervised nets (Lee, Xie, Gallagher, Zhang and Tu 2015, arXiv:1409.5185), as DSKD compares with them.
+
+L = CE(y, z_L) + w sum_{l<L} CE(y, z_l)
+
+No teacher: the auxiliary heads learn the labels. What differs: the original has squared hinge losses on small heads
+that fade; here the heads are DSKD's, and w = 1 is a choice, because DSKD does not tell it.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from pipeline.distillation.heads import Heads, HeadsConfig
+from pipeline.distillation.method import BaseMethod, Batch, Context, Terms, Weights
+from pipeline.networks.network import Taps
+
+
+class Config(HeadsConfig):
+    """Settings of DSN."""
+
+    weights: Weights = {"ce": 1.0, "ce_shallow": 1.0}
+
+
+class Method(BaseMethod[Config]):
+    """DSN."""
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        self.heads = Heads(config.positions, context)
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        """The logits and the places of the heads."""
+        return ("logits", *self.heads.positions)
+
+    def forward(self, student: Taps, batch: Batch) -> Terms:
+        """Return `ce` and `ce_shallow`, the sum over the heads."""
+        ce = F.cross_entropy(student["logits"], batch.label)
+        shallow = self.heads(student, ("logits",)).values()
+        return {
+            "ce": ce,
+            "ce_shallow": sum((F.cross_entropy(x["logits"], batch.label) for x in shallow), 0 * ce),
+        }

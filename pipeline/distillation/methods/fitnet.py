@@ -1,0 +1,104 @@
+"""FitNets (Romero et al. 2015, arXiv:1412.6550), trained jointly as in CRD's tables (arXiv:1910.10699).
+
+L = w_ce CE(s, y) + w_hint MSE(r(f_s), f_t), the mean over all elements. The regressor r is a convolution, BN
+and ReLU that takes the student's map to the teacher's shape: 3x3 with stride 2 from twice the size, 4x4
+transposed with stride 2 from half of it, and else k x k without padding, k = 1 + difference of the sizes.
+
+What differs: the original trains r and the student's first half in a stage of its own; CRD's tables, which
+everyone compares with, train all at once with weight 100 at the second stage. Where the teacher's map cannot
+be negative the last ReLU is harmless; `relu: false` leaves it out for pre-activations and WRN's raw sums.
+`standardise` names a fitted `moments` table: teacher channels are then scaled to mean 0 and deviation 1 first.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.distillation.method import BaseMethod, Batch, Context, MethodConfig, Needs, Terms, Weights
+from pipeline.errors import ShapeError
+from pipeline.networks.network import Shape, Taps
+
+
+class Config(MethodConfig):
+    """Settings of FitNets.
+
+    Attributes:
+        student_tap: where the student is guided.
+        teacher_feature: the hint, a map.
+        relu: end the regressor with a ReLU.
+        standardise: a `moments` table of the teacher's feature, or None.
+    """
+
+    student_tap: str = "stage2"
+    teacher_feature: str = "stage2"
+    relu: bool = True
+    standardise: str | None = None
+    weights: Weights = {"ce": 1.0, "hint": 100.0}
+
+
+class Method(BaseMethod[Config]):
+    """FitNets: the student's map predicts the teacher's through a regressor that is dropped afterwards."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        student = context.student_shapes[config.student_tap]
+        teacher = context.teacher_shapes[config.teacher_feature]
+        self.regressor = regressor(student, teacher, relu=config.relu and config.standardise is None)
+        mean, scale = torch.zeros(1), torch.ones(1)
+        if config.standardise is not None:
+            table = context.tables[config.standardise]
+            found = {name: table[name].shape for name in ("mean", "std") if name in table}
+            if found != {"mean": teacher[:1], "std": teacher[:1]}:
+                raise ShapeError(
+                    f"FitNet standardises {teacher[0]} channels of '{config.teacher_feature}', and the table "
+                    f"'{config.standardise}' holds {found}. Fit a 'moments' table to that feature."
+                )
+            mean, scale = torch.from_numpy(table["mean"]).float(), torch.from_numpy(table["std"]).float()
+        self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("scale", scale.clamp(min=1e-6).view(1, -1, 1, 1), persistent=False)
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Return the two maps, the student's logits and the table."""
+        tables = () if config.standardise is None else (config.standardise,)
+        return Needs(("logits", config.student_tap), (config.teacher_feature,), tables)
+
+    def forward(self, student: Taps, batch: Batch) -> Terms:
+        """Return `ce` and `hint`."""
+        hint = (batch.teacher[self.config.teacher_feature] - self.mean) / self.scale  # (B, C, H, W)
+        guided = self.regressor(student[self.config.student_tap])  # (B, C, H, W)
+        return {
+            "ce": F.cross_entropy(student["logits"], batch.label),
+            "hint": F.mse_loss(guided, hint),
+        }
+
+
+def regressor(student: Shape, teacher: Shape, *, relu: bool = True) -> nn.Sequential:
+    """Return the layers that take maps of shape `student` (C, H, W) to shape `teacher`.
+
+    Raises:
+        ShapeError: the shapes are not two maps, or the teacher's is larger in a way that no layer above makes.
+    """
+    if len(student) != 3 or len(teacher) != 3:
+        raise ShapeError(
+            f"FitNet pairs two maps; found student {student} and teacher {teacher}. Choose other taps."
+        )
+    (c_s, h_s, w_s), (c_t, h_t, w_t) = student, teacher
+    layer: nn.Module
+    if (h_s, w_s) == (2 * h_t, 2 * w_t):
+        layer = nn.Conv2d(c_s, c_t, 3, stride=2, padding=1)
+    elif (2 * h_s, 2 * w_s) == (h_t, w_t):
+        layer = nn.ConvTranspose2d(c_s, c_t, 4, stride=2, padding=1)
+    elif h_s >= h_t and w_s >= w_t:
+        layer = nn.Conv2d(c_s, c_t, (1 + h_s - h_t, 1 + w_s - w_t))
+    else:
+        raise ShapeError(
+            f"FitNet cannot take the student's {h_s}x{w_s} map to the teacher's {h_t}x{w_t}. "
+            "Choose a teacher tap of at most twice the size, in params.yaml."
+        )
+    return nn.Sequential(layer, nn.BatchNorm2d(c_t), nn.ReLU() if relu else nn.Identity())

@@ -1,0 +1,35 @@
+"""Checkpoints of the teacher's own training, one after another (RCO, Jin et al. 2019, arXiv:1904.09149).
+
+The student's epochs are split evenly over the anchors, and it goes on from its own weights at each. The
+original moves to the next anchor after a fixed number of epochs and leaves their choice open; the even split
+over the learning-rate schedule of one normal run is a choice.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
+
+
+class Config(ScheduleConfig):
+    """Settings of the anchors.
+
+    Attributes:
+        anchors: checkpoints in their order, for instance anchor_025, anchor_050, anchor_075, last.
+    """
+
+    anchors: tuple[str, ...] = Field(min_length=1)
+
+
+class Schedule(TeacherSchedule[Config]):
+    """One lesson a batch, from the anchor of the epoch."""
+
+    @classmethod
+    def checkpoints(cls, config: Config) -> tuple[str, ...]:
+        """Return the anchors."""
+        return config.anchors
+
+    def checkpoint(self, epoch: int, epochs: int) -> str:
+        """Return the anchor of `epoch`."""
+        return self.config.anchors[epoch * len(self.config.anchors) // epochs]

@@ -1,0 +1,80 @@
+"""Contract of `pipeline/distillation/transforms/`: what is done to the teacher's features before a method sees them.
+
+A transform composes with every method (KCD's channel permutation with RKD, say). A plug-in file holds `Config`
+and `Transform` (a `TeacherTransform`). It is a frozen module: it is never trained with the student, and always in
+evaluation mode. It may watch the training and change itself; what it remembers are persistent buffers, which are
+checkpointed with the student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic, Self, TypeVar
+
+from torch import nn
+
+from pipeline.distillation.method import Batch, Context, Matchings, Needs
+from pipeline.networks.network import Shape, Taps
+from pipeline.params.base import Block
+
+
+class TransformConfig(Block):
+    """Settings that every transform has: none."""
+
+
+C = TypeVar("C", bound=TransformConfig)
+
+
+class TeacherTransform(nn.Module, Generic[C]):
+    """Maps teacher features to teacher features of the shapes that `shapes` tells.
+
+    Args:
+        config: the transform's settings.
+        context: what may be known before training; `teacher_shapes` are those before the transform.
+    """
+
+    def __init__(self, config: C, context: Context) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def needs(cls, config: C) -> Needs:
+        """Return what it reads: tables, matchings, the teacher's own network, student taps to observe."""
+        return Needs(student=())
+
+    @classmethod
+    def shapes(cls, config: C, teacher: Mapping[str, Shape], matchings: Matchings) -> Mapping[str, Shape]:
+        """Return the shapes of the features that the method sees; those of `teacher` by default.
+
+        Args:
+            config: the transform's settings.
+            teacher: shapes of the features before the transform, without the batch axis.
+            matchings: the needed ones, by their keys.
+        """
+        return teacher
+
+    @classmethod
+    def changes(cls, config: C) -> tuple[str, ...]:
+        """Return the features that it changes: a table that was fitted to one of them does not fit any more."""
+        return ()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def observe(self, student: Taps, batch: Batch) -> None:
+        """Watch a training step, before its lessons; nothing by default.
+
+        Args:
+            student: taps of the student, those of `needs` among them, (B, ...), without gradients.
+            batch: with the teacher's features before the transform.
+        """
+
+    def forward(self, teacher: Taps, batch: Batch) -> Taps:
+        """Return the transformed features (B, ...) by name.
+
+        Args:
+            teacher: features by name, (B, ...).
+            batch: the batch that they belong to (its labels choose KCD's class ranges).
+        """
+        raise NotImplementedError(f"{type(self).__module__} has no forward")

@@ -1,0 +1,168 @@
+"""KCD's transformation of the teacher: its channels in the order of the student's (arXiv:2103.16844).
+
+Place j of a transformed feature is the teacher's channel permutation[j], on maps, pooled vectors and pre-activations
+alike. The permutation is an artifact of `match_channels`: the student trained alone from theta0 against the teacher;
+the distilled student starts from the same theta0. A matching by ranges of labels has a permutation for each, taken by
+the sample's label. Where the matching is a learned network, that network is applied instead.
+
+The paper's ablations are settings: `seed` takes the matching of another student's theta0 and `teacher` that of another
+teacher (Table 3), `dynamic` matches anew every so many epochs (Table 5). For that the features of the last epoch
+before are recorded as training sees them, augmented, with the student's batch norms in training mode; the measure and
+the strategy are the matching's own, and its permutation is the first one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline import seeding
+from pipeline.distillation.method import Batch, Context, Matchings, Needs
+from pipeline.distillation.transform import TeacherTransform, TransformConfig
+from pipeline.errors import ParamsError, ShapeError
+from pipeline.matching.assignment import assign
+from pipeline.matching.consistency import Statistics, pooled, range_of
+from pipeline.matching.matching import Wanted
+from pipeline.matching.rearrangement import Rearrangement
+from pipeline.networks.network import Shape, Taps
+from pipeline.params.matching import LEARNED
+
+
+class Config(TransformConfig):
+    """Settings of the permutation.
+
+    Attributes:
+        matching: key of `matchings`.
+        features: of the teacher: those that are permuted.
+        teacher: another teacher than the pair's own, whose matching is taken; None is its own.
+        seed: of another student than the run's own, whose matching is taken; None is its own.
+        dynamic: epochs after which the first of `features` is matched anew; None never does.
+        student_tap: what `dynamic` matches it to.
+    """
+
+    matching: str = "kcd"
+    features: tuple[str, ...] = Field(default=("final",), min_length=1)
+    teacher: str | None = None
+    seed: int | None = None
+    dynamic: int | None = Field(default=None, ge=1)
+    student_tap: str = "final"
+
+
+class Transform(TeacherTransform[Config]):
+    """The permutation, or the learned network in its place."""
+
+    finished: Tensor
+    current: Tensor
+
+    def __init__(self, config: Config, context: Context) -> None:
+        super().__init__(config, context)
+        matching = context.matchings[_wanted(config).key]
+        self.recipe, self.origin = matching.recipe, matching.origin
+        dynamic = config.dynamic is not None
+        if dynamic and self.recipe.strategy in LEARNED:
+            raise ParamsError(
+                f"Matching '{config.matching}' is a learned network, and 'dynamic' finds permutations. Drop dynamic "
+                "from the run's transform_config, or choose another matching, in params.yaml."
+            )
+        self.rearrangement = Rearrangement(matching, changes=dynamic)
+        self.recorded = nn.ModuleList()
+        if dynamic:
+            shapes = context.teacher_shapes[config.features[0]], context.student_shapes[config.student_tap]
+            teacher, student = (shape[0] for shape in shapes)
+            if student != matching.width:
+                raise ShapeError(
+                    f"Student tap '{config.student_tap}' has {student} channels, and matching "
+                    f"'{config.matching}' gives {matching.width}. Name the matching's own student_tap in the run's "
+                    "transform_config, in params.yaml."
+                )
+            measure, ranges = self.recipe.measure, self.recipe.ranges
+            self.recorded.extend(Statistics(teacher, student, measure) for _ in range(ranges))
+            self.register_buffer("finished", torch.tensor(0))  # epochs
+            self.register_buffer("current", torch.tensor(-1))  # which epoch it is, over all phases
+        self._known: tuple[int, int] | None = None  # both as numbers, so that no step waits for a device
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Return the matching; matching anew reads the two features as well."""
+        found = Needs(student=(), matchings=(_wanted(config),))
+        if config.dynamic is None:
+            return found
+        return found | Needs(student=(config.student_tap,), teacher=config.features[:1])
+
+    @classmethod
+    def changes(cls, config: Config) -> tuple[str, ...]:
+        """Return the features that are permuted."""
+        return config.features
+
+    @classmethod
+    def shapes(
+        cls, config: Config, teacher: Mapping[str, Shape], matchings: Matchings
+    ) -> Mapping[str, Shape]:
+        """Return the shapes with the student's number of channels.
+
+        Raises:
+            ParamsError: the run does not read a feature that is to be permuted.
+            ShapeError: a feature has another number of channels than the one that was matched.
+        """
+        matching, found = matchings[_wanted(config).key], dict(teacher)
+        for feature in config.features:
+            if feature not in teacher:
+                raise ParamsError(
+                    f"The transform permutes teacher feature '{feature}', and the run reads "
+                    f"{', '.join(teacher) or 'none'}. Name one of these in its transform_config.features, in "
+                    "params.yaml."
+                )
+            if len(teacher[feature]) not in (1, 3) or teacher[feature][0] != matching.origin.channels:
+                raise ShapeError(
+                    f"Teacher feature '{feature}' has shape {teacher[feature]}, and matching '{config.matching}' was "
+                    f"made for {matching.origin.channels} channels. Match that feature in 'matchings' in params.yaml."
+                )
+            found[feature] = (matching.width, *teacher[feature][1:])
+        return found
+
+    def forward(self, teacher: Taps, batch: Batch) -> Taps:
+        """Return the features, those of `features` permuted."""
+        # A schedule's own lessons may lack some.
+        known = [name for name in self.config.features if name in teacher]
+        return {**teacher, **{name: self.rearrangement(teacher[name], batch.label) for name in known}}
+
+    @torch.no_grad()
+    def observe(self, student: Taps, batch: Batch) -> None:
+        """Match anew where an epoch's end is due, and record the epochs before such ends."""
+        every = self.config.dynamic
+        if every is None:
+            return
+        current, finished = self._known or (int(self.current), int(self.finished))
+        now = seeding.derive(batch.phase, batch.epoch)
+        if now != current:
+            if current != -1:
+                finished += 1
+                if finished % every == 0:
+                    self._match()
+            self.current.fill_(now)
+            self.finished.fill_(finished)
+        self._known = now, finished
+        if (finished + 1) % every == 0:
+            ranges = range_of(batch.label, self.recipe.ranges, self.origin.classes)
+            a = pooled(batch.teacher[self.config.features[0]])
+            b = pooled(student[self.config.student_tap])
+            for number, statistics in enumerate(self.recorded):
+                assert isinstance(statistics, Statistics)
+                chosen = ranges == number
+                statistics.add(a[chosen], b[chosen])
+
+    def _match(self) -> None:
+        for number, statistics in enumerate(self.recorded):
+            assert isinstance(statistics, Statistics)
+            if statistics.count > 0:
+                generator = seeding.generator(self.recipe.seed, self.origin.seed, "match", number)
+                found = assign(statistics.matrix().cpu().numpy(), self.recipe.strategy, generator)
+                self.rearrangement.permutation[number] = torch.as_tensor(found).to(statistics.count.device)
+            statistics.reset()
+
+
+def _wanted(config: Config) -> Wanted:
+    return Wanted(config.matching, config.teacher, config.seed)

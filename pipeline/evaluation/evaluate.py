@@ -1,0 +1,162 @@
+"""What is known of a trained network: accuracy, agreement with its teacher, cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.artifacts.hashing import file_hash
+from pipeline.artifacts.publish import read_json
+from pipeline.compute.machine import Machine
+from pipeline.data.normalize import Normalize
+from pipeline.data.prepared import Prepared
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
+from pipeline.evaluation.accuracy import agreement, correlation, top
+from pipeline.evaluation.cost import latency, macs, num_params
+from pipeline.evaluation.forward import PlainSplit, logits, pooled
+from pipeline.evaluation.probe import fisher
+from pipeline.networks.network import Network, probe
+from pipeline.networks.spec import NetworkSpec
+from pipeline.networks.weights import load
+
+Metrics = dict[str, float | int | str]
+
+
+def evaluate(
+    folder: Path, data: Path, inputs: dict[str, Any], machine: Machine
+) -> tuple[Metrics, dict[str, NDArray[Any]]]:
+    """Evaluate the last and the best weights that a training left.
+
+    The network is built from its own json and takes every tensor of its weights file, no more and no less: so
+    what a method adds for training is gone, and what it inserts for good is there.
+
+    Args:
+        folder: `weights/` and `training.json`.
+        data: folder of the prepared data.
+        inputs: the student's inputs; empty for a teacher.
+        machine: where it runs.
+
+    Returns:
+        Metrics by name (accuracies and agreement in percent, latency in ms, training time in s, peak memory in
+        bytes; of a network with inserted layers, what a linear probe finds before and after each), and arrays:
+        predicted classes int32 (N,) of both weights; of the last weights, the correlation of every two classes'
+        logits float32 (K, K), and the pooled features float32 (n, D) of the samples `pooled_index`.
+
+    Raises:
+        StaleArtifactError: the teacher's predictions are not those of this teacher or data.
+    """
+    prepared = Prepared.open(data)
+    test = prepared.split("test")
+    normalize = Normalize(prepared.meta.mean, prepared.meta.std, machine.device)
+    split = PlainSplit.of(prepared, "test", normalize, machine)
+    found: Metrics = {}
+    arrays: dict[str, NDArray[Any]] = {"label": test.labels.astype(np.int32)}
+    for name, prefix in (("last", ""), ("best", "best_")):
+        network, spec = load(folder / "weights", name)
+        scores = logits(network.to(machine.device), split, machine)
+        found[f"{prefix}top1"] = top(scores, split.labels, 1)
+        found[f"{prefix}top5"] = top(scores, split.labels, 5)
+        arrays[name] = scores.argmax(dim=1).cpu().numpy().astype(np.int32)
+        if name == "last":
+            arrays["correlation"] = correlation(scores).cpu().numpy().astype(np.float32)
+            arrays["pooled_index"] = shown(test.labels)
+            kept = split.only(arrays["pooled_index"])
+            arrays["pooled"] = pooled(network, kept, ["pooled"], machine)["pooled"]
+    training = _summary(folder / "training.json")
+    network, spec = load(folder / "weights")
+    found |= {
+        "network": spec.network,
+        "params": num_params(network),
+        "macs": macs(network, spec.size, spec.channels),
+        "latency_ms": latency(network, spec.size, spec.channels),
+        "train_seconds": training.pop("seconds"),
+        **training,
+    }
+    if network.inserted:
+        train = PlainSplit.of(prepared, "train", normalize, machine)
+        found |= _probes(network.to(machine.device), spec, train, split, machine)
+    arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
+    arrays["fingerprint"] = np.array(test.fingerprint)
+    if "run" in inputs:
+        found |= _comparison(folder / "comparison.json")
+    if inputs.get("teacher_evaluation"):
+        other = _teacher_prediction(inputs, test.fingerprint)
+        found["agreement"] = agreement(torch.from_numpy(arrays["last"]), other)
+        found["best_agreement"] = agreement(torch.from_numpy(arrays["best"]), other)
+    for key in ("dataset", "pair", "run", "method", "teacher", "student", "seed", "source", "slots"):
+        if inputs.get(key) is not None:
+            found[key] = inputs[key]
+    return found, arrays
+
+
+def _probes(
+    network: Network, spec: NetworkSpec, train: PlainSplit, test: PlainSplit, machine: Machine
+) -> Metrics:
+    """Return the accuracy of a linear probe before and after every inserted layer, as `probe_<tap>`."""
+    shapes = probe(network, spec.size, spec.channels)
+    # Not every layer offers what it reads.
+    taps = [name for tap in network.inserted for name in (f"{tap}.input", tap) if name in shapes]
+    fitted, seen = pooled(network, train, taps, machine), pooled(network, test, taps, machine)
+    label, test_label = train.labels.cpu().numpy(), test.labels.cpu().numpy()
+    return {f"probe_{tap}": fisher(fitted[tap], label, seen[tap], test_label) for tap in taps}
+
+
+def shown(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Choose the samples whose features are kept for pictures: the first 30 of at most ten classes, int64 (n,).
+
+    Args:
+        labels: of the split (N,).
+    """
+    classes = np.unique(labels)
+    chosen = classes[np.unique(np.linspace(0, len(classes) - 1, min(len(classes), 10)).round().astype(int))]
+    return np.sort(np.concatenate([np.flatnonzero(labels == one)[:30] for one in chosen]))
+
+
+def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
+    path = Path(inputs["teacher_evaluation"])
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}  # all: their checksums are checked
+        made_from = str(arrays["fingerprint"]), str(arrays["weights"])
+        predicted = torch.from_numpy(arrays["last"])
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro") from None
+    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedArtifactError(
+            f"{path} does not hold predictions ({reason}). Delete it, then: dvc repro"
+        ) from None
+    if made_from[0] != fingerprint:
+        raise StaleArtifactError(f"{path} was made with other data. Make it again with: dvc repro")
+    if made_from[1] != inputs["teacher_weights"]:
+        raise StaleArtifactError(f"{path} is of another teacher. Make it again with: dvc repro")
+    return predicted
+
+
+def _comparison(path: Path) -> dict[str, float]:
+    """Return what a distillation's end says of the distance to the teacher."""
+    content = read_json(path, "dvc repro")
+    if not isinstance(content, dict) or not all(isinstance(value, float) for value in content.values()):
+        raise DamagedArtifactError(f"{path} does not hold numbers. Delete {path.parent}, then: dvc repro")
+    return {name: float(value) for name, value in content.items()}
+
+
+def _summary(path: Path) -> dict[str, float | int]:
+    """Return the numbers of `training.json` that an evaluation passes on."""
+    content = read_json(path, "dvc repro")
+    names = ("best_epoch", "epochs", "seconds", "images_per_second", "peak_bytes")
+    held = content if isinstance(content, dict) else {}
+    found: dict[str, float | int] = {
+        name: held[name] for name in names if type(held.get(name)) in (int, float)
+    }
+    if len(found) < len(names):
+        raise DamagedArtifactError(
+            f"{path} does not hold the numbers {', '.join(names)}. Delete {path.parent}, then: dvc repro"
+        )
+    return found

@@ -1,0 +1,128 @@
+"""How far a student's channels and answers are from the teacher's (KCD, arXiv:2103.16844, tables 10, 11; figure 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.evaluation.distance import map_distance, prediction_kl
+from pipeline.features.store import StoredArray, array_path
+from pipeline.matching.consistency import pooled
+from pipeline.matching.matcher import BATCH, Matcher
+from pipeline.matching.matching import Matching
+from pipeline.matching.rearrangement import Rearrangement
+from pipeline.matching.sums import Sums
+from pipeline.networks.network import Network
+
+TOP = (10, 20, 50, 100)
+Numbers = dict[str, Any]  # nested, numbers at its leaves
+
+
+def overlap(one: Tensor, other: Tensor, counts: Tensor) -> dict[str, float]:
+    """Return which share of the k most active channels of each class two networks have in common, in percent.
+
+    Args:
+        one: mean pooled activation by class (K, C).
+        other: the same of the other network (K, C); an index is the same place in both.
+        counts: samples by class (K,); classes without any are left out.
+
+    Returns:
+        The mean over classes for every k of `TOP` below C, as "top10".
+    """
+    found = {}
+    for k in TOP:
+        if k >= one.shape[1]:
+            break
+        shares = [
+            len(set(a.topk(k).indices.tolist()) & set(b.topk(k).indices.tolist())) / k
+            for a, b, count in zip(one, other, counts.tolist(), strict=True)
+            if count
+        ]
+        found[f"top{k}"] = 100 * float(np.mean(shares))
+    return found
+
+
+def measured(matcher: Matcher, matching: Matching, sums: Sums) -> tuple[Numbers, dict[str, NDArray[Any]]]:
+    """Return all numbers of a matching, and the arrays that the report draws."""
+    width = matching.width
+    dead = [
+        torch.stack(flags).all(dim=0) for flags in zip(*(one.dead() for one in sums.statistics), strict=True)
+    ]
+    moved, moved_map = _rearranged(matcher, matching, sums)
+    numbers: Numbers = {
+        "gamma": sums.gammas(matching.recipe.seed),
+        "channels": {"teacher": matching.origin.channels, "student": width},
+        "dead": {"teacher": int(dead[0].sum()), "student": int(dead[1].sum())},
+        "overlap": {"transformed": overlap(moved, sums.student, sums.counts)},
+        "theta0": distance(matcher, matcher.student("init"), matching),
+        "alone": distance(matcher, matcher.student("last"), matching),
+    }
+    own = sums.teacher[:, :width]
+    if own.shape[1] == width:
+        numbers["overlap"]["plain"] = overlap(own, sums.student, sums.counts)
+    shown = sums.counts[matcher.block.recipe.pictured].clamp(min=1)
+    arrays: dict[str, NDArray[Any]] = {
+        "matrix": np.stack(sums.matrices()).astype(np.float32),
+        "teacher_map": (sums.teacher_map[:width] / shown).float().cpu().numpy(),
+        "transformed_map": (moved_map / shown).float().cpu().numpy(),
+        "student_map": (sums.student_map / shown).float().cpu().numpy(),
+        "student_classes": (sums.student / sums.counts.clamp(min=1)[:, None]).cpu().numpy(),
+        "pictured": np.array(matcher.block.recipe.pictured),
+    }
+    return numbers, arrays
+
+
+@torch.no_grad()
+def distance(matcher: Matcher, student: Network, matching: Matching) -> dict[str, float]:
+    """Return what lies between a student and the teacher on the test split.
+
+    Returns:
+        "kl" of the predictions, where the store holds the logits; "l2", the mean over images of the distance of the
+        maps in the teacher's own order, where it has channels enough; "l2_transformed" after the matching.
+    """
+    recipe, device = matcher.block.recipe, matcher.machine.device
+    moved = Rearrangement(matching).to(device).eval()
+    totals: dict[str, float] = {}
+
+    def add(name: str, values: Tensor) -> None:
+        totals[name] = totals.get(name, 0.0) + float(values.double().sum())
+
+    for a, b, label in matcher.features(student, "test"):
+        if a.ndim != b.ndim:  # a pooled feature against a map
+            a, b = pooled(a), pooled(b)
+        if a.shape[1] >= b.shape[1]:
+            add("l2", map_distance(b, a[:, : b.shape[1]]))
+        add("l2_transformed", map_distance(b, moved(a.float(), label)))
+    if "logits" in matcher.manifest.features:
+        array = StoredArray(array_path(matcher.store, recipe.teacher_checkpoint, "test", "logits"))
+        rows = torch.split(torch.arange(len(matcher.prepared.split("test"))), BATCH)
+        for index, ours in matcher.record(student, "test", rows, "logits"):
+            t = torch.from_numpy(array.range(0, int(index[0]), int(index[-1]) + 1)).to(device)
+            add("kl", prediction_kl(ours, t))
+    return {name: total / len(matcher.prepared.split("test")) for name, total in totals.items()}
+
+
+def between(students: Iterable[NDArray[Any]], counts: Tensor) -> list[dict[str, float]]:
+    """Return the overlap of each student with the next one, the last with the first.
+
+    Args:
+        students: mean pooled activations by class (K, C), one a seed, two at least.
+        counts: samples by class (K,).
+    """
+    found = [torch.from_numpy(one) for one in students]
+    return [overlap(one, other, counts) for one, other in zip(found, found[1:] + found[:1], strict=True)]
+
+
+def _rearranged(matcher: Matcher, matching: Matching, sums: Sums) -> tuple[Tensor, Tensor]:
+    """Return the teacher's class means (K, c_S) and summed map of the pictured class after the matching."""
+    if sums.learned is not None:
+        return sums.learned.teacher, sums.learned.teacher_map
+    gather = Rearrangement(matching).to(sums.teacher.device)
+    label = torch.arange(len(sums.teacher), device=sums.teacher.device)
+    pictured = label[matcher.block.recipe.pictured : matcher.block.recipe.pictured + 1]
+    return gather(sums.teacher, label), gather(sums.teacher_map[None], pictured)[0]

@@ -1,0 +1,165 @@
+"""Any image model of timm (Wightman 2019, github.com/huggingface/pytorch-image-models) as a teacher.
+
+Names are timm's, with or without a tag: `convnext_tiny`, `vit_small_patch16_224.augreg_in1k`. Maps come from
+timm's `forward_intermediates`, always as (B, C, H, W): the last four resolutions are `stage1` to `stage4` and
+the one before them is `stem`; a model of one resolution (a transformer) is cut into four parts of equal
+depth. `final` is the map that the head pools, for a transformer its normalised patch tokens, and `pooled`
+what its classifier reads.
+
+A teacher is only read: layers can be inserted at `pooled` and `logits` alone, and there are no auxiliary
+heads.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from pipeline.errors import MachineError, ParamsError, unknown_name
+from pipeline.networks.network import Network, Tap
+from pipeline.networks.pretrained import tensors_only
+
+NETWORKS: tuple[str, ...] = ()
+OPEN = True  # takes names that NETWORKS does not list
+STAGES = 4
+
+
+class TimmNetwork(Network):
+    """A timm model behind the taps.
+
+    Args:
+        name: timm's name, for messages.
+        model: the model, its classifier replaced by an identity.
+        classifier: that classifier.
+        levels: index in the model's list of intermediate maps, by tap.
+    """
+
+    def __init__(self, name: str, model: nn.Module, classifier: nn.Linear, levels: dict[str, int]) -> None:
+        super().__init__({}, classifier.in_features, classifier.out_features)
+        self.name = name
+        self.model = model
+        self.classifier = classifier
+        self.levels = levels
+
+    def run(self, x: Tensor, tap: Tap) -> Tensor:
+        """Run the model on images (B, C, H, W); every named place is handed to `tap`.
+
+        Raises:
+            ParamsError: a layer is inserted inside the model.
+        """
+        inside = sorted(tap.inserted.keys() - {"pooled", "logits"})
+        if inside:
+            raise ParamsError(
+                f"timm model '{self.name}' takes no layer at '{inside[0]}', only at pooled and logits. "
+                "Choose a student of another family."
+            )
+        # An attribute of a module is a module or a tensor to the type checker.
+        model: Any = self.model
+        features, maps = model.forward_intermediates(x, indices=list(self.levels.values()))
+        for name, map_ in zip(self.levels, maps, strict=True):
+            tap(name, map_)
+        tap("final", self._final(features, maps[-1]))
+        pooled = tap("pooled", model.forward_head(features))
+        return tap("logits", self.classifier(pooled))
+
+    def rest(self, after: str) -> NoReturn:
+        """Refuse: what follows a place inside a timm model cannot be copied.
+
+        Raises:
+            ParamsError: always.
+        """
+        raise ParamsError(
+            f"timm model '{self.name}' has no auxiliary heads, at '{after}' or elsewhere. "
+            "Choose a student of another family."
+        )
+
+    def _final(self, features: Tensor, last: Tensor) -> Tensor:
+        """Return the model's features as a map (B, C, H, W), on the grid of its last intermediate map."""
+        if features.ndim == 4:
+            is_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+            return features.permute(0, 3, 1, 2) if is_last else features
+        height, width = last.shape[2:]
+        tokens = features[:, -height * width :]  # (B, H * W, C), without the class token
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
+
+
+def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+    """Build the timm model `name`.
+
+    Raises:
+        MachineError: timm is not installed, or its weights cannot be fetched.
+        UnknownNameError: timm has no such model.
+        ParamsError: the model has no intermediate maps or no single linear classifier, or it cannot be built
+            for images of this kind.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise MachineError(
+            f"Network '{name}' needs timm, which is not installed. Install it with: pip install -e '.[timm]'"
+        ) from None
+    if not timm.is_model(name):
+        known = timm.list_models()
+        near = difflib.get_close_matches(name, known, n=8, cutoff=0.3) or known[:8]
+        raise unknown_name(
+            "timm model", name, near, f"timm has {len(known)}; list them with timm.list_models()."
+        )
+    model = _create(name, size, channels, classes, pretrained=weights == "imagenet")
+    if not hasattr(model, "forward_intermediates"):
+        raise ParamsError(f"timm model '{name}' does not tell its intermediate maps. Choose another one.")
+    classifier = _take_classifier(name, model)
+    return TimmNetwork(name, model, classifier, _levels([one["reduction"] for one in _info(model)]))
+
+
+def _create(name: str, size: int, channels: int, classes: int, *, pretrained: bool) -> nn.Module:
+    import timm
+
+    options: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
+    try:
+        config = timm.get_pretrained_cfg(name)
+        if config is not None and config.fixed_input_size:
+            options["img_size"] = size
+        with tensors_only():
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:  # each architecture refuses in its own way, and so does the download
+        reason = " ".join(str(error).split())[:200]
+        if pretrained:
+            raise MachineError(
+                f"timm model '{name}' cannot be made with its weights: {reason}. "
+                "Check the connection, or set weights: none."
+            ) from None
+        raise ParamsError(
+            f"timm model '{name}' cannot be built for {channels}x{size}x{size} images: {reason}. "
+            "Choose another one."
+        ) from None
+    return model
+
+
+def _take_classifier(name: str, model: nn.Module) -> nn.Linear:
+    """Replace the model's classifier by an identity and return it, so that it is one module with one name."""
+    config: Any = model.pretrained_cfg
+    place = config["classifier"]
+    classifier = model.get_submodule(place) if isinstance(place, str) else None
+    if not isinstance(classifier, nn.Linear):
+        raise ParamsError(f"timm model '{name}' does not end in one linear classifier. Choose another one.")
+    parent, _, attribute = place.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, nn.Identity())
+    return classifier
+
+
+def _info(model: nn.Module) -> list[dict[str, Any]]:
+    info: Any = model.feature_info  # a list for some models, an object for others
+    levels: list[dict[str, Any]] = info if isinstance(info, list) else info.get_dicts()
+    return levels
+
+
+def _levels(reductions: list[int]) -> dict[str, int]:
+    """Return the index of each tap in a model's intermediate maps, from how far each is reduced."""
+    count = len(reductions)
+    if len(set(reductions)) == 1 and count > STAGES:
+        return {f"stage{k}": count * k // STAGES - 1 for k in range(1, STAGES + 1)}
+    first = max(count - STAGES, 0)
+    levels = {"stem": first - 1} if first else {}
+    return levels | {f"stage{index - first + 1}": index for index in range(first, count)}

@@ -1,0 +1,47 @@
+"""MobileNetV2 for larger images (Sandler et al. 2018, arXiv:1801.04381), made of torchvision's blocks.
+
+Width 1 and ReLU6. The stages end at output stride 4, 8, 16 and 32, where the family `mobilenetv2` cuts too;
+the last 1x1 convolution is the tail. Blocks end linearly, so a stage has no `_pre`. torchvision's dropout
+before the classifier is left out: outputs at inference are the same, and heads and inserted layers see what
+the classifier sees. `weights: imagenet` takes IMAGENET1K_V1; with other classes than 1000 the classifier is
+fresh.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models import MobileNet_V2_Weights, MobileNetV2
+
+from pipeline.networks import pretrained
+from pipeline.networks.blocks import Activated, Stage, fan_out_small_linear
+from pipeline.networks.network import Network
+
+NETWORKS = ("mobilenet_v2",)
+
+
+def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+    """Build the network; images of any size.
+
+    Raises:
+        ParamsError: ImageNet weights for images that do not have three channels.
+        MachineError: the ImageNet weights cannot be fetched.
+    """
+    body = MobileNetV2()
+    body.classifier = nn.Identity()
+    stem, *blocks, last = body.features
+    if channels != 3:
+        stem[0] = nn.Conv2d(channels, stem[0].out_channels, 3, 2, 1, bias=False)
+    units: dict[str, nn.Module] = {
+        "stem": Activated("stem", stem[0], stem[1], activation=F.relu6),
+        "stage1": Stage("stage1", blocks[:3], activation=None),
+        "stage2": Stage("stage2", blocks[3:6], activation=None),
+        "stage3": Stage("stage3", blocks[6:13], activation=None),
+        "stage4": Stage("stage4", blocks[13:], activation=None),
+    }
+    tail = Activated("final", last[0], last[1], activation=F.relu6)
+    network = Network(units, body.last_channel, classes, tail=tail, initialise=fan_out_small_linear)
+    if weights == "imagenet":
+        state = pretrained.fetch(MobileNet_V2_Weights.IMAGENET1K_V1, channels)
+        pretrained.fill(network, body, state, "classifier.1.")
+    return network

@@ -1,0 +1,18 @@
+"""Contract of `pipeline/networks/layers/`: layers that a method puts into a student and that stay at inference.
+
+A plug-in file holds `build(name, channels, **settings) -> nn.Module`. The module is called as
+`layer(x, tap)`; what it computes inside it can offer under `tap(f"{name}.scores", scores)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.params.base import Block
+
+
+class LayerSpec(Block):
+    """A layer by name: everything that is needed to build it again beside saved weights."""
+
+    layer: str
+    settings: dict[str, Any] = {}

@@ -1,0 +1,252 @@
+"""Networks: named units in a row, with places that can be recorded and built upon.
+
+Contract of `pipeline/networks/families/`, one architecture family a file: `NETWORKS`, the names that it knows, and
+`build(name, size, channels, classes, weights) -> Network`.
+
+Taps, from input to output: `stem`, `stage1` to `stage4`, each with `stage<k>_block1` (after its first block)
+and `_pre` (before the activation, where there is one), `final` (the map that is pooled), `pooled`, `logits`.
+ResNets also have `stage<k>_conv`, what the 3x3 convolution of a stage's last block gives before its BN.
+A unit hands what it computes to `tap(name, x)` and goes on with what comes back; so one mechanism records,
+inserts and reaches pre-activations, and survives torch.compile and export.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import plugin, seeding
+from pipeline.errors import (
+    ParamsError,
+    ShapeError,
+    unknown_name,
+)
+from pipeline.networks.spec import NetworkSpec
+
+Taps = dict[str, Tensor]
+Shape = tuple[int, ...]
+
+
+class Tap:
+    """Stands at every named place of one forward pass.
+
+    Args:
+        wanted: the taps to keep; None keeps all.
+        inserted: layers by tap; each is called with the tensor and this tap.
+    """
+
+    def __init__(
+        self, wanted: Iterable[str] | None = (), inserted: Mapping[str, nn.Module] | None = None
+    ) -> None:
+        self.wanted = None if wanted is None else frozenset(wanted)
+        self.inserted = inserted or {}
+        self.kept: Taps = {}
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        """Hand `x` through the layer inserted at `name`, if any, keep it if wanted, and return it."""
+        if name in self.inserted:
+            x = self.inserted[name](x, self)
+        if self.wanted is None or name in self.wanted:
+            self.kept[name] = x
+        return x
+
+
+class Unit(nn.Sequential):
+    """A unit without taps inside."""
+
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:  # type: ignore[override]  # takes the tap too
+        """Run the modules in their order."""
+        for module in self:
+            x = module(x)
+        return x
+
+
+class Network(nn.Module):
+    """A classifier: units, a tail before pooling, global average pooling, one linear layer.
+
+    Args:
+        units: unit by tap name, in their order; each is called as `unit(x, tap)`.
+        width: channels of the map that is pooled.
+        classes: number of classes.
+        tail: what stands between the last unit and pooling (WRN's last BN and ReLU, a last 1x1 convolution);
+            it is called as a unit is.
+        initialise: sets the parameters of one module; it runs over all modules now, and over the copies that
+            `rest` makes. Modules that it leaves alone keep torch's default.
+    """
+
+    def __init__(
+        self,
+        units: Mapping[str, nn.Module],
+        width: int,
+        classes: int,
+        *,
+        tail: nn.Module | None = None,
+        initialise: Callable[[nn.Module], None] = lambda module: None,
+    ) -> None:
+        super().__init__()
+        self.units = nn.ModuleDict(units)
+        self.tail = tail if tail is not None else Unit()
+        self.width = width
+        self.classifier = nn.Linear(width, classes)
+        self.inserted = nn.ModuleDict()
+        self.initialise = initialise
+        self.compiled = False
+        self.apply(initialise)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile what `forward` and `record` run, when they run; names of weights stay as they are.
+
+        torch's own way would compile `forward` alone. A flag, and one compiled function for all networks, let
+        copies of a network run their own weights.
+        """
+        self.compiled = True
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (B, classes) of normalised images (B, C, H, W)."""
+        return self._walk(image, ())[0]
+
+    def record(self, image: Tensor, names: Iterable[str] | None) -> Taps:
+        """Run the network and return the taps `names`, all of them for None.
+
+        Raises:
+            UnknownNameError: a tap that the network does not have.
+        """
+        names = None if names is None else tuple(names)
+        _, kept = self._walk(image, names)
+        missing = sorted(set(names or ()) - kept.keys())
+        if missing:
+            raise unknown_name("tap", missing[0], self.record(image[:1], None))
+        return kept
+
+    def _walk(self, image: Tensor, names: tuple[str, ...] | None) -> tuple[Tensor, Taps]:
+        return (_compiled() if self.compiled else _walked)(self, image, names)
+
+    def run(self, x: Tensor, tap: Tap) -> Tensor:
+        """Run all units; every named place is handed to `tap`."""
+        for name, unit in self.units.items():
+            x = tap(name, unit(x, tap))
+        return self._head(x, tap)
+
+    def layers(self) -> dict[str, nn.Module]:
+        """Return the inserted layers by tap."""
+        return dict(self.inserted.items())
+
+    def rest(self, after: str) -> Rest:
+        """Return a fresh copy of what follows the unit `after`: an auxiliary head of the main branch's depth.
+
+        It is on the CPU, whose draws are keyed.
+
+        Raises:
+            UnknownNameError: no unit ends at that tap.
+        """
+        names = list(self.units)
+        if after not in names[:-1]:
+            raise unknown_name("unit to attach a head to", after, names[:-1])
+        units = {name: copy.deepcopy(self.units[name]).cpu() for name in names[names.index(after) + 1 :]}
+        # `width`, not what the classifier reads: a layer inserted at `final` is not in the copy.
+        rest = Rest(units, self.width, self.classifier.out_features,
+                    tail=copy.deepcopy(self.tail).cpu(), initialise=self.initialise)  # fmt: skip
+        rest.draw()
+        return rest
+
+    def fresh(self) -> Self:
+        """Return a copy with parameters drawn anew (SLKD's untrained teachers), on the CPU: its draws are keyed."""
+        network = copy.deepcopy(self).cpu().requires_grad_(True)
+        network.draw()
+        return network
+
+    def draw(self) -> None:
+        """Draw all parameters anew, from torch's global generator: wrap it in `seeding.scope`."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+        self.apply(self.initialise)
+
+    def _head(self, x: Tensor, tap: Tap) -> Tensor:
+        x = tap("final", self.tail(x, tap))
+        x = tap("pooled", x.mean(dim=(2, 3)))
+        return tap("logits", self.classifier(x))
+
+
+def _walked(network: Network, image: Tensor, names: tuple[str, ...] | None) -> tuple[Tensor, Taps]:
+    """Run a network and return its logits and the taps `names`."""
+    tap = Tap(names, network.layers())
+    return network.run(image, tap), tap.kept
+
+
+@functools.cache
+def _compiled() -> Callable[[Network, Tensor, tuple[str, ...] | None], tuple[Tensor, Taps]]:
+    import torch._dynamo
+
+    # One compiled function serves all networks, in training and evaluation, with all batch sizes.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return torch.compile(_walked)
+
+
+class Rest(Network):
+    """The part of a network that follows a unit. It reads that unit's map instead of images."""
+
+
+def build(spec: NetworkSpec, *seed: int | str) -> Network:
+    """Build the network of `spec`; its parameters depend on `seed` alone.
+
+    Inserted layers draw from a scope of their own, so that the rest of the network starts alike with and
+    without them.
+
+    Raises:
+        UnknownNameError: no such family, network, layer or tap.
+        ParamsError: a layer does not have the settings.
+    """
+    family = plugin.load("networks", spec.family)
+    if spec.network not in family.NETWORKS and not getattr(family, "OPEN", False):
+        raise unknown_name(f"network of family '{spec.family}':", spec.network, family.NETWORKS)
+    with seeding.scope(*seed, "network"):
+        network: Network = family.build(spec.network, spec.size, spec.channels, spec.classes, spec.weights)
+    if spec.inserted:
+        shapes = probe(network, spec.size, spec.channels)
+        for name, layer in spec.inserted.items():
+            if name not in shapes:
+                raise unknown_name("tap", name, shapes)
+            make = plugin.load("layers", layer.layer).build
+            try:
+                inspect.signature(make).bind(name, shapes[name][0], **layer.settings)
+            except TypeError as error:
+                raise ParamsError(
+                    f"Layer '{layer.layer}' at '{name}' has other settings: {error}. Change them in params.yaml."
+                ) from None
+            with seeding.scope(*seed, "layer", name):
+                network.inserted[name] = make(name, shapes[name][0], **layer.settings)
+    if spec.classifier_width is not None:
+        with seeding.scope(*seed, "classifier"):
+            network.classifier = nn.Linear(spec.classifier_width, spec.classes)
+            network.initialise(network.classifier)
+    return network
+
+
+def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
+    """Return the shape of every tap without the batch axis, found by running one batch.
+
+    Raises:
+        ShapeError: images of this size are too small for the network.
+    """
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            taps = network.record(torch.zeros(1, channels, size, size, device=device), None)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ShapeError(
+            f"The network cannot read {channels}x{size}x{size} images: {reason}. Choose another network."
+        ) from None
+    finally:
+        network.train(training)
+    return {name: tuple(x.shape[1:]) for name, x in taps.items()}

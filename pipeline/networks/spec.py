@@ -1,0 +1,32 @@
+"""What a network is, in the words of params.yaml: enough to build it again beside its weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.networks.layer import LayerSpec
+from pipeline.params.base import Block
+
+
+class NetworkSpec(Block):
+    """Everything that is needed to build a network again beside its weights.
+
+    Attributes:
+        family: a file of `pipeline/networks/families`.
+        network: a name that this family knows.
+        size: height and width of the images, in pixels.
+        channels: channels of the images.
+        classes: number of classes.
+        weights: where the first weights come from; "imagenet" are the library's own.
+        inserted: layers after taps, by tap; they stay at inference.
+        classifier_width: features that the classifier reads, where a layer inserted at `final` changes them.
+    """
+
+    family: str
+    network: str
+    size: int
+    channels: int
+    classes: int
+    weights: Literal["none", "imagenet"] = "none"
+    inserted: dict[str, LayerSpec] = {}
+    classifier_width: int | None = None

@@ -1,0 +1,86 @@
+"""A network on disk: its json, and its weights as safetensors with a hash of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from pipeline.artifacts.publish import read_json
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError
+from pipeline.networks.network import Network, build
+from pipeline.networks.spec import NetworkSpec
+from pipeline.params.base import validate
+
+_DIGEST = "digest"  # of the metadata of a weights file
+
+
+def save_spec(spec: NetworkSpec, folder: Path) -> None:
+    """Write `network.json`, from which `load` builds the network again."""
+    text = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True)
+    (folder / "network.json").write_text(text + "\n")
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write parameters and buffers as safetensors, with their hash: the format itself has no checksum."""
+    state = {name: x.detach().cpu().contiguous().clone() for name, x in network.state_dict().items()}
+    path.write_bytes(to_bytes(state, metadata={_DIGEST: state_digest(state)}))
+
+
+def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
+    """Build the network of `folder/network.json` with the weights `folder/<weights>.safetensors`.
+
+    Raises:
+        MissingArtifactError: a file is not there.
+        DamagedArtifactError: the weights cannot be read or are not this network's.
+    """
+    path = folder / "network.json"
+    try:
+        spec = validate(NetworkSpec, read_json(path, "dvc repro"), "", str(path))
+    except ParamsError as error:
+        raise DamagedArtifactError(f"{error} Delete it, then: dvc repro") from None
+    network = build(spec.model_copy(update={"weights": "none"}), 0)
+    load_weights(network, folder / f"{weights}.safetensors")
+    return network.eval(), spec
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Fill `network` with the weights at `path`; every name and shape must fit.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        DamagedArtifactError: the file cannot be read or belongs to another network.
+    """
+    if not path.exists():
+        raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro")
+    try:
+        state = load_file(path)
+        network.load_state_dict(state)
+        with safe_open(path, "pt") as file:
+            expected = (file.metadata() or {}).get(_DIGEST)
+    except Exception as error:  # safetensors and torch raise many kinds; all of them mean that it is unusable
+        reason = " ".join(str(error).split())[:200]
+        raise DamagedArtifactError(
+            f"{path} does not hold this network's weights: {reason}. Delete it, then: dvc repro"
+        ) from None
+    if state_digest(state) != expected:
+        raise DamagedArtifactError(
+            f"{path} is damaged: its tensors do not have the hash that it was written with. "
+            "Delete it, then: dvc repro"
+        )
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Return one hash of names, dtypes, shapes and values."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, x in sorted(state.items()):
+        found.update(f"{name} {x.dtype} {tuple(x.shape)};".encode())
+        found.update(x.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -1,0 +1,205 @@
+"""From params.yaml and the artifacts to `Results`.
+
+params.yaml decides what is read, so what a removed run has left behind is not reported. What is listed and not
+there, or made from something else, is an error that names the stage to run.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.prepared import Prepared
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
+from pipeline.params import project
+from pipeline.params.base import read
+from pipeline.params.project import ALONE
+from pipeline.params.student import PairBlock, RunParams
+from pipeline.report.collect.fits import codes, fits
+from pipeline.report.collect.mapping import mapping, require
+from pipeline.report.collect.matched import matched
+from pipeline.report.results import Dataset, History, Matched, Pair, Results, Run, Teacher, Trained
+
+NEEDED = (
+    "top1",
+    "top5",
+    "best_top1",
+    "best_epoch",
+    "epochs",
+    "network",
+    "params",
+    "macs",
+    "latency_ms",
+    "train_seconds",
+    "images_per_second",
+    "peak_bytes",
+)
+
+ARRAYS = ("last", "correlation", "pooled", "pooled_index")  # of the predictions
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a trained network's results lie, and which stages make them.
+
+    Attributes:
+        key: its path below `artifacts`, `artifacts/metrics` and `artifacts/predictions`.
+        evaluated: the stage that makes metrics and predictions.
+        trained: the stage that makes the history.
+        expected: what its metrics must say.
+        needed: metrics that it has beside those that every network has.
+    """
+
+    key: str
+    evaluated: str
+    trained: str
+    expected: dict[str, Any]
+    needed: tuple[str, ...] = ()
+
+
+def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
+    """Read everything that is reported.
+
+    Args:
+        params: params.yaml.
+        artifacts: folder of all artifacts.
+        prepared: folder of all prepared data sets.
+
+    Raises:
+        ParamsError: params.yaml is wrong.
+        MissingArtifactError: something that it lists has not been made.
+        StaleArtifactError: something was made from other settings or data.
+        DamagedArtifactError: a file cannot be read.
+    """
+    sections = project.check(read(params))
+    datasets = {
+        name: Dataset(name, Prepared.open(prepared / name), block.views)
+        for name, block in sections.datasets.items()
+    }
+    teachers = {
+        name: _teacher(artifacts, name, datasets[block.dataset]) for name, block in sections.teachers.items()
+    }
+    blocks = project.blocks(sections)
+    pairs = []
+    for name in sections.pairs:
+        block = blocks[f"pairs/{name}"]
+        assert isinstance(block, PairBlock)
+        matchings = matched(artifacts, name, sections)
+        pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds, matchings))
+    fitted, coded = fits(artifacts, sections, teachers), codes(artifacts, sections)
+    return Results(sections.seeds, datasets, teachers, tuple(pairs), fitted, coded)
+
+
+def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
+    source = _Source(f"teachers/{name}", f"evaluate_teacher@{name}", f"train_teacher@{name}", {})
+    trained = _trained(artifacts, source, dataset, 0)
+    hint = f"dvc repro check_features@{name}"
+    store = mapping(artifacts / "tables" / name / "features.json", hint, ("features",))
+    needed = ("precision", "largest_error", "largest_share", "error", "bytes", "files")
+    check = mapping(artifacts / "metrics" / "features" / f"{name}.json", hint, needed)
+    return Teacher(name, dataset, trained, store, check)
+
+
+def _pair(
+    artifacts: Path,
+    block: PairBlock,
+    teacher: Teacher,
+    seeds: tuple[int, ...],
+    matchings: tuple[Matched, ...],
+) -> Pair:
+    name, student, dataset = block.pair, block.student.student, teacher.dataset
+    about = {"dataset": dataset.name, "student": student}
+    alone = []
+    for seed in seeds:
+        source = _Source(
+            f"pretrained/{student}/{seed}",
+            f"evaluate_pretrained@{student}-{seed}",
+            f"pretrain_student@{student}-{seed}",
+            about | {"seed": seed},
+        )
+        trained = _trained(artifacts, source, dataset, seed)
+        agreeing = trained.prediction == teacher.trained.prediction
+        trained.metrics["agreement"] = 100 * float(agreeing.mean())
+        alone.append(trained)
+    runs = [Run(ALONE, "alone", tuple(alone))]
+    for run, settings in block.runs.items():
+        asked = about | {"pair": name, "run": run, "method": settings.method, "teacher": teacher.name}
+        students = []
+        for seed in seeds:
+            source = _Source(
+                f"students/{name}/{run}/{seed}",
+                f"evaluate@{name}/{run}-{seed}",
+                f"distill@{name}/{run}-{seed}",
+                asked | {"seed": seed},
+                ("agreement",),
+            )
+            students.append(_trained(artifacts, source, dataset, seed))
+        runs.append(Run(run, _method(settings), tuple(students)))
+    return Pair(name, teacher, student, tuple(runs), matchings)
+
+
+def _method(settings: RunParams) -> str:
+    words = [settings.method]
+    if settings.transform is not None:
+        words.append(settings.transform)
+    if settings.schedule != "final":
+        words.append(settings.schedule)
+    return " + ".join(words)
+
+
+def _trained(artifacts: Path, source: _Source, dataset: Dataset, seed: int) -> Trained:
+    hint = f"dvc repro {source.evaluated}"
+    path = artifacts / "metrics" / f"{source.key}.json"
+    metrics = mapping(path, hint, (*NEEDED, *source.needed))
+    require(path, hint, metrics, source.expected)
+    arrays = _arrays(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
+    epochs = int(metrics["epochs"])  # none where weights were taken as they are
+    file = artifacts / source.key / "history.csv"
+    history = _history(file, f"dvc repro {source.trained}", epochs) if epochs else {}
+    return Trained(seed, metrics, arrays["last"], history, *(arrays[name] for name in ARRAYS[1:]))
+
+
+def _arrays(path: Path, hint: str, dataset: Dataset) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            fingerprint = str(archive["fingerprint"])
+            fits = fingerprint == dataset.prepared.meta.fingerprint["test"]
+            arrays = {name: np.array(archive[name]) for name in ARRAYS} if fits else {}
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
+    except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
+        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
+    if not fits:
+        raise StaleArtifactError(
+            f"{path} was made with other data than {dataset.prepared.folder}. Make it again with: {hint}"
+        )
+    return arrays
+
+
+def _history(path: Path, hint: str, epochs: int) -> History:
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
+    except (ValueError, csv.Error) as error:  # bytes that are no text
+        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
+    if len(rows) != epochs:
+        raise DamagedArtifactError(
+            f"{path} has {len(rows)} epochs, the metrics say {epochs}. Make it again with: {hint}"
+        )
+    found = {name: [row[name] or "" for row in rows] for name in rows[0]}
+    for name in found.keys() - {"phase"}:
+        for cell in found[name]:
+            try:
+                float(cell or 0)
+            except ValueError:
+                message = f"{path} has {name} '{cell}', expected a number. Make it again with: {hint}"
+                raise DamagedArtifactError(message) from None
+    return found

@@ -1,0 +1,45 @@
+"""Jsons of names and values, read and checked for what the report needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.publish import read_json
+from pipeline.errors import DamagedArtifactError, StaleArtifactError
+
+
+def mapping(path: Path, hint: str, needed: Iterable[str]) -> dict[str, Any]:
+    """Read a json that is a mapping of names.
+
+    Args:
+        path: of the json.
+        hint: the command that makes it.
+        needed: names that it must have.
+
+    Raises:
+        MissingArtifactError: it is not there.
+        DamagedArtifactError: it cannot be read, or lacks a name.
+    """
+    found = read_json(path, hint)
+    if not isinstance(found, dict):
+        raise DamagedArtifactError(f"{path} is no mapping of names. Make it again with: {hint}")
+    lacking = [name for name in needed if name not in found]
+    if lacking:
+        raise DamagedArtifactError(f"{path} lacks {', '.join(lacking)}. Make it again with: {hint}")
+    return dict(found)
+
+
+def require(path: Path, hint: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a file whose content says that it was made for something else than params.yaml.
+
+    Raises:
+        StaleArtifactError: a value differs.
+    """
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise StaleArtifactError(
+                f"{path} was made for {name} '{found.get(name)}', params.yaml says '{value}'. "
+                f"Make it again with: {hint}"
+            )

@@ -1,0 +1,139 @@
+"""What a student is made from, in one json a run and seed: settings, paths, and the hash of everything that it reads.
+
+A student's stage depends on its json alone. So it runs again when something that it uses has changed, and not
+when something else has: a new K for K-means leaves plain KD's json byte for byte as it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.artifacts.hashing import file_hash
+from pipeline.data.prepared import Prepared
+from pipeline.errors import StaleArtifactError
+from pipeline.networks.spec import NetworkSpec
+from pipeline.params.base import Block
+from pipeline.params.recipe import Recipe
+from pipeline.params.views import ViewParams
+
+
+class StudentInputs(Block):
+    """What a student alone is trained from.
+
+    Attributes:
+        student: key of `students`.
+        dataset: key of `datasets`.
+        network: the plain student.
+        recipe: how it is trained.
+        views: what it sees.
+        data: folder of the prepared data.
+        fingerprint: of the data, by split.
+        mean: normalisation of the images.
+        std: as `mean`.
+        code: hash by file of the plug-ins' closure.
+    """
+
+    student: str
+    dataset: str
+    network: NetworkSpec
+    recipe: Recipe
+    views: ViewParams
+    data: str
+    fingerprint: dict[str, str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    code: dict[str, str]
+
+
+class Stored(Block):
+    """Where one teacher feature is stored.
+
+    Attributes:
+        store: the teacher's store, or the store of a code.
+        digest: of what is read, by "checkpoint/split".
+    """
+
+    store: str
+    digest: dict[str, str]
+
+
+class RunInputs(StudentInputs):
+    """What a distilled student is trained from, beside what every student is.
+
+    Attributes:
+        pair: key of `pairs`.
+        run: key of `runs`.
+        seed: of init, order and views.
+        teacher: key of `teachers`.
+        method: plug-in, with its settings as params.yaml has them.
+        config: these settings.
+        transform: plug-in or None.
+        transform_config: its settings.
+        schedule: plug-in.
+        schedule_config: its settings.
+        source: where the teacher's features come from.
+        slots: augmented view slots that the student sees; None is no end.
+        features: teacher features that are read.
+        teacher_network: the method reads the teacher's own modules.
+        weights_folder: of the teacher.
+        weights: hash of the teacher's weights, by checkpoint; empty when only the store is read.
+        stored: the features that are read from a store, by name; empty when online.
+        self_taught: the logits of self-taught copies of the teacher that are read, by the copy's name.
+        tables: path and hash of the fitted tables that are read, by name.
+        matchings: path and hash of the matchings that are read, by their keys.
+        teacher_weights: hash of the teacher's last weights, which made `teacher_evaluation`.
+        teacher_evaluation: the teacher's predictions, to which the student's are compared. It does not change
+            the student, so its hash is not here.
+    """
+
+    pair: str
+    run: str
+    seed: int
+    teacher: str
+    method: str
+    config: dict[str, Any]
+    transform: str | None
+    transform_config: dict[str, Any]
+    schedule: str
+    schedule_config: dict[str, Any]
+    source: Literal["cached", "online"]
+    slots: int | None
+    features: tuple[str, ...]
+    teacher_network: bool
+    weights_folder: str
+    weights: dict[str, str]
+    stored: dict[str, Stored]
+    self_taught: dict[str, Stored] = {}
+    tables: dict[str, tuple[str, str]]
+    matchings: dict[str, tuple[str, str]] = {}
+    teacher_weights: str
+    teacher_evaluation: str
+
+
+def check_data(inputs: StudentInputs, prepared: Prepared) -> None:
+    """Refuse prepared data that are not those that `inputs` names.
+
+    Raises:
+        StaleArtifactError: a fingerprint or the normalisation differs.
+    """
+    meta = prepared.meta
+    if (meta.fingerprint, meta.mean, meta.std) != (inputs.fingerprint, inputs.mean, inputs.std):
+        raise StaleArtifactError(
+            f"{inputs.data} is not the data that this run was resolved with. Run: dvc repro"
+        )
+
+
+def check_file(path: Path, expected: str) -> None:
+    """Refuse a file whose hash is not the one that the inputs name.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        StaleArtifactError: it differs.
+    """
+    found = file_hash(path)
+    if found != expected:
+        raise StaleArtifactError(
+            f"{path} is not the file that this run was resolved with: found {found[:8]}, expected "
+            f"{expected[:8]}. Run: dvc repro"
+        )

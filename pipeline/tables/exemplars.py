@@ -1,0 +1,70 @@
+"""Exemplars: the pixels that show best what a cluster or a kernel stands for, for pictures in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.tables.pixels import Block, Points
+
+Array = NDArray[Any]
+
+LARGEST = SPREAD = 12
+EXEMPLARS = 9
+
+
+def chosen(counts: Array) -> Array:
+    """Choose groups to show, int64 (G,): the 12 largest, and 12 spread evenly over the sizes of the others.
+
+    Args:
+        counts: members of each group, int64 (K,). Groups without members are not shown.
+    """
+    order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    others = order[LARGEST:]
+    spread = np.unique(np.linspace(0, max(0, len(others) - 1), SPREAD).round().astype(int))
+    return np.concatenate([order[:LARGEST], others[spread[: len(others)]]]).astype(np.int64)
+
+
+def exemplars(
+    points: Points, groups: Array, score: Callable[[Block], Array], height: int, width: int
+) -> dict[str, Array]:
+    """Find the pixels of distinct images that score highest in each group.
+
+    Args:
+        points: the pixels.
+        groups: those to show, int64 (G,).
+        score: gives every pixel a score in each shown group, (n, G); -inf keeps it out.
+        height: of the map.
+        width: of the map.
+
+    Returns:
+        `gallery`, the groups, and int64 (G, 9) `nearest_sample`, `nearest_row` and `nearest_column`: the best
+        first, of equal ones that of the first image; -1 where there are fewer images.
+    """
+    best = [(np.zeros(0), np.zeros(0, np.int64)) for _ in groups]
+    for block in points:
+        scores = score(block)
+        for group, (score_before, index_before) in enumerate(best):
+            floor = score_before[-1] if len(score_before) == EXEMPLARS else -np.inf
+            able = scores[:, group] > floor
+            values = np.concatenate([score_before, scores[able, group]])
+            index = np.concatenate([index_before, block.pixel[able]])
+            best[group] = _distinct(values, index, height * width)
+    pixel = np.full((len(groups), EXEMPLARS), -1, np.int64)
+    for group, (_, index) in enumerate(best):
+        pixel[group, : len(index)] = index
+    sample, rest = np.divmod(pixel, height * width)
+    row, column = np.divmod(rest, width)
+    found = {"nearest_sample": sample, "nearest_row": row, "nearest_column": column}
+    return {"gallery": groups} | {name: np.where(pixel < 0, -1, array) for name, array in found.items()}
+
+
+def _distinct(scores: Array, index: Array, area: int) -> tuple[Array, Array]:
+    """Return the highest scores of distinct images and their pixels, the best first."""
+    order = np.lexsort((index, -scores))
+    _, first = np.unique(index[order] // area, return_index=True)
+    order = order[np.sort(first)[:EXEMPLARS]]
+    return scores[order], index[order]

@@ -1,0 +1,254 @@
+"""Sub-classes: what the teacher tells apart within and between classes (letKD, 4.2.2, steps 2 and 3).
+
+In LDA space z each class has K centres of its own (K-means over its pixels): sub-class K * c + k. h1(z, c) is the
+nearest centre of the pixel's own class, h2(z) the nearest prototype of all classes, where a prototype is the mean of
+the pixels that h1 gives to its centre. S[i, j] is the share of the pixels of sub-class i for which h2 says j: the
+p_T of a pixel is the row S[h1(z, c)].
+
+It is estimated on all plain training pixels; the paper's code drops the remainder of its last chunk. Its prototypes
+are numerically almost its centres, and h1 in training uses the centres: so it is here. A sub-class without pixels
+has no prototype, so h2 never says it, and its row is one on itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline import progress, seeding
+from pipeline.errors import ParamsError, StaleArtifactError
+from pipeline.tables import clustering, exemplars
+from pipeline.tables import pixels as rows
+from pipeline.tables.pixels import Block, Pixels, Points
+from pipeline.tables.table import FitContext, Fitted, Stream, TableConfig, require_base
+
+Array = NDArray[Any]
+
+BASE = "lda"
+
+
+class Config(TableConfig):
+    """Settings.
+
+    Attributes:
+        per_class: sub-classes of each class.
+        iterations: of Lloyd in each class, at most.
+        seed: of the draws.
+    """
+
+    per_class: int = Field(default=8, ge=1)
+    iterations: int = Field(default=20, ge=1)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class OfClass:
+    """The pixels of one class, read again each time.
+
+    Attributes:
+        pixels: those of all classes.
+        label: the class.
+    """
+
+    pixels: Pixels
+    label: int
+
+    def __iter__(self) -> Iterator[Block]:
+        """Give blocks."""
+        return rows.blocked((_of(block, self.label) for block in self.pixels), self.pixels.width)
+
+
+@dataclass(frozen=True)
+class Subclasses:
+    """Centres and prototypes.
+
+    Attributes:
+        centers: float32 (M, D), those of class 0 first.
+        prototypes: mean of the members of each, float32 (M, D); its centre where it has none.
+        some: which have members, bool (M,).
+        per_class: of each class.
+        inertia: sum of squared distances to the nearest centre of the pixel's class.
+        relocated: empty clusters that were moved, over all iterations and classes.
+    """
+
+    centers: Array
+    prototypes: Array
+    some: Array
+    per_class: int
+    inertia: float
+    relocated: int
+
+    def of_class(self, label: int) -> slice:
+        """Return the sub-classes of a class."""
+        return slice(label * self.per_class, (label + 1) * self.per_class)
+
+    def nearness(self, groups: Array) -> Callable[[Block], Array]:
+        """Return the score of pixels in sub-classes `groups`: minus the squared distance, in their own class."""
+
+        def score(block: Block) -> Array:
+            found = np.full((len(block.x), len(groups)), -np.inf, np.float32)
+            for column, group in enumerate(groups):
+                mine = block.label == group // self.per_class
+                found[mine, column] = -clustering.squared_distances(block.x[mine], self.centers[group])
+            return found
+
+        return score
+
+
+def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
+    """Fit sub-classes to a stream of maps (N, C, H, W), for M = classes * per_class of them in D dimensions.
+
+    Arrays: `mean` (C,) and `scalings` (C, D) of the base, float64; `centers` and `prototypes` float32 (M, D);
+    `scores` float32 (M, M); `counts` int64 (M,), what h1 gives to each; `per_class` int64 (); and the exemplars of
+    `pipeline.tables.exemplars`.
+
+    Raises:
+        ParamsError: there is no base, the feature is no map of floats, or a class has too few pixels.
+        StaleArtifactError: the base has another number of channels.
+        DivergedError: the feature holds values that are not finite.
+    """
+    base = require_base(context, "subclasses", BASE)
+    pixels = Pixels.of(stream, config.feature)
+    space = _projected(pixels, base["mean"], base["scalings"])
+    found = _clustered(space, _class_counts(pixels, config, context.num_classes), config)
+    joint = _joint(space, found)
+    counts = joint.sum(axis=1)
+    scores = joint / np.maximum(counts, 1)[:, None]
+    empty = np.flatnonzero(counts == 0)
+    scores[empty, empty] = 1
+    groups = exemplars.chosen(counts)
+    shown = exemplars.exemplars(space, groups, found.nearness(groups), *stream.shape[2:])
+    arrays = {
+        "mean": base["mean"],
+        "scalings": base["scalings"],
+        "centers": found.centers,
+        "prototypes": found.prototypes,
+        "scores": scores.astype(np.float32),
+        "counts": counts,
+        "per_class": np.array(config.per_class, np.int64),
+    }
+    return Fitted(arrays | shown, _quality(scores, counts, joint, found))
+
+
+def _projected(pixels: Pixels, mean: Array, scalings: Array) -> Pixels:
+    """Return the pixels in LDA space."""
+    from threadpoolctl import ThreadpoolController
+
+    if len(mean) != pixels.channels:
+        raise StaleArtifactError(
+            f"The base of table 'subclasses' was fitted to {len(mean)} channels, and feature '{pixels.feature}' has "
+            f"{pixels.channels}. Fit table '{BASE}' to the same feature in params.yaml, then: dvc repro"
+        )
+    single, threads = scalings.astype(np.float32), ThreadpoolController()
+
+    def project(x: Array) -> Array:
+        with threads.limit(limits=1):  # the product's last bits depend on them, and K-means on those
+            found: Array = (x - mean).astype(np.float32) @ single
+        return found
+
+    return pixels.map(project, single.shape[1])
+
+
+def _class_counts(pixels: Pixels, config: Config, num_classes: int) -> Array:
+    """Count the pixels of each class, int64 (K,); too few in one of them is an error."""
+    counts = np.zeros(num_classes, np.int64)
+    for _, label, _ in pixels:
+        counts += np.bincount(label, minlength=num_classes)
+    if counts.min() < config.per_class:
+        raise ParamsError(
+            f"Class {counts.argmin()} has {counts.min()} pixels of feature '{config.feature}', fewer than "
+            f"'per_class: {config.per_class}'. Lower it in the table's config in params.yaml, then: dvc repro"
+        )
+    return counts
+
+
+def _clustered(space: Pixels, counts: Array, config: Config) -> Subclasses:
+    """Cluster the pixels of each class."""
+    centers, prototypes, some, inertia, relocated = [], [], [], 0.0, 0
+    with progress.bar(f"sub-classes of {config.feature}", len(counts)) as advance:
+        for label, points in _by_class(space, counts, config):
+            seed = seeding.derive(config.seed, "subclasses", label)
+            first = clustering.start(points, int(counts[label]), config.per_class, seed)
+            found = clustering.lloyd(points, first, config.iterations)
+            members = clustering.members(points, found.centers)
+            mean = members.sums / np.maximum(members.counts, 1)[:, None]
+            centers.append(found.centers)
+            prototypes.append(np.where(members.counts[:, None] > 0, mean, found.centers))
+            some.append(members.counts > 0)
+            inertia, relocated = inertia + members.inertia, relocated + found.relocated
+            advance(1, note=f"class {label}")
+    stacked = np.concatenate(prototypes).astype(np.float32)
+    return Subclasses(
+        np.concatenate(centers), stacked, np.concatenate(some), config.per_class, inertia, relocated
+    )
+
+
+def _by_class(space: Pixels, counts: Array, config: Config) -> Iterator[tuple[int, Points]]:
+    """Give every class and its pixels, as many classes in memory at a time as the budget allows."""
+    size = counts * rows.row_bytes(space.width)
+    first = 0
+    while first < len(counts):
+        size = np.cumsum(counts[first:]) * rows.row_bytes(space.width)
+        last = first + int(np.searchsorted(size, rows.HELD_BYTES, side="right"))
+        if last == first:  # one class alone is too large
+            yield first, OfClass(space, first)
+            first += 1
+        else:
+            yield from _gathered(space, range(first, last))
+            first = last
+
+
+def _gathered(space: Pixels, labels: Sequence[int]) -> Iterator[tuple[int, Points]]:
+    """Read the pixels of some classes into memory, in one go, and give them class by class."""
+    parts: dict[int, list[Block]] = {label: [] for label in labels}
+    for block in space:
+        for label in labels:
+            parts[label].append(_of(block, label))
+    for label in labels:
+        yield label, list(rows.blocked(parts.pop(label), space.width))
+
+
+def _of(block: Block, label: int) -> Block:
+    mine = block.label == label
+    return Block(block.x[mine], block.label[mine], block.pixel[mine])
+
+
+def _joint(space: Pixels, found: Subclasses) -> Array:
+    """Count how often h1 says i and h2 says j, int64 (M, M)."""
+    joint = np.zeros((len(found.centers), len(found.centers)), np.int64)
+    ids = np.flatnonzero(found.some)
+    anywhere = clustering.Nearest(found.prototypes[ids])
+    own = [
+        clustering.Nearest(found.centers[found.of_class(label)])
+        for label in range(len(joint) // found.per_class)
+    ]
+    with progress.bar("decisions of the sub-classes", len(space)) as advance:
+        for block in space:
+            for label in np.unique(block.label):
+                x = block.x[block.label == label]
+                h1 = label * found.per_class + own[label](x)
+                np.add.at(joint, (h1, ids[anywhere(x)]), 1)
+            advance(len(block.x))
+    return joint
+
+
+def _quality(scores: Array, counts: Array, joint: Array, found: Subclasses) -> dict[str, float]:
+    """Return how tight the sub-classes are, and how often the teacher confuses them."""
+    label = np.arange(len(counts)) // found.per_class
+    entropy = -(scores * np.log(np.where(scores > 0, scores, 1))).sum(axis=1)
+    return {
+        "subclasses": float(len(counts)),
+        "pixels": float(counts.sum()),
+        "empty": float((counts == 0).sum()),
+        "relocated": float(found.relocated),
+        "inertia": found.inertia,
+        "inertia_per_pixel": found.inertia / float(counts.sum()),
+        "mean_diagonal": float(np.diag(scores).mean()),
+        "true_class_share": float(joint[label[:, None] == label].sum() / counts.sum()),
+        "mean_row_entropy": float(entropy.mean()),
+    }

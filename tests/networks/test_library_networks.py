@@ -1,0 +1,110 @@
+"""Networks of other libraries: their own weights, their own outputs, and limits that are told."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+
+from pipeline.errors import MachineError, ParamsError, UnknownNameError
+from pipeline.networks.network import Tap, build
+from pipeline.networks.spec import NetworkSpec
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor, tap: Tap) -> Tensor:
+        return 2 * x
+
+
+def spec(family: str, name: str, channels: int = 3, classes: int = 10, weights: str = "none") -> NetworkSpec:
+    return NetworkSpec(family=family, network=name, size=64, channels=channels, classes=classes,
+                       weights=weights)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("torchvision_resnet", "resnet18"),
+        ("torchvision_resnet", "resnet50"),
+        ("torchvision_mobilenetv2", "mobilenet_v2"),
+    ],
+)
+def test_torchvision_weights_give_torchvision_s_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, name: str
+) -> None:
+    model = torchvision.models.get_model(name).eval()
+    with torch.no_grad():
+        model(torch.randn(2, 3, 64, 64))
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.bias.normal_(std=0.1)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(model.state_dict(), tmp_path / "checkpoints/model.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(WeightsEnum, "url", property(lambda self: "https://weights.example/model.pth"))
+    image = torch.randn(2, 3, 64, 64)
+    same = build(spec(family, name, classes=1000, weights="imagenet"), 0).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(same(image), model(image), rtol=1e-4, atol=1e-4)
+    other = build(spec(family, name, weights="imagenet"), 0)
+    assert torch.equal(next(other.parameters()), next(model.parameters()))
+    assert other.classifier.out_features == 10
+    with pytest.raises(ParamsError, match="read 3 channels, the images have 1"):
+        build(spec(family, name, channels=1, weights="imagenet"), 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "efficientnet_b0", "vit_tiny_patch16_224", "xcit_nano_12_p16_224"]
+)
+def test_timm_models_give_timm_s_outputs(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    built = build(spec("timm", name), 0).eval()
+    size = {"img_size": 64} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    model = timm.create_model(name, num_classes=10, **size).eval()
+    head = timm.get_pretrained_cfg(name).classifier
+    model.load_state_dict(
+        {key.replace("classifier", head).removeprefix("model."): x for key, x in built.state_dict().items()}
+    )
+    image = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        taps = built.record(image, None)
+        torch.testing.assert_close(taps["logits"], model(image))
+        last = model.forward_intermediates(image, norm=name.startswith("vit"), indices=1)[1][-1]
+    assert {"stage1", "stage2", "stage3", "stage4", "final", "pooled"} <= taps.keys()
+    assert all(taps[f"stage{k}"].ndim == 4 for k in range(1, 5))
+    if name.startswith("vit"):
+        torch.testing.assert_close(taps["final"], last)
+    else:
+        torch.testing.assert_close(taps["stage4"], last)
+
+
+def test_timm_s_limits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("timm")
+    built = build(spec("timm", "resnet18", channels=1), 0)
+    image = torch.zeros(2, 1, 64, 64)
+    with pytest.raises(ParamsError, match="no auxiliary heads"):
+        built.rest("stage1")
+    with pytest.raises(ParamsError, match="takes no layer at 'stage1'"):
+        built.run(image, Tap((), {"stage1": Doubled()}))
+    built.run(image, Tap((), {"pooled": Doubled()}))
+    for name, error, message in (
+        ("resnet_18", UnknownNameError, r"Unknown timm model 'resnet_18'\. Did you mean 'resnet18'\?"),
+        ("resnet18.bogus", ParamsError, "cannot be built"),
+        ("deit_tiny_distilled_patch16_224", ParamsError, "does not end in one linear classifier"),
+    ):
+        with pytest.raises(error, match=message):
+            build(spec("timm", name), 0)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MachineError, match=r"pip install -e '\.\[timm\]'"):
+        build(spec("timm", "resnet18"), 0)

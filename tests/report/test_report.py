@@ -1,0 +1,515 @@
+"""The report on small artifacts made by hand: its numbers, its files, its errors and its page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from report_fixtures import EPOCHS, Links, Project, rows
+from scipy import stats
+
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
+from pipeline.params.project import ALONE
+from pipeline.report import page, statistics
+from pipeline.report.drawing import text
+from pipeline.report.sections.confusion import shares
+from pipeline.report.sections.correlation import differences
+from pipeline.report.sections.embedding import embed
+from stages import command, report
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 30, 200, 1001])
+def test_t_quantiles_are_those_of_scipy(degrees: int, level: float) -> None:
+    expected = stats.t.ppf((1 + level) / 2, degrees)
+    assert statistics.t_quantile(degrees, level) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_paired_gain_is_the_paired_t_test() -> None:
+    one, other = [71.2, 70.1, 73.4, 72.0], [70.0, 70.3, 71.9, 71.1]
+    found = statistics.gain(one, other)
+    test = stats.ttest_rel(one, other)
+    low, high = test.confidence_interval(0.95)
+    assert found.mean == pytest.approx(np.mean(np.subtract(one, other)))
+    assert found.std == pytest.approx(np.std(np.subtract(one, other), ddof=1))
+    assert found.half == pytest.approx((high - low) / 2, rel=1e-9)
+    assert found.count == 4
+
+
+def test_one_seed_has_no_interval_and_a_clear_gain_has_a_verdict() -> None:
+    alone = statistics.gain([71.0], [70.0])
+    assert (alone.mean, alone.std, alone.half, alone.verdict) == (1.0, None, None, 0)
+    assert statistics.gain([71.0, 71.1, 71.2], [70.0, 70.1, 70.1]).verdict == 1
+    assert statistics.gain([70.0, 70.1, 70.1], [71.0, 71.1, 71.2]).verdict == -1
+    assert statistics.gain([70.0, 72.0], [71.0, 71.1]).verdict == 0
+
+
+def test_gains_of_unequal_seeds_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        statistics.gain([1.0, 2.0], [1.0])
+
+
+def test_confusion_by_hand(project: Project) -> None:
+    results = project.collect()
+    networks = results.pairs[0].runs[1].students
+    expected = np.zeros((3, 3))
+    for network in networks:
+        for label, predicted in zip(project.label, network.prediction, strict=True):
+            expected[label, predicted] += 100 / (20 * len(networks))
+    np.testing.assert_allclose(shares(results.datasets["pets"], networks), expected, atol=1e-9)
+
+
+def test_results_csv_has_every_pair_run_and_seed(project: Project) -> None:
+    found = rows(project.run() / "results.csv")
+    assert [(row["run"], row["seed"]) for row in found] == [
+        (run, str(seed)) for run in (ALONE, "kd", "fitnet") for seed in project.seeds
+    ]
+    for row in found:
+        alone = row["run"] == ALONE
+        key = f"pretrained/small/{row['seed']}" if alone else f"students/big-small/{row['run']}/{row['seed']}"
+        metrics = project.metrics(key)
+        for name in ("top1", "best_top1", "params", "macs", "train_seconds", "images_per_second"):
+            assert float(row[name]) == metrics[name]
+        assert (row["dataset"], row["teacher"], row["student"]) == ("pets", "big", "small")
+        assert float(row["teacher_top1"]) == project.metrics("teachers/big")["top1"]
+        assert row["method"] == {ALONE: "alone"}.get(row["run"], row["run"])
+        assert row["slots"] == ("" if alone else "9")
+
+
+def test_agreement_of_the_student_alone_comes_from_the_predictions(project: Project) -> None:
+    found = rows(project.run() / "results.csv")
+    folder = project.folder / "artifacts" / "predictions"
+    teacher = np.load(folder / "teachers" / "big.npz")["last"]
+    for row in found[:3]:
+        student = np.load(folder / "pretrained" / "small" / f"{row['seed']}.npz")["last"]
+        assert float(row["agreement"]) == pytest.approx(100 * np.mean(student == teacher), abs=1e-9)
+    assert {float(row["agreement"]) for row in found[3:]} == {80.0}
+
+
+def test_curves_confusion_and_summary(project: Project) -> None:
+    out = project.run()
+    curves = rows(out / "curves.csv")
+    assert len(curves) == 9 * EPOCHS
+    assert {row["run"]: row["hint"] != "" for row in curves} == {ALONE: False, "kd": False, "fitnet": True}
+    summary = json.loads((out / "summary.json").read_text())["pairs"]["big-small"]
+    top1 = {
+        run: np.array([float(r["top1"]) for r in rows(out / "results.csv") if r["run"] == run])
+        for run in summary
+    }
+    for run, values in top1.items():
+        assert summary[run]["top1"] == pytest.approx(values.mean())
+        assert summary[run]["top1_std"] == pytest.approx(values.std(ddof=1))
+    assert summary["kd"]["gain"] == pytest.approx((top1["kd"] - top1[ALONE]).mean())
+    assert "gain" not in summary[ALONE]
+    confusion = rows(out / "confusion" / "big-small.csv")
+    assert [row["actual"] for row in confusion] == [project.classes[label] for label in project.label]
+    best = max(("kd", "fitnet"), key=lambda run: top1[run].mean())
+    right = np.mean([row["actual"] == row["predicted"] for row in confusion])
+    assert 100 * right == pytest.approx(top1[best][0])
+
+
+def test_what_params_no_longer_lists_is_not_reported(project: Project) -> None:
+    project.params["distill"] = ["big-small/kd"]
+    project.params["seeds"] = [0, 1]
+    project.write_params()
+    out = project.run()
+    assert [(row["run"], row["seed"]) for row in rows(out / "results.csv")] == [
+        (run, seed) for run in (ALONE, "kd") for seed in "01"
+    ]
+    assert "fitnet" not in (out / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "next_command"),
+    [
+        ("metrics/students/big-small/kd/1.json", "dvc repro evaluate@big-small/kd-1"),
+        ("predictions/students/big-small/kd/1.npz", "dvc repro evaluate@big-small/kd-1"),
+        ("students/big-small/kd/1/history.csv", "dvc repro distill@big-small/kd-1"),
+        ("metrics/pretrained/small/2.json", "dvc repro evaluate_pretrained@small-2"),
+        ("pretrained/small/2/history.csv", "dvc repro pretrain_student@small-2"),
+        ("metrics/teachers/big.json", "dvc repro evaluate_teacher@big"),
+        ("teachers/big/history.csv", "dvc repro train_teacher@big"),
+        ("metrics/features/big.json", "dvc repro check_features@big"),
+        ("tables/big/features.json", "dvc repro check_features@big"),
+    ],
+)
+def test_what_is_missing_is_told_with_the_command_that_makes_it(
+    project: Project, path: str, next_command: str
+) -> None:
+    (project.folder / "artifacts" / path).unlink()
+    with pytest.raises(MissingArtifactError, match=f"{re.escape(path)}.*{re.escape(next_command)}$"):
+        project.run()
+    assert not (project.folder / "report").exists()
+
+
+def test_a_missing_file_is_one_line_and_status_1(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project.folder / "artifacts/metrics/teachers/big.json").unlink()
+    monkeypatch.chdir(project.folder)
+    line = ["report", "--artifacts", "artifacts", "--prepared", "prepared", "--out", "report"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as stop:
+        command.run(report.main)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: artifacts/metrics/teachers/big.json does not exist.")
+    assert error.count("\n") == 1
+    assert not (project.folder / "report").exists()
+
+
+def test_metrics_of_other_settings_and_predictions_of_other_data_are_refused(project: Project) -> None:
+    project.metrics("students/big-small/kd/0", method="fitnet")
+    with pytest.raises(StaleArtifactError, match=r"made for method 'fitnet', params.yaml says 'kd'"):
+        project.run()
+    project.metrics("students/big-small/kd/0", method="kd")
+    path = project.folder / "artifacts/predictions/teachers/big.npz"
+    np.savez(path, last=project.label.astype(np.int32), fingerprint=np.array("other"))
+    with pytest.raises(StaleArtifactError, match="made with other data"):
+        project.run()
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("metrics/students/big-small/kd/0.json", "{}", "lacks top1"),
+        ("metrics/students/big-small/kd/0.json", "[1]", "is no mapping"),
+        ("predictions/students/big-small/kd/0.npz", "no archive", "cannot be read"),
+        ("students/big-small/kd/0/history.csv", "epoch,top1\n1,2\n", "has 1 epochs, the metrics say 6"),
+        ("students/big-small/kd/0/history.csv", "epoch,top1\n" + "1,x\n" * 6, "top1 'x'"),
+        ("metrics/features/big.json", "{}", "lacks"),
+    ],
+)
+def test_damaged_files_are_told(project: Project, path: str, content: str, message: str) -> None:
+    (project.folder / "artifacts" / path).write_text(content)
+    with pytest.raises(DamagedArtifactError, match=f"{re.escape(path)}.*{message}"):
+        project.run()
+
+
+def test_a_run_may_not_be_called_student(project: Project) -> None:
+    project.params["runs"][ALONE] = {"method": "kd"}
+    project.params["distill"].append(f"big-small/{ALONE}")
+    project.write_params()
+    with pytest.raises(ParamsError, match="Rename the run"):
+        project.run()
+
+
+def test_same_inputs_same_bytes(project: Project) -> None:
+    one, other = project.run("one"), project.run("other")
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    assert [str(path) for path in files] == [
+        "confusion/big-small.csv",
+        "curves.csv",
+        "index.html",
+        "results.csv",
+        "summary.json",
+    ]
+    for path in files:
+        assert (one / path).read_bytes() == (other / path).read_bytes()
+
+
+def test_the_page_loads_nothing_and_its_links_lead_somewhere(project: Project) -> None:
+    html = (project.run() / "index.html").read_text()
+    links = Links(html)
+    assert links.open == []
+    assert all(value.startswith("data:image/png;base64,") for value in links.loaded)
+    assert "http" not in html
+    assert "@import" not in html
+    assert re.findall(r"url\((?!#)", html) == []
+    assert len(links.names) == len(set(links.names))
+    assert {target[1:] for target in links.targets} <= set(links.names)
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(links.names)
+    assert "nan" not in links.text.lower().split()
+
+
+def test_hostile_class_names_are_shown_as_text(tmp_path: Path) -> None:
+    classes = (
+        "<script>alert(1)</script>",
+        '" onload="x',
+        "$a_b^c$ & \N{SNOWMAN}\N{CJK UNIFIED IDEOGRAPH-4E00}",
+    )
+    html = (Project(tmp_path, classes=classes).run() / "index.html").read_text()
+    links = Links(html)
+    assert links.open == []
+    assert html.count("<script>") == 1  # the page's own
+    assert "<script>alert" in links.text
+    assert classes[2] in links.text
+    assert " onload=" not in re.sub(r'"[^"]*"', "", html).replace("&#34; onload=", "")
+
+
+FORMULAS = ("=1+1", "+1", "-cat", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "a\r=1", '=1"2', "'=1+1")
+
+
+def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path: Path) -> None:
+    """Class names are those of somebody's folders."""
+    project = Project(tmp_path, classes=FORMULAS)
+    begins = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+    files = list(project.run().rglob("*.csv"))
+    assert {file.name for file in files} == {"results.csv", "curves.csv", "big-small.csv"}
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as content:
+            cells = [cell for row in csv.reader(content) for cell in row]
+        assert len(cells) > 60
+        for cell in cells:
+            assert not cell.startswith(begins) or re.fullmatch(r"-[\d.e-]+", cell), cell
+
+
+def test_the_confusion_plot_keeps_every_class(tmp_path: Path) -> None:
+    project = Project(tmp_path, classes=(*FORMULAS, "cat", "'s"))
+    found = rows(project.run() / "confusion/big-small.csv")
+    shown = dict(zip(project.label.tolist(), (row["actual"] for row in found), strict=True))
+    assert len(set(shown.values())) == len(project.classes)  # none is taken for another
+    assert {row["predicted"] for row in found} <= set(shown.values())
+    *expected, last = (name if name == "a\r=1" else f"'{name}" for name in FORMULAS)
+    assert [shown[k] for k in range(len(project.classes))] == [*expected, last, "cat", "'s"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "seeds"),
+    [
+        ({"big-small": []}, (0, 1, 2)),
+        ({}, (0, 1)),
+        ({"big-small": ["fitnet"]}, (0, 1, 2)),
+        ({"big-small": ["kd", "fitnet"], "other": ["fitnet"], "third": []}, (5,)),
+    ],
+    ids=["nothing distilled", "no pairs", "no kd", "one seed, three pairs"],
+)
+def test_unusual_projects_have_a_page(
+    tmp_path: Path, runs: dict[str, list[str]], seeds: tuple[int, ...]
+) -> None:
+    project = Project(tmp_path, runs, seeds)
+    out = project.run()
+    links = Links((out / "index.html").read_text())
+    assert links.open == []
+    assert {target[1:] for target in links.targets} <= set(links.names)
+    assert ("gain over kd" in links.text) == any("kd" in names for names in runs.values())
+    number = sum(1 + len(names) for names in runs.values()) * len(seeds)
+    assert len(rows(out / "results.csv")) == number
+
+
+def test_many_runs_and_classes(tmp_path: Path) -> None:
+    names = [f"a_rather_long_name_of_a_run_number_{number}" for number in range(30)]
+    project = Project(tmp_path, {"big-small": ["kd", *names]}, (0, 1), tuple(map(str, range(30))))
+    links = Links((project.run() / "index.html").read_text())
+    assert "25 more in grey" in links.text
+
+
+def test_settings_that_differ_are_columns(project: Project) -> None:
+    assert "slots" not in re.findall(r"<th[^>]*>(\w+)</th>", _accuracy(project))
+    for seed in project.seeds:
+        project.metrics(f"students/big-small/kd/{seed}", source="online", slots=4)
+    assert {"source", "slots"} <= set(re.findall(r"<th[^>]*>(\w+)</th>", _accuracy(project)))
+
+
+def test_probes_of_inserted_layers_are_shown(project: Project) -> None:
+    html = (project.run() / "index.html").read_text()
+    assert "Inserted layers" not in html  # no run inserts any
+    for seed in project.seeds:
+        found = {"probe_final.input": 50.0 + seed, "probe_final": 54.0 + seed, "probe_stage2": 31.5}
+        project.metrics(f"students/big-small/fitnet/{seed}", **found)
+    html = (project.run() / "index.html").read_text()
+    part = html[html.index('<section id="pair0-probe">') :]
+    cells = re.findall(r"<t[hd](?: [^>]*)?>(.*?)</t[hd]>", part[: part.index("</table>")])
+    assert cells[:5] == ["run", "layer after", "its input", "its output", "gain"]
+    assert [re.sub(r" <.*", "", cell) for cell in cells[5:]] == [
+        "fitnet", "final", "51.00", "55.00", "+4.00", "fitnet", "stage2", "\N{EN DASH}", "31.50", "\N{EN DASH}",
+    ]  # fmt: skip
+
+
+def _accuracy(project: Project) -> str:
+    html = (project.run() / "index.html").read_text()
+    return html[html.index('<section id="pair0-scores">') : html.index('<section id="pair0-curves">')]
+
+
+def test_fitted_tables_are_shown_whatever_they_tell(project: Project) -> None:
+    project.fit("moments", {"mean": np.zeros(4), "std": np.ones(4)})
+    quality = {"inertia": 12.25, "empty_clusters": 3.0, "by": {"x": 1.5}}
+    project.json("metrics/tables/big-moments.json", quality)
+    shown = Links((project.run() / "index.html").read_text()).text
+    assert "empty clusters" in shown
+    assert "12.25" in shown
+    assert "by.x" in shown
+
+
+def test_a_teacher_that_was_not_trained_here_has_no_history(project: Project) -> None:
+    (project.folder / "artifacts/teachers/big/history.csv").unlink()
+    project.metrics("teachers/big", epochs=0, best_epoch=0, train_seconds=0.0, images_per_second=0.0)
+    assert Links((project.run() / "index.html").read_text()).open == []
+
+
+def _with_columns(project: Project, run: str, seed: int, columns: dict[str, list[float]]) -> None:
+    path = project.folder / f"artifacts/students/big-small/{run}/{seed}/history.csv"
+    found = rows(path)
+    for epoch, row in enumerate(found):
+        row.update({name: str(values[epoch]) for name, values in columns.items()})
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(found[0]))
+        writer.writeheader()
+        writer.writerows(found)
+
+
+def test_what_epochs_showed_has_sections_of_its_own(project: Project) -> None:
+    plain = (project.run("before") / "index.html").read_text()
+    assert "pair0-weights" not in plain
+    assert "pair0-trajectories" not in plain
+    fall = [1 / (epoch + 1) for epoch in range(EPOCHS)]
+    for seed in project.seeds:
+        weights = {f"weight.kd.stage1.{percent}": [percent / 100] * EPOCHS for percent in (5, 25, 50, 75, 95)}
+        _with_columns(project, "fitnet", seed, weights | {"distance.student-self": fall})
+    html = (project.run() / "index.html").read_text()
+    links = Links(html)
+    assert links.open == []
+    assert "fitnet: stage1, logits." in links.text
+    assert "student to self-learning" in links.text
+    training = html[html.index('<section id="pair0-curves">') : html.index('<section id="pair0-weights">')]
+    assert "distance" not in training  # they are no terms of the loss
+    assert "stage1" not in training
+    run = project.collect().pairs[0].runs[2]
+    assert run.terms == ["ce", "hint", "ce2"]
+
+
+def test_correlations_are_compared_with_the_teachers(project: Project) -> None:
+    pair = project.collect().pairs[0]
+    folder = project.folder / "artifacts" / "predictions"
+    teacher = np.load(folder / "teachers/big.npz")["correlation"]
+    run = pair.runs[1]
+    for seed, found in zip(project.seeds, differences(pair, run), strict=True):
+        student = np.load(folder / f"students/big-small/kd/{seed}.npz")["correlation"]
+        expected = [[abs(float(student[i, j]) - float(teacher[i, j])) for j in range(3)] for i in range(3)]
+        np.testing.assert_allclose(found, expected, atol=1e-6)  # float32
+        assert (np.diag(found) < 1e-6).all()
+
+
+def test_features_are_embedded_alike_again_and_apart_where_they_are(project: Project) -> None:
+    network = project.collect().pairs[0].runs[1].students[0]
+    np.testing.assert_array_equal(embed(network), embed(network))
+    apart = network.pooled.copy()
+    apart[15:] += 100
+    places = embed(replace(network, pooled=apart))
+    centres = places[:15].mean(axis=0), places[15:].mean(axis=0)
+    within = max(np.linalg.norm(places[:15] - centres[0], axis=1).max(), 1e-9)
+    assert np.linalg.norm(centres[0] - centres[1]) > within
+    assert not embed(replace(network, pooled=np.ones_like(apart))).any()
+
+
+def test_costs_are_told_beside_the_student_alone_and_kd(project: Project) -> None:
+    for seed in project.seeds:
+        project.metrics(f"students/big-small/kd/{seed}", images_per_second=500.0)
+        project.metrics(
+            f"students/big-small/fitnet/{seed}", images_per_second=100.0, peak_bytes=5_000_000_000
+        )
+    html = (project.run() / "index.html").read_text()
+    section = html[html.index('<section id="pair0-cost">') :]
+    line = next(row for row in re.findall(r"<tr>.*?</tr>", section) if ">fitnet<" in row)
+    cells = re.findall(r'data-order="([^"]*)"', line)
+    assert cells[-3:] == ["10.0", "5.0", "5000000000.0"]  # of the student alone, of KD, bytes
+
+
+def test_every_section_is_on_the_page() -> None:
+    files = {path.stem for path in (Path(page.__file__).parent / "sections").glob("[!_]*.py")}
+    assert files == {*page.OPENING, *page.OF_PAIR, *page.CLOSING}
+
+
+def test_the_report_needs_no_torch(project: Project) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom stages import report\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        f"f = Path({str(project.folder)!r})\n"
+        "report.main(f / 'artifacts', f / 'prepared', f / 'report', f / 'params.yaml')\n"
+        "assert 'matplotlib' in sys.modules\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (text.amount(77_754), "77.8\N{NARROW NO-BREAK SPACE}k"),
+        (text.amount(15_866_537, "B"), "15.9\N{NARROW NO-BREAK SPACE}MB"),
+        (text.amount(1_000_000), "1\N{NARROW NO-BREAK SPACE}M"),
+        (text.amount(0.5), "0.5"),
+        (text.signed(-0.001), "0.00"),
+        (text.signed(-1.5, 1), "\N{MINUS SIGN}1.5"),
+        (text.duration(12.34), "12.3 s"),
+        (text.duration(99.7), "2 min"),
+        (text.duration(7260), "2 h 01 min"),
+        (text.short("abcdefghijkl", 9), "abcde\N{HORIZONTAL ELLIPSIS}jkl"),
+    ],
+)
+def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+# ------------------------------------------------------------------ consistency of channels
+
+
+def matched(project: Project) -> Path:
+    """Add a matching of two channels, 2x2 maps, to the project; return the file of its arrays."""
+    project.params["matchings"] = {"kcd": {"pictured": 1}}
+    asked = {"pair": "big-small", "teacher": "big", "student": "small", "matching": "kcd"}
+    project.params["matches"] = {"big-small-kcd": asked}
+    project.write_params()
+    numbers = {
+        "gamma": {"identity": 1.25, "random": 0.5, "greedy": 31.5, "bipartite": 30.0},
+        "dead": {"teacher": 2, "student": 0},
+        "overlap": {"plain": {"top10": 18.0}, "students": {"top10": 32.0}, "transformed": {"top10": 74.0}},
+        "theta0": {"kl": 0.89, "l2": 277.19, "l2_transformed": 189.93},
+        "alone": {"l2": 7.0, "l2_transformed": 5.0},  # the store holds no logits
+    }
+    by_seed = {str(seed): numbers | {"dead": {"teacher": 2 + seed, "student": 0}} for seed in project.seeds}
+    project.json("metrics/matchings/big-small-kcd.json", by_seed)
+    path = project.folder / "artifacts/matchings/big-small/big-small-kcd/measured/0.npz"
+    path.parent.mkdir(parents=True)
+    maps = project.random.normal(size=(3, 2, 2, 2)).astype(np.float32)
+    np.savez(path, teacher_map=maps[0], transformed_map=maps[1], student_map=maps[2])
+    return path
+
+
+def test_consistency_is_told_in_tables_and_pictures(project: Project) -> None:
+    matched(project)
+    project.metrics("students/big-small/kd/0", teacher_kl=0.25, teacher_l2=3.5)
+    for seed in (1, 2):
+        project.metrics(f"students/big-small/kd/{seed}", teacher_kl=0.25, teacher_l2=3.5)
+    html = (project.run() / "index.html").read_text()
+    said = Links(html)
+    assert not said.loaded or all(link.startswith("data:") for link in said.loaded)
+    for words in (
+        "Consistency of channels",
+        "31.500",
+        "30.000",
+        "277.190",
+        "189.930",
+        "32.0",
+        "74.0",
+        "0.250",
+    ):
+        assert words in said.text, words
+    assert "3.0" in said.text  # dead channels of the teacher, the mean over seeds
+    assert said.text.count("big-small-kcd: ") == 5
+    assert "class dog" in said.text
+
+
+def test_a_pair_without_matchings_has_no_such_section(project: Project) -> None:
+    assert "Consistency of channels" not in (project.run() / "index.html").read_text()
+
+
+def test_a_matching_that_is_not_there_is_told_with_its_stage(project: Project) -> None:
+    path = matched(project)
+    path.write_bytes(b"nothing")
+    with pytest.raises(DamagedArtifactError, match="dvc repro match_channels@big-small-kcd"):
+        project.collect()
+    path.unlink()
+    with pytest.raises(MissingArtifactError, match="dvc repro match_channels@big-small-kcd"):
+        project.collect()

@@ -1,0 +1,378 @@
+"""The report's pictures of fitted tables: what is drawn, marked and said of arrays made by hand."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from report_fixtures import Links, Project
+
+from pipeline.data.dataset import images_path
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
+from pipeline.report.sections import discriminants, sizes, subclasses
+
+Array = NDArray[Any]
+# Rows and columns differ, so that one taken for the other is seen. Images are 4x4, the map is 2x2.
+FIELD = {"rows": [[0, 1], [1, 3]], "columns": [[0, 2], [2, 3]]}
+WHOLE = {"rows": [[0, 3], [0, 3]], "columns": [[0, 3], [0, 3]]}
+COUNTS = np.array([1200, 0, 30, 2, 0], np.int64)
+
+
+def examples(*places: list[tuple[int, int, int]], groups: list[int]) -> dict[str, Array]:
+    """Return the gallery's arrays of some places (sample, row, column) of each group."""
+    found = np.array(places, np.int64)
+    names = ("nearest_sample", "nearest_row", "nearest_column")
+    return {"gallery": np.array(groups)} | {name: found[..., axis] for axis, name in enumerate(names)}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    project = Project(tmp_path)
+    set_field(project, FIELD)
+    return project
+
+
+def set_field(project: Project, field: dict[str, Any] | None) -> None:
+    path = project.folder / "artifacts/tables/big/features.json"
+    content = json.loads(path.read_text())
+    content["features"]["stage2"].pop("field", None)
+    if field is not None:
+        content["features"]["stage2"]["field"] = field
+    path.write_text(json.dumps(content))
+
+
+def section(project: Project, name: str) -> str:
+    """Return the html of one section of the page."""
+    html = str(importlib.import_module(f"pipeline.report.sections.{name}").section(project.collect()))
+    links = Links(html)
+    assert links.open == []
+    assert all(address.startswith("data:image/png;base64,") for address in links.loaded)
+    return html
+
+
+def axes() -> Axes:
+    return Figure().subplots()
+
+
+def decoded(address: str) -> Array:
+    """Return the pixels of an image's address, uint8 (H, W, RGBA)."""
+    data = base64.b64decode(address.removeprefix("data:image/png;base64,"))
+    return np.array(Image.open(io.BytesIO(data)).convert("RGBA"))
+
+
+# Sizes.
+
+
+def test_sizes_are_drawn_from_the_largest_and_what_is_empty_is_marked() -> None:
+    ax = axes()
+    sizes.paint(ax, COUNTS, "word")
+    (steps,) = ax.patches[:1]
+    values, edges, _ = steps.get_data()  # type: ignore[attr-defined]  # a StepPatch
+    assert values.tolist() == [1200, 30, 2]
+    assert edges.tolist() == [0.5, 1.5, 2.5, 3.5]
+    (span,) = ax.patches[1:]
+    assert (span.get_extents().transformed(ax.transData.inverted()).x0, ax.get_xlim()) == (3.5, (0.5, 5.5))
+    assert ax.get_title("right") == "2 empty"
+    assert ax.get_yscale() == "log"
+    assert ax.get_ylim()[0] < 2
+    assert ax.lines[0].get_ydata()[0] == 1232 / 5  # type: ignore[index]  # an even share
+
+
+def test_even_sizes_are_drawn_on_a_plain_axis_without_a_mark() -> None:
+    ax = axes()
+    sizes.paint(ax, np.array([10, 300, 20]), "word")
+    assert ax.get_yscale() == "linear"
+    assert ax.get_ylim()[0] == 0
+    assert ax.get_title("right") == ""
+    assert len(ax.patches) == 1
+
+
+def test_a_table_without_any_pixel_is_all_empty() -> None:
+    ax = axes()
+    sizes.paint(ax, np.zeros(4, np.int64), "word")
+    assert ax.get_title("right") == "4 empty"
+
+
+def test_the_caption_says_what_is_counted(project: Project) -> None:
+    project.fit("kmeans", {"counts": COUNTS})
+    project.fit("kernels", {"counts": np.array([5])})
+    project.fit("subclasses", {"counts": np.array([4, 4, 4])})
+    text = Links(section(project, "sizes")).text
+    assert (
+        "big-kmeans: 5 words of stage2 by size, 1.23\N{NARROW NO-BREAK SPACE}k pixels in all; 2 empty."
+        in text
+    )
+    assert "big-kernels: 1 kernel of stage2 by size, 5 pixels in all; none empty." in text
+    assert "big-subclasses: 3 sub-classes of stage2" in text
+
+
+# Linear discriminants.
+
+
+def test_explained_ratios_and_their_sum(project: Project) -> None:
+    explained = np.array([0.5, 0.25, 0.125])
+    ax = axes()
+    discriminants.paint(ax, 100 * explained)
+    assert [bar.get_height() for bar in ax.patches] == [50, 25, 12.5]  # type: ignore[attr-defined]  # rectangles
+    assert list(ax.lines[0].get_ydata()) == [50, 75, 87.5]  # type: ignore[arg-type]  # an array here
+    project.fit("lda", {"explained": explained, "mean": np.zeros(4)})
+    assert "3 directions of LDA: 87.5 %." in Links(section(project, "discriminants")).text
+
+
+# Scores.
+
+SCORES = np.array([[0.81, 0.19, 0], [0, 1, 0], [0.25, 0.25, 0.5]], np.float32)
+
+
+def test_scores_as_colours_by_hand() -> None:
+    image = subclasses.cells(SCORES)
+    assert (image[..., :3] == (0, 114, 178)).all()
+    expected = [[round(255 * 0.9), round(255 * 0.19**0.5), 0], [0, 255, 0], [128, 128, round(255 * 0.5**0.5)]]
+    np.testing.assert_array_equal(image[..., 3], expected)
+
+
+def test_the_page_has_the_scores_pixel_by_pixel(project: Project) -> None:
+    project.fit("subclasses", {"scores": SCORES, "per_class": np.array(1), "counts": np.array([4, 4, 4])})
+    html = section(project, "subclasses")
+    (address,) = Links(html).loaded
+    image = decoded(address)
+    flipped = re.search(r'<image [^>]*transform="[^"]*scale\(1 -1\)', html) is not None
+    np.testing.assert_array_equal(image[::-1] if flipped else image, subclasses.cells(SCORES))
+    text = Links(html).text
+    assert "3 sub-classes, 1 of each class" in text
+    assert "keeps 77.0 % of its pixels, and 77.0 % stay in their class." in text
+    assert "largest of" not in text
+
+
+def test_lines_part_the_classes_and_names_stand_in_their_middle() -> None:
+    ax = axes()
+    subclasses.paint(ax, np.eye(6, dtype=np.float32), 2, ("cat", "dog", "owl"))
+    lines = sorted({tuple(line.get_data()[axis]) for line in ax.lines for axis in (0, 1)})  # type: ignore[arg-type]
+    assert lines == [(0, 1), (1.5, 1.5), (3.5, 3.5)]
+    assert ax.get_xticks().tolist() == ax.get_yticks().tolist() == [0.5, 2.5, 4.5]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog", "owl"]
+
+
+def test_a_class_is_kept_where_only_the_sub_class_is_wrong(project: Project) -> None:
+    scores = np.kron(np.eye(3), np.full((2, 2), 0.5)).astype(np.float32)
+    project.fit("subclasses", {"scores": scores, "per_class": np.array(2), "counts": np.full(6, 4)})
+    text = Links(section(project, "subclasses")).text
+    assert "keeps 50.0 % of its pixels, and 100.0 % stay in their class." in text
+
+
+def test_a_large_matrix_keeps_its_rare_scores(project: Project) -> None:
+    scores = np.zeros((2001, 2001), np.float32)
+    scores[2000, 4] = 0.04
+    image = subclasses.cells(scores)
+    assert image.shape == (667, 667, 4)
+    assert np.argwhere(image[..., 3]).tolist() == [[666, 1]]
+    assert image[666, 1, 3] == 51
+    project.fit(
+        "subclasses", {"scores": scores, "per_class": np.array(667), "counts": np.ones(2001, np.int64)}
+    )
+    html = section(project, "subclasses")
+    assert "A cell is the largest of 3\N{MULTIPLICATION SIGN}3 scores." in Links(html).text
+    assert decoded(Links(html).loaded[0]).shape == (667, 667, 4)
+
+
+# Templates.
+
+
+def boxes(html: str) -> list[list[int]]:
+    """Return x, y, width and height of every frame."""
+    found = re.findall(r'<rect x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)"/>', html)
+    return [[int(number) for number in frame] for frame in found]
+
+
+def test_frames_are_the_fields_of_the_nearest_pixels(project: Project) -> None:
+    places = [(7, 0, 0), (3, 1, 0), (11, 0, 1)]
+    project.fit("kmeans", {"counts": COUNTS} | examples(places, groups=[2]))
+    html = section(project, "templates")
+    # Columns 0 to 2 and rows 0 to 1; columns 0 to 2 and rows 1 to 3; columns 2 to 3 and rows 0 to 1.
+    assert boxes(html) == [[0, 0, 3, 2], [0, 1, 3, 3], [2, 0, 2, 2]]
+    faded = re.findall(r'<path d="M0 0H4V4H0zM(\d+) (\d+)v(\d+)h(\d+)v-\d+z"/>', html)
+    assert [[int(x), int(y), int(w), int(h)] for x, y, h, w in faded] == boxes(html)
+    assert "<circle" not in html
+    text = Links(html).text
+    assert "1 of 5 words. A pixel of stage2 sees at most 3\N{MULTIPLICATION SIGN}3 of the 4" in text
+    assert "word 2 30 pixels, 2.44 %" in text
+    assert re.findall(r"<title>(.*?)</title>", html) == [
+        "dog, sample 7, row 0, column 0",
+        "cat, sample 3, row 1, column 0",
+        "owl, sample 11, row 0, column 1",
+    ]
+
+
+def test_the_images_are_those_of_the_training_split(project: Project) -> None:
+    project.fit(
+        "kmeans",
+        {"counts": COUNTS} | examples([(7, 0, 0), (3, 1, 0)], [(50, 0, 0), (7, 1, 1)], groups=[0, 2]),
+    )
+    images = np.load(images_path(project.folder / "prepared" / "pets", "train"))
+    shown = Links(section(project, "templates")).loaded
+    assert len(shown) == 4
+    for address, sample in zip(shown, (7, 3, 50, 7), strict=True):
+        np.testing.assert_array_equal(decoded(address)[..., :3], np.moveaxis(images[sample], 0, -1))
+
+
+def test_places_that_are_not_there_are_left_out(project: Project) -> None:
+    project.fit(
+        "kmeans", {"counts": COUNTS} | examples([(7, 0, 0), (-1, -1, -1)], [(-1, -1, -1)] * 2, groups=[0, 3])
+    )
+    html = section(project, "templates")
+    assert len(Links(html).loaded) == len(boxes(html)) == 1
+    assert "word 3 2 pixels" in Links(html).text
+
+
+def test_a_field_of_the_whole_image_is_said_and_its_place_has_a_dot(project: Project) -> None:
+    set_field(project, WHOLE)
+    project.fit("kernels", {"counts": COUNTS} | examples([(7, 0, 0), (3, 1, 0), (5, 0, 1)], groups=[0]))
+    html = section(project, "templates")
+    assert re.findall(r'<circle cx="(\d)" cy="(\d)"', html) == [("1", "1"), ("1", "3"), ("3", "1")]
+    assert boxes(html) == []
+    assert "A pixel of stage2 sees the whole image; the dot is its place." in Links(html).text
+    assert "kernel 0 1,200 pixels, 97.40 %" in Links(html).text
+
+
+def test_fields_of_which_some_are_the_whole_image(project: Project) -> None:
+    set_field(project, {"rows": [[0, 3], [1, 3]], "columns": [[0, 3], [0, 3]]})
+    project.fit("kmeans", {"counts": COUNTS} | examples([(7, 0, 1), (3, 1, 0)], groups=[0]))
+    html = section(project, "templates")
+    assert boxes(html) == [[0, 1, 4, 3]]
+    assert re.findall(r'<circle cx="(\d)" cy="(\d)"', html) == [("3", "1")]
+    assert "and where it sees the whole image a dot is its place." in Links(html).text
+
+
+def test_sub_classes_are_called_by_their_class(project: Project) -> None:
+    arrays = {"counts": np.array([1, 2, 3, 4, 5, 6]), "per_class": np.array(2)}
+    project.fit("subclasses", arrays | examples([(7, 0, 0)], [(3, 0, 0)], [(4, 0, 0)], groups=[5, 2, 0]))
+    text = Links(section(project, "templates")).text
+    assert "3 of 6 sub-classes." in text
+    assert "cat, sub-class 0 1 pixel, 4.76 %" in text
+    assert "owl, sub-class 1 6 pixels, 28.57 %" in text
+    assert "dog, sub-class 0 3 pixels, 14.29 %" in text
+
+
+def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
+    project = Project(tmp_path, classes=("<b>&", '"x', "owl"))
+    set_field(project, FIELD)
+    arrays = {"counts": np.ones(3, np.int64), "per_class": np.array(1)}
+    project.fit("subclasses", arrays | {"scores": SCORES} | examples([(0, 0, 0)], groups=[0]))
+    assert "<b>&amp;" not in section(project, "templates")
+    assert "<b>&, sub-class 0" in Links(section(project, "templates")).text
+
+
+# What is read.
+
+
+def test_tables_without_pictures_have_no_sections(project: Project) -> None:
+    project.fit("moments", {"mean": np.zeros(4), "std": np.ones(4)})
+    html = (project.run() / "index.html").read_text()
+    assert '<section id="tables">' in html
+    for name in ("sizes", "discriminants", "subclasses", "templates"):
+        assert f'id="{name}"' not in html
+
+
+def test_tables_in_the_space_of_another_one_are_reported_too(project: Project) -> None:
+    project.fit("subclasses", {"counts": np.array([9, 9])})
+    project.params["fits"] = {}
+    project.fit("lda", {"explained": np.array([0.5])})
+    project.params["derived"] = {"big-subclasses": {"teacher": "big", "table": "subclasses", "base": "lda"}}
+    project.write_params()
+    text = Links((project.run() / "index.html").read_text()).text
+    assert "big-subclasses: 2 sub-classes of stage2 by size" in text
+    (project.folder / "artifacts/tables/big/subclasses.npz").unlink()
+    with pytest.raises(
+        MissingArtifactError, match=r"big/subclasses.npz.*dvc repro derive_table@big-subclasses$"
+    ):
+        project.run()
+
+
+def test_missing_tables_are_told_with_the_command_that_makes_them(project: Project) -> None:
+    project.fit("kmeans", {"counts": COUNTS})
+    for path in ("tables/big/kmeans.npz", "metrics/tables/big-kmeans.json"):
+        (project.folder / "artifacts" / path).unlink()
+        with pytest.raises(MissingArtifactError, match=rf"{path}.*dvc repro fit_table@big-kmeans$"):
+            project.run()
+
+
+def test_tables_of_other_settings_are_refused(project: Project) -> None:
+    project.fit("kmeans", {"counts": COUNTS}, clusters=5)
+    project.params["tables"]["kmeans"]["config"]["clusters"] = 6
+    project.write_params()
+    with pytest.raises(StaleArtifactError, match=r"other settings.*dvc repro fit_table@big-kmeans$"):
+        project.run()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ((90, 0, 0), "nearest_sample 90, expected less than 90"),
+        ((0, 2, 0), "nearest_row 2, expected less than 2"),
+        ((0, 0, 2), "nearest_column 2, expected less than 2"),
+    ],
+)
+def test_places_outside_the_data_are_refused(
+    project: Project, place: tuple[int, int, int], message: str
+) -> None:
+    project.fit("kmeans", {"counts": COUNTS} | examples([place], groups=[0]))
+    with pytest.raises(StaleArtifactError, match=message):
+        project.run()
+
+
+def test_a_store_of_which_no_field_is_known_is_told(project: Project) -> None:
+    set_field(project, None)
+    project.fit("kmeans", {"counts": COUNTS} | examples([(7, 0, 0)], groups=[0]))
+    with pytest.raises(
+        DamagedArtifactError, match=r"no receptive field of 'stage2'.*dvc repro check_features@big$"
+    ):
+        project.run()
+
+
+def test_a_table_that_is_no_archive_is_told(project: Project) -> None:
+    project.fit("kmeans", {"counts": COUNTS})
+    (project.folder / "artifacts/tables/big/kmeans.npz").write_text("no archive")
+    with pytest.raises(DamagedArtifactError, match=r"kmeans.npz is not a table"):
+        project.run()
+
+
+# Codes.
+
+
+def test_what_codes_lose_stands_with_the_caches(project: Project) -> None:
+    project.fit("kmeans", {"counts": COUNTS})
+    code = {"teacher": "big", "table": "kmeans", "feature": "stage2:nearest"}
+    project.params["codes"] = {"big-words": code}
+    project.write_params()
+    with pytest.raises(MissingArtifactError, match=r"dvc repro encode_views@big-words$"):
+        project.run()
+    found = {"code": "stage2:nearest@kmeans", "slots": 9, "mean_kl_lost": 0.0625}
+    project.json("metrics/codes/big-words.json", found)
+    text = Links(section(project, "caches")).text
+    assert "big-wordsstage2:nearest@kmeans90.0625" in text
+    project.json("metrics/codes/big-words.json", found | {"code": "stage2:top4@kmeans"})
+    with pytest.raises(StaleArtifactError, match="made for code 'stage2:top4@kmeans'"):
+        project.run()
+
+
+def test_same_tables_same_bytes(project: Project) -> None:
+    project.fit("subclasses", {"scores": SCORES, "per_class": np.array(1), "counts": np.array([4, 4, 4])})
+    project.fit("kmeans", {"counts": COUNTS} | examples([(7, 0, 0)], groups=[0]))
+    project.fit("lda", {"explained": np.array([0.5, 0.25])})
+    one, other = (project.run(name) / "index.html" for name in ("one", "other"))
+    assert one.read_bytes() == other.read_bytes()
+    links = Links(one.read_text())
+    assert links.open == []
+    assert len(links.names) == len(set(links.names))
+    assert {"sizes", "discriminants", "subclasses", "templates"} <= set(links.names)
