@@ -27,7 +27,7 @@ def main(
     if out.suffix != ".zarr":
         raise typer.BadParameter(f"{out} does not end in .zarr", param_hint="--out")
     from pipeline.params.base import load as load_block
-    from pipeline.params.student import CodeBlock
+    from pipeline.params.codes import CodeBlock
 
     asked = load_block(CodeBlock, block)
 

@@ -22,7 +22,7 @@ def main(
 ) -> None:
     """Fit the table of BLOCK to the plain training samples of a stored feature."""
     from pipeline.params.base import load, validate
-    from pipeline.params.student import FitBlock
+    from pipeline.params.tables import FitBlock
 
     fit = load(FitBlock, block)
 
@@ -41,7 +41,7 @@ def main(
         manifests.require(store, manifest, data=data.meta.fingerprint)
         check_stored(store, manifest, config.feature, ["last"], 0)
         origin = {
-            "table": fit.model_dump(mode="json"),
+            "table": fit.model_dump(mode="json", exclude={"code_hash"}),
             "teacher": manifest.teacher,
             "weights": manifest.weights["last"],
             "digest": manifest.features[config.feature].digest["last/train"],

@@ -28,7 +28,7 @@ def main(
     """Write one json of inputs for every seed of every run that 'distill' asks of the pair of BLOCK."""
     from pipeline.artifacts import publish
     from pipeline.params.base import load
-    from pipeline.params.student import PairBlock
+    from pipeline.params.pairs import PairBlock
 
     pair = load(PairBlock, block)
 

@@ -21,12 +21,13 @@ def main(
     from pipeline.artifacts import publish
     from pipeline.params import project
     from pipeline.params.base import parse, text
+    from pipeline.params.code import with_code
 
     content = text(params)
     found = project.check(parse(content, params))
     project.check_plugins(found)
     with publish.building(out) as scratch:
-        for name, block in project.blocks(found).items():
+        for name, block in with_code(project.blocks(found), found).items():
             publish.write_json(scratch / f"{name}.json", block.model_dump(mode="json"))
         # The very bytes: while params.yaml has them, what DVC makes of it needs no other check.
         (scratch / CHECKED).write_bytes(content.encode("utf-8"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.runs.planning import Item, Plan
 
 # Stages of seconds that rewrite their outs on most edits, changed or not: only what changes in them counts.
-LIGHT = ("code", "params", "student_inputs", "list_matches", "inputs")
+LIGHT = ("params", "student_inputs", "list_matches", "inputs")
 # `inputs` waits for them; what a student reads is not in their outs.
 GATES = ("check_features", "evaluate_teacher")
 
@@ -246,7 +246,7 @@ def _known(repo: Any, params: Path) -> State:
                 if _touched(deps, heavy):
                     changed |= outs
                 else:
-                    changed |= _rehearse(stage.cmd, kind, outs, Path(folder), params)
+                    changed |= _rehearse(stage.cmd, outs, Path(folder), params)
             elif name in outdated or _touched(deps, changed):
                 held[name] = sum(map(_bytes, outs))
                 if kind not in GATES:
@@ -266,12 +266,11 @@ def _known(repo: Any, params: Path) -> State:
     return State(frozenset(made), held, Path(repo.cache.local.path), linked, " ".join(notes))
 
 
-def _rehearse(cmd: str | list[str], kind: str, outs: set[Path], folder: Path, params: Path) -> set[Path]:
+def _rehearse(cmd: str | list[str], outs: set[Path], folder: Path, params: Path) -> set[Path]:
     """Run a light stage into `folder` and return the files that come out other than they are.
 
     Args:
-        cmd: its command, or its commands: the last one makes the outs.
-        kind: its name, without what it is for.
+        cmd: its command, or its commands.
         outs: its outs.
         folder: holds what was rehearsed before, at the same relative paths.
         params: the yaml that is planned.
@@ -281,17 +280,28 @@ def _rehearse(cmd: str | list[str], kind: str, outs: set[Path], folder: Path, pa
     from stages import code, inputs, list_matches, student_inputs
     from stages import params as params_stage
 
-    mains = {"code": code, "inputs": inputs, "list_matches": list_matches, "params": params_stage}
-    mains["student_inputs"] = student_inputs
-    arguments = []
-    for argument in shlex.split(cmd if isinstance(cmd, str) else cmd[-1])[3:]:  # after: python -m stages.NAME
-        moved = folder / argument
-        arguments.append(str(moved) if moved.exists() or Path(argument) in outs else argument)
-    if kind == "params":
-        arguments += ["--params", str(params)]
-    app = typer.Typer()
-    app.command()(mains[kind].main)
-    app(arguments, standalone_mode=False)
+    mains = {
+        "stages.code": code,
+        "stages.inputs": inputs,
+        "stages.list_matches": list_matches,
+        "stages.params": params_stage,
+        "stages.student_inputs": student_inputs,
+    }
+    for one in [cmd] if isinstance(cmd, str) else cmd:
+        first, _, module, *words = shlex.split(one)  # python -m stages.NAME ...
+        if first != "python":
+            continue  # the check that comes first: the params that are planned have passed it
+
+        arguments = []
+        for word in words:
+            moved = folder / word
+            arguments.append(str(moved) if moved.exists() or Path(word) in outs else word)
+        if module == "stages.params":
+            arguments += ["--params", str(params)]
+        app = typer.Typer()
+        app.command()(mains[module].main)
+        app(arguments, standalone_mode=False)
+
     changed = set()
     for out in outs:
         files = {path.relative_to(base) for base in (folder, Path()) for path in _files(base / out)}

@@ -19,7 +19,7 @@ def main(
     """Write the json of inputs of the student of BLOCK."""
     from pipeline.artifacts import publish
     from pipeline.params.base import load
-    from pipeline.params.student import StudentBlock
+    from pipeline.params.students import StudentBlock
 
     student = load(StudentBlock, block)
 

@@ -24,7 +24,7 @@ def main(
 ) -> None:
     """Train the copy of BLOCK by the teacher's logits in its STORE."""
     from pipeline.params.base import load
-    from pipeline.params.student import SelfTaughtBlock
+    from pipeline.params.copies import SelfTaughtBlock
 
     asked = load(SelfTaughtBlock, block)
 

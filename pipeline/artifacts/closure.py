@@ -1,8 +1,9 @@
 """The code that a module is made of: itself and every project module that it imports, directly or not.
 
-DVC hashes the files that a stage lists, not what they import, and a list kept by hand goes stale. So the stage
-`code` writes one small json a stage and plug-in with the hash of every file in its closure, and each stage
-depends on its own json. Comments, docstrings and blank lines do not count: mending them retrains no teacher.
+DVC hashes the files that a stage lists, not what they import, and a list kept by hand goes stale. So `stages.code`
+writes one small json a stage and plug-in with the hash of every file in its closure, `stages.params` puts one hash of
+the closures that a block names into its json, and stages depend on these. Comments, docstrings, blank lines and the
+help of options do not count, nor does what all commands share: mending them retrains no teacher.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pipeline
 from pipeline.artifacts.hashing import content_hash
 
 PACKAGES = ("pipeline", "stages")
+WORDING = "stages.command"  # options and error lines of all commands: no artifact depends on them
 Span = tuple[tuple[int, int], tuple[int, int]]  # (line from 1, column in characters), end exclusive
 
 
@@ -42,7 +44,7 @@ def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
     while waiting:
         name = waiting.pop()
         path = _file(name, base)
-        if name not in found and path is not None:
+        if name not in found and path is not None and name != WORDING:
             found[name] = path.relative_to(base)
             parent = name.rpartition(".")[0]  # a package's `__init__` runs before its modules
             waiting += [parent, *_imports(path, name if path.name == "__init__.py" else parent)]
@@ -63,7 +65,7 @@ def digest(modules: Iterable[str]) -> str:
 
 @cache
 def code_hash(path: Path) -> str:
-    """Return the hash of a file's code: its text without comments, docstrings and blank lines.
+    """Return the hash of a file's code: its text without comments, docstrings, help of options and blank lines.
 
     It is made from the text, not from a syntax tree's form, so all Python versions agree on it.
     """
@@ -94,7 +96,7 @@ def _within_strings(text: str, spans: list[Span]) -> set[int]:
 
 
 def _not_code(text: str) -> Iterator[Span]:
-    """Give the spans of comments and docstrings."""
+    """Give the spans of comments, docstrings and the help of options."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             yield token.start, token.end
@@ -103,12 +105,18 @@ def _not_code(text: str) -> Iterator[Span]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                assert first.end_lineno is not None
-                assert first.end_col_offset is not None
-                # Columns of the tree count bytes.
-                left = len(lines[first.lineno - 1].encode()[: first.col_offset].decode())
-                right = len(lines[first.end_lineno - 1].encode()[: first.end_col_offset].decode())
-                yield (first.lineno, left), (first.end_lineno, right)
+                yield _span(first, lines)
+        elif isinstance(node, ast.keyword) and node.arg == "help" and isinstance(node.value, ast.Constant):
+            yield _span(node.value, lines)
+
+
+def _span(node: ast.stmt | ast.expr, lines: list[str]) -> Span:
+    """Return the span of a node; columns of the tree count bytes."""
+    assert node.end_lineno is not None
+    assert node.end_col_offset is not None
+    left = len(lines[node.lineno - 1].encode()[: node.col_offset].decode())
+    right = len(lines[node.end_lineno - 1].encode()[: node.end_col_offset].decode())
+    return (node.lineno, left), (node.end_lineno, right)
 
 
 def _file(name: str, base: Path) -> Path | None:

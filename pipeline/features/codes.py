@@ -29,7 +29,7 @@ from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher, on_device
 from pipeline.networks.weights import load
-from pipeline.params.student import CodeBlock
+from pipeline.params.codes import CodeBlock
 
 ROWS = 256  # recomputed after the run
 

@@ -25,6 +25,16 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class StageBlock(Block):
+    """What one stage depends on: settings, and the code that they run.
+
+    Attributes:
+        code_hash: of the code of the stage and of the plug-ins that the settings name, and of no other.
+    """
+
+    code_hash: str = ""
+
+
 B = TypeVar("B", bound=Block)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.params.base import Block
+from pipeline.params.base import Block, StageBlock
 from pipeline.params.views import ViewParams
 
 
@@ -22,7 +22,7 @@ class DatasetParams(Block):
     views: ViewParams
 
 
-class PrepareBlock(Block):
+class PrepareBlock(StageBlock):
     """What `prepare_data` depends on: `source` and `prepare` of a data set."""
 
     source: str

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.params.base import Block
+from pipeline.params.base import Block, StageBlock
 from pipeline.params.teacher import TrainingParams
 from pipeline.params.views import Slots, ViewParams
 
@@ -50,7 +50,7 @@ class TeacherParams(TrainingParams):
     extract: ExtractParams
 
 
-class ExtractBlock(Block):
+class ExtractBlock(StageBlock):
     """What `extract_features` depends on: a teacher's `extract`, and the views."""
 
     teacher: str
@@ -58,3 +58,9 @@ class ExtractBlock(Block):
     features: dict[str, FeatureParams]
     checkpoints: tuple[str, ...]
     compression: Literal["none", "zstd"]
+
+
+class CheckBlock(StageBlock):
+    """What `check_features` depends on beside teacher and store: its code."""
+
+    teacher: str

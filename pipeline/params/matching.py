@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.params.base import Block
+from pipeline.params.base import Block, StageBlock
 
 Measure = Literal["l1", "l2", "cosine", "correlation", "kl"]
 Strategy = Literal["bipartite", "greedy", "random", "identity", "fc", "residual"]
@@ -67,7 +67,7 @@ class MatchParams(Block):
     matching: str
 
 
-class MatchBlock(MatchParams):
+class MatchBlock(MatchParams, StageBlock):
     """What `match_channels` depends on beside student, teacher and store.
 
     Attributes:

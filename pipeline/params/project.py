@@ -16,26 +16,17 @@ from pydantic import Field
 from pipeline import plugin
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.params.base import Block, validate
+from pipeline.params.codes import CodeBlock, CodeParams
+from pipeline.params.copies import SelfTaughtBlock, SelfTaughtParams
 from pipeline.params.dataset import DatasetParams, PrepareBlock
-from pipeline.params.extract import ExtractBlock, TeacherParams
+from pipeline.params.extract import CheckBlock, ExtractBlock, TeacherParams
 from pipeline.params.matching import MatchBlock, MatchesBlock, MatchingParams, MatchParams
+from pipeline.params.pairs import PairBlock, PairParams
 from pipeline.params.recipe import Recipe
-from pipeline.params.student import (
-    CodeBlock,
-    CodeParams,
-    DerivedParams,
-    FitBlock,
-    FitParams,
-    PairBlock,
-    PairParams,
-    RunParams,
-    SelfTaughtBlock,
-    SelfTaughtParams,
-    StudentBlock,
-    StudentParams,
-    TableParams,
-)
-from pipeline.params.teacher import TrainBlock, anchor_name
+from pipeline.params.runs import RunParams
+from pipeline.params.students import StudentBlock, StudentParams
+from pipeline.params.tables import DerivedParams, FitBlock, FitParams, TableParams
+from pipeline.params.teacher import TrainBlock, TrainingParams, anchor_name
 
 FEATURES = "features"  # the file among a teacher's tables that says what its store holds
 ALONE = "student"  # what the report calls a student that is trained alone
@@ -254,9 +245,7 @@ def blocks(params: Sections) -> dict[str, Block]:
         found[f"datasets/{name}"] = PrepareBlock(source=dataset.source, prepare=dataset.prepare)
     for name, teacher in params.teachers.items():
         views, extract = params.datasets[teacher.dataset].views, teacher.extract
-        training = {
-            key: getattr(teacher, key) for key in TrainBlock.model_fields.keys() - {"teacher", "views"}
-        }
+        training = {key: getattr(teacher, key) for key in TrainingParams.model_fields}
         found[f"teachers/{name}/train"] = TrainBlock(teacher=name, views=views, **training)
         found[f"teachers/{name}/extract"] = ExtractBlock(
             teacher=name,
@@ -265,6 +254,7 @@ def blocks(params: Sections) -> dict[str, Block]:
             checkpoints=extract.checkpoints,
             compression=extract.compression,
         )
+        found[f"teachers/{name}/check"] = CheckBlock(teacher=name)
     for section in ("fits", "derived"):
         for name, fit in getattr(params, section).items():
             table, dataset_name = params.tables[fit.table], params.teachers[fit.teacher].dataset

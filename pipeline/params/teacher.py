@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.params.base import Block
+from pipeline.params.base import Block, StageBlock
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import ViewParams
 
@@ -43,7 +43,7 @@ class TrainingParams(Block):
         return anchors
 
 
-class TrainBlock(TrainingParams):
+class TrainBlock(TrainingParams, StageBlock):
     """What `train_teacher` depends on: a teacher without its `extract`, and its data set's views."""
 
     teacher: str

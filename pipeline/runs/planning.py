@@ -30,10 +30,13 @@ from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import validate
+from pipeline.params.codes import CodeParams
+from pipeline.params.copies import SelfTaughtParams
 from pipeline.params.extract import TeacherParams
+from pipeline.params.pairs import PairBlock
 from pipeline.params.project import Sections, blocks, merged
 from pipeline.params.recipe import Recipe, cut
-from pipeline.params.student import CodeParams, PairBlock, SelfTaughtParams, StudentParams
+from pipeline.params.students import StudentParams
 
 CHECKSUM_BYTES = 4
 INDEX_BYTES = 16  # offset and length of a chunk in its shard

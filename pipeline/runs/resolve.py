@@ -20,9 +20,11 @@ from pipeline.matching.matching import Matching, Wanted
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import Block, load, validate
 from pipeline.params.matching import MatchesBlock
+from pipeline.params.pairs import PairBlock
 from pipeline.params.project import merged
 from pipeline.params.recipe import Recipe
-from pipeline.params.student import PairBlock, RunParams, StudentBlock
+from pipeline.params.runs import RunParams
+from pipeline.params.students import StudentBlock
 from pipeline.runs.inputs import RunInputs, Stored, StudentInputs
 from pipeline.tables.table import load as load_table
 
@@ -334,8 +336,8 @@ def _matching(places: Places, block: PairBlock, run: RunInputs, wanted: Wanted, 
 
 
 def _code(folder: Path, plugins: Iterable[str]) -> dict[str, str]:
-    """Return the hashes that the stage `code` wrote for `plugins`, merged."""
+    """Return the hashes that `stages.code` wrote for `plugins`, merged."""
     found: dict[str, str] = {}
     for plug in plugins:
-        found |= read_json(folder / f"{plug}.json", "dvc repro code")
+        found |= read_json(folder / f"{plug}.json", "dvc repro params")
     return found

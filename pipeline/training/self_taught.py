@@ -23,8 +23,8 @@ from pipeline.features.source import RESIDENT_BYTES, CachedSource, check_stored
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import build, probe
 from pipeline.networks.weights import load
+from pipeline.params.copies import SelfTaughtBlock
 from pipeline.params.recipe import Phase
-from pipeline.params.student import SelfTaughtBlock
 from pipeline.training import result
 from pipeline.training.distill import Distillation
 from pipeline.training.loop import Training

@@ -287,7 +287,7 @@ WAYS = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a project in which DVC finds everything up to date; what is dear to make is made up."""
     project = make(tmp_path_factory.mktemp("finished") / "project", EACH)
-    assert project.repro("params") == {"code", "params"}
+    assert project.repro("params") == {"params"}
     stages = resolved(project.folder).values()
     outs = [next(iter(out), "") if isinstance(out, dict) else out for stage in stages
             for part in ("outs", "metrics") for out in stage.get(part, [])]  # fmt: skip

@@ -23,8 +23,9 @@ from pipeline.errors import (
 )
 from pipeline.params import project
 from pipeline.params.base import Block, entry, load, read, validate
+from pipeline.params.pairs import PairBlock
 from pipeline.params.recipe import Recipe
-from pipeline.params.student import PairBlock, RunParams
+from pipeline.params.runs import RunParams
 from pipeline.params.teacher import TrainBlock, anchor_name
 from pipeline.params.views import CropFlip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -62,13 +63,46 @@ def test_spelling_out_a_default_reruns_no_student(project: Project) -> None:
 def test_a_methods_code_reruns_its_students_only(project: Project) -> None:
     project.append("pipeline/distillation/methods/kd.py", "\nEDITED = True\n")
     star = {"train_self_taught@copy", "distill@ada-sam/slkd_star-0", "evaluate@ada-sam/slkd_star-0"}
-    expected = {"code", "student_inputs@sam", "report"} | INPUTS | kd("ada-sam", "bob-sam") | star
+    expected = {"params", "student_inputs@sam", "report"} | INPUTS | kd("ada-sam", "bob-sam") | star
     assert project.repro() == expected
 
 
 def test_comments_and_docstrings_rerun_nothing_dear(project: Project) -> None:
     project.append("pipeline/networks/network.py", "\n# What a network is.\n")
-    assert project.repro() == {"code"}
+    assert project.repro() == {"params"}
+
+
+CHEAP = ("params", "student_inputs", "inputs", "list_matches", "evaluate", "report")
+
+
+def expensive(ran: set[str]) -> set[str]:
+    """Return the stages that train, extract, fit, match or distill."""
+    return {name for name in ran if not name.startswith(CHEAP)}
+
+
+def test_the_wording_of_commands_reruns_nothing(project: Project) -> None:
+    project.replace("stages/distill.py", "The json of a run and seed", "What a run and seed are made from")
+    project.replace("stages/command.py", "interrupted. Run", "interrupted: run")
+    project.replace("stages/command.py", "The hyper-parameters.", "All settings.")
+    assert project.repro() == {"params"}
+
+
+def test_an_edit_reruns_what_names_it(project: Project) -> None:
+    """Another table, network and encoding than those that are used, a setting of runs, the report, evaluation."""
+    for file in (
+        "tables/fits/kmeans.py",
+        "networks/families/wrn.py",
+        "features/encodings/pooled.py",
+        "params/runs.py",
+        "report/page.py",
+        "evaluation/evaluate.py",
+    ):
+        project.append(f"pipeline/{file}", "\nEDITED = True\n")
+    assert expensive(project.repro()) == set()
+    project.append("pipeline/tables/fits/moments.py", "\nEDITED = True\n")
+    assert expensive(project.repro()) == {
+        "fit_table@ada-moments"
+    }  # and not LDA's; the same table, so no student
 
 
 def test_a_shared_module_reruns_what_imports_it(project: Project) -> None:
@@ -129,7 +163,7 @@ def test_one_student_builds_only_what_it_needs(tmp_path: Path) -> None:
     }
     assert (
         ran
-        == {"code", "params", "prepare_data@digits", "list_matches@bob-sam", "inputs@bob-sam"}
+        == {"params", "prepare_data@digits", "list_matches@bob-sam", "inputs@bob-sam"}
         | {"distill@bob-sam/kd-0"}
         | teacher
     )
@@ -154,15 +188,19 @@ def test_what_is_pictured_retrains_nothing(project: Project) -> None:
 
 
 def test_every_stage_depends_on_its_own_code(finished: Project) -> None:
+    """By the hash in its block where it costs something, by that of its closure where it does not."""
     stages = YAML(typ="safe").load(finished.folder / "dvc.lock")["stages"]
     for name, stage in stages.items():
+        if name == "params":
+            assert {"pipeline", "stages"} <= {dep["path"] for dep in stage["deps"]}
+            continue
         command = stage["cmd"] if isinstance(stage["cmd"], str) else stage["cmd"][-1]
         module = re.match(r"python -m stages\.(\w+)", command)
         assert module is not None, name
         paths = {dep["path"] for dep in stage["deps"]}
-        if name != "code":
-            assert paths & {f"artifacts/code/stages/{module[1]}.json", "artifacts/code"}, name
-        assert name != "code" or {"pipeline", "stages"} <= paths
+        blocks = [finished.folder / path for path in paths if path.startswith("artifacts/params/")]
+        coded = any(json.loads(path.read_text()).get("code_hash") for path in blocks)
+        assert coded or paths & {f"artifacts/code/stages/{module[1]}.json", "artifacts/code"}, name
 
 
 def test_params_yaml_can_be_read_and_every_stage_resolved() -> None:

@@ -734,7 +734,7 @@ def test_the_readme_has_the_cure_for_a_lock_that_a_kill_has_emptied(tmp_path: Pa
     (tmp_path / ".dvc/tmp/rwlock").write_text("")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["dvc", "repro", "code"], cwd=tmp_path, env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"},
+        ["dvc", "repro", "params"], cwd=tmp_path, env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode
@@ -744,4 +744,4 @@ def test_the_readme_has_the_cure_for_a_lock_that_a_kill_has_emptied(tmp_path: Pa
     assert f"`{cure}`" in part
     assert error in done.stderr
     project.run(*cure.split())
-    assert project.repro("code") == {"code"}
+    assert project.repro("params") == {"params"}

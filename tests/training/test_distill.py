@@ -62,8 +62,8 @@ from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, Shape, Tap, Taps, build, probe
 from pipeline.networks.weights import load
 from pipeline.params import project
+from pipeline.params.pairs import PairBlock
 from pipeline.params.recipe import Phase, Recipe
-from pipeline.params.student import PairBlock
 from pipeline.runs.resolve import resolve_student
 from pipeline.tables import table
 from pipeline.training import loop

@@ -19,8 +19,9 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 from pipeline.params import project
 from pipeline.params.base import read
+from pipeline.params.pairs import PairBlock
 from pipeline.params.project import ALONE
-from pipeline.params.student import PairBlock, RunParams
+from pipeline.params.runs import RunParams
 from pipeline.report.collect.fits import codes, fits
 from pipeline.report.collect.mapping import mapping, require
 from pipeline.report.collect.matched import matched

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 from pipeline.params import project
 from pipeline.params.project import Sections
-from pipeline.params.student import FitBlock
+from pipeline.params.tables import FitBlock
 from pipeline.report.collect.mapping import mapping, require
 from pipeline.report.results import PLACES, Code, Fit, Teacher
 from pipeline.tables import table
