@@ -33,9 +33,9 @@ def main(
     from pipeline.training.distill import distil
 
     code = closure.digest(["stages.distill"])
-    identity = hashing.content_hash([found.model_dump(mode="json"), precision, code])
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
+    identity = hashing.content_hash([found.model_dump(mode="json"), where.precision, code])
     with distributed.building(out, where.ranks) as scratch:
         distil(
             scratch,

@@ -41,7 +41,7 @@ def main(
         manifests.require(store, manifest, data=data.meta.fingerprint)
         check_stored(store, manifest, config.feature, ["last"], 0)
         origin = {
-            "table": fit.model_dump(mode="json", exclude={"code_hash"}),
+            "table": fit.settings(),
             "teacher": manifest.teacher,
             "weights": manifest.weights["last"],
             "digest": manifest.features[config.feature].digest["last/train"],

@@ -36,9 +36,9 @@ def main(
     prepared = Prepared.open(Path(found.data))
     check_data(found, prepared)
     code = closure.digest(["stages.pretrain_student"])
-    identity = hashing.content_hash([found.model_dump(mode="json"), seed, precision, code])
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
+    identity = hashing.content_hash([found.model_dump(mode="json"), seed, where.precision, code])
     with distributed.building(out, where.ranks) as scratch:
         train(
             scratch,

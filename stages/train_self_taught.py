@@ -41,7 +41,7 @@ def main(
     code = closure.digest(["stages.train_self_taught", *(plugin.module(*plug) for plug in plugins)])
     read = [made.weights.get("last"), made.features.get("logits"), made.data]
     identity = hashing.content_hash(
-        [asked.model_dump(mode="json"), precision, code, [str(part) for part in read]]
+        [asked.model_dump(mode="json"), where.precision, code, [str(part) for part in read]]
     )
     with publish.replacing(summary), publish.building(out, resume=True) as scratch:
         found = train(

@@ -45,11 +45,11 @@ def main(
         weights=teacher.weights,
     )
     code = closure.digest(["stages.train_teacher", plugin.module("networks", teacher.family)])
-    identity = hashing.content_hash(
-        [teacher.model_dump(mode="json"), prepared.meta.model_dump(mode="json"), precision, code]
-    )
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
+    identity = hashing.content_hash(
+        [teacher.model_dump(mode="json"), prepared.meta.model_dump(mode="json"), where.precision, code]
+    )
     with distributed.building(out, where.ranks) as scratch:
         train(
             scratch,

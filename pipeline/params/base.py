@@ -34,6 +34,10 @@ class StageBlock(Block):
 
     code_hash: str = ""
 
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as json holds them, without the hash."""
+        return self.model_dump(mode="json", exclude={"code_hash"})
+
 
 B = TypeVar("B", bound=Block)
 

@@ -37,8 +37,8 @@ def test_steps_are_torchs_bit_for_bit(nesterov: bool) -> None:
 def test_training_and_counting_import_no_compiler() -> None:
     code = """
 import sys, torch
-from pipeline.eager import EagerSGD
-from pipeline.metrics.cost import macs
+from pipeline.compute.eager import EagerSGD
+from pipeline.evaluation.cost import macs
 network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
 optimizer = EagerSGD(network.parameters(), lr=0.1, momentum=0.9)
 network(torch.ones(2, 3, 8, 8)).sum().backward()

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from device_fixtures import current, here
 from safetensors.torch import load_file
-from test_distil import _cut_off_after
 from torch import Tensor
-from training_fixtures import CLASSES, STUDENT, World, assemble, make_world
+from training_fixtures import CLASSES, STUDENT, World, assemble, cut_off_after, make_world
 
 from pipeline import plugin, seeding
 from pipeline.artifacts.hashing import file_hash
@@ -433,7 +432,7 @@ def test_a_dynamic_run_that_was_cut_off_ends_alike(world: World, monkeypatch: py
     assert seen[0] == seen[9] != seen[10]  # matched anew after two epochs
     with monkeypatch.context() as patch:
         patch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
-        patch.setattr(Training, "_keep", _cut_off_after(Training._keep, 3))
+        patch.setattr(Training, "_keep", cut_off_after(Training._keep, 3))
         with pytest.raises(KeyboardInterrupt):
             world.distil("dynamic-cut", inputs)
     again = world.distil("dynamic-cut", inputs)

@@ -561,5 +561,5 @@ def test_the_hint_reaches_the_student_up_to_its_tap_only() -> None:
 @pytest.mark.cpu
 def test_base_method_says_which_file_has_no_forward() -> None:
     found = assemble("kd")
-    with pytest.raises(NotImplementedError, match=r"pipeline\.method"):
+    with pytest.raises(NotImplementedError, match=r"pipeline\.distillation\.method"):
         BaseMethod(kd.Config(), found.context)({}, found.batch())

@@ -13,6 +13,7 @@ from pipeline import plugin
 from pipeline.errors import DamagedArtifactError, ParamsError, ShapeError, UnknownNameError
 from pipeline.evaluation import cost
 from pipeline.networks import network as networks
+from pipeline.networks import weights
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Tap, build, probe
 from pipeline.networks.spec import NetworkSpec
@@ -336,16 +337,16 @@ def test_a_saved_network_comes_back(tmp_path) -> None:  # type: ignore[no-untype
     what = spec("shufflenetv2", 16, 1, 10, inserted={"stage3": LayerSpec(layer="moved")})
     built = build(what, 1)
     built.record(torch.randn(4, 1, 16, 16), ["pooled"])  # moves BN's statistics
-    networks.save_spec(what, tmp_path)
-    networks.save_weights(built, tmp_path / "last.safetensors")
-    again, found = networks.load(tmp_path)
+    weights.save_spec(what, tmp_path)
+    weights.save_weights(built, tmp_path / "last.safetensors")
+    again, found = weights.load(tmp_path)
     image = torch.randn(2, 1, 16, 16)
     assert found == what
     assert not again.training
     assert torch.equal(again(image), built.eval()(image))
-    networks.save_weights(build(spec("resnet8"), 0), tmp_path / "last.safetensors")
+    weights.save_weights(build(spec("resnet8"), 0), tmp_path / "last.safetensors")
     with pytest.raises(DamagedArtifactError, match="does not hold this network's weights"):
-        networks.load(tmp_path)
+        weights.load(tmp_path)
 
 
 def test_a_wider_classifier_does_not_widen_the_rest() -> None:

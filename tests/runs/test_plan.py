@@ -250,7 +250,14 @@ def test_a_project_is_planned_fresh_finished_and_edited(tmp_path: Path) -> None:
     project = make(tmp_path, ONE)
     project.repro("prepare_data@digits")
     fresh = asked(project)
-    everything = {"teacher ada", "store ada", "table ada/moments", "student alone sam", "student ada-sam/kd"}
+    everything = {
+        "teacher ada",
+        "store ada",
+        "table ada/moments",
+        "table ada/lda",
+        "student alone sam",
+        "student ada-sam/kd",
+    }
     assert to_make(fresh) == everything
 
     project.repro()

@@ -283,7 +283,7 @@ MOMENTS = {
 
 
 def test_every_stage_is_killed(plant: Plant) -> None:
-    made = {path.stem for path in (root() / "stages").glob("*.py") if "artifact." in path.read_text()}
+    made = {path.stem for path in (root() / "stages").glob("*.py") if "publish." in path.read_text()}
     assert {plant.jobs[name].stage for name in MOMENTS} == made - {"command"}
 
 

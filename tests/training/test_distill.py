@@ -26,6 +26,7 @@ from training_fixtures import (
     World,
     assemble,
     changed,
+    cut_off_after,
     make_world,
     plug,
     weights,
@@ -338,7 +339,7 @@ def test_a_distillation_that_was_cut_off_ends_alike(
     whole = world.distil(f"whole-{run}", inputs)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
-        patch.setattr(Training, "_keep", _cut_off_after(Training._keep, 2))
+        patch.setattr(Training, "_keep", cut_off_after(Training._keep, 2))
         with pytest.raises(KeyboardInterrupt):
             world.distil(f"cut-{run}", inputs)
     again = world.distil(f"cut-{run}", inputs)
@@ -346,15 +347,6 @@ def test_a_distillation_that_was_cut_off_ends_alike(
         path = f"weights/{name}.safetensors"
         assert (again / path).read_bytes() == (whole / path).read_bytes(), name
     assert history(again) == history(whole)
-
-
-def _cut_off_after(keep: Callable[..., None], epochs: int) -> Callable[..., None]:
-    def wrapped(self: Training, rows: list[Any]) -> None:
-        if len(rows) > epochs:
-            raise KeyboardInterrupt
-        keep(self, rows)
-
-    return wrapped
 
 
 # ------------------------------------------------------------------ operations

@@ -37,7 +37,7 @@ def fits(artifacts: Path, sections: Sections, teachers: Mapping[str, Teacher]) -
                 raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}")
             arrays, origin = table.load(path)
             require(path, hint, origin, {"teacher": asked.teacher})
-            if origin.get("table") != block.model_dump(mode="json"):
+            if origin.get("table") != block.settings():
                 raise StaleArtifactError(
                     f"{path} was fitted with other settings than params.yaml has. Make it again with: {hint}"
                 )
