@@ -40,7 +40,8 @@ SLACK = 3.0  # two roundings of one computation, and the largest of many
 # Of the distance that TF32's rounding makes: float32's own is 2^-13 of it, and sums in another order, or Winograd's
 # convolutions, lose a few more bits.
 SHARE_OF_FLOAT32 = 32 * ROUNDOFF["float32"] / ROUNDOFF["tf32"]
-HALF = 1.01 * 2.0**-11  # float16 rounds to half of its last place
+STORAGE = 2.0  # of what rounding these values to the stored type costs
+MOST_STORAGE = 1e-2  # values that the stored type holds worse than this are not held
 TINY = 1e-12
 SCALE = 3e-3  # of the norm of all values
 CODES = 0.05  # share of all codes that may differ
@@ -217,30 +218,35 @@ def _draw(
 
 def _measure(name: str, dtype: np.dtype[Any], live: Live) -> _Floats | _Codes:
     if dtype.kind == "f":
-        return _Floats(live, HALF if dtype == np.float16 else 0.0)
+        return _Floats(live, dtype)
     encoding = plugin.load("encodings", Feature.parse(name).encodings[-1])
     return _Codes(live, getattr(encoding, "differing", share_differing))
 
 
 @dataclass
 class _Rows:
-    """The largest error of single rows, and the largest distance of rough from exact."""
+    """The largest error of single rows, and the largest costs of rounding: of the computation, and of the storage."""
 
     error: float = -1.0
     noise: float = 0.0
+    storage: float = 0.0
     slot: int = 0
     sample: int = 0
 
-    def add(self, slot: int, index: Tensor, error: Tensor, noise: Tensor) -> None:
-        """Add errors (B,) and distances (B,)."""
+    def add(
+        self, slot: int, index: Tensor, error: Tensor, noise: Tensor, storage: Tensor | None = None
+    ) -> None:
+        """Add errors (B,) and costs (B,)."""
         row = int(error.argmax())
         if float(error[row]) > self.error:
             self.error, self.slot, self.sample = float(error[row]), slot, int(index[row])
         self.noise = max(self.noise, float(noise.max()))
+        if storage is not None:
+            self.storage = max(self.storage, float(storage.max()))
 
-    def difference(self, array: str, measure: str, share: float, floor: float) -> Difference:
+    def difference(self, array: str, measure: str, share: float, floor: float = 0.0) -> Difference:
         """Return it as a difference."""
-        allowed = SLACK * share * self.noise + floor + TINY
+        allowed = SLACK * share * self.noise + _stored(self.storage) + floor + TINY
         return Difference(array, measure, self.error, allowed, self.slot, self.sample)
 
 
@@ -249,25 +255,27 @@ class _Floats:
 
     Args:
         live: the teacher.
-        storage: relative error of the stored type.
+        dtype: that the store holds.
     """
 
-    def __init__(self, live: Live, storage: float) -> None:
-        self.live, self.storage = live, storage
+    def __init__(self, live: Live, dtype: np.dtype[Any]) -> None:
+        self.live, self.dtype = live, dtype
         self.values, self.samples = _Rows(), _Rows()
-        self.sums: Tensor | None = None  # of squares by channel: stored, reference, exact, error, noise
+        self.sums: Tensor | None = (
+            None  # of squares by channel: stored, reference, exact, error, noise, storage
+        )
         self.count = 0
 
     def add(self, slot: int, index: Tensor, stored: Array, exact: Tensor, rough: Tensor) -> None:
         """Add rows (B, ...) of a slot."""
         kept, exact, rough = torch.from_numpy(stored.astype(np.float64)), exact.double(), rough.double()
         reference = exact if self.live.precision == "float32" else rough
+        cast = torch.from_numpy(reference.numpy().astype(self.dtype).astype(np.float64))
         for rows, measure in ((self.values, relative_error), (self.samples, relative_distance)):
-            rows.add(slot, index, measure(kept, reference), measure(rough, exact))
+            rows.add(slot, index, measure(kept, reference), measure(rough, exact), measure(cast, reference))
 
-        squares = torch.stack(
-            [_by_channel(x) for x in (kept, reference, exact, kept - reference, rough - exact)]
-        )
+        parts = (kept, reference, exact, kept - reference, rough - exact, cast - reference)
+        squares = torch.stack([_by_channel(x) for x in parts])
         self.sums = squares if self.sums is None else self.sums + squares
         self.count += len(index)
 
@@ -276,8 +284,8 @@ class _Floats:
         assert self.sums is not None
         share = self.live.share
         return [
-            self.values.difference(array, "value", share, self.storage),
-            self.samples.difference(array, "sample", share, self.storage),
+            self.values.difference(array, "value", share),
+            self.samples.difference(array, "sample", share),
             self._channels(array),
             self._scale(array),
         ]
@@ -285,15 +293,16 @@ class _Floats:
     def _channels(self, array: str) -> Difference:
         """Return the largest relative distance of a channel; a weak one counts as a tenth of the usual."""
         assert self.sums is not None
-        _, _, exact, error, noise = self.sums.sqrt()
+        _, _, exact, error, noise, storage = self.sums.sqrt()
         size = (exact + 0.1 * exact.square().mean().sqrt()).clamp(min=TINY)
-        allowed = SLACK * self.live.share * float((noise / size).max()) + self.storage + TINY
+        allowed = SLACK * self.live.share * float((noise / size).max()) + TINY
+        allowed += _stored(float((storage / size).max()))
         return Difference(array, "channel", _finite(float((error / size).max())), allowed)
 
     def _scale(self, array: str) -> Difference:
         """Return how far the norm of all values is off; independent rounding all but cancels in it."""
         assert self.sums is not None
-        stored, reference, exact, _, noise = self.sums.sum(dim=1).sqrt().tolist()
+        stored, reference, exact, _, noise, _ = self.sums.sum(dim=1).sqrt().tolist()
         relative = noise / max(exact, TINY) * self.live.share
         allowed = SCALE + SLACK * relative / (self.count * self.sums.shape[1]) ** 0.5
         return Difference(array, "scale", _finite(abs(stored - reference) / max(reference, TINY)), allowed)
@@ -368,6 +377,11 @@ def _by_channel(x: Tensor) -> Tensor:
     """Return the sums of squares of every channel of (B, C, ...), (C,); of (B,) as of one channel."""
     rows = x.reshape(len(x), x.shape[1] if x.ndim > 1 else 1, -1)
     return rows.square().sum(dim=(0, 2))
+
+
+def _stored(cost: float) -> float:
+    """Return what the stored type explains of an error, from the cost of rounding to it."""
+    return min(STORAGE * cost, MOST_STORAGE)
 
 
 def _finite(x: float) -> float:

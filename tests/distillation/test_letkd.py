@@ -380,9 +380,10 @@ def test_codes_are_learned_at_the_methods_temperature(
         batch = found.batch(6)
         return found.method(found.taps(batch), batch)["words"].item()
 
-    assert loss() == loss(temperature=t)
+    # A GPU adds up the pixels of a hard code in an order of its own each time.
+    assert loss() == pytest.approx(loss(temperature=t), rel=1e-6)
     # One word is the nearest at any temperature.
-    assert (loss() == loss(temperature=other)) == ("nearest" in feature)
+    assert (loss() == pytest.approx(loss(temperature=other), rel=1e-6)) == ("nearest" in feature)
 
 
 def test_kernels_are_a_softmax_of_scaled_activations() -> None:

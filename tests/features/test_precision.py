@@ -177,6 +177,19 @@ def made(
     return extracted(tmp_path_factory.mktemp("store"), prepared, teacher, request.param)
 
 
+def test_what_float16_rounds_is_not_refused() -> None:
+    """Of values in its normal range, below it, and of rows larger than the others; what it cannot hold is."""
+    draw = np.random.default_rng(0)
+    live = Live(None, None, "float32", None)  # type: ignore[arg-type]  # nothing is computed
+    for size, passes in ((1.0, True), (1e-5, True), (1e-8, False)):
+        measured = check._Floats(live, np.dtype(np.float16))
+        rows = np.geomspace(1, 30, 40)[:, None, None] * size * np.abs(draw.normal(size=(40, 6, 4)))
+        exact = torch.from_numpy(rows.astype(np.float32))
+        measured.add(0, torch.arange(40), exact.numpy().astype(np.float16), exact, exact)
+        found = measured.differences("last/train/a")
+        assert all(one.share <= 1 for one in found) == passes, list(map(str, found))
+
+
 @pytest.mark.parametrize("precision", NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rounding_is_never_refused(
