@@ -28,7 +28,8 @@ def main(
     from pipeline.data.views import view_space
     from pipeline.errors import StaleArtifactError
     from pipeline.features import manifest as manifests
-    from pipeline.features.check import Live, compare, summarise, worst
+    from pipeline.features.check import Live, compare, summarise
+    from pipeline.features.difference import worst
     from pipeline.features.receptive import receptive_fields
     from pipeline.networks.weights import load
 

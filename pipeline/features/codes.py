@@ -23,7 +23,8 @@ from pipeline.data.prepared import Prepared
 from pipeline.data.views import num_slots, view_space
 from pipeline.errors import ParamsError, StaleArtifactError
 from pipeline.features import manifest as manifests
-from pipeline.features.check import Live, compare, worst
+from pipeline.features.check import Live, compare
+from pipeline.features.difference import worst
 from pipeline.features.encoding import Feature
 from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest

@@ -43,8 +43,9 @@ from pipeline.evaluation.evaluate import evaluate
 from pipeline.features import codebook
 from pipeline.features import codes as encoding
 from pipeline.features import manifest as manifests
-from pipeline.features.check import CODES as SHARE
-from pipeline.features.check import CODES_OF_A_SAMPLE, Live, compare
+from pipeline.features.check import Live, compare
+from pipeline.features.difference import CODES as SHARE
+from pipeline.features.difference import CODES_OF_A_SAMPLE
 from pipeline.features.encodings.top4 import differing
 from pipeline.features.extract import Extraction
 from pipeline.features.source import CachedSource

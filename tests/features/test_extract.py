@@ -43,9 +43,10 @@ from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import view_ids, view_space
 from pipeline.errors import UnknownNameError
-from pipeline.features import check, extract, store
+from pipeline.features import check, difference, extract, store
 from pipeline.features import manifest as manifests
-from pipeline.features.check import Difference, Live
+from pipeline.features.check import Live
+from pipeline.features.difference import Difference
 from pipeline.features.shards import Progress, ShardWriter
 from pipeline.features.store import Layout, StoredArray, array_path
 from pipeline.features.teacher import Teacher
@@ -509,8 +510,8 @@ def differences(small: Small, path: Path, *, rows: int = 1500, mean: float = 0.0
     found = check.compare(
         path, small.manifest, live, "last", small.prepared.splits, view_space(CROPS), rows=rows
     )
-    arrays = {difference.array for difference in found}
-    return {array: check.worst(one for one in found if one.array == array) for array in arrays}
+    arrays = {one.array for one in found}
+    return {array: difference.worst(one for one in found if one.array == array) for array in arrays}
 
 
 def copied(small: Small, path: Path, name: str, values: Array) -> Path:
@@ -528,7 +529,7 @@ def copied(small: Small, path: Path, name: str, values: Array) -> Path:
 def test_the_gate_accepts_a_good_store(small: Small) -> None:
     found = differences(small, small.path)
     assert found.keys() == {f"last/{split}/{name}" for split in ("train", "test") for name in REQUESTED}
-    assert all(difference.share <= 1 for difference in found.values())
+    assert all(one.share <= 1 for one in found.values())
 
 
 @pytest.mark.parametrize("name", ["logits", "stage2:attention"])
@@ -561,7 +562,7 @@ def test_slots_and_samples_that_were_shifted_are_found(small: Small, tmp_path: P
 
 def test_another_normalisation_is_found(small: Small) -> None:
     found = differences(small, small.path, rows=16, mean=0.02)
-    assert all(difference.share > 1 for difference in found.values())
+    assert all(one.share > 1 for one in found.values())
 
 
 def test_every_feature_is_looked_at_however_few_its_slots(small: Small) -> None:
@@ -577,9 +578,9 @@ def test_relative_error_is_its_formula() -> None:
         live = draw.normal(size=shape)
         off = live + draw.normal(size=shape) * 1e-2
         expected = np.abs(off - live) / (np.abs(live) + np.sqrt((live**2).mean()))
-        found = check.relative_error(torch.from_numpy(off), torch.from_numpy(live))
+        found = difference.relative_error(torch.from_numpy(off), torch.from_numpy(live))
         np.testing.assert_allclose(found, expected.reshape(6, -1).max(axis=1), rtol=1e-6)
-    assert check.relative_error(torch.zeros(3, 2), torch.zeros(3, 2)).tolist() == [0, 0, 0]
+    assert difference.relative_error(torch.zeros(3, 2), torch.zeros(3, 2)).tolist() == [0, 0, 0]
 
 
 def test_the_gate_fails_with_the_array_and_the_command(

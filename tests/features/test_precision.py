@@ -22,8 +22,9 @@ from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import view_space
 from pipeline.errors import MachineError, ParamsError
-from pipeline.features import check
-from pipeline.features.check import Difference, Live
+from pipeline.features import check, difference
+from pipeline.features.check import Live
+from pipeline.features.difference import Difference
 from pipeline.features.extract import Extraction, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.store import StoredArray, array_path
@@ -110,7 +111,9 @@ class Made:
         )
         splits, space = {"train": self.prepared.split("train")}, view_space(CROPS)
         found = check.compare(self.path, self.manifest, live, "last", splits, space, rows=96)
-        return {name: check.worst(one for one in found if one.array.endswith(name)) for name in REQUESTED}
+        return {
+            name: difference.worst(one for one in found if one.array.endswith(name)) for name in REQUESTED
+        }
 
     def altered(self, folder: Path, name: str, change: Callable[[Array], Array]) -> Made:
         """Return a copy whose values of a feature (slots, N, ...) are changed."""
@@ -180,9 +183,8 @@ def made(
 def test_what_float16_rounds_is_not_refused() -> None:
     """Of values in its normal range, below it, and of rows larger than the others; what it cannot hold is."""
     draw = np.random.default_rng(0)
-    live = Live(None, None, "float32", None)  # type: ignore[arg-type]  # nothing is computed
     for size, passes in ((1.0, True), (1e-5, True), (1e-8, False)):
-        measured = check._Floats(live, np.dtype(np.float16))
+        measured = difference.Floats("float32", np.dtype(np.float16))
         rows = np.geomspace(1, 30, 40)[:, None, None] * size * np.abs(draw.normal(size=(40, 6, 4)))
         exact = torch.from_numpy(rows.astype(np.float32))
         measured.add(0, torch.arange(40), exact.numpy().astype(np.float16), exact, exact)
@@ -199,7 +201,7 @@ def test_rounding_is_never_refused(
     spec = SPEC.model_copy(update={"family": family, "network": FAMILIES[family]})
     for number, network in enumerate((as_trained(spec, prepared, 1), build(spec, 2).eval())):
         found = extracted(tmp_path / str(number), prepared, network, precision).worst()
-        assert all(difference.share <= 1 for difference in found.values()), list(map(str, found.values()))
+        assert all(one.share <= 1 for one in found.values()), list(map(str, found.values()))
 
 
 @pytest.mark.parametrize("precision", NAMES)
@@ -211,7 +213,7 @@ def test_a_store_serves_on_every_device(
         with running_on(maker):
             made = extracted(tmp_path / f"{maker}-{reader}", prepared, copy.deepcopy(teacher), precision)
         with running_on(reader):
-            assert all(difference.share <= 1 for difference in made.worst().values())
+            assert all(one.share <= 1 for one in made.worst().values())
 
 
 def test_the_manifest_records_the_precision(made: Made) -> None:
@@ -223,7 +225,7 @@ def test_the_manifest_records_the_precision(made: Made) -> None:
 
 def test_the_weights_of_another_checkpoint_are_found(made: Made, prepared: Prepared) -> None:
     found = made.worst(network=as_trained(SPEC, prepared, 9))
-    assert all(difference.share > 1 for difference in found.values())
+    assert all(one.share > 1 for one in found.values())
 
 
 def test_slightly_different_weights_are_found(made: Made) -> None:
@@ -238,7 +240,7 @@ def test_slightly_different_weights_are_found(made: Made) -> None:
 
 
 def test_another_normalisation_is_found(made: Made) -> None:
-    assert all(difference.share > 1 for difference in made.worst(shift=0.05).values())
+    assert all(one.share > 1 for one in made.worst(shift=0.05).values())
 
 
 PLANTED: dict[str, Callable[[Array], Array]] = {
@@ -261,7 +263,7 @@ def swapped(x: Array) -> Array:
 def test_a_planted_error_is_found(made: Made, tmp_path: Path, error: str, name: str) -> None:
     found = made.altered(tmp_path, name, PLANTED[error]).worst()
     assert found.pop(name).share > 1
-    assert all(difference.share <= 1 for difference in found.values())
+    assert all(one.share <= 1 for one in found.values())
 
 
 # What a CUDA device cannot do, a CPU can show by its types.
