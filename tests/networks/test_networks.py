@@ -18,7 +18,8 @@ from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Tap, build, probe
 from pipeline.networks.spec import NetworkSpec
 
-# At 100 classes and 3x32x32 (resnet8x2 and resnet8x0.25 are counted by hand): parameters, shapes of stem and stages, width of the pooled vector.
+# At 100 classes and 3x32x32: parameters, shapes of stem and stages, width of the pooled vector. resnet8x2 and
+# resnet8x0.25 are in no paper and were counted by hand.
 PUBLISHED = {
     "resnet8": (83_892, "16x32x32 16x32x32 32x16x16 64x8x8", 64),
     "resnet20": (278_324, "16x32x32 16x32x32 32x16x16 64x8x8", 64),
