@@ -18,8 +18,8 @@ from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Tap, build, probe
 from pipeline.networks.spec import NetworkSpec
 
-# At 100 classes and 3x32x32: parameters, shapes of stem and stages, width of the pooled vector. resnet8x2 and
-# resnet8x0.25 are in no paper and were counted by hand.
+# At 100 classes and 3x32x32: parameters, shapes of stem and stages, width of the pooled vector.
+# resnet8x0.25 is in no paper; it was counted by hand.
 PUBLISHED = {
     "resnet8": (83_892, "16x32x32 16x32x32 32x16x16 64x8x8", 64),
     "resnet20": (278_324, "16x32x32 16x32x32 32x16x16 64x8x8", 64),
@@ -28,7 +28,6 @@ PUBLISHED = {
     "resnet110": (1_736_564, "16x32x32 16x32x32 32x16x16 64x8x8", 64),
     "resnet8x4": (1_233_540, "32x32x32 64x32x32 128x16x16 256x8x8", 256),
     "resnet32x4": (7_433_860, "32x32x32 64x32x32 128x16x16 256x8x8", 256),
-    "resnet8x2": (315_764, "16x32x32 32x32x32 64x16x16 128x8x8", 128),
     "resnet8x0.25": (6_744, "4x32x32 4x32x32 8x16x16 16x8x8", 16),
     "resnet20x0.5": (71_756, "8x32x32 8x32x32 16x16x16 32x8x8", 32),
     "resnet29": (231_540, "16x32x32 32x32x32 64x16x16 128x8x8", 128),

@@ -1,9 +1,9 @@
 """ResNets for small images (He et al. 2016, arXiv:1512.03385), as the distillation literature uses them.
 
-A 3x3 stem without max-pool. Depth 6n+2 has three stages of n basic blocks; "x4", "x2", "x0.5" and "x0.25" scale the
-widths (the stem has 32 channels in "x4" and 16 in "x2"; the fractions scale it too). `resnet29` and `resnet83` are
-letKD's: depth 9n+2, bottlenecks with expansion 2. `resnet50_cifar` has the four stages of the ImageNet network,
-expansion 4. Where the shape changes, the shortcut is a 1x1 convolution with BN instead of the paper's zero padding.
+A 3x3 stem without max-pool. Depth 6n+2 has three stages of n basic blocks; "x4", "x0.5" and "x0.25" scale the widths
+("x4" leaves the stem at 32). `resnet29` and `resnet83` are letKD's: depth 9n+2, bottlenecks with expansion 2.
+`resnet50_cifar` has the four stages of the ImageNet network, expansion 4. Where the shape changes, the
+shortcut is a 1x1 convolution with BN instead of the paper's zero padding.
 
 `stage<k>_conv` is what the last block's 3x3 convolution gives, before its BN; of a basic block the first one.
 """
@@ -44,7 +44,6 @@ NETWORKS = {
     "resnet110": Setting((18, 18, 18)),
     "resnet20x0.5": Setting((3, 3, 3), (8, 8, 16, 32)),
     "resnet8x0.25": Setting((1, 1, 1), (4, 4, 8, 16)),
-    "resnet8x2": Setting((1, 1, 1), (16, 32, 64, 128)),
     "resnet8x4": Setting((1, 1, 1), (32, 64, 128, 256)),
     "resnet32x4": Setting((5, 5, 5), (32, 64, 128, 256)),
     "resnet29": Setting((3, 3, 3), expansion=2),
