@@ -25,6 +25,7 @@ def main(
     """Fill the feature store of the teacher of BLOCK; it records the precision that it was computed in."""
     if out.suffix != ".zarr":
         raise typer.BadParameter(f"{out} does not end in .zarr", param_hint="--out")
+
     from pipeline.params.base import load as load_block
     from pipeline.params.extract import ExtractBlock
 
@@ -50,6 +51,7 @@ def main(
     prepared = Prepared.open(data)
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
     space, meta = view_space(extract.views), prepared.meta
+
     loaded = {checkpoint: load(weights, checkpoint) for checkpoint in extract.checkpoints}
     teachers = {checkpoint: Teacher(network, where) for checkpoint, (network, _) in loaded.items()}
     requested = {
@@ -59,6 +61,7 @@ def main(
         )
         for feature, stored in extract.features.items()
     }
+
     first = next(iter(teachers.values()))
     manifest = Manifest(
         teacher=name,
@@ -73,9 +76,12 @@ def main(
         features=stored_features(requested, first, meta.channels, meta.size),
         versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
     )
+
+    # After the manifest, whose probe of one image is not worth compiling for.
     for teacher in teachers.values():
         where.place(teacher.network)
         where.compile(teacher.network)
+
     extraction = Extraction(
         manifest,
         teachers,
@@ -86,10 +92,12 @@ def main(
         compression=extract.compression,
         ranks=where.ranks,
     )
+
     plugins = [plugin.module("networks", manifest.network.family)]
     plugins += [plugin.module("encodings", encoding) for encoding in encodings_of(extract.features)]
     code = closure.digest(["stages.extract_features", *plugins])
     identity = hashing.content_hash([manifest.model_dump(mode="json"), extract.compression, code])
+
     with distributed.building(out, where.ranks) as scratch:
         fill(scratch, extraction, identity, f"features of {name}")
 

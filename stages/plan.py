@@ -135,6 +135,7 @@ def _print(found: Plan, state: State, needs: list[Need]) -> None:
         done = str(_made(item, state))
         cells = (str(missing), size, f"{item.files * missing:,}", forwards) if missing else ()
         table.add_row(item.kind, item.name, done, *cells)
+
     _right(table, 2)
     console.print(table)
     console.print()
@@ -149,6 +150,7 @@ def _print(found: Plan, state: State, needs: list[Need]) -> None:
         "students",
         box=None,
     )
+
     for cost in found.costs:
         table.add_row(
             cost.feature,
@@ -160,9 +162,11 @@ def _print(found: Plan, state: State, needs: list[Need]) -> None:
             "" if cost.online is None else f"{cost.online:,} forwards",
             str(cost.students),
         )
+
     _right(table, 2)
     console.print(table)
     console.print()
+
     for one in found.break_even:
         if one.after is None:
             console.print(f"{one.teacher}: no student reads its store.")
@@ -172,6 +176,7 @@ def _print(found: Plan, state: State, needs: list[Need]) -> None:
             f"It has paid for itself after {one.after} student{'s' * (one.after > 1)}; {one.students} "
             f"{'reads' if one.students == 1 else 'read'} it."
         )
+
     for need in needs:
         console.print(
             f"{decimal(need.bytes)} more on the disk of {need.place}"

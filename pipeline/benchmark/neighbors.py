@@ -83,7 +83,8 @@ def train(name: str, ours: bool, most: int | None = None) -> None:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(student(image), label).backward()  # type: ignore[no-untyped-call]  # torch's
+        loss = torch.nn.functional.cross_entropy(student(image), label)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
 
     step()

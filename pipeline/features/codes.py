@@ -74,17 +74,21 @@ class Encoder:
                 f"Code '{asked.code}' encodes '{self.mapped}', and table '{asked.table}' was fitted to "
                 f"'{fitted_to}'. Change one of them in params.yaml."
             )
+
         made, meta = manifests.read(store), prepared.meta
         teacher = made.teacher
         expected = {"last": hashing.file_hash(weights / "last.safetensors")}
         manifests.require(store, made, data=meta.fingerprint, mean=meta.mean, std=meta.std, weights=expected)
+
         network, spec = load(weights)
         self.title = f"codes {asked.code} of {teacher}"
         self.table = on_device({asked.table: table}, machine)
         self.teacher = Teacher(network, machine, self.table)
+
         self.split, self.space = prepared.split("train"), view_space(asked.views)
         slots = num_slots(self.space, asked.slots, f"slots of the code '{asked.code}'")
         self.normalize = Normalize(meta.mean, meta.std, machine.device)
+
         manifest = Manifest(
             teacher=teacher,
             network=spec,
@@ -101,6 +105,7 @@ class Encoder:
             tables={asked.table: table_hash},
             versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
         )
+
         self.extraction = Extraction(
             manifest,
             {"last": self.teacher},

@@ -81,6 +81,8 @@ def check(content: Mapping[str, Any]) -> Sections:
     """
     # Section by section first: so an error names its place, not the whole file.
     params = validate(Sections, content, "").model_copy()
+
+    # A name becomes a file, a stage and a part of commands.
     for section in (
         "datasets",
         "teachers",
@@ -100,13 +102,16 @@ def check(content: Mapping[str, Any]) -> Sections:
                 raise ParamsError(
                     f"params.yaml: '{section}.{name}' becomes a file's name. Use letters, digits and any of _.+-"
                 )
+
     for section in ("teachers", "students"):
         for name, network in getattr(params, section).items():
             _known(f"dataset of {section}.{name}:", network.dataset, params.datasets)
+
     for name, teacher in params.teachers.items():
         kept = ("init", "last", "best", *map(anchor_name, teacher.anchors))
         for checkpoint in teacher.extract.checkpoints:
             _known(f"checkpoint of teachers.{name}.extract:", checkpoint, kept)
+
     for name, pair in params.pairs.items():
         _known(f"teacher of pairs.{name}:", pair.teacher, params.teachers)
         _known(f"student of pairs.{name}:", pair.student, params.students)
@@ -119,9 +124,11 @@ def check(content: Mapping[str, Any]) -> Sections:
         for run in pair.overrides:
             _known(f"run of pairs.{name}.overrides:", run, params.runs)
             _run(params, name, run)
+
     _check_tables(params)
     _check_matches(params)
     _check_self_taught(params)
+
     for item in params.distill:
         pair_name, slash, run = item.partition("/")
         if not slash:
@@ -132,6 +139,7 @@ def check(content: Mapping[str, Any]) -> Sections:
             )
         _known(f"pair of distill '{item}':", pair_name, params.pairs)
         _known(f"run of distill '{item}':", run, params.runs)
+
     for name, values in (("seeds", params.seeds), ("distill", params.distill)):
         if len(set(values)) < len(values):
             raise ParamsError(f"params.yaml: {name} names something twice. Name it once.")
@@ -241,11 +249,14 @@ def check_plugins(params: Sections) -> None:
 def blocks(params: Sections) -> dict[str, Block]:
     """Return the blocks that the stages depend on, by file name without its ending."""
     found: dict[str, Block] = {"project": params}
+
     for name, dataset in params.datasets.items():
         found[f"datasets/{name}"] = PrepareBlock(source=dataset.source, prepare=dataset.prepare)
+
     for name, teacher in params.teachers.items():
         views, extract = params.datasets[teacher.dataset].views, teacher.extract
         training = {key: getattr(teacher, key) for key in TrainingParams.model_fields}
+        # Apart from what is extracted: another feature retrains no teacher.
         found[f"teachers/{name}/train"] = TrainBlock(teacher=name, views=views, **training)
         found[f"teachers/{name}/extract"] = ExtractBlock(
             teacher=name,
@@ -255,12 +266,14 @@ def blocks(params: Sections) -> dict[str, Block]:
             compression=extract.compression,
         )
         found[f"teachers/{name}/check"] = CheckBlock(teacher=name)
+
     for section in ("fits", "derived"):
         for name, fit in getattr(params, section).items():
             table, dataset_name = params.tables[fit.table], params.teachers[fit.teacher].dataset
             found[f"{section}/{name}"] = FitBlock(
                 dataset=dataset_name, table=table.table, config=table.config
             )
+
     for name, code in params.codes.items():
         coded = params.teachers[code.teacher]
         found[f"codes/{name}"] = CodeBlock(
@@ -271,6 +284,7 @@ def blocks(params: Sections) -> dict[str, Block]:
             views=params.datasets[coded.dataset].views,
             compression=coded.extract.compression,
         )
+
     for name, copy in params.self_taught.items():
         taught = params.teachers[copy.teacher]
         found[f"self_taught/{name}"] = SelfTaughtBlock(
@@ -284,12 +298,14 @@ def blocks(params: Sections) -> dict[str, Block]:
             slots=copy.slots,
             compression=taught.extract.compression,
         )
+
     for name in params.students:
         found[f"students/{name}"] = _student(params, name)
     for name in params.pairs:
         found[f"pairs/{name}"] = _pair(params, name)
         asked = {key: match for key, match in params.matches.items() if match.pair == name}
         found[f"matched/{name}"] = MatchesBlock(pair=name, matches=asked)
+
     for name, match in params.matches.items():
         found[f"matches/{name}"] = MatchBlock(
             **match.model_dump(),

@@ -68,14 +68,19 @@ def train(
     expected = {"last": file_hash(weights / "last.safetensors")}
     manifests.require(store, made, data=meta.fingerprint, mean=meta.mean, std=meta.std, views=asked.views)
     manifests.require(store, made, weights=expected)
+
     slots = num_slots(view_space(asked.views), asked.slots, f"self_taught.{asked.name}.slots")
     check_stored(store, made, "logits", ["last"], slots)
+
+    # A run that was cut off while it stored the logits does not learn again.
     mark = scratch / "trained"
     if not mark.exists() or mark.read_text() != identity:
         _learn(scratch, asked, prepared, made, store, slots, machine, identity, resident_bytes)
         mark.write_text(identity)
+
     network, spec = load(scratch / "weights")
     setting, teacher = Setting.of(prepared, asked.views, machine), Teacher(network, machine)
+
     manifest = Manifest(
         teacher=made.teacher,
         network=spec,
@@ -91,6 +96,7 @@ def train(
         ),
         versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
     )
+
     extraction = Extraction(
         manifest,
         {"last": teacher},
@@ -100,6 +106,7 @@ def train(
         batch_size=batch_size,
         compression=asked.compression,
     )
+
     found = fill(scratch / "store.zarr", extraction, identity, f"logits of {asked.name}")
     publish.remove(mark)
     return found

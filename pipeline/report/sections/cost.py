@@ -15,6 +15,7 @@ def section(results: Results, pair: Pair) -> Markup:
     metrics = pair.teacher.trained.metrics
     bases = [run for run in (pair.alone, pair.baseline) if run is not None]
     speeds = [run.estimate("images_per_second").mean for run in bases]
+
     rows: list[markup.Row] = [
         [
             Markup("teacher <small>{}</small>").format(pair.teacher.name),
@@ -27,6 +28,7 @@ def section(results: Results, pair: Pair) -> Markup:
             markup.Cell(text.amount(metrics["peak_bytes"], "B"), metrics["peak_bytes"]),
         ]
     ]
+
     for run in pair.runs:
         found = {
             name: run.estimate(name).mean
@@ -46,6 +48,7 @@ def section(results: Results, pair: Pair) -> Markup:
                 markup.Cell(text.amount(found["peak_bytes"], "B"), found["peak_bytes"]),
             ]
         )
+
     head = [
         "run",
         "network",
@@ -57,6 +60,7 @@ def section(results: Results, pair: Pair) -> Markup:
         *("step, student = 1", f"step, {BASELINE} = 1")[: len(bases)],
         "peak memory",
     ]
+
     return markup.table(head, rows, 2) + markup.note(
         "Parameters and multiply-accumulates are those of inference: what a method adds for training alone does not "
         "count. Latency is one image on the CPU. Training is the mean over seeds, evaluation left out. "

@@ -23,6 +23,7 @@ def section(results: Results) -> Markup:
     """Return the table of teachers, and the curves of those that were trained here."""
     if not results.teachers:
         return Markup()
+
     rows: list[markup.Row] = []
     for teacher in results.teachers.values():
         metrics = teacher.trained.metrics
@@ -45,6 +46,7 @@ def section(results: Results) -> Markup:
                 markup.Cell(text.duration(metrics["train_seconds"]), metrics["train_seconds"]),
             ]
         )
+
     head = [
         "teacher",
         "data",
@@ -57,8 +59,10 @@ def section(results: Results) -> Markup:
         "epochs",
         "training",
     ]
+
     parts = [markup.table(head, rows, 3)]
     trained = [teacher for teacher in results.teachers.values() if teacher.trained.history]
+
     if trained:
         styles = {
             teacher.name: palette.series(number)
@@ -67,13 +71,16 @@ def section(results: Results) -> Markup:
             for number, teacher in enumerate(trained)
         }
         named = [(name, style) for name, style in styles.items() if style.named]
+
         pictures = [
             draw(
                 f"teachers/{name}", caption, 2.4, partial(_curve, teachers=trained, styles=styles, name=name)
             )
             for name, caption in (("top1", "Top-1 by epoch, %."), ("loss", "Loss by epoch."))
         ]
+
         parts += [markup.legend(named, len(trained) - len(named)), markup.figures(pictures)]
+
     return Markup("<section>{}</section>").format(Markup().join(parts))
 
 
