@@ -11,12 +11,14 @@ from pipeline.artifacts.hashing import file_hash
 from pipeline.artifacts.publish import read_json
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import num_slots, view_space
+from pipeline.distillation.method import Known
 from pipeline.errors import MissingArtifactError, ParamsError, StaleArtifactError, unknown_name
 from pipeline.features import manifest as manifests
 from pipeline.features.encoding import Feature, encodings_of, tables_of
 from pipeline.features.manifest import Manifest
 from pipeline.features.source import check_stored
 from pipeline.matching.matching import Matching, Wanted
+from pipeline.networks.architecture import architecture
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import Block, load, validate
 from pipeline.params.matching import MatchesBlock
@@ -113,17 +115,20 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     )
     method = plugin.load("methods", settings.method)
     config = validate(method.Config, settings.config, f"runs.{run}.config")
+    known = _known(student, places)
+    config = config.resolved(known)
     needs = method.Method.needs(config)
     schedule = plugin.load("schedules", settings.schedule)
     schedule_config = validate(schedule.Config, settings.schedule_config, f"runs.{run}.schedule_config")
+    schedule_config = schedule_config.resolved(known)
     checkpoints = schedule.Schedule.checkpoints(schedule_config)
-    schedule.Schedule.check(schedule_config, method.Method, config)
+    schedule.Schedule.check(schedule_config, needs)
     needs |= schedule.Schedule.needs(schedule_config)
     transform_config, changed = Block(), tuple[str, ...]()
     if settings.transform is not None:
         transform = plugin.load("transforms", settings.transform)
         where = f"runs.{run}.transform_config"
-        transform_config = validate(transform.Config, settings.transform_config, where)
+        transform_config = validate(transform.Config, settings.transform_config, where).resolved(known)
         needs |= transform.Transform.needs(transform_config)
         changed = transform.Transform.changes(transform_config)
     for layer in config.insert.values():
@@ -176,6 +181,16 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
         matched = {wanted.key: _matching(places, block, found, wanted, seed) for wanted in needs.matchings}
         by_seed[seed] = found.model_copy(update={"seed": seed, "matchings": matched})
     return by_seed
+
+
+def _known(student: StudentInputs, places: Places) -> Known:
+    # A table's feature is what its file says; one that is not there yet is what the run asks for.
+    fitted = {
+        path.stem: load_table(path)[1].get("table", {}).get("config", {}).get("feature", "")
+        for path in places.tables.glob("*.npz")
+    }
+    teacher = manifests.read(places.store).network
+    return Known(architecture(student.network), architecture(teacher), fitted)
 
 
 def _slots(student: StudentInputs, settings: RunParams, what: str) -> int | None:

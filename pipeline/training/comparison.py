@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline import seeding
-from pipeline.distillation.method import Batch, MethodConfig
+from pipeline.distillation.method import Batch
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.evaluation.distance import map_distance, prediction_kl
 from pipeline.features import manifest as manifests
@@ -30,7 +30,7 @@ Fetch = Callable[
 @torch.no_grad()
 def compare(
     student: Network,
-    config: MethodConfig,
+    compared: tuple[str, str] | None,
     transform: TeacherTransform[Any] | None,
     inputs: RunInputs,
     source: TeacherSource,
@@ -40,7 +40,7 @@ def compare(
 
     Args:
         student: as training left it.
-        config: of its method; where it names a `student_tap` and a `teacher_feature`, these are compared.
+        compared: the student tap and the teacher feature whose distance is measured, if any.
         transform: what was done to the teacher's features, or None.
         inputs: what it was trained from.
         source: where its teacher's features came from.
@@ -50,7 +50,7 @@ def compare(
         "teacher_kl" of the predictions, and "teacher_l2", the mean distance of the features where both have one shape;
         without those whose teacher's side is not there.
     """
-    tap, feature = (str(getattr(config, name, "")) for name in ("student_tap", "teacher_feature"))
+    tap, feature = compared or ("", "")
     wanted = {"logits": _fetch("logits", inputs, source)}
     if tap and feature in inputs.features:
         wanted[feature] = _fetch(feature, inputs, source)

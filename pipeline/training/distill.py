@@ -79,7 +79,7 @@ class Distillation(nn.Module):
         read = type(schedule).needs(schedule.config)
         if transform is not None:
             read |= type(transform).needs(transform.config)
-        self.taps = tuple(dict.fromkeys((*method.taps, *read.student)))
+        self.taps = tuple(dict.fromkeys((*method.needs(method.config).student, *read.student)))
 
     def begin(self, views: Views, moment: Moment) -> Callable[[], Taps]:
         """Start fetching the teacher's features of a batch."""
@@ -109,13 +109,13 @@ class Distillation(nn.Module):
         with self.machine.autocast():
             taps = self.student.record(views.image, self.taps)
         taps = {name: x.float() for name, x in taps.items()}
-        plan = self.schedule(taps, batch)
+        teaching = self.schedule(taps, batch)
         if self.transform is not None:
             self.transform.observe({name: x.detach() for name, x in taps.items()}, batch)
         terms: Terms = {}
         none = torch.zeros((), device=views.image.device)
-        loss = _weigh(plan.terms, plan.weights, terms, none, 1.0, "", "schedule")
-        for lesson in plan.lessons:
+        loss = _weigh(teaching.terms, teaching.weights, terms, none, 1.0, "", "schedule")
+        for lesson in teaching.lessons:
             taught = self._lesson(lesson, batch)
             found = self.method(taps, taught)
             if lesson.terms is not None:
@@ -251,7 +251,7 @@ def distil(
     )
     rows = training.run()
     if machine.ranks.first:
-        said = compare(student, config, frozen, inputs, source, setting)
+        said = compare(student, method_class.compared(config), frozen, inputs, source, setting)
         publish.write_json(scratch / "comparison.json", said)
     result.finish(scratch, rows, save, machine)
 
