@@ -12,9 +12,10 @@ from pipeline import plugin, progress
 from pipeline.benchmark.material import CLASSES, VIEWS, Bench, extraction
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import Run, interleaved, synchronize, timed
-from pipeline.distillation.method import Context, Tables
+from pipeline.distillation.method import Context, Known, Tables
 from pipeline.features.source import CachedSource, OnlineSource, TeacherSource
 from pipeline.features.teacher import Teacher
+from pipeline.networks.architecture import architecture
 from pipeline.networks.network import Network, Shape, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.recipe import Phase, Recipe
@@ -125,6 +126,8 @@ def distillation(
     module, plug = plugin.load("methods", name), plugin.load("schedules", schedule_name)
     config, features = module.Config(**(settings or {})), features or {"logits": (CLASSES,)}
     plain = probe(build(spec, 0), spec.size, spec.channels)
+    own = architecture(spec)
+    config = config.resolved(Known(own, own, dict.fromkeys(tables or {}, "final")))
     operations = module.Method.operations(config, plain, features, tables or {})
     spec = spec.model_copy(update={"inserted": dict(operations.insert)})
     student = build(spec, 0).to(bench.machine.device)

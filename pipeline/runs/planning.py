@@ -21,12 +21,14 @@ from pipeline import plugin
 from pipeline.compute.machine import machine
 from pipeline.data.dataset import Meta
 from pipeline.data.views import ViewSpace, num_slots, view_space
+from pipeline.distillation.method import Known
 from pipeline.features import codebook
 from pipeline.features.encoding import tables_of
 from pipeline.features.extract import stored_features
 from pipeline.features.manifest import StoredFeature
 from pipeline.features.store import Layout
 from pipeline.features.teacher import Teacher
+from pipeline.networks.architecture import architecture
 from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import validate
@@ -212,13 +214,21 @@ def _runs(params: Sections, metas: Mapping[str, Meta]) -> Iterator[_Run]:
         assert isinstance(pair, PairBlock)
         run, student = pair.runs[key], pair.student
         method, schedule = plugin.load("methods", run.method), plugin.load("schedules", run.schedule)
-        needs = method.Method.needs(validate(method.Config, run.config, f"runs.{key}.config"))
-        config = validate(schedule.Config, run.schedule_config, f"runs.{key}.schedule_config")
+        meta = metas[student.dataset]
+        fitted = {name: str(table.config.get("feature", "")) for name, table in params.tables.items()}
+        known = Known(
+            architecture(_spec(params.students[student.student], meta)),
+            architecture(_spec(params.teachers[pair.teacher], meta)),
+            fitted,
+        )
+        needs = method.Method.needs(validate(method.Config, run.config, f"runs.{key}.config").resolved(known))
+        config = validate(schedule.Config, run.schedule_config, f"runs.{key}.schedule_config").resolved(known)
         needs |= schedule.Schedule.needs(config)
         if run.transform is not None:
             transform = plugin.load("transforms", run.transform)
             where = f"runs.{key}.transform_config"
-            needs |= transform.Transform.needs(validate(transform.Config, run.transform_config, where))
+            settings = validate(transform.Config, run.transform_config, where)
+            needs |= transform.Transform.needs(settings.resolved(known))
         features = needs.teacher
         recipe = validate(
             Recipe, merged(student.recipe.model_dump(mode="json"), run.recipe), f"runs.{key}.recipe"
