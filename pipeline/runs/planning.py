@@ -14,17 +14,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipeline import plugin
 from pipeline.compute.machine import machine
 from pipeline.data.dataset import Meta
 from pipeline.data.views import ViewSpace, num_slots, view_space
-from pipeline.features import codebook
+from pipeline.features.contents import StoredFeature
 from pipeline.features.encoding import tables_of
 from pipeline.features.extract import stored_features
-from pipeline.features.manifest import StoredFeature
 from pipeline.features.store import Layout
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network, build
@@ -290,7 +287,9 @@ def _codes(name: str, code: CodeParams, params: Sections, metas: Mapping[str, Me
     network, where = build(_spec(teacher, meta), 0), machine("cpu")
     mapped = code.feature.rpartition(":")[0]
     plain = stored_features({mapped: (0, "float16")}, Teacher(network, where), meta.channels, meta.size)
-    live = Teacher(network, where, {code.table: _stand_in(plain[mapped].shape[0], len(meta.classes))})
+    encoding = plugin.load("encodings", code.feature.rpartition(":")[2])
+    stand_in = encoding.stand_in(plain[mapped].shape[0], len(meta.classes))  # no table is fitted yet
+    live = Teacher(network, where, {code.table: stand_in})
     stored = stored_features({code.code: (slots, "float16")}, live, meta.channels, meta.size)
     train = meta.samples["train"]
     one = stored[code.code]
@@ -330,17 +329,6 @@ def _self_taught(name: str, copy: SelfTaughtParams, params: Sections, metas: Map
         sum(map(store_files, layouts)) + 4 + 7,  # the groups; weights, network.json, history, summaries
         (1 + slots) * train,
     )
-
-
-def _stand_in(channels: int, classes: int) -> dict[str, Tensor]:
-    """Return a table of the least size that any encoding reads: a code's shape does not depend on its values."""
-    return {
-        "centers": torch.zeros(max(codebook.TOP, classes), channels),
-        "temperature": torch.tensor(1.0),
-        "mean": torch.zeros(channels),
-        "scalings": torch.zeros(channels, channels),
-        "per_class": torch.tensor(1),
-    }
 
 
 def _costs(

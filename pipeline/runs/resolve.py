@@ -12,10 +12,10 @@ from pipeline.artifacts.publish import read_json
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import num_slots, view_space
 from pipeline.errors import MissingArtifactError, ParamsError, StaleArtifactError, unknown_name
+from pipeline.features import contents
 from pipeline.features import manifest as manifests
 from pipeline.features.encoding import Feature, encodings_of, tables_of
 from pipeline.features.manifest import Manifest
-from pipeline.features.source import check_stored
 from pipeline.matching.matching import Matching, Wanted
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import Block, load, validate
@@ -210,8 +210,8 @@ def _stored(
     for feature in features:
         store, tables = _place(places, feature)
         manifest = _manifest(store, student)
-        check_stored(store, manifest, feature, checkpoints, slots or 0)
-        manifests.require(store, manifest, weights=_weights(places.weights, checkpoints), tables=tables)
+        contents.check_stored(store, manifest, feature, checkpoints, slots or 0)
+        contents.require(store, manifest, weights=_weights(places.weights, checkpoints), tables=tables)
         digest = manifest.features[feature].digest
         keys = [f"{checkpoint}/train" for checkpoint in checkpoints]
         found[feature] = Stored(store=str(store), digest={key: digest[key] for key in keys})
@@ -220,9 +220,9 @@ def _stored(
 
 def _manifest(store: Path, student: StudentInputs) -> Manifest:
     """Return what a store says of itself; it must hold the data and the views that the student sees."""
-    found = manifests.read(store)
+    found = manifests.read(store, "dvc repro")
     data, mean, std, views = student.fingerprint, student.mean, student.std, student.views
-    manifests.require(store, found, data=data, mean=mean, std=std, views=views)
+    contents.require(store, found, data=data, mean=mean, std=std, views=views)
     return found
 
 
@@ -283,8 +283,8 @@ def _table(places: Places, name: str, run: str, changed: tuple[str, ...]) -> tup
             f"Run '{run}' needs the table '{name}' of teacher '{teacher}', and {path} does not exist. Add "
             f"{teacher}-{name}: {{teacher: {teacher}, table: {name}}} to 'fits' in params.yaml, then: dvc repro"
         )
-    _, origin = load_table(path)
-    manifests.require_source(path, origin, places.store, manifests.read(places.store))
+    _, origin = load_table(path, "dvc repro")
+    contents.require_source(path, origin, places.store, manifests.read(places.store, "dvc repro"))
     if (feature := origin.get("table", {}).get("config", {}).get("feature")) in changed:
         raise ParamsError(
             f"Run '{run}' reads table '{name}', which was fitted to '{feature}', and its transform changes that "
@@ -315,7 +315,7 @@ def _matching(places: Places, block: PairBlock, run: RunInputs, wanted: Wanted, 
             "Name one of these in its transform_config, or add the seed to 'seeds' in params.yaml, then: dvc repro"
         )
     path = places.matchings / name / f"{seed}.npz"
-    origin = Matching.load(path).origin
+    origin = Matching.load(path, f"dvc repro match_channels@{name}").origin
     expected = {
         "student": block.student.student,
         "seed": seed,

@@ -303,7 +303,7 @@ def _copies(inputs: RunInputs, machine: Machine, resident_bytes: int) -> dict[st
 
 
 def _check_stored(stored: Stored, name: str) -> None:
-    held = manifests.read(Path(stored.store)).features.get(name)
+    held = manifests.read(Path(stored.store), "dvc repro").features.get(name)
     if held is None or any(held.digest.get(key) != value for key, value in stored.digest.items()):
         raise StaleArtifactError(
             f"{stored.store} does not hold the '{name}' that this run was resolved with. Run: dvc repro"
@@ -315,7 +315,7 @@ def _feature_shapes(inputs: RunInputs, source: TeacherSource) -> dict[str, Shape
         return {}
     if not isinstance(source, OnlineSource):
         return {
-            name: manifests.read(Path(stored.store)).features[name].shape
+            name: manifests.read(Path(stored.store), "dvc repro").features[name].shape
             for name, stored in inputs.stored.items()
         }
     teacher, spec = next(iter(source.teachers.values())), inputs.network
@@ -350,7 +350,7 @@ def _matchings(inputs: RunInputs) -> dict[str, Matching]:
     for key, (name, expected) in inputs.matchings.items():
         path = Path(name)
         check_file(path, expected)
-        matching = found[key] = Matching.load(path)
+        matching = found[key] = Matching.load(path, "dvc repro")
         if state_digest(build(inputs.network, matching.origin.seed).state_dict()) != matching.origin.theta0:
             raise StaleArtifactError(
                 f"{path} is of another student: {inputs.network.network} of seed {matching.origin.seed} does not start "
@@ -363,7 +363,7 @@ def _matchings(inputs: RunInputs) -> dict[str, Matching]:
 def _tables(inputs: RunInputs) -> Tables:
     for path, expected in inputs.tables.values():
         check_file(Path(path), expected)
-    return {name: table.load(Path(path))[0] for name, (path, _) in inputs.tables.items()}
+    return {name: table.load(Path(path), "dvc repro")[0] for name, (path, _) in inputs.tables.items()}
 
 
 def _check_taps(shapes: Mapping[str, Shape], needed: tuple[str, ...], inputs: RunInputs) -> None:

@@ -6,7 +6,6 @@ methods share it: the sequential form of what `schedules/self_learning.py` does 
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 
 from pipeline import plugin
@@ -16,10 +15,11 @@ from pipeline.compute.machine import Machine
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import num_slots, view_space
 from pipeline.distillation.method import Context
+from pipeline.features import contents
 from pipeline.features import manifest as manifests
 from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
-from pipeline.features.source import RESIDENT_BYTES, CachedSource, check_stored
+from pipeline.features.source import RESIDENT_BYTES, CachedSource
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import build, probe
 from pipeline.networks.weights import load
@@ -64,13 +64,13 @@ def train(
         ParamsError: it has no logits, or of too few view slots.
         DivergedError: a term is not finite.
     """
-    made, meta = manifests.read(store), prepared.meta
+    made, meta = manifests.read(store, "dvc repro"), prepared.meta
     expected = {"last": file_hash(weights / "last.safetensors")}
-    manifests.require(store, made, data=meta.fingerprint, mean=meta.mean, std=meta.std, views=asked.views)
-    manifests.require(store, made, weights=expected)
+    contents.require(store, made, data=meta.fingerprint, mean=meta.mean, std=meta.std, views=asked.views)
+    contents.require(store, made, weights=expected)
 
     slots = num_slots(view_space(asked.views), asked.slots, f"self_taught.{asked.name}.slots")
-    check_stored(store, made, "logits", ["last"], slots)
+    contents.check_stored(store, made, "logits", ["last"], slots)
 
     # A run that was cut off while it stored the logits does not learn again.
     mark = scratch / "trained"
@@ -81,20 +81,18 @@ def train(
     network, spec = load(scratch / "weights")
     setting, teacher = Setting.of(prepared, asked.views, machine), Teacher(network, machine)
 
-    manifest = Manifest(
-        teacher=made.teacher,
-        network=spec,
-        weights={"last": file_hash(scratch / "weights" / "last.safetensors")},
-        data=meta.fingerprint,
-        samples={"train": meta.samples["train"]},
-        mean=meta.mean,
-        std=meta.std,
-        views=asked.views,
-        precision=machine.precision,
-        features=stored_features(
+    manifest = Manifest.of(
+        meta,
+        asked.views,
+        spec,
+        {"last": file_hash(scratch / "weights" / "last.safetensors")},
+        machine.precision,
+        stored_features(
             {"logits": (slots, made.features["logits"].dtype)}, teacher, meta.channels, meta.size
         ),
-        versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
+        teacher=made.teacher,
+        made_by=f"train_self_taught@{asked.name}",
+        splits=("train",),
     )
 
     extraction = Extraction(
