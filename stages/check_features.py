@@ -27,17 +27,18 @@ def main(
     from pipeline.data.prepared import Prepared
     from pipeline.data.views import view_space
     from pipeline.errors import StaleArtifactError
+    from pipeline.features import contents
     from pipeline.features import manifest as manifests
-    from pipeline.features.check import Live, compare, summarise
+    from pipeline.features.check import Live, compare, summarize
     from pipeline.features.difference import worst
     from pipeline.features.receptive import receptive_fields
     from pipeline.networks.weights import load
 
     with publish.replacing(summary, out):
-        prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store)
+        prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store, "dvc repro")
         meta = prepared.meta
         networks = {checkpoint: load(weights, checkpoint)[0] for checkpoint in manifest.weights}
-        manifests.require(
+        contents.require(
             store,
             manifest,
             data=meta.fingerprint,
@@ -53,7 +54,7 @@ def main(
         most = worst(found)
         if most.share > 1:
             raise StaleArtifactError(
-                f"{store}: {most}. Make it again with: dvc repro --force {manifests.stage(store)}"
+                f"{store}: {most}. Make it again with: dvc repro --force {manifest.made_by}"
             )
 
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
@@ -63,7 +64,7 @@ def main(
         seen = receptive_fields(networks[checkpoint], floats, meta.size, meta.channels)
         features = {
             name: stored.model_dump(mode="json", exclude={"digest"})
-            | summarise(store, checkpoint, name)
+            | summarize(store, checkpoint, name)
             | ({"field": asdict(seen[name])} if name in seen else {})
             for name, stored in floats.items()
         }

@@ -34,15 +34,29 @@ def main(
     from pipeline.artifacts import hashing, publish
     from pipeline.compute.machine import machine
     from pipeline.data.prepared import Prepared
-    from pipeline.features import manifest as manifests
+    from pipeline.features import contents
     from pipeline.features.codes import Encoder
     from pipeline.tables import table as tables
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
-    arrays, origin = tables.load(table)
-    manifests.require_source(table, origin, store, manifests.read(store))
+    arrays, origin = tables.load(table, "dvc repro")
+    hint = "dvc repro"
+    contents.require_source(table, origin, store, contents.read(store, hint))
     fitted_to, table_hash = origin["table"]["config"]["feature"], hashing.file_hash(table)
-    encoder = Encoder(asked, data, weights, store, arrays, table_hash, fitted_to, where, batch_size)
+    stage = f"encode_views@{block.stem}"
+    encoder = Encoder(
+        asked,
+        data,
+        weights,
+        store,
+        arrays,
+        table_hash,
+        fitted_to,
+        where,
+        batch_size,
+        made_by=stage,
+        hint=hint,
+    )
     with publish.replacing(summary, metrics), publish.building(out, resume=True) as scratch:
         manifest = encoder.run(scratch)
         lost = encoder.lost()

@@ -33,8 +33,6 @@ def main(
     name = extract.teacher
     command.spread("stages.extract_features", processes)
 
-    from importlib.metadata import version
-
     from pipeline import plugin
     from pipeline.artifacts import closure, hashing
     from pipeline.compute import distributed
@@ -56,25 +54,22 @@ def main(
     teachers = {checkpoint: Teacher(network, where) for checkpoint, (network, _) in loaded.items()}
     requested = {
         feature: (
-            num_slots(space, stored.slots, f"teachers.{name}.extract.features.{feature}.slots"),
+            num_slots(space, stored.slots, f"teachers.{name}.features.{feature}.slots"),
             stored.dtype,
         )
         for feature, stored in extract.features.items()
     }
 
     first = next(iter(teachers.values()))
-    manifest = Manifest(
+    manifest = Manifest.of(
+        meta,
+        extract.views,
+        next(iter(loaded.values()))[1],
+        {key: hashing.file_hash(weights / f"{key}.safetensors") for key in teachers},
+        where.precision,
+        stored_features(requested, first, meta.channels, meta.size),
         teacher=name,
-        network=next(iter(loaded.values()))[1],
-        weights={key: hashing.file_hash(weights / f"{key}.safetensors") for key in teachers},
-        data=meta.fingerprint,
-        samples=meta.samples,
-        mean=meta.mean,
-        std=meta.std,
-        views=extract.views,
-        precision=where.precision,
-        features=stored_features(requested, first, meta.channels, meta.size),
-        versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
+        made_by=f"extract_features@{name}",
     )
 
     # After the manifest, whose probe of one image is not worth compiling for.

@@ -16,9 +16,6 @@ def main(
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     out: Annotated[Path, typer.Option(help="Table to make, an npz.")],
     metrics: Annotated[Path, typer.Option(help="Json to make: how good the table is.")],
-    base: Annotated[
-        Path | None, typer.Option(help="The table in whose space it is fitted, where it has one.")
-    ] = None,
 ) -> None:
     """Fit the table of BLOCK to the plain training samples of a stored feature."""
     from pipeline.params.base import load, validate
@@ -27,29 +24,28 @@ def main(
     fit = load(FitBlock, block)
 
     from pipeline import plugin
-    from pipeline.artifacts import hashing, publish
+    from pipeline.artifacts import publish
     from pipeline.data.prepared import Prepared
-    from pipeline.features import manifest as manifests
-    from pipeline.features.source import check_stored
+    from pipeline.features import contents
     from pipeline.features.stream import PlainStream
     from pipeline.tables import table
 
     module = plugin.load("tables", fit.table)
     config = validate(module.Config, fit.config, f"tables.{out.stem}.config")
     with publish.replacing(out, metrics):
-        data, manifest = Prepared.open(prepared / fit.dataset), manifests.read(store)
-        manifests.require(store, manifest, data=data.meta.fingerprint)
-        check_stored(store, manifest, config.feature, ["last"], 0)
+        data, stored = Prepared.open(prepared / fit.dataset), contents.read(store, "dvc repro")
+        contents.require(store, stored, data=data.meta.fingerprint)
+        contents.check_stored(store, stored, config.feature, ["last"], 0)
         origin = {
+            "made_by": f"fit_table@{block.stem}",
             "table": fit.settings(),
-            "teacher": manifest.teacher,
-            "weights": manifest.weights["last"],
-            "digest": manifest.features[config.feature].digest["last/train"],
-            "base": None if base is None else hashing.file_hash(base),
+            "teacher": stored.teacher,
+            "weights": stored.weights["last"],
+            "digest": stored.features[config.feature].digest["last/train"],
         }
-        space = table.open_base(base, fit.table, getattr(module, "BASE", None), origin)
+
         stream = PlainStream(store, config.feature, data.split("train").labels)
-        fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes), base=space))
+        fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes)))
         with publish.writing(out) as part:
             table.save(part, fitted, origin)
         publish.write_json(metrics, fitted.quality)

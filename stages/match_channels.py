@@ -28,10 +28,8 @@ def main(
 
     match = load(MatchBlock, block)
 
-    import numpy as np
-
     from pipeline import progress
-    from pipeline.artifacts import publish
+    from pipeline.artifacts import arrays, publish
     from pipeline.compute.machine import machine
     from pipeline.data.prepared import Prepared
     from pipeline.matching.discrepancy import between, measured
@@ -44,14 +42,24 @@ def main(
     with publish.replacing(metrics), publish.building(out) as scratch:
         (scratch / "measured").mkdir()
         for seed in match.seeds:
-            matcher = Matcher(match, seed, students / str(seed), weights, store, data, where)
+            student, stage = students / str(seed), f"match_channels@{match.name}"
+            matcher = Matcher(
+                match,
+                seed,
+                student,
+                weights,
+                store,
+                data,
+                where,
+                stage,
+                f"dvc repro extract_features@{match.teacher}",
+            )
             with progress.bar(f"{match.name} seed {seed}", matcher.num_samples()) as advance:
                 matching, sums = matcher.run(advance)
-            numbers[str(seed)], arrays = measured(matcher, matching, sums)
+            numbers[str(seed)], pictures = measured(matcher, matching, sums)
             matching.save(scratch / f"{seed}.npz")
-            with (scratch / "measured" / f"{seed}.npz").open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            classes.append(arrays["student_classes"])
+            arrays.write(scratch / "measured" / f"{seed}.npz", pictures)
+            classes.append(pictures["student_classes"])
             counts = sums.counts.cpu()
         if counts is not None and len(classes) > 1:
             for seed, found in zip(match.seeds, between(classes, counts), strict=True):

@@ -36,7 +36,7 @@ def main(
     from pipeline.training.self_taught import train
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
-    made = manifests.read(store)
+    made = manifests.read(store, "dvc repro")
     plugins = (("methods", "kd"), ("schedules", "final"), ("networks", made.network.family))
     code = closure.digest(["stages.train_self_taught", *(plugin.module(*plug) for plug in plugins)])
     read = [made.weights.get("last"), made.features.get("logits"), made.data]

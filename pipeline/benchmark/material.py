@@ -187,17 +187,15 @@ def extraction(
         options: of the extraction.
     """
     meta = prepared.meta
-    manifest = Manifest(
+    manifest = Manifest.of(
+        meta,
+        views,
+        spec,
+        {"last": "random"},
+        teacher.machine.precision,
+        stored_features(requested, teacher, meta.channels, meta.size),
         teacher=spec.network,
-        network=spec,
-        weights={"last": "random"},
-        data=meta.fingerprint,
-        samples=meta.samples,
-        mean=meta.mean,
-        std=meta.std,
-        views=views,
-        precision=teacher.machine.precision,
-        features=stored_features(requested, teacher, meta.channels, meta.size),
+        made_by="benchmark",
     )
     normalize = Normalize(meta.mean, meta.std, teacher.machine.device)
     space = view_space(views)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import plugin
 from pipeline.data.prepared import Prepared
 from pipeline.params.matching import MatchingParams
 from pipeline.params.views import ViewParams
@@ -19,11 +20,6 @@ NOT_TERMS = frozenset(
 )
 
 PLACES = ("nearest_sample", "nearest_row", "nearest_column")
-UNITS = {
-    "kmeans": "word",
-    "kernels": "kernel",
-    "subclasses": "sub-class",
-}  # by file of `pipeline/tables/fits`
 
 Metrics = dict[str, Any]
 History = dict[str, list[str]]  # columns as the file has them; an empty cell is a term that a phase lacks
@@ -272,7 +268,7 @@ class Fit:
     @property
     def unit(self) -> str:
         """What one of the groups is called, into which it parts the pixels."""
-        return UNITS.get(self.plugin, "cluster")
+        return plugin.load("tables", self.plugin).UNIT or "cluster"
 
     @property
     def units(self) -> str:

@@ -10,11 +10,10 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artifacts import arrays
 from pipeline.data.prepared import Prepared
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 from pipeline.params import project
@@ -159,28 +158,20 @@ def _trained(artifacts: Path, source: _Source, dataset: Dataset, seed: int) -> T
     path = artifacts / "metrics" / f"{source.key}.json"
     metrics = mapping(path, hint, (*NEEDED, *source.needed))
     require(path, hint, metrics, source.expected)
-    arrays = _arrays(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
+    predictions = _predictions(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
     epochs = int(metrics["epochs"])  # none where weights were taken as they are
     file = artifacts / source.key / "history.csv"
     history = _history(file, f"dvc repro {source.trained}", epochs) if epochs else {}
-    return Trained(seed, metrics, arrays["last"], history, *(arrays[name] for name in ARRAYS[1:]))
+    return Trained(seed, metrics, predictions["last"], history, *(predictions[name] for name in ARRAYS[1:]))
 
 
-def _arrays(path: Path, hint: str, dataset: Dataset) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            fingerprint = str(archive["fingerprint"])
-            fits = fingerprint == dataset.prepared.meta.fingerprint["test"]
-            arrays = {name: np.array(archive[name]) for name in ARRAYS} if fits else {}
-    except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-    except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
-        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
-    if not fits:
+def _predictions(path: Path, hint: str, dataset: Dataset) -> dict[str, NDArray[Any]]:
+    fingerprint = str(arrays.read(path, hint, ("fingerprint",))["fingerprint"])
+    if fingerprint != dataset.prepared.meta.fingerprint["test"]:
         raise StaleArtifactError(
             f"{path} was made with other data than {dataset.prepared.folder}. Make it again with: {hint}"
         )
-    return arrays
+    return arrays.read(path, hint, ARRAYS)
 
 
 def _history(path: Path, hint: str, epochs: int) -> History:

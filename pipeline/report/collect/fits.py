@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
+from pipeline.errors import DamagedArtifactError, StaleArtifactError
 from pipeline.params import project
 from pipeline.params.project import Sections
 from pipeline.params.tables import FitBlock
@@ -33,9 +33,7 @@ def fits(artifacts: Path, sections: Sections, teachers: Mapping[str, Teacher]) -
             hint = f"dvc repro {stage}@{name}"
             quality = mapping(artifacts / "metrics" / "tables" / f"{name}.json", hint, ())
             path = artifacts / "tables" / asked.teacher / f"{asked.table}.npz"
-            if not path.exists():
-                raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}")
-            arrays, origin = table.load(path)
+            arrays, origin = table.load(path, hint)
             require(path, hint, origin, {"teacher": asked.teacher})
             if origin.get("table") != block.settings():
                 raise StaleArtifactError(

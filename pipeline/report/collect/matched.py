@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from zipfile import BadZipFile
 
-import numpy as np
-
-from pipeline.errors import DamagedArtifactError, MissingArtifactError
+from pipeline.artifacts import arrays
 from pipeline.params.project import Sections
 from pipeline.report.collect.mapping import mapping
 from pipeline.report.results import Matched
@@ -31,12 +28,6 @@ def _matched(artifacts: Path, name: str, sections: Sections) -> Matched:
     seeds = tuple(map(str, sections.seeds))
     measured = mapping(artifacts / "metrics" / "matchings" / f"{name}.json", hint, seeds)
     path = artifacts / "matchings" / match.pair / name / "measured" / f"{seeds[0]}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: np.array(archive[key]) for key in MAPS}
-    except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-    except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
-        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
+    maps = arrays.read(path, hint, MAPS)
     recipe = sections.matchings[match.matching]
-    return Matched(name, match.teacher, recipe, tuple(measured[seed] for seed in seeds), arrays)
+    return Matched(name, match.teacher, recipe, tuple(measured[seed] for seed in seeds), maps)
