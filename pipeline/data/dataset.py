@@ -1,6 +1,11 @@
 """Contract of `pipeline/data/datasets/`, one data set a file, and the layout of prepared data.
 
-A plug-in file holds `Config` (a `DatasetConfig`) and `open_source(config) -> Source`.
+A plug-in file holds `Config` (a `DatasetConfig`), `image(config) -> ImageFacts`, which opens no file, and
+`open_source(config) -> Source`:
+
+    def image(config: Config) -> ImageFacts:
+        return ImageFacts(size=32, channels=3, classes=config.classes)
+
 Prepared data are plain arrays: `<split>_images.npy` uint8 (N, C, H, W), `<split>_labels.npy` int64 (N,),
 and `meta.json` (`Meta`). Indexed data have `<split>_files.npy` (`file_index.py`) in the place of the images, which
 stay in their files. Splits are `train`, `test` and, when a part is held out for model selection, `holdout`.
@@ -49,6 +54,21 @@ class DatasetConfig(Block):
                 "Expected one value a channel, in [0, 1]: divide those of pixels in 0..255 by 255"
             )
         return values
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the settings of a data set say of its images before any file is there: enough to know a network's shapes.
+
+    Attributes:
+        size: height and width of an image, in pixels.
+        channels: channels of an image.
+        classes: number of classes; None where only the files know it.
+    """
+
+    size: int
+    channels: int
+    classes: int | None
 
 
 class RawSplit(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from pipeline.data.dataset import ArraySplit, DatasetConfig, Source
+from pipeline.data.dataset import ArraySplit, DatasetConfig, ImageFacts, Source
 
 
 class Config(DatasetConfig):
@@ -21,6 +21,11 @@ class Config(DatasetConfig):
     """
 
     test_share: float = Field(default=0.2, gt=0, lt=1)
+
+
+def image(config: Config) -> ImageFacts:
+    """Return what the images are like."""
+    return ImageFacts(size=8, channels=1, classes=10)
 
 
 def open_source(config: Config) -> Source:

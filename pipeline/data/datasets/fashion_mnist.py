@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dataset import ArraySplit, DatasetConfig, Source
+from pipeline.data.dataset import ArraySplit, DatasetConfig, ImageFacts, Source
 from pipeline.data.raw import download
 from pipeline.errors import DataError
 
@@ -43,6 +43,11 @@ class Config(DatasetConfig):
 
     path: Path = Path("data/raw/fashion_mnist")
     download: bool = True
+
+
+def image(config: Config) -> ImageFacts:
+    """Return what the images are like."""
+    return ImageFacts(size=28, channels=1, classes=len(CLASSES))
 
 
 def open_source(config: Config) -> Source:

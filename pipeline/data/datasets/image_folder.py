@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.data.dataset import DatasetConfig, Files, Source
+from pipeline.data.dataset import DatasetConfig, Files, ImageFacts, Source
 from pipeline.data.raw.image_files import SUFFIXES, FileSplit, files, subfolders
 from pipeline.errors import DataError
 
@@ -48,6 +48,11 @@ class Config(DatasetConfig):
                 f"Expected {info.data['size']} or more, as 'size' is: the centre is cropped out of it"
             )
         return resize
+
+
+def image(config: Config) -> ImageFacts:
+    """Return what the images are like; the folders are the classes."""
+    return ImageFacts(config.size, config.channels, classes=None)
 
 
 def open_source(config: Config) -> Source:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.dataset import DatasetConfig, Source
+from pipeline.data.dataset import DatasetConfig, ImageFacts, Source
 from pipeline.data.raw.image_files import FileSplit, files, subfolders
 from pipeline.errors import DataError
 
@@ -27,6 +27,11 @@ class Config(DatasetConfig):
     """
 
     path: Path = Path("data/raw/tiny-imagenet-200")
+
+
+def image(config: Config) -> ImageFacts:
+    """Return what the images are like; wnids.txt lists the classes."""
+    return ImageFacts(SIZE, channels=3, classes=None)
 
 
 def open_source(config: Config) -> Source:
