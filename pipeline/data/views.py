@@ -63,6 +63,7 @@ class CropFlipSpace:
     """
 
     def __init__(self, params: CropFlip) -> None:
+        self.params = params
         self.padding = params.padding
         self.reflect = params.fill == "reflect"
         self.positions = (2 * self.padding + 1) ** 2
@@ -71,6 +72,7 @@ class CropFlipSpace:
     def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
         """Return crops with one gather; see `ViewSpace.apply`."""
         height, width = image.shape[2:]
+        check_size(self.params, min(height, width), "'crop_flip'")
         side = 2 * self.padding + 1
         position = (view % self.positions + self.positions // 2) % self.positions
         row = position // side - self.padding
@@ -162,6 +164,25 @@ def view_space(params: ViewParams) -> ViewSpace:
             return RandomResizedCropSpace(params)
         case Plain():
             return PlainSpace()
+
+
+def check_size(params: ViewParams, size: int, what: str) -> None:
+    """Refuse images that are too small for a view space.
+
+    Args:
+        params: the view space.
+        size: the shorter side of the images, in pixels.
+        what: where the views stand in params.yaml, for the error.
+
+    Raises:
+        ParamsError: the padding is as large as the images: reflection has no pixels for it, and of images padded with
+            zeros some crops would show nothing.
+    """
+    if isinstance(params, CropFlip) and params.padding >= size:
+        raise ParamsError(
+            f"params.yaml: {what} pads images of {size}x{size} by {params.padding}, expected less than {size}. "
+            f"Set padding to {size - 1} or less, then: dvc repro params"
+        )
 
 
 def num_slots(space: ViewSpace, slots: Slots, what: str) -> int:

@@ -15,7 +15,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from pipeline import seeding
-from pipeline.data.views import num_slots, permute, slot_of, view_ids, view_space
+from pipeline.data.views import check_size, num_slots, permute, slot_of, view_ids, view_space
 from pipeline.errors import ParamsError
 from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, Slots, ViewParams
 
@@ -73,6 +73,29 @@ def test_crop_flip_of_oblong_images(fill: Literal["zero", "reflect"]) -> None:
         np.testing.assert_array_equal(
             found[view].cpu().numpy(), crop_flip(image[0].cpu().numpy(), view, 2, fill)
         )
+
+
+@pytest.mark.parametrize("fill", ["zero", "reflect"])
+def test_padding_as_large_as_the_images_is_refused(fill: Literal["zero", "reflect"]) -> None:
+    fits, large = (CropFlip(space="crop_flip", padding=padding, fill=fill) for padding in (7, 8))
+    check_size(fits, 8, "datasets.d.views")
+    with pytest.raises(ParamsError) as error:
+        check_size(large, 8, "datasets.d.views")
+    assert str(error.value) == (
+        "params.yaml: datasets.d.views pads images of 8x8 by 8, expected less than 8. "
+        "Set padding to 7 or less, then: dvc repro params"
+    )
+    oblong, views = random_images(3, size=9)[:, :, :, :8], arange(3)
+    view_space(fits).apply(oblong, views, views)
+    with pytest.raises(ParamsError, match="pads images of 8x8 by 8"):
+        view_space(large).apply(oblong, views, views)
+
+
+@pytest.mark.parametrize(
+    "params", [Plain(space="plain"), CropFlip(space="crop_flip", padding=0), RESIZED], ids=str
+)
+def test_what_pads_nothing_takes_images_of_any_size(params: ViewParams) -> None:
+    check_size(params, 1, "datasets.d.views")
 
 
 # What every space keeps.
