@@ -74,7 +74,7 @@ def fits(bench: Bench) -> list[Record]:
 
 
 def kmeans(bench: Bench) -> list[Record]:
-    """Time Lloyd's iterations from the same centres."""
+    """Time Lloyd's iterations from the same centers."""
     stream = Generated.of(bench.scale.fitted // 2, KMEANS_CHANNELS)
     x, _ = stream.rows()
     first = x[:: max(1, min(ROWS_PER_CLUSTER, len(x) // 2))].copy()

@@ -118,7 +118,7 @@ def prepared(folder: Path, samples: int) -> Prepared:
 
 
 def extract(folder: Path, samples: int) -> None:
-    """Index the files, the normalisation measured, and fill a store: plain views and a slot of crops."""
+    """Index the files, the normalization measured, and fill a store: plain views and a slot of crops."""
     root, out = folder / f"raw-{samples}", folder / f"indexed-{samples}"
     plug = plugin.load("datasets", "image_folder")
     config = plug.Config(path=root, size=SIZE, resize=RESIZE, storage="indexed")

@@ -108,7 +108,7 @@ def distillation(
     schedule_name: str = "final",
     teacher: Network | None = None,
 ) -> Run:
-    """Return the run that distils a student for one epoch by the method `name`.
+    """Return the run that distills a student for one epoch by the method `name`.
 
     Args:
         bench: where it is measured.

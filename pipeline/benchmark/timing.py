@@ -32,7 +32,7 @@ class Rates:
     def ratio(self, name: str, to: str) -> float:
         """Return the median, over rounds, of a run's rate relative to another's in the same round.
 
-        Neighbours in time share the machine's load, so their ratio is steadier than that of two medians.
+        Neighbors in time share the machine's load, so their ratio is steadier than that of two medians.
         """
         return median(rates[name] / rates[to] for rates in self.rounds)
 

@@ -125,7 +125,7 @@ class Ranks:
         """Replace the gradients by their sums over the ranks, in one exchange.
 
         A parameter that has a gradient on some ranks has one on all of them afterwards; one that has none
-        anywhere keeps none, so that the optimiser leaves it alone as it does in one process.
+        anywhere keeps none, so that the optimizer leaves it alone as it does in one process.
         """
         if self.size == 1 or not parameters:
             return
@@ -266,7 +266,7 @@ def building(out: Path, ranks: Ranks) -> Iterator[Path]:
 def synchronized(module: nn.Module, device: torch.device, ranks: Ranks) -> None:
     """Make the batch norms of a module normalize by the whole global batch, in place; names stay as they are.
 
-    That is nn.SyncBatchNorm, which runs on GPUs alone. On a CPU each rank normalises by its own part.
+    That is nn.SyncBatchNorm, which runs on GPUs alone. On a CPU each rank normalizes by its own part.
     """
     if ranks.size > 1 and device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -101,7 +101,7 @@ class Files(Block):
 
     Attributes:
         root: the folder that the listed paths start from.
-        resize: pixels that the short side is resized to before the centre is cropped.
+        resize: pixels that the short side is resized to before the center is cropped.
     """
 
     root: str
@@ -118,7 +118,7 @@ class Source:
         size: height and width of an image, in pixels.
         train: training samples.
         test: samples for evaluation (some data sets call them validation).
-        mean: published normalisation per channel in [0, 1], or None.
+        mean: published normalization per channel in [0, 1], or None.
         std: as `mean`.
         files: where it is, the files are indexed and not copied; the splits are then `raw.image_files.FileSplit`.
     """

@@ -59,9 +59,9 @@ class FileIndex:
         folder: of the prepared data, for errors.
         root: the folder that the paths start from.
         records: `record_type` (N,), mapped from disk.
-        channels: 1 (grey) or 3 (colour).
+        channels: 1 (gray) or 3 (color).
         size: height and width to give, in pixels.
-        resize: pixels that the short side is resized to before the centre is cropped.
+        resize: pixels that the short side is resized to before the center is cropped.
     """
 
     folder: Path

@@ -76,7 +76,7 @@ def prepare(
             content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
             np.save(content, one)
             labels_path(folder, split).write_bytes(content.getvalue())
-        mean, std = _normalisation(source, config, counts)
+        mean, std = _normalization(source, config, counts)
         meta = Meta(
             source=name,
             classes=tuple(source.classes),
@@ -187,13 +187,13 @@ class _Writer:
         return self._hash.hexdigest()
 
 
-def _normalisation(
+def _normalization(
     source: Source, config: DatasetConfig, counts: NDArray[np.int64]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std per channel: the config's, else the published, else those of the training images.
 
     Args:
-        source: the data set, with its published normalisation.
+        source: the data set, with its published normalization.
         config: its settings.
         counts: of each pixel value in the training split, int64 (C, 256).
     """

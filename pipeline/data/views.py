@@ -59,7 +59,7 @@ class PlainSpace:
 class CropFlipSpace:
     """Crops out of the padded image, and their mirror images.
 
-    View id = flip * (2p + 1)^2 + position, where position counts the offsets row by row from the centre on.
+    View id = flip * (2p + 1)^2 + position, where position counts the offsets row by row from the center on.
     """
 
     def __init__(self, params: CropFlip) -> None:
@@ -96,7 +96,7 @@ class RandomResizedCropSpace:
 
     Of indexed images the boxes are cut out of the whole photograph (`images.py`), and `apply` is not used.
     The box is drawn as by Szegedy et al. 2014 (arXiv:1409.4842): area and log-ratio uniform, up to ten
-    attempts, else the largest centred square. Bilinear within the box; it never shrinks, so there is no aliasing.
+    attempts, else the largest centered square. Bilinear within the box; it never shrinks, so there is no aliasing.
     """
 
     count: int | None = None
@@ -110,7 +110,7 @@ class RandomResizedCropSpace:
         heights, widths = torch.full_like(view, height), torch.full_like(view, width)
         boxes, flip = self.boxes(view, index, heights, widths)
         top, left, tall, wide = boxes.float().unbind(1)  # each (B,)
-        # Centre and half extent of the box in grid_sample's coordinates, which run from -1 to 1.
+        # Center and half extent of the box in grid_sample's coordinates, which run from -1 to 1.
         scale_x, scale_y = wide / width, tall / height
         shift_x, shift_y = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
         theta = torch.zeros(len(image), 2, 3, device=image.device)
@@ -118,7 +118,7 @@ class RandomResizedCropSpace:
         theta[:, 1, 1] = scale_y
         theta[:, 0, 2], theta[:, 1, 2] = shift_x, shift_y
         grid = F.affine_grid(theta, list(image.shape), align_corners=False)  # (B, H, W, 2)
-        # Between the centres of the box's outermost pixels: nothing outside the box is mixed in.
+        # Between the centers of the box's outermost pixels: nothing outside the box is mixed in.
         low = torch.stack(((2 * left + 1) / width, (2 * top + 1) / height), dim=1) - 1  # (B, 2)
         high = low + 2 * torch.stack(((wide - 1) / width, (tall - 1) / height), dim=1)
         grid = grid.clamp(low[:, None, None], high[:, None, None])

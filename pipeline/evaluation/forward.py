@@ -53,7 +53,7 @@ class PlainSplit:
         return replace(self, labels=self.labels[rows.to(self.labels.device)], rows=rows)
 
     def batches(self) -> Iterator[Tensor]:
-        """Give normalised images (B, C, H, W) in their order."""
+        """Give normalized images (B, C, H, W) in their order."""
         rows = torch.arange(len(self.labels)) if self.rows is None else self.rows
         for _, image in views(self.images, 0, torch.split(rows, self.batch_size)):
             yield self.normalize(image)

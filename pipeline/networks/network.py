@@ -76,7 +76,7 @@ class Network(nn.Module):
         classes: number of classes.
         tail: what stands between the last unit and pooling (WRN's last BN and ReLU, a last 1x1 convolution);
             it is called as a unit is.
-        initialise: sets the parameters of one module; it runs over all modules now, and over the copies that
+        initialize: sets the parameters of one module; it runs over all modules now, and over the copies that
             `rest` makes. Modules that it leaves alone keep torch's default.
     """
 
@@ -87,7 +87,7 @@ class Network(nn.Module):
         classes: int,
         *,
         tail: nn.Module | None = None,
-        initialise: Callable[[nn.Module], None] = lambda module: None,
+        initialize: Callable[[nn.Module], None] = lambda module: None,
     ) -> None:
         super().__init__()
         self.units = nn.ModuleDict(units)
@@ -95,9 +95,9 @@ class Network(nn.Module):
         self.width = width
         self.classifier = nn.Linear(width, classes)
         self.inserted = nn.ModuleDict()
-        self.initialise = initialise
+        self.initialize = initialize
         self.compiled = False
-        self.apply(initialise)
+        self.apply(initialize)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what `forward` and `record` run, when they run; names of weights stay as they are.
@@ -108,7 +108,7 @@ class Network(nn.Module):
         self.compiled = True
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits (B, classes) of normalised images (B, C, H, W)."""
+        """Return logits (B, classes) of normalized images (B, C, H, W)."""
         return self._walk(image, ())[0]
 
     def record(self, image: Tensor, names: Iterable[str] | None) -> Taps:
@@ -151,7 +151,7 @@ class Network(nn.Module):
         units = {name: copy.deepcopy(self.units[name]).cpu() for name in names[names.index(after) + 1 :]}
         # `width`, not what the classifier reads: a layer inserted at `final` is not in the copy.
         rest = Rest(units, self.width, self.classifier.out_features,
-                    tail=copy.deepcopy(self.tail).cpu(), initialise=self.initialise)  # fmt: skip
+                    tail=copy.deepcopy(self.tail).cpu(), initialize=self.initialize)  # fmt: skip
         rest.draw()
         return rest
 
@@ -167,7 +167,7 @@ class Network(nn.Module):
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
-        self.apply(self.initialise)
+        self.apply(self.initialize)
 
     def _head(self, x: Tensor, tap: Tap) -> Tensor:
         x = tap("final", self.tail(x, tap))
@@ -226,7 +226,7 @@ def build(spec: NetworkSpec, *seed: int | str) -> Network:
     if spec.classifier_width is not None:
         with seeding.scope(*seed, "classifier"):
             network.classifier = nn.Linear(spec.classifier_width, spec.classes)
-            network.initialise(network.classifier)
+            network.initialize(network.classifier)
     return network
 
 

@@ -153,7 +153,7 @@ def test_result_does_not_depend_on_the_block_size(tmp_path: Path, holdout: float
         assert file.read_bytes() == (tmp_path / "1000000" / file.name).read_bytes()
 
 
-def test_measured_normalisation_is_that_of_the_training_images(tmp_path: Path) -> None:
+def test_measured_normalization_is_that_of_the_training_images(tmp_path: Path) -> None:
     source = random_source()
     meta = prepare(source, "made", DatasetConfig(holdout=0.2), tmp_path / "out")
     images = Prepared.open(tmp_path / "out").split("train").images.astype(np.float64) / 255
@@ -162,7 +162,7 @@ def test_measured_normalisation_is_that_of_the_training_images(tmp_path: Path) -
     np.testing.assert_allclose(meta.std, images.std((0, 2, 3)), rtol=1e-12)
 
 
-def test_normalisation_is_the_configs_then_the_published(tmp_path: Path) -> None:
+def test_normalization_is_the_configs_then_the_published(tmp_path: Path) -> None:
     plain = random_source()
     source = Source(plain.classes, 2, 5, plain.train, plain.test, mean=(0.1, 0.2), std=(0.3, 0.4))
     meta = prepare(source, "made", DatasetConfig(), tmp_path / "out")
@@ -638,7 +638,7 @@ def test_threads_decode_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_another_size_is_resized_by_the_short_side_and_cropped(tmp_path: Path) -> None:
-    # Columns of one grey each: halved, neighbours average; cropped, the outer ones go.
+    # Columns of one gray each: halved, neighbors average; cropped, the outer ones go.
     columns = np.repeat(np.arange(0, 160, 10, dtype=np.uint8), 8).reshape(16, 8).T  # 8 high, 16 wide
     for split in ("train", "val"):
         (tmp_path / split / "a").mkdir(parents=True)
@@ -652,7 +652,7 @@ def test_another_size_is_resized_by_the_short_side_and_cropped(tmp_path: Path) -
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_eight_bit_mode_becomes_grey_or_colour(tmp_path: Path, mode: str, channels: int) -> None:
+def test_every_eight_bit_mode_becomes_gray_or_color(tmp_path: Path, mode: str, channels: int) -> None:
     suffix = "jpg" if mode == "CMYK" else "png"
     for split in ("train", "val"):
         write_image(tmp_path / split / "a" / f"x.{suffix}", mode=mode)
@@ -662,7 +662,7 @@ def test_every_eight_bit_mode_becomes_grey_or_colour(tmp_path: Path, mode: str, 
     np.testing.assert_array_equal(source.train.images(0, 1)[0], expected.transpose(2, 0, 1))
 
 
-def test_a_palette_with_transparency_gives_its_colours_without_a_warning(tmp_path: Path) -> None:
+def test_a_palette_with_transparency_gives_its_colors_without_a_warning(tmp_path: Path) -> None:
     for split in ("train", "val"):
         path = write_image(tmp_path / split / "a" / "x.png", mode="P")
         with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""The digits that scikit-learn brings along: 1,797 grey images of 8x8, 10 classes; nothing to download.
+"""The digits that scikit-learn brings along: 1,797 gray images of 8x8, 10 classes; nothing to download.
 
 They come as one set. It is split by scikit-learn's stratified `train_test_split` with random state 0, by default
 into 1,437 training and 360 test samples, each in their original order. Values 0..16 become 0..255.

@@ -1,8 +1,8 @@
-"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747): 60,000 + 10,000 grey images, 28x28.
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747): 60,000 + 10,000 gray images, 28x28.
 
 Four idx files, plain or with the suffix .gz. Debian's package dataset-fashion-mnist installs them in
 /usr/share/datasets/fashion-mnist; what `path` lacks is downloaded from torchvision's mirror, its checksum
-verified. There is no published normalisation: it is measured on the training images.
+verified. There is no published normalization: it is measured on the training images.
 """
 
 from __future__ import annotations

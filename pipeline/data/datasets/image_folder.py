@@ -1,12 +1,12 @@
 """Any classification set kept as folders: `train/<class>/*` and `val/<class>/*`.
 
 Files ending in .bmp, .jpeg, .jpg, .png or .webp count, in any case. Classes are the folders of `train/` in
-alphabetical order. An image is resized, short side to `resize` (bilinear with antialiasing), and its centre is
+alphabetical order. An image is resized, short side to `resize` (bilinear with antialiasing), and its center is
 cropped. What else decoding does is said in `pipeline/data/raw/image_files.py`.
 
 A set that does not fit memory is `storage: indexed`: prepared data hold a list of the files and the hash of each,
 and images are decoded whenever they are read. Random resized crops are then cut out of the whole photograph, not
-out of its size x size centre.
+out of its size x size center.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Config(DatasetConfig):
     Attributes:
         path: the folder that holds `train/` and `val/`.
         size: height and width of the prepared images, in pixels.
-        channels: 1 (grey) or 3 (colour).
-        resize: pixels that the short side is resized to before the centre is cropped; None is `size`. ImageNet's
+        channels: 1 (gray) or 3 (color).
+        resize: pixels that the short side is resized to before the center is cropped; None is `size`. ImageNet's
             usual evaluation has size 224 and resize 256.
         storage: "copied" keeps the pixels of all images, "indexed" a list of the files.
     """
@@ -45,7 +45,7 @@ class Config(DatasetConfig):
     def _covers(cls, resize: int | None, info: ValidationInfo) -> int | None:
         if resize is not None and resize < info.data.get("size", 0):
             raise ValueError(
-                f"Expected {info.data['size']} or more, as 'size' is: the centre is cropped out of it"
+                f"Expected {info.data['size']} or more, as 'size' is: the center is cropped out of it"
             )
         return resize
 

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet (Stanford CS231n): 100,000 + 10,000 colour images of 64x64, 200 classes, official layout.
+"""Tiny-ImageNet (Stanford CS231n): 100,000 + 10,000 color images of 64x64, 200 classes, official layout.
 
 The official test images have no labels, so the validation images are the test split. Classes are the WordNet
 ids of wnids.txt in alphabetical order, as a folder reader would number them; a class name is the id and the

@@ -1,9 +1,9 @@
 """Image files, decoded when they are asked for.
 
-What is done to an image, and no more: the first frame is taken, an alpha channel is dropped, colour becomes
-grey by ITU-R 601 luma and grey becomes colour by repetition. An orientation noted in a photograph's EXIF data
+What is done to an image, and no more: the first frame is taken, an alpha channel is dropped, color becomes
+gray by ITU-R 601 luma and gray becomes color by repetition. An orientation noted in a photograph's EXIF data
 is ignored, as torchvision's ImageFolder does. The plain view is torchvision's evaluation transform: the short
-side is resized (bilinear with antialiasing) and the centre is cropped.
+side is resized (bilinear with antialiasing) and the center is cropped.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class FileSplit:
     Attributes:
         paths: one file a sample; plain strings, which a million samples can afford.
         labels: int64 (N,).
-        channels: 1 (grey) or 3 (colour).
+        channels: 1 (gray) or 3 (color).
         size: height and width to give, in pixels.
-        resize: pixels that the short side is resized to before the centre is cropped; None where an image of
+        resize: pixels that the short side is resized to before the center is cropped; None where an image of
             another size is an error.
     """
 
@@ -160,7 +160,7 @@ def dimensions(path: str, content: bytes) -> tuple[int, int]:
 
 
 def plain(image: Image.Image, resize: int, size: int) -> Image.Image:
-    """Resize the short side to `resize`, then crop the centre, size x size, as torchvision's transforms do."""
+    """Resize the short side to `resize`, then crop the center, size x size, as torchvision's transforms do."""
     width, height = image.size
     short = min(width, height)
     width, height = resize * width // short, resize * height // short

@@ -3,7 +3,7 @@
 Names are timm's, with or without a tag: `convnext_tiny`, `vit_small_patch16_224.augreg_in1k`. Maps come from
 timm's `forward_intermediates`, always as (B, C, H, W): the last four resolutions are `stage1` to `stage4` and
 the one before them is `stem`; a model of one resolution (a transformer) is cut into four parts of equal
-depth. `final` is the map that the head pools, for a transformer its normalised patch tokens, and `pooled`
+depth. `final` is the map that the head pools, for a transformer its normalized patch tokens, and `pooled`
 what its classifier reads.
 
 A teacher is only read: layers can be inserted at `pooled` and `logits` alone, and there are no auxiliary
