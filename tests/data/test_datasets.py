@@ -16,7 +16,9 @@ import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -392,8 +394,41 @@ def test_a_missing_idx_file_says_where_to_put_it(fashion: Path) -> None:
 # --- Downloads ----------------------------------------------------------------------------------------------
 
 
+URLOPEN = urllib.request.urlopen
+
+
 class _Response(io.BytesIO):
     headers: dict[str, str] = {}
+
+
+class _Labels(BaseHTTPRequestHandler):
+    """A server that calls a packed file an encoded one, as Apache does by its suffix."""
+
+    content = gzip.compress(bytes(5000), mtime=0)
+
+    def do_GET(self) -> None:  # noqa: N802  # the name that the base class calls
+        self.send_response(200)
+        self.send_header("Content-Encoding", "x-gzip")
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_packed_file_stays_packed_whatever_the_server_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(urllib.request, "urlopen", URLOPEN)
+    monkeypatch.setenv("no_proxy", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Labels) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url, md5 = f"http://127.0.0.1:{server.server_port}/a.tar.gz", hashlib.md5(_Labels.content).hexdigest()
+        path = download.fetch(url, tmp_path / "a.tar.gz", md5, download=True)
+        server.shutdown()
+    assert path.read_bytes() == _Labels.content
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_download_is_kept_only_with_the_right_checksum(
