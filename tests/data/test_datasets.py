@@ -406,7 +406,7 @@ class _Labels(BaseHTTPRequestHandler):
 
     content = gzip.compress(bytes(5000), mtime=0)
 
-    def do_GET(self) -> None:  # noqa: N802  # the name that the base class calls
+    def do_GET(self) -> None:  # the name that the base class calls
         self.send_response(200)
         self.send_header("Content-Encoding", "x-gzip")
         self.send_header("Content-Length", str(len(self.content)))
