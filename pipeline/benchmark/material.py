@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline import seeding
 from pipeline.compute.machine import Machine
-from pipeline.data.dataset import Meta, fingerprinting, images_path, labels_path, meta_path
+from pipeline.data.layout import Meta, fingerprinting, images_path, labels_path, meta_path
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import view_space

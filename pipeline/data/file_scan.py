@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import histogram
-from pipeline.data.dataset import Source, files_path, fingerprinting
+from pipeline.data.dataset import Source
 from pipeline.data.file_index import content_hash, record_type
+from pipeline.data.layout import files_path, fingerprinting
 from pipeline.data.raw import image_files
 from pipeline.data.raw.image_files import FileSplit
 from pipeline.progress import Advance

@@ -1,7 +1,7 @@
 """The writer of prepared data: streams a `Source` into arrays, block by block, in bounded memory.
 
 Of indexed data it writes a list of the files instead (`pipeline/data/file_scan.py`). Only the stage prepare_data
-imports it. What it writes is described in `pipeline/data/dataset.py`.
+imports it. What it writes is described in `pipeline/data/layout.py`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,8 @@ from numpy.typing import NDArray
 from pipeline import progress
 from pipeline.artifacts import publish
 from pipeline.data import file_scan, histogram
-from pipeline.data.dataset import (
-    DatasetConfig,
-    Meta,
-    RawSplit,
-    Source,
-    fingerprinting,
-    images_path,
-    labels_path,
-    meta_path,
-)
+from pipeline.data.dataset import DatasetConfig, RawSplit, Source
+from pipeline.data.layout import Meta, fingerprinting, images_path, labels_path, meta_path
 from pipeline.errors import DataError, MachineError, ParamsError
 
 BLOCK_BYTES = 16 * 2**20

@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.artifacts.publish import read_json
-from pipeline.data.dataset import (
-    SCHEMA,
-    Meta,
-    files_path,
-    fingerprinting,
-    images_path,
-    labels_path,
-    meta_path,
-)
 from pipeline.data.file_index import FileIndex, record_type
+from pipeline.data.layout import SCHEMA, Meta, files_path, fingerprinting, images_path, labels_path, meta_path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, unknown_name
 
 if TYPE_CHECKING:

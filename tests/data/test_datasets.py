@@ -30,8 +30,9 @@ from PIL import Image
 
 from pipeline import plugin
 from pipeline.artifacts.publish import read_json, scratch, write_json
-from pipeline.data.dataset import ArraySplit, DatasetConfig, Meta, Source
+from pipeline.data.dataset import ArraySplit, DatasetConfig, Source
 from pipeline.data.datasets import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
+from pipeline.data.layout import Meta
 from pipeline.data.preparation import held_out, prepare
 from pipeline.data.prepared import Prepared, to_device
 from pipeline.data.raw import download, image_files

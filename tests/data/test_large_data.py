@@ -22,10 +22,10 @@ from torchvision.transforms import functional as reference
 from training_fixtures import TIMES, weights
 
 from pipeline import seeding
-from pipeline.data.dataset import Meta
 from pipeline.data.datasets import image_folder
 from pipeline.data.file_index import Box, FileIndex
 from pipeline.data.images import DecodedImages, Forward, MappedImages, open_images, stream_images, views
+from pipeline.data.layout import Meta
 from pipeline.data.normalize import Normalize
 from pipeline.data.preparation import prepare
 from pipeline.data.prepared import Prepared, Split

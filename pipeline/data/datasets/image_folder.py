@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.data.dataset import DatasetConfig, Files, ImageFacts, Source
+from pipeline.data.dataset import DatasetConfig, ImageFacts, Source
+from pipeline.data.layout import Files
 from pipeline.data.raw.image_files import SUFFIXES, FileSplit, files, subfolders
 from pipeline.errors import DataError
 
