@@ -37,7 +37,7 @@ def neighbors(bench: Bench) -> list[Record]:
     """Time trainings with the stages' settings and with torch's own, alone and beside one busy process a core."""
     cores = os.cpu_count() or 1
     fair = cores / (2 * cores)
-    found = []
+    records = []
     for name in TRAINED:
         runs = {"ours": _run(name, ours=True), "torch's": _run(name, ours=False)}
         alone = interleaved(f"{name}, alone", runs, ROUNDS, warm=False)
@@ -45,7 +45,7 @@ def neighbors(bench: Bench) -> list[Record]:
             beside = interleaved(f"{name}, beside {cores}", {"ours": runs["ours"]}, ROUNDS, warm=False)
             torchs = _run(name, ours=False, steps=2)()  # once: a step may take seconds
 
-        found += [
+        records += [
             record(f"neighbors/{name}/alone", alone.ratio("ours", to="torch's"), "of torch's", at_least=0.95),
             record(
                 f"neighbors/{name}/beside",
@@ -61,7 +61,7 @@ def neighbors(bench: Bench) -> list[Record]:
                 note="once, two steps",
             ),
         ]
-    return found
+    return records
 
 
 def train(name: str, ours: bool, most: int | None = None) -> None:

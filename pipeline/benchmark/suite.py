@@ -49,5 +49,5 @@ def select(names: Sequence[str], quick: bool = False) -> list[str]:
     for name in names:
         if name not in MEASUREMENTS:
             raise unknown_name("measurement", name, MEASUREMENTS)
-    wanted = names or [name for name in MEASUREMENTS if not (quick and name in LONG)]
-    return [name for name in MEASUREMENTS if name in wanted]
+    selected = names or [name for name in MEASUREMENTS if not (quick and name in LONG)]
+    return [name for name in MEASUREMENTS if name in selected]

@@ -46,7 +46,7 @@ def interleaved(title: str, runs: Mapping[str, Run], rounds: int, *, warm: bool 
         rounds: how often each runs.
         warm: run all of them once before, unmeasured.
     """
-    found: list[Mapping[str, float]] = []
+    measured: list[Mapping[str, float]] = []
     with progress.bar(title, (rounds + warm) * len(runs)) as advance:
         for number in range(-int(warm), rounds):
             names = list(runs)[:: 1 if number % 2 == 0 else -1]
@@ -55,8 +55,8 @@ def interleaved(title: str, runs: Mapping[str, Run], rounds: int, *, warm: bool 
                 rates[name] = runs[name]()
                 advance(1, note=name)
             if number >= 0:
-                found.append(rates)
-    return Rates(tuple(found))
+                measured.append(rates)
+    return Rates(tuple(measured))
 
 
 def timed(work: Callable[[], object], units: float, clock: Clock = time.perf_counter) -> Run:
