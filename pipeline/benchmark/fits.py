@@ -78,9 +78,9 @@ def kmeans(bench: Bench) -> list[Record]:
     stream = Generated.of(bench.scale.fitted // 2, KMEANS_CHANNELS)
     x, _ = stream.rows()
     first = x[:: max(1, min(ROWS_PER_CLUSTER, len(x) // 2))].copy()
-    held = list(Pixels.of(stream, "generated"))
+    in_memory = list(Pixels.of(stream, "generated"))
     work: dict[str, Callable[[], object]] = {
-        "held": lambda: clustering.lloyd(held, first, ITERATIONS),
+        "held": lambda: clustering.lloyd(in_memory, first, ITERATIONS),
         "streamed": lambda: clustering.lloyd(pixels.Pixels.of(_Array(x), "generated"), first, ITERATIONS),
         "sklearn": _sklearn(x, first),
     }
@@ -102,8 +102,8 @@ def kmeans(bench: Bench) -> list[Record]:
 
 def lda(bench: Bench) -> list[Record]:
     """Compare seconds and the growth of the peak memory of LDA, each engine in a process of its own."""
-    found = {engine: apart(engine, bench.scale.fitted) for engine in ENGINES}
-    (seconds, megabytes), (known_seconds, known_megabytes) = found["streamed"], found["sklearn"]
+    fits = {engine: apart(engine, bench.scale.fitted) for engine in ENGINES}
+    (seconds, megabytes), (known_seconds, known_megabytes) = fits["streamed"], fits["sklearn"]
     note = f"{seconds:.1f} s, scikit-learn {known_seconds:.1f} s, {bench.scale.fitted:,} pixels of {LDA_CHANNELS}"
     memory = f"{megabytes:.0f} MB, scikit-learn {known_megabytes:.0f} MB with the pixels that it holds"
     return [

@@ -46,7 +46,7 @@ class Meta(Block):
         mean: per channel in [0, 1].
         std: per channel.
         fingerprint: hash of the images, labels and class names of each split, by split.
-        files: of indexed data.
+        files: how files become images, of indexed data alone.
     """
 
     schema_version: int = SCHEMA
@@ -68,12 +68,12 @@ def fingerprinting(
 
     Args:
         classes: class names.
-        shape: of the images.
+        shape: (N, C, H, W) of the images, and what else decides on their pixels.
         labels: int64 (N,).
     """
-    found = hashlib.blake2b(json.dumps([list(classes), list(shape)]).encode(), digest_size=16)
-    found.update(labels.astype("<i8").tobytes())
-    return found
+    digest = hashlib.blake2b(json.dumps([list(classes), list(shape)]).encode(), digest_size=16)
+    digest.update(labels.astype("<i8").tobytes())
+    return digest
 
 
 def images_path(folder: Path, split: str) -> Path:

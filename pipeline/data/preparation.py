@@ -51,30 +51,32 @@ def prepare(
         MachineError: the disk is too full.
     """
     _check(source, name, config)
-    held = held_out(source.train.labels, config.holdout, config.holdout_seed)
-    labels = {"train": source.train.labels[~held]}
-    if held.any():
-        labels["holdout"] = source.train.labels[held]
+    mask = held_out(source.train.labels, config.holdout, config.holdout_seed)
+    labels = {"train": source.train.labels[~mask]}
+    if mask.any():
+        labels["holdout"] = source.train.labels[mask]
     labels["test"] = source.test.labels
     total = sum(map(len, labels.values()))
+
     with publish.building(out) as folder, progress.bar(f"prepare {name}", total) as advance:
         if source.files is None:
             rows = max(1, block_bytes // (source.channels * source.size**2))
-            fingerprint, counts = _copy(source, name, folder, held, labels, rows, advance)
+            fingerprint, counts = _copy(source, name, folder, mask, labels, rows, advance)
         else:
             measure = None in (config.mean or source.mean, config.std or source.std)
-            fingerprint, counts = file_scan.index(folder, source, held, advance, measure=measure)
-        for split, one in labels.items():
+            fingerprint, counts = file_scan.index(folder, source, mask, advance, measure=measure)
+        for split, values in labels.items():
             content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
-            np.save(content, one)
+            np.save(content, values)
             labels_path(folder, split).write_bytes(content.getvalue())
+
         mean, std = _normalization(source, config, counts)
         meta = Meta(
             source=name,
             classes=tuple(source.classes),
             channels=source.channels,
             size=source.size,
-            samples={split: len(one) for split, one in labels.items()},
+            samples={split: len(values) for split, values in labels.items()},
             mean=mean,
             std=std,
             fingerprint=fingerprint,
@@ -97,7 +99,8 @@ def _copy(
     _check_disk(folder, sum(map(len, labels.values())) * source.channels * source.size**2)
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(_Writer(folder, split, one, source)) for split, one in labels.items()
+            split: stack.enter_context(_Writer(folder, split, values, source))
+            for split, values in labels.items()
         }
         counts = np.zeros((source.channels, 256), dtype=np.int64)
         for start in range(0, len(held), rows):
@@ -112,7 +115,7 @@ def _copy(
             block = _read(source, source.test, name, start, rows)
             writers["test"].write(block)
             advance(len(block))
-        return {split: one.fingerprint() for split, one in writers.items()}, counts
+        return {split: writer.fingerprint() for split, writer in writers.items()}, counts
 
 
 def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
@@ -192,7 +195,8 @@ def _normalization(
     mean, std = config.mean or source.mean, config.std or source.std
     if mean is not None and std is not None:
         return mean, std
-    measured = [histogram.moments(one.tolist()) for one in counts]
+
+    measured = [histogram.moments(channel.tolist()) for channel in counts]
     for channel, (_, spread) in enumerate(measured):
         if spread == 0.0 and std is None:
             raise DataError(

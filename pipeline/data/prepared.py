@@ -35,7 +35,7 @@ class Split:
         labels: int64 (N,).
         fingerprint: hash of the images, labels and class names.
         classes: class names.
-        folder: of the prepared data.
+        folder: the prepared data that it is a part of.
     """
 
     name: str
@@ -99,12 +99,12 @@ def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, t
 
     assert isinstance(split.images, np.ndarray)
     images = np.array(split.images)  # a copy: torch cannot hold a read-only map
-    found = fingerprinting(split.classes, images.shape, split.labels)
-    found.update(images.data)
-    if found.hexdigest() != split.fingerprint:
+    digest = fingerprinting(split.classes, images.shape, split.labels)
+    digest.update(images.data)
+    if digest.hexdigest() != split.fingerprint:
         raise DamagedArtifactError(
             f"{images_path(split.folder, split.name)} or its labels are not what was prepared: they hash to "
-            f"{found.hexdigest()[:8]}, meta.json says {split.fingerprint[:8]}. Make them again with: "
+            f"{digest.hexdigest()[:8]}, meta.json says {split.fingerprint[:8]}. Make them again with: "
             f"dvc repro --force prepare_data@{split.folder.name}"
         )
     return torch.from_numpy(images).to(device), torch.from_numpy(np.array(split.labels)).to(device)

@@ -27,7 +27,7 @@ class ViewSpace(Protocol):
     """A set of views.
 
     Attributes:
-        count: number of views, the plain one included; None when there is no end of them.
+        count: number of views, the plain one included; None when they are unbounded.
     """
 
     count: int | None
@@ -134,7 +134,7 @@ class RandomResizedCropSpace:
         Args:
             view: view ids int64 (B,).
             index: sample indices int64 (B,).
-            height: of the images, int64 (B,).
+            height: height of each image, int64 (B,).
             width: as `height`.
         """
         draws = _uniform(index, view, 4 * _ATTEMPTS + 1)  # (B, 4 * attempts + 1)
@@ -194,11 +194,13 @@ def num_slots(space: ViewSpace, slots: Slots, what: str) -> int:
         what: where it stands in params.yaml, for the error.
 
     Raises:
-        ParamsError: "all" of an endless space, or more slots than views.
+        ParamsError: "all" of an unbounded space, or more slots than views.
     """
     if slots == "all":
         if space.count is None:
-            raise ParamsError(f"params.yaml: {what} is 'all', but this view space has no end. Give a number.")
+            raise ParamsError(
+                f"params.yaml: {what} is 'all', but this view space is unbounded. Give a number."
+            )
         return space.count
     if space.count is not None and slots > space.count:
         raise ParamsError(f"params.yaml: {what} is {slots}, but this view space has {space.count} views.")
@@ -218,7 +220,7 @@ def slot_of(seed: int, epoch: int, slots: int | None) -> int:
     """Return the slot that `epoch` shows: all of 1..slots in a random order, again and again.
 
     Args:
-        seed: of the run.
+        seed: the run's.
         epoch: counted from 0.
         slots: number of augmented slots; 0 shows the plain view only, None never repeats a view.
     """

@@ -6,7 +6,7 @@ Contract of `pipeline/networks/families/`, one architecture family a file: `NETW
 Taps, from input to output: `stem`, `stage1` to `stage4`, each with `stage<k>_block1` (after its first block)
 and `_pre` (before the activation, where there is one), `final` (the map that is pooled), `pooled`, `logits`.
 ResNets also have `stage<k>_conv`, what the 3x3 convolution of a stage's last block gives before its BN.
-A unit hands what it computes to `tap(name, x)` and goes on with what comes back; so one mechanism records,
+A unit hands what it computes to `tap(name, x)` and continues with what comes back; so one mechanism records,
 inserts and reaches pre-activations, and survives torch.compile and export.
 """
 

@@ -278,7 +278,7 @@ def test_slots_are_resolved(params: ViewParams, slots: Slots, expected: int) -> 
         (
             RESIZED,
             "all",
-            "params.yaml: runs.kd.slots is 'all', but this view space has no end. Give a number.",
+            "params.yaml: runs.kd.slots is 'all', but this view space is unbounded. Give a number.",
         ),
         (CROP_FLIP, 51, "params.yaml: runs.kd.slots is 51, but this view space has 50 views."),
     ],

@@ -16,8 +16,8 @@ class Config(DatasetConfig):
     """Settings of the digits.
 
     Attributes:
-        test_share: share of the samples that is for testing. With few samples for training the test tells
-            methods apart more finely, and they are further apart.
+        test_share: share of the samples that is for testing. A larger one measures more finely, and fewer samples for
+            training set methods further apart.
     """
 
     test_share: float = Field(default=0.2, gt=0, lt=1)

@@ -93,13 +93,13 @@ def _split(config: Config, folder: Path, classes: list[str]) -> FileSplit:
     for name in classes:
         if not (folder / name).is_dir():
             raise DataError(f"{folder / name} does not exist, expected images of every training class there.")
-        found = files(folder / name)
-        if not found:
+        listed = files(folder / name)
+        if not listed:
             raise DataError(
                 f"{folder / name} holds no images, expected files ending in {', '.join(SUFFIXES)}. "
                 "Add some, or remove the class."
             )
-        paths += found
-        counts.append(len(found))
+        paths += listed
+        counts.append(len(listed))
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
     return FileSplit(paths, labels, config.channels, config.size, config.resize or config.size)

@@ -62,13 +62,13 @@ def _train(folder: Path, ids: list[str]) -> FileSplit:
     counts = []
     for wnid in ids:
         images = folder / wnid / "images"
-        found = files(images) if images.is_dir() else []
-        if not found:
+        listed = files(images) if images.is_dir() else []
+        if not listed:
             raise DataError(
                 f"{images} holds no images of a class that wnids.txt lists. Unpack {_ARCHIVE} anew."
             )
-        paths += found
-        counts.append(len(found))
+        paths += listed
+        counts.append(len(listed))
     extra = sorted(set(subfolders(folder)) - set(ids))
     if extra:
         raise DataError(
@@ -90,10 +90,10 @@ def _val(folder: Path, ids: list[str]) -> FileSplit:
                 "expected a file name and an id of wnids.txt."
             )
         labels[str(folder / "images" / file)] = label[rest[0]]
-    found = set(files(folder / "images")) if (folder / "images").is_dir() else set()
-    differ = sorted(found ^ set(labels))
+    present = set(files(folder / "images")) if (folder / "images").is_dir() else set()
+    differ = sorted(present ^ set(labels))
     if differ:
-        lacks = "is not annotated in" if differ[0] in found else "does not exist, but is annotated in"
+        lacks = "is not annotated in" if differ[0] in present else "does not exist, but is annotated in"
         raise DataError(f"{differ[0]} {lacks} {annotations}. Unpack {_ARCHIVE} anew.")
     paths = sorted(labels)
     return FileSplit(paths, np.array([labels[path] for path in paths], np.int64), 3, SIZE, resize=None)

@@ -108,9 +108,9 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
         )
     model = _create(name, size, channels, classes, pretrained=weights == "imagenet")
     if not hasattr(model, "forward_intermediates"):
-        raise ParamsError(f"timm model '{name}' does not tell its intermediate maps. Choose another one.")
+        raise ParamsError(f"timm model '{name}' does not give its intermediate maps. Choose another one.")
     classifier = _take_classifier(name, model)
-    return TimmNetwork(name, model, classifier, _levels([one["reduction"] for one in _info(model)]))
+    return TimmNetwork(name, model, classifier, _levels([level["reduction"] for level in _info(model)]))
 
 
 def _create(name: str, size: int, channels: int, classes: int, *, pretrained: bool) -> nn.Module:
