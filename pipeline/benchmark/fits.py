@@ -79,6 +79,7 @@ def kmeans(bench: Bench) -> list[Record]:
     x, _ = stream.rows()
     first = x[:: max(1, min(ROWS_PER_CLUSTER, len(x) // 2))].copy()
     in_memory = list(Pixels.of(stream, "generated"))
+
     work: dict[str, Callable[[], object]] = {
         "held": lambda: clustering.lloyd(in_memory, first, ITERATIONS),
         "streamed": lambda: clustering.lloyd(pixels.Pixels.of(_Array(x), "generated"), first, ITERATIONS),
@@ -87,8 +88,10 @@ def kmeans(bench: Bench) -> list[Record]:
     faiss = _faiss(x, first)
     if faiss is not None:
         work["faiss"] = faiss
-    runs: dict[str, Run] = {name: timed(one, len(x) * ITERATIONS) for name, one in work.items()}
+
+    runs: dict[str, Run] = {name: timed(task, len(x) * ITERATIONS) for name, task in work.items()}
     rates = interleaved("K-means", runs, bench.scale.rounds)
+
     name, note = "fits/kmeans", f"{len(x):,} pixels of {x.shape[1]}, {len(first):,} clusters"
     return [
         record(f"{name}/held", rates.median("held"), "pixels/s", note=f"{note}; an iteration"),

@@ -27,9 +27,11 @@ def options(bench: Bench) -> list[Record]:
         "bfloat16": replace(bench.machine, precision="bfloat16"),
         COMPILED: replace(bench.machine, compiled=True),
     }
+
     why = _not_compiled(bench)
     if why:
         del machines[COMPILED]
+
     records = []
     for name, runs in (
         (
@@ -42,12 +44,14 @@ def options(bench: Bench) -> list[Record]:
         ),
     ):
         rates = interleaved(f"options of {name}", runs, bench.scale.rounds)
+
         records.append(record(f"options/{name}/{DEFAULT}", rates.median(DEFAULT), "images/s"))
         records += [
             record(f"options/{name}/{key}", rates.ratio(key, to=DEFAULT), "of default")
             for key in runs
             if key != DEFAULT
         ]
+
         if why:
             records.append(missing(f"options/{name}/{COMPILED}", "of default", why))
     return records

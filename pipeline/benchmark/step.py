@@ -124,10 +124,12 @@ def distillation(
     """
     module, plug = plugin.load("methods", name), plugin.load("schedules", schedule_name)
     config, features = module.Config(**(settings or {})), features or {"logits": (CLASSES,)}
+
     plain = probe(build(spec, 0), spec.size, spec.channels)
     operations = module.Method.operations(config, plain, features, tables or {})
     spec = spec.model_copy(update={"inserted": dict(operations.insert)})
     student = build(spec, 0).to(bench.machine.device)
+
     context = Context(
         CLASSES,
         batches.labels.cpu(),
@@ -138,6 +140,7 @@ def distillation(
         teacher=teacher,
         autocast=bench.machine.autocast,
     )
+
     method, schedule = module.Method(config, context), plug.Schedule(plug.Config(), context)
     objective = Distillation(student, method, schedule, None, source, bench.machine, 0)
     objective.to(bench.machine.device)

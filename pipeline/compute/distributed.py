@@ -131,9 +131,12 @@ class Ranks:
             return
         present = [x.grad is not None for x in parameters]
         parts = [(torch.zeros_like(x) if x.grad is None else x.grad).reshape(-1) for x in parameters]
+
         counts = torch.tensor(present, dtype=parts[0].dtype, device=parts[0].device)
         bucket = self.total(torch.cat([*parts, counts]))
+
         *sums, counts = torch.split(bucket, [*(x.numel() for x in parameters), len(present)])
+
         everywhere = all(present)  # then nobody's counts are read, and no step waits for the device
         for x, summed, count in zip(
             parameters, sums, [1.0] * len(present) if everywhere else counts.tolist(), strict=True

@@ -102,6 +102,7 @@ def _copy(
             split: stack.enter_context(_Writer(folder, split, values, source))
             for split, values in labels.items()
         }
+
         counts = np.zeros((source.channels, 256), dtype=np.int64)
         for start in range(0, len(held), rows):
             block = _read(source, source.train, name, start, rows)
@@ -111,10 +112,12 @@ def _copy(
             if "holdout" in writers:
                 writers["holdout"].write(block[mask])
             advance(len(block))
+
         for start in range(0, len(source.test.labels), rows):
             block = _read(source, source.test, name, start, rows)
             writers["test"].write(block)
             advance(len(block))
+
         return {split: writer.fingerprint() for split, writer in writers.items()}, counts
 
 
@@ -226,6 +229,7 @@ def _check(source: Source, name: str, config: DatasetConfig) -> None:
                 f"params.yaml: '{key}' has {len(values)} values, but the images of '{name}' have "
                 f"{source.channels} channels. Give one value a channel."
             )
+
     for split, labels in (("training", source.train.labels), ("test", source.test.labels)):
         if len(labels) == 0:
             raise DataError(f"Data set '{name}' has no {split} samples, expected at least one.")
@@ -234,6 +238,8 @@ def _check(source: Source, name: str, config: DatasetConfig) -> None:
                 f"The {split} labels of '{name}' lie in [{labels.min()}, {labels.max()}], "
                 f"expected [0, {len(source.classes) - 1}] for its {len(source.classes)} classes."
             )
+
+    # A class of one sample cannot be divided into a part to train on and a part that is held out.
     fewest, remedy = (2, "set holdout: 0.0 or add samples") if config.holdout else (1, "add samples")
     for label, count in enumerate(np.bincount(source.train.labels, minlength=len(source.classes)).tolist()):
         if count < fewest:

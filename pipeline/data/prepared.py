@@ -117,12 +117,14 @@ def _read_meta(path: Path, hint: str) -> Meta:
         raise StaleArtifactError(
             f"{path} has schema version {version}, expected {SCHEMA}. Make it again with: {hint}"
         )
+
     try:
         meta = Meta.model_validate_json(json.dumps(content))  # as json, a list may be a tuple
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise DamagedArtifactError(f"{path}: {place}: {first['msg']}. Make it again with: {hint}") from None
+
     if set(meta.fingerprint) != set(meta.samples):
         raise DamagedArtifactError(
             f"{path} has fingerprints of {', '.join(meta.fingerprint)}, "

@@ -80,11 +80,13 @@ class CropFlipSpace:
         rows = row[:, None] + torch.arange(height, device=image.device)  # (B, H)
         columns = column[:, None] + torch.arange(width, device=image.device)  # (B, W)
         columns = torch.where((view >= self.positions)[:, None], columns.flip(1), columns)
+
         if self.reflect:
             rows, columns = _mirrored(rows, height), _mirrored(columns, width)
         else:
             image = F.pad(image, (self.padding,) * 4)
             rows, columns = rows + self.padding, columns + self.padding
+
         # One place a pixel, the same for every channel: four times as fast as indexing rows and columns.
         places = rows[:, :, None] * image.shape[3] + columns[:, None, :]  # (B, H, W)
         places = places.view(len(image), 1, -1).expand(-1, image.shape[1], -1)  # (B, C, H * W)
@@ -110,6 +112,7 @@ class RandomResizedCropSpace:
         heights, widths = torch.full_like(view, height), torch.full_like(view, width)
         boxes, flip = self.boxes(view, index, heights, widths)
         top, left, tall, wide = boxes.float().unbind(1)  # each (B,)
+
         # Center and half extent of the box in grid_sample's coordinates, which run from -1 to 1.
         scale_x, scale_y = wide / width, tall / height
         shift_x, shift_y = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
@@ -118,10 +121,12 @@ class RandomResizedCropSpace:
         theta[:, 1, 1] = scale_y
         theta[:, 0, 2], theta[:, 1, 2] = shift_x, shift_y
         grid = F.affine_grid(theta, list(image.shape), align_corners=False)  # (B, H, W, 2)
+
         # Between the centers of the box's outermost pixels: nothing outside the box is mixed in.
         low = torch.stack(((2 * left + 1) / width, (2 * top + 1) / height), dim=1) - 1  # (B, 2)
         high = low + 2 * torch.stack(((wide - 1) / width, (tall - 1) / height), dim=1)
         grid = grid.clamp(low[:, None, None], high[:, None, None])
+
         crop = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
         crop = crop.round().clamp(0, 255).to(torch.uint8)
         return torch.where((view == 0)[:, None, None, None], image, crop)
@@ -139,18 +144,22 @@ class RandomResizedCropSpace:
         """
         draws = _uniform(index, view, 4 * _ATTEMPTS + 1)  # (B, 4 * attempts + 1)
         share, ratio, y, x = draws[:, :-1].double().view(len(draws), 4, _ATTEMPTS).unbind(1)  # (B, attempts)
+
         low, high = (math.log(bound) for bound in self.params.ratio)
         smallest, largest = self.params.scale
         area = (height * width)[:, None] * (smallest + share * (largest - smallest))
         aspect = (low + ratio * (high - low)).exp()
         wide, tall = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+
         fits = (wide >= 1) & (wide <= width[:, None]) & (tall >= 1) & (tall <= height[:, None])
         first = fits.int().argmax(dim=1, keepdim=True)  # the first attempt that fits
         wide, tall, y, x = (draw.gather(1, first)[:, 0] for draw in (wide, tall, y, x))
+
         none, side = ~fits.any(dim=1), torch.minimum(height, width).double()
         wide, tall = torch.where(none, side, wide), torch.where(none, side, tall)
         top = torch.where(none, (height - tall) / 2, y * (height - tall + 1))
         left = torch.where(none, (width - wide) / 2, x * (width - wide + 1))
+
         mirrored = (draws[:, -1] < 0.5) if self.params.flip else torch.zeros_like(view, dtype=torch.bool)
         return torch.stack((top.floor(), left.floor(), tall, wide), dim=1).long(), mirrored
 

@@ -22,11 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import plugin, seeding
-from pipeline.errors import (
-    ParamsError,
-    ShapeError,
-    unknown_name,
-)
+from pipeline.errors import ParamsError, ShapeError, unknown_name
 from pipeline.networks.spec import NetworkSpec
 
 Taps = dict[str, Tensor]
@@ -207,27 +203,38 @@ def build(spec: NetworkSpec, *seed: int | str) -> Network:
     family = plugin.load("networks", spec.family)
     if spec.network not in family.NETWORKS and not getattr(family, "OPEN", False):
         raise unknown_name(f"network of family '{spec.family}':", spec.network, family.NETWORKS)
+
     with seeding.scope(*seed, "network"):
         network: Network = family.build(spec.network, spec.size, spec.channels, spec.classes, spec.weights)
+
     if spec.inserted:
-        shapes = probe(network, spec.size, spec.channels)
-        for name, layer in spec.inserted.items():
-            if name not in shapes:
-                raise unknown_name("tap", name, shapes)
-            make = plugin.load("layers", layer.layer).build
-            try:
-                inspect.signature(make).bind(name, shapes[name][0], **layer.settings)
-            except TypeError as error:
-                raise ParamsError(
-                    f"Layer '{layer.layer}' at '{name}' has other settings: {error}. Change them in params.yaml."
-                ) from None
-            with seeding.scope(*seed, "layer", name):
-                network.inserted[name] = make(name, shapes[name][0], **layer.settings)
+        _insert(network, spec, seed)
     if spec.classifier_width is not None:
         with seeding.scope(*seed, "classifier"):
             network.classifier = nn.Linear(spec.classifier_width, spec.classes)
             network.initialize(network.classifier)
     return network
+
+
+def _insert(network: Network, spec: NetworkSpec, seed: tuple[int | str, ...]) -> None:
+    """Insert the layers of `spec`; each is built for the channels that its tap has without any of them."""
+    shapes = probe(network, spec.size, spec.channels)
+    for name, layer in spec.inserted.items():
+        if name not in shapes:
+            raise unknown_name("tap", name, shapes)
+        make = plugin.load("layers", layer.layer).build
+        channels = shapes[name][0]
+
+        # Bound first, so that a TypeError from inside the layer is not taken for a user's.
+        try:
+            inspect.signature(make).bind(name, channels, **layer.settings)
+        except TypeError as error:
+            raise ParamsError(
+                f"Layer '{layer.layer}' at '{name}' has other settings: {error}. Change them in params.yaml."
+            ) from None
+
+        with seeding.scope(*seed, "layer", name):
+            network.inserted[name] = make(name, channels, **layer.settings)
 
 
 def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:

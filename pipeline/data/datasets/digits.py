@@ -34,8 +34,10 @@ def open_source(config: Config) -> Source:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
+
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # (N, 1, 8, 8)
     labels = digits.target.astype(np.int64)
+
     splits = train_test_split(
         np.arange(len(labels)), test_size=config.test_share, random_state=0, stratify=labels
     )

@@ -92,9 +92,11 @@ def _read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be unpacked ({error}). Delete it, then: dvc repro") from None
+
     start = 4 + 4 * axes
     if content[:4] != bytes((0, 0, 8, axes)) or len(content) < start:
         raise DataError(f"{path} is no idx file of uint8 with {axes} axes. Delete it, then: dvc repro")
+
     shape = tuple(np.frombuffer(content, ">u4", count=axes, offset=4).tolist())
     if len(content) - start != math.prod(shape):
         raise DataError(

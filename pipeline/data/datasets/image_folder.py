@@ -69,8 +69,10 @@ def open_source(config: Config) -> Source:
                 f"{config.path / 'val' / name} is a class that {config.path / 'train'} does not have. "
                 "Add its training images or remove it."
             )
+
     train = _split(config, config.path / "train", classes)
     test = _split(config, config.path / "val", classes)
+
     files = Files(root=str(config.path), resize=config.resize or config.size)
     indexed = files if config.storage == "indexed" else None
     return Source(classes, config.channels, config.size, train, test, files=indexed)

@@ -69,6 +69,7 @@ def _train(folder: Path, ids: list[str]) -> FileSplit:
             )
         paths += listed
         counts.append(len(listed))
+
     extra = sorted(set(subfolders(folder)) - set(ids))
     if extra:
         raise DataError(
@@ -90,10 +91,12 @@ def _val(folder: Path, ids: list[str]) -> FileSplit:
                 "expected a file name and an id of wnids.txt."
             )
         labels[str(folder / "images" / file)] = label[rest[0]]
+
     present = set(files(folder / "images")) if (folder / "images").is_dir() else set()
     differ = sorted(present ^ set(labels))
     if differ:
         lacks = "is not annotated in" if differ[0] in present else "does not exist, but is annotated in"
         raise DataError(f"{differ[0]} {lacks} {annotations}. Unpack {_ARCHIVE} anew.")
+
     paths = sorted(labels)
     return FileSplit(paths, np.array([labels[path] for path in paths], np.int64), 3, SIZE, resize=None)

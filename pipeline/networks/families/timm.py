@@ -100,12 +100,14 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
         raise MachineError(
             f"Network '{name}' needs timm, which is not installed. Install it with: pip install -e '.[timm]'"
         ) from None
+
     if not timm.is_model(name):
         known = timm.list_models()
         near = difflib.get_close_matches(name, known, n=8, cutoff=0.3) or known[:8]
         raise unknown_name(
             "timm model", name, near, f"timm has {len(known)}; list them with timm.list_models()."
         )
+
     model = _create(name, size, channels, classes, pretrained=weights == "imagenet")
     if not hasattr(model, "forward_intermediates"):
         raise ParamsError(f"timm model '{name}' does not give its intermediate maps. Choose another one.")
@@ -119,6 +121,7 @@ def _create(name: str, size: int, channels: int, classes: int, *, pretrained: bo
     options: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
     try:
         config = timm.get_pretrained_cfg(name)
+        # A transformer's positions belong to one size; the others take any, and refuse the argument.
         if config is not None and config.fixed_input_size:
             options["img_size"] = size
         with tensors_only():
