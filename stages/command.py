@@ -135,9 +135,9 @@ def _exit(line: str, status: int = 1, error: BaseException | None = None) -> NoR
     if "RANK" not in os.environ:
         print(f"error: {line}", file=sys.stderr)
         sys.exit(status)
-    from pipeline.compute.distributed import tells
+    from pipeline.compute.distributed import reports
 
-    if tells(error):
+    if reports(error):
         print(f"error: {line}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

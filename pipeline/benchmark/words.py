@@ -52,14 +52,16 @@ def word_step(bench: Bench) -> list[Record]:
     )
     network = build(spec, 0)
     shape = probe(network, spec.size, spec.channels)["final"]
+
     draw = np.random.default_rng(0)
     centers = draw.random((WORDS, shape[0]), np.float32)
     tables: Tables = {"words": {"centers": centers, "counts": np.ones(WORDS, np.int64)}}
     pixels = torch.from_numpy(draw.random((bench.scale.batch_size, *shape), np.float32)).to(device)
-    found = torch.from_numpy(centers).to(device)
+    codewords = torch.from_numpy(centers).to(device)
+
     features = {
-        "nearest": codebook.as_code(codebook.nearest_word(pixels, found), len(found)),
-        "top4": codebook.pack(*codebook.nearest_words(pixels, found), len(found)),
+        "nearest": codebook.as_code(codebook.nearest_word(pixels, codewords), len(codewords)),
+        "top4": codebook.pack(*codebook.nearest_words(pixels, codewords), len(codewords)),
         "map": pixels,
     }
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pipeline import plugin
 from pipeline.compute.machine import machine
-from pipeline.data.dataset import Meta
+from pipeline.data.layout import Meta
 from pipeline.data.views import ViewSpace, num_slots, view_space
 from pipeline.distillation.method import Known
 from pipeline.features import codebook

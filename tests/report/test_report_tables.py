@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from report_fixtures import Links, Project
 
-from pipeline.data.dataset import images_path
+from pipeline.data.layout import images_path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 from pipeline.report.sections import discriminants, sizes, subclasses
 
