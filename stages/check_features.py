@@ -12,6 +12,7 @@ from stages import command
 
 
 def main(
+    block: Annotated[Path, typer.Argument(help="The teacher's check.json, made by stages.params.")],
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     data: Annotated[Path, typer.Option(help="Folder of the prepared data.")],
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
@@ -21,6 +22,12 @@ def main(
     rows: Annotated[int, typer.Option(help="Rows of each split to recompute.", min=1)] = 256,
 ) -> None:
     """Check a store against the live teacher; fail where rounding is no excuse. Say what its features see."""
+    from pipeline.params.base import load as load_block
+    from pipeline.params.teachers import CodeBlock
+
+    asked = load_block(CodeBlock, block)
+    hint = f"dvc repro extract_features@{asked.teacher}"
+
     from pipeline.artifacts import hashing, publish
     from pipeline.compute.machine import machine
     from pipeline.data.normalize import Normalize
@@ -35,7 +42,7 @@ def main(
     from pipeline.networks.weights import load
 
     with publish.replacing(summary, out):
-        prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store, "dvc repro")
+        prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store, hint)
         meta = prepared.meta
         networks = {checkpoint: load(weights, checkpoint)[0] for checkpoint in manifest.weights}
         contents.require(
@@ -68,7 +75,9 @@ def main(
             | ({"field": asdict(seen[name])} if name in seen else {})
             for name, stored in floats.items()
         }
-        publish.write_json(summary, {"bytes": size, "files": files, "features": features})
+        publish.write_json(
+            summary, {"made_by": asked.stage, "bytes": size, "files": files, "features": features}
+        )
         errors = {one.array: one.error for one in found if one.measure == "value"}
         shares: dict[str, float] = {}
         for one in found:

@@ -42,6 +42,11 @@ Precision = Annotated[
     ),
 ]
 
+Mark = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder to put an about.json into, so that it is there; may be given again."),
+]
+
 BatchSize = Annotated[
     int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
 ]
@@ -129,6 +134,14 @@ def spread(module: str, processes: int) -> None:
 
         launch(module, sys.argv[1:], processes)
         sys.exit()
+
+
+def mark(folders: list[Path] | None) -> None:
+    """Put an `about.json` into folders that other stages fill: what depends on a folder finds it there, if empty."""
+    from pipeline.artifacts.publish import write_json
+
+    for folder in folders or ():
+        write_json(folder / "about.json", {"holds": f"what stages make of {folder.name}"})
 
 
 def _exit(line: str, status: int = 1, error: BaseException | None = None) -> NoReturn:

@@ -27,7 +27,7 @@ def main(
         raise typer.BadParameter(f"{out} does not end in .zarr", param_hint="--out")
 
     from pipeline.params.base import load as load_block
-    from pipeline.params.extract import ExtractBlock
+    from pipeline.params.teachers import ExtractBlock
 
     extract = load_block(ExtractBlock, block)
     name = extract.teacher
@@ -69,7 +69,7 @@ def main(
         where.precision,
         stored_features(requested, first, meta.channels, meta.size),
         teacher=name,
-        made_by=f"extract_features@{name}",
+        made_by=extract.stage,
     )
 
     # After the manifest, whose probe of one image is not worth compiling for.
@@ -91,7 +91,7 @@ def main(
     plugins = [plugin.module("networks", manifest.network.family)]
     plugins += [plugin.module("encodings", encoding) for encoding in encodings_of(extract.features)]
     code = closure.digest(["stages.extract_features", *plugins])
-    identity = hashing.content_hash([manifest.model_dump(mode="json"), extract.compression, code])
+    identity = hashing.identity(manifest, extract.compression, code)
 
     with distributed.building(out, where.ranks) as scratch:
         fill(scratch, extraction, identity, f"features of {name}")

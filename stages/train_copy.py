@@ -15,8 +15,7 @@ def main(
     prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
-    out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, store.zarr.")],
-    summary: Annotated[Path, typer.Option(help="Json to make: whose copy it is, and what its store holds.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, store.zarr, copy.json.")],
     device: command.Device = "auto",
     precision: command.Precision = "auto",
     batch_size: command.BatchSize = 256,
@@ -24,39 +23,29 @@ def main(
 ) -> None:
     """Train the copy of BLOCK by the teacher's logits in its STORE."""
     from pipeline.params.base import load
-    from pipeline.params.copies import SelfTaughtBlock
+    from pipeline.params.copies import CopyBlock
 
-    asked = load(SelfTaughtBlock, block)
+    copy = load(CopyBlock, block)
 
     from pipeline import plugin
     from pipeline.artifacts import closure, hashing, publish
     from pipeline.compute.machine import machine
     from pipeline.data.prepared import Prepared
-    from pipeline.features import manifest as manifests
-    from pipeline.training.self_taught import train
+    from pipeline.features import contents
+    from pipeline.training.assembly import Job
+    from pipeline.training.copies import train
 
-    data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
-    made = manifests.read(store, "dvc repro")
-    plugins = (("methods", "kd"), ("schedules", "final"), ("networks", made.network.family))
-    code = closure.digest(["stages.train_self_taught", *(plugin.module(*plug) for plug in plugins)])
-    read = [made.weights.get("last"), made.features.get("logits"), made.data]
-    identity = hashing.content_hash(
-        [asked.model_dump(mode="json"), where.precision, code, [str(part) for part in read]]
-    )
-    with publish.replacing(summary), publish.building(out, resume=True) as scratch:
-        found = train(
-            scratch,
-            asked,
-            data,
-            weights,
-            store,
-            where,
-            identity=identity,
-            batch_size=batch_size,
-            resident_bytes=resident << 20,
-        )
-        about = {"self_taught": asked.name, "teacher": made.weights["last"]}
-        publish.write_json(summary, about | {"digest": found.features["logits"].digest})
+    data, where = Prepared.open(prepared / copy.dataset), machine(device, precision)
+    stored = contents.read(store, f"dvc repro extract_features@{copy.teacher}")
+    learned = (plugin.module("methods", "kd"), plugin.module("schedules", "final"))
+    code = closure.digest(["stages.train_copy", *learned])
+    read = [stored.weights.get("last"), stored.features.get("logits"), stored.data]
+    identity = hashing.identity(copy, where.precision, code, [str(part) for part in read])
+    with publish.building(out, resume=True) as scratch:
+        job = Job(scratch, where, identity, f"copy {copy.name}", copy.stage)
+        train(copy, data, weights, store, job, batch_size=batch_size, resident_bytes=resident << 20)
+        about = {"made_by": copy.stage, "teacher": copy.teacher, "weights": stored.weights["last"]}
+        publish.write_json(scratch / "copy.json", about)
 
 
 if __name__ == "__main__":

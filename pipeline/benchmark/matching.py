@@ -14,7 +14,7 @@ from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import interleaved, synchronize, timed
 from pipeline.matching.assignment import assign
 from pipeline.matching.consistency import Statistics, pooled
-from pipeline.params.matching import Measure
+from pipeline.params.matchings import Measure
 
 IMAGES = 50_000  # what times are given for
 BATCH = 250

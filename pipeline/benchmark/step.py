@@ -145,7 +145,8 @@ def distillation(
     )
 
     method, schedule = module.Method(config, context), plug.Schedule(plug.Config(), context)
-    objective = Distillation(student, method, schedule, None, source, bench.machine, 0)
+    taps = (module.Method.needs(config) | plug.Schedule.needs(plug.Config())).student
+    objective = Distillation(student, method, schedule, None, source, bench.machine, 0, taps=taps)
     objective.to(bench.machine.device)
     modules = {"student": student, "method": method, "schedule": schedule}
     return one_epoch(bench, modules, objective, batches)

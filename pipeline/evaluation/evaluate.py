@@ -30,7 +30,7 @@ from pipeline.networks.weights import load
 
 Metrics = dict[str, float | int | str]
 # Of a student's inputs: what its metrics say of the run.
-PASSED_ON = ("dataset", "pair", "run", "method", "teacher", "student", "seed", "source", "slots")
+PASSED_ON = ("dataset", "pair", "run", "teacher", "student", "seed", "source", "slots")
 
 
 def evaluate(
@@ -81,12 +81,12 @@ def evaluate(
 
     arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
     arrays["fingerprint"] = np.array(test.fingerprint)
-    if "run" in inputs:
-        metrics |= _comparison(folder / "comparison.json")
     if inputs.get("teacher_evaluation"):
         other = _teacher_prediction(inputs, test.fingerprint)
         metrics["agreement"] = agreement(torch.from_numpy(arrays["last"]), other)
         metrics["best_agreement"] = agreement(torch.from_numpy(arrays["best"]), other)
+    if inputs.get("methods"):
+        metrics["methods"] = " + ".join(name for plug in inputs["methods"] for name in plug)
     return metrics | {key: inputs[key] for key in PASSED_ON if inputs.get(key) is not None}, arrays
 
 
@@ -157,14 +157,6 @@ def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
     if made_from[1] != inputs["teacher_weights"]:
         raise StaleArtifactError(f"{path} is of another teacher. Make it again with: dvc repro")
     return predicted
-
-
-def _comparison(path: Path) -> dict[str, float]:
-    """Return what a distillation's end says of the distance to the teacher."""
-    content = read_json(path, "dvc repro")
-    if not isinstance(content, dict) or not all(isinstance(value, float) for value in content.values()):
-        raise DamagedArtifactError(f"{path} does not hold numbers. Delete {path.parent}, then: dvc repro")
-    return {name: float(value) for name, value in content.items()}
 
 
 def _summary(path: Path) -> dict[str, float | int]:

@@ -19,7 +19,7 @@ from pipeline.compute.machine import Machine
 from pipeline.data.images import stream_images, views
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
-from pipeline.data.views import num_slots, view_space
+from pipeline.data.views import view_space
 from pipeline.errors import ParamsError, StaleArtifactError
 from pipeline.features import contents
 from pipeline.features import manifest as manifests
@@ -30,7 +30,7 @@ from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher, on_device
 from pipeline.networks.weights import load
-from pipeline.params.codes import CodeBlock
+from pipeline.params.tables import EncodeBlock
 
 ROWS = 256  # recomputed after the run
 
@@ -39,7 +39,8 @@ class Encoder:
     """Encodes the training split's views.
 
     Args:
-        block: the code's settings.
+        block: what is encoded with the table.
+        code: the code's full name, one of the block's.
         prepared: the data.
         weights: the teacher's folder of weights.
         store: the teacher's store; the codes must be of the same teacher, data and views.
@@ -58,7 +59,8 @@ class Encoder:
 
     def __init__(
         self,
-        block: CodeBlock,
+        block: EncodeBlock,
+        code: str,
         prepared: Prepared,
         weights: Path,
         store: Path,
@@ -71,12 +73,12 @@ class Encoder:
         made_by: str,
         hint: str,
     ) -> None:
-        feature = Feature.parse(block.code)
-        self.code, self.encoding = block.code, feature.encodings[-1]
+        feature = Feature.parse(code)
+        self.code, self.encoding = code, feature.encodings[-1]
         self.mapped = ":".join((feature.tap, *feature.encodings[:-1]))
         if self.mapped != fitted_to:
             raise ParamsError(
-                f"Code '{block.code}' encodes '{self.mapped}', and table '{block.table}' was fitted to "
+                f"Code '{code}' encodes '{self.mapped}', and table '{block.table}' was fitted to "
                 f"'{fitted_to}'. Change one of them in params.yaml."
             )
 
@@ -85,15 +87,14 @@ class Encoder:
         contents.require(store, stored, data=meta.fingerprint, mean=meta.mean, std=meta.std, weights=expected)
 
         network, spec = load(weights)
-        self.title = f"codes {block.code} of {stored.teacher}"
+        self.title = f"codes {code} of {stored.teacher}"
         self.table = on_device({block.table: table}, machine)
         self.teacher = Teacher(network, machine, self.table)
 
         self.split, self.space = prepared.split("train"), view_space(block.views)
-        slots = num_slots(self.space, block.slots, f"slots of the code '{block.code}'")
         self.normalize = Normalize(meta.mean, meta.std, machine.device)
 
-        requested = {block.code: (slots, "float16")}
+        requested = {code: (block.codes[code], "float16")}
         manifest = Manifest.of(
             meta,
             block.views,

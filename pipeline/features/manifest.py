@@ -14,7 +14,7 @@ from typing import Self
 from pydantic import Field
 
 from pipeline.compute.precision import Precision
-from pipeline.data.dataset import Meta
+from pipeline.data.layout import Meta
 from pipeline.features import contents
 from pipeline.features.contents import Contents, StoredFeature
 from pipeline.networks.spec import NetworkSpec

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ParamsError
-from pipeline.params.matching import Measure
+from pipeline.params.matchings import Measure
 
 FLOOR = 1e-12  # of a distance
 SMOOTHING = 1e-6  # of kl

@@ -36,7 +36,7 @@ from pipeline.matching.rearrangement import PREFIX, Rearrangement
 from pipeline.matching.sums import Sums
 from pipeline.networks.network import Network, Shape, probe
 from pipeline.networks.weights import load, state_digest
-from pipeline.params.matching import LEARNED, MatchBlock
+from pipeline.params.matchings import LEARNED, Match
 from pipeline.progress import Advance
 
 BATCH = 250
@@ -61,7 +61,7 @@ class Matcher:
         hint: the command that makes the store.
     """
 
-    block: MatchBlock
+    block: Match
     seed: int
     folder: Path
     weights: Path

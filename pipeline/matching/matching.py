@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import arrays
 from pipeline.errors import DamagedArtifactError, ParamsError
 from pipeline.params.base import Block, validate
-from pipeline.params.matching import MatchingParams
+from pipeline.params.matchings import MatchingParams
 
 Array = NDArray[Any]
 

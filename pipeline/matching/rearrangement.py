@@ -9,7 +9,7 @@ from pipeline.errors import StaleArtifactError
 from pipeline.matching.consistency import range_of
 from pipeline.matching.learned import SubNet
 from pipeline.matching.matching import Matching
-from pipeline.params.matching import LEARNED
+from pipeline.params.matchings import LEARNED
 
 PREFIX = "subnet."
 

@@ -13,7 +13,7 @@ from pipeline import seeding
 from pipeline.matching.assignment import ONE_TO_ONE, assign, score
 from pipeline.matching.consistency import Statistics, pooled, range_of
 from pipeline.networks.network import Shape
-from pipeline.params.matching import Measure
+from pipeline.params.matchings import Measure
 
 STRATEGIES = ("identity", "random", "greedy", "bipartite")
 

@@ -142,6 +142,11 @@ def load(model: type[B], path: Path, hint: str = "dvc repro params") -> B:
         raise DamagedArtifactError(f"{error} Make it again with: {hint}") from None
 
 
+def load_asked(model: type[B], path: Path, hint: str = "dvc repro params") -> B | None:
+    """Read a block from a json that is null where nobody asks for what it is about; see `load`."""
+    return None if read_json(path, hint) is None else load(model, path, hint)
+
+
 def _one_line(error: ValidationError, model: type[BaseModel], content: Any, where: str, file: str) -> str:
     # What is unknown explains what is missing, so it is told first.
     found = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")

@@ -148,7 +148,9 @@ def _check_distill(params: Sections) -> None:
         if len(set(values)) < len(values):
             raise ParamsError(f"params.yaml: {section} contains duplicates. Name each once.")
     if params.distill and not params.seeds:
-        raise ParamsError("params.yaml: distill asks for students, and seeds is empty. Add a seed: seeds: [0]")
+        raise ParamsError(
+            "params.yaml: distill asks for students, and seeds is empty. Add a seed: seeds: [0]"
+        )
 
 
 def _check_same_data(where: str, params: Sections, teacher: str, student: str) -> None:

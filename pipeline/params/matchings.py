@@ -67,6 +67,24 @@ class BorrowedParams(Block):
     matching: str
 
 
+class Match(Block):
+    """One matching of one student with one teacher, in all seeds.
+
+    Attributes:
+        matching: key of `matchings`.
+        recipe: how it is made.
+        teacher: key of `teachers`.
+        student: key of `students`.
+        dataset: data set of both.
+    """
+
+    matching: str
+    recipe: MatchingParams
+    teacher: str
+    student: str
+    dataset: str
+
+
 class MatchBlock(StageBlock):
     """What `match_channels` depends on beside students, teacher and store.
 
@@ -85,3 +103,16 @@ class MatchBlock(StageBlock):
     dataset: str
     seeds: tuple[int, ...]
     recipes: dict[str, MatchingParams]
+
+    def matches(self) -> list[Match]:
+        """Return the matchings one by one."""
+        return [
+            Match(
+                matching=name,
+                recipe=recipe,
+                teacher=self.teacher,
+                student=self.student,
+                dataset=self.dataset,
+            )
+            for name, recipe in self.recipes.items()
+        ]

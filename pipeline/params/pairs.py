@@ -42,7 +42,7 @@ class RunBlock(Block):
     """A run of a pair with all that it consists of, overrides merged and defaults filled in.
 
     Attributes:
-        methods: settings by file of `pipeline/distillation/methods`, in their order.
+        methods: files of `pipeline/distillation/methods` with their settings, in their order.
         schedule: a file of `pipeline/distillation/schedules`, with its settings.
         transform: a file of `pipeline/distillation/transforms`, with its settings, or None.
         source: where the teacher's features come from.
@@ -58,7 +58,7 @@ class RunBlock(Block):
         plugins: code that the run depends on, as "catalogue/name".
     """
 
-    methods: dict[str, dict[str, Any]]
+    methods: tuple[Plug, ...]
     schedule: Plug
     transform: Plug | None
     source: Literal["cached", "online"]

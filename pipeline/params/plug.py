@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_serializer, model_validator
 
 from pipeline.params.base import Block
 
@@ -60,5 +60,15 @@ def plugs(content: Any, most: int | None = None) -> dict[str, Any]:
     return {name: settings or {} for name, settings in content.items()}
 
 
-# Several that act together, in their order.
-Plugs = Annotated[dict[str, dict[str, Any]], BeforeValidator(plugs), Field(min_length=1)]
+def _several(content: Any) -> tuple[dict[str, Any], ...]:
+    return tuple({name: settings} for name, settings in plugs(content).items())
+
+
+def _as_mapping(several: tuple[Plug, ...]) -> dict[str, dict[str, Any]]:
+    return {plug.name: plug.settings for plug in several}
+
+
+# Several that act together, in their order: a name, or a mapping of names to settings.
+Plugs = Annotated[
+    tuple[Plug, ...], BeforeValidator(_several), PlainSerializer(_as_mapping), Field(min_length=1)
+]

@@ -82,7 +82,9 @@ def view_params(views: Plug, where: str) -> ViewParams:
         UnknownNameError: there is no such space.
         ParamsError: its settings are wrong.
     """
-    spaces = {get_args(model.model_fields["space"].annotation)[0]: model for model in SPACES}
+    spaces: dict[str, type[Plain | CropFlip | RandomResizedCrop]] = {
+        get_args(model.model_fields["space"].annotation)[0]: model for model in SPACES
+    }
     if views.name not in spaces:
         raise unknown_name(f"view space of {where}:", views.name, spaces)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline import plugin
 from pipeline.data.prepared import Prepared
-from pipeline.params.matching import MatchingParams
+from pipeline.params.matchings import MatchingParams
 from pipeline.params.views import ViewParams
 from pipeline.report.statistics import Estimate, estimate, gain
 

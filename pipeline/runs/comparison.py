@@ -19,16 +19,18 @@ from pipeline.distillation.method import Batch, Context
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.evaluation.distance import map_distance, prediction_kl
 from pipeline.evaluation.forward import PlainSplit
-from pipeline.features import manifest as manifests
+from pipeline.features import contents
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher, as_float32
 from pipeline.networks.network import Network, Taps, probe
 from pipeline.networks.weights import load, load_weights
 from pipeline.runs.composition import Composition
 from pipeline.runs.inputs import RunInputs
-from pipeline.runs.sources import Sources
+from pipeline.runs.sources import RESOLVED, Sources
 
-TRANSFORM = "transform.safetensors"  # in a student's folder: the state that a transform ended in, if it has one
+TRANSFORM = (
+    "transform.safetensors"  # in a student's folder: the state that a transform ended in, if it has one
+)
 Fetch = Callable[
     [int, Tensor, Tensor], Tensor
 ]  # of the samples from a position on: images, labels -> feature
@@ -99,7 +101,7 @@ def _fetch(feature: str, inputs: RunInputs, sources: Sources) -> Fetch | None:
         return None if teacher is None else partial(_run, teacher, feature)
     for stored in inputs.stored.values():
         store = Path(stored.store)
-        manifest = manifests.read(store)
+        manifest = contents.read(store, RESOLVED)
         kept = manifest.features.get(feature)
         if kept and "last/test" in kept.digest and manifest.weights["last"] == inputs.teacher_weights:
             return partial(_read, StoredArray(array_path(store, "last", "test", feature)))

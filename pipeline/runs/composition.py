@@ -26,8 +26,8 @@ class Composed(Protocol):
     """A run as params.yaml, a block of it, or a student's inputs have it."""
 
     @property
-    def methods(self) -> Mapping[str, dict[str, Any]]:
-        """Settings by method."""
+    def methods(self) -> tuple[Plug, ...]:
+        """The methods, in their order."""
 
     @property
     def schedule(self) -> Plug:
@@ -115,9 +115,9 @@ class Composition:
         """The teacher features that the transform changes."""
         return () if self.transform is None else self.transform.changes(self.transform_config)
 
-    def settings(self) -> dict[str, dict[str, Any]]:
-        """Return the settings of the methods as json holds them, defaults filled in."""
-        return {name: config.model_dump(mode="json") for name, config in self.methods.items()}
+    def plugs(self) -> tuple[Plug, ...]:
+        """Return the methods with their settings, defaults filled in."""
+        return tuple(Plug.of(name, **config.model_dump(mode="json")) for name, config in self.methods.items())
 
 
 def check_settings(run: Composed, where: str) -> None:
@@ -134,10 +134,7 @@ def check_settings(run: Composed, where: str) -> None:
 
 
 def _methods(run: Composed, where: str) -> dict[str, MethodConfig]:
-    return {
-        name: _loaded("methods", Plug.of(name, **settings), f"{where}.methods")[1]
-        for name, settings in run.methods.items()
-    }
+    return {plug.name: _loaded("methods", plug, f"{where}.methods")[1] for plug in run.methods}
 
 
 def _loaded(catalogue: str, plug: Plug, where: str) -> tuple[ModuleType, Any]:

@@ -67,7 +67,7 @@ class RunInputs(StudentInputs):
         run: key of `runs`.
         seed: of init, order and views.
         teacher: key of `teachers`.
-        methods: settings by method, in their order, defaults filled in.
+        methods: the methods with their settings, in their order, defaults filled in.
         transform: the transform with its settings, or None.
         schedule: the schedule with its settings.
         source: where the teacher's features come from.
@@ -89,7 +89,7 @@ class RunInputs(StudentInputs):
     run: str
     seed: int
     teacher: str
-    methods: dict[str, dict[str, Any]]
+    methods: tuple[Plug, ...]
     transform: Plug | None
     schedule: Plug
     source: Literal["cached", "online"]

@@ -201,7 +201,7 @@ class Project:
         # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
         tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
         block = RunBlock(
-            methods=composition.settings(),
+            methods=composition.plugs(),
             schedule=Plug.of(settings.schedule.name, **composition.schedule_config.model_dump(mode="json")),
             transform=None
             if settings.transform is None

@@ -13,9 +13,9 @@ from pipeline.artifacts.hashing import file_hash
 from pipeline.artifacts.publish import read_json
 from pipeline.data.prepared import Prepared
 from pipeline.errors import MissingArtifactError, StaleArtifactError
+from pipeline.features import contents
 from pipeline.features import manifest as manifests
 from pipeline.features.manifest import Manifest
-from pipeline.features.source import check_stored
 from pipeline.matching.matching import Matching, Wanted
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.checks import OWN
@@ -140,30 +140,31 @@ def _stored(block: PairBlock, run: RunBlock, student: StudentInputs, places: Pla
     """Return where the features of a cached run lie, checked to be of this teacher and of these tables."""
     stored = {}
     for feature in run.features:
-        store, tables = _place(feature, places)
-        manifest = _manifest(store, student)
-        check_stored(store, manifest, feature, run.checkpoints, run.slots or 0)
-        manifests.require(store, manifest, weights=_weights(places.weights, run.checkpoints), tables=tables)
+        store, tables, hint = _place(block, feature, places)
+        manifest = _manifest(store, student, hint)
+        contents.check_stored(store, manifest, feature, run.checkpoints, run.slots or 0)
+        contents.require(store, manifest, weights=_weights(places.weights, run.checkpoints), tables=tables)
         digest = manifest.features[feature].digest
         keys = [f"{checkpoint}/train" for checkpoint in run.checkpoints]
         stored[feature] = Stored(store=str(store), digest={key: digest[key] for key in keys})
     return stored
 
 
-def _manifest(store: Path, student: StudentInputs) -> Manifest:
+def _manifest(store: Path, student: StudentInputs, hint: str) -> Manifest:
     """Return what a store says of itself; it must hold the data and the views that the student sees."""
-    manifest = manifests.read(store)
+    manifest = manifests.read(store, hint)
     data, mean, std, views = student.fingerprint, student.mean, student.std, student.views
-    manifests.require(store, manifest, data=data, mean=mean, std=std, views=views)
+    contents.require(store, manifest, data=data, mean=mean, std=std, views=views)
     return manifest
 
 
-def _place(feature: str, places: Places) -> tuple[Path, dict[str, str]]:
-    """Return the store that holds a feature, and the hash of the table that it must have been encoded with."""
-    mapped, at, name = feature.partition("@")
+def _place(block: PairBlock, feature: str, places: Places) -> tuple[Path, dict[str, str], str]:
+    """Return the store that holds a feature, the hash of the table that encoded it, and the command that makes it."""
+    _, at, name = feature.partition("@")
     if not at:
-        return places.store, {}
-    return code_store(places.codes / name, feature), {name: file_hash(places.tables / f"{name}.npz")}
+        return places.store, {}, f"dvc repro extract_features@{block.teacher}"
+    tables = {name: file_hash(places.tables / f"{name}.npz")}
+    return code_store(places.codes / name, feature), tables, f"dvc repro encode_views@{block.teacher}-{name}"
 
 
 def code_store(folder: Path, code: str) -> Path:
@@ -177,8 +178,8 @@ def _copy(block: PairBlock, name: str, run: RunBlock, student: StudentInputs, pl
     if read_json(folder / "copy.json", hint).get("weights") != _weights(places.weights, ["last"])["last"]:
         raise StaleArtifactError(f"{folder} is of a copy of another teacher. Make it again with: {hint}")
     store = folder / "store.zarr"
-    manifest = _manifest(store, student)
-    check_stored(store, manifest, "logits", ["last"], run.slots or 0)
+    manifest = _manifest(store, student, hint)
+    contents.check_stored(store, manifest, "logits", ["last"], run.slots or 0)
     return Stored(store=str(store), digest={"last/train": manifest.features["logits"].digest["last/train"]})
 
 
@@ -187,8 +188,9 @@ def _table(block: PairBlock, name: str, places: Places) -> tuple[str, str]:
     path, hint = places.tables / f"{name}.npz", f"dvc repro fit_table@{block.teacher}-{name}"
     if not path.exists() or not path.stat().st_size:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}")
-    _, origin = table.load(path)
-    manifests.require_source(path, origin, places.store, manifests.read(places.store))
+    extracted = f"dvc repro extract_features@{block.teacher}"
+    origin = table.read_origin(path, hint)
+    contents.require_source(path, origin, places.store, contents.read(places.store, extracted))
     return str(path), file_hash(path)
 
 
@@ -204,7 +206,7 @@ def _matchings(
         stage = f"match_channels@{block.pair}" if folder == OWN else f"match_borrowed@{folder}"
 
         path = places.matchings / folder / wanted.matching / f"{own_seed}.npz"
-        origin = Matching.load(path).origin
+        origin = Matching.load(path, f"dvc repro {stage}").origin
         expected = {
             "student": block.student.student,
             "seed": own_seed,

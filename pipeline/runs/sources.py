@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.compute.machine import Machine
 from pipeline.distillation.method import Matchings, Tables
 from pipeline.errors import StaleArtifactError
-from pipeline.features import manifest as manifests
+from pipeline.features import contents
 from pipeline.features.extract import stored_features
 from pipeline.features.source import RESIDENT_BYTES, CachedSource, OnlineSource, TeacherSource
 from pipeline.features.teacher import Teacher, on_device
@@ -18,6 +18,8 @@ from pipeline.networks.network import Shape, build
 from pipeline.networks.weights import load, state_digest
 from pipeline.runs.inputs import RunInputs, Stored, check_file
 from pipeline.tables import table
+
+RESOLVED = "dvc repro"  # what is read was there when the inputs were resolved, so its own stage is up to date
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,13 @@ def matchings(inputs: RunInputs) -> dict[str, Matching]:
     for key, (name, expected) in inputs.matchings.items():
         path = Path(name)
         check_file(path, expected)
-        matching = known[key] = Matching.load(path)
+        matching = known[key] = Matching.load(path, RESOLVED)
         theta0 = state_digest(build(inputs.network, matching.origin.seed).state_dict())
         if theta0 != matching.origin.theta0:
             raise StaleArtifactError(
                 f"{path} is of another student: {inputs.network.network} of seed {matching.origin.seed} does not "
                 f"start from the weights that it was made with. Make it again with: dvc repro "
-                f"match_channels@{inputs.pair}"
+                f"{matching.origin.made_by}"
             )
     return known
 
@@ -100,7 +102,7 @@ def matchings(inputs: RunInputs) -> dict[str, Matching]:
 def _tables(inputs: RunInputs) -> Tables:
     for path, expected in inputs.tables.values():
         check_file(Path(path), expected)
-    return {name: table.load(Path(path))[0] for name, (path, _) in inputs.tables.items()}
+    return {name: table.load(Path(path), RESOLVED)[0] for name, (path, _) in inputs.tables.items()}
 
 
 def _teachers(inputs: RunInputs, tables: Tables, machine: Machine) -> dict[str, Teacher]:
@@ -114,7 +116,7 @@ def _teachers(inputs: RunInputs, tables: Tables, machine: Machine) -> dict[str, 
 
 
 def _check_stored(stored: Stored, name: str) -> None:
-    kept = manifests.read(Path(stored.store)).features.get(name)
+    kept = contents.read(Path(stored.store), RESOLVED).features.get(name)
     if kept is None or any(kept.digest.get(key) != value for key, value in stored.digest.items()):
         raise StaleArtifactError(
             f"{stored.store} does not hold the '{name}' that this run was resolved with. Run: dvc repro"
@@ -124,7 +126,7 @@ def _check_stored(stored: Stored, name: str) -> None:
 def _shapes(inputs: RunInputs, teachers: Mapping[str, Teacher]) -> dict[str, Shape]:
     if inputs.source == "cached":
         return {
-            name: manifests.read(Path(stored.store)).features[name].shape
+            name: contents.read(Path(stored.store), RESOLVED).features[name].shape
             for name, stored in inputs.stored.items()
         }
     if not inputs.features:

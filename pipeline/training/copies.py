@@ -6,7 +6,6 @@ methods share it: the sequential form of what `schedules/self_learning.py` does 
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 
 from pipeline import plugin
@@ -15,10 +14,11 @@ from pipeline.artifacts.hashing import file_hash
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import num_slots, view_space
 from pipeline.distillation.method import Context
+from pipeline.features import contents
 from pipeline.features import manifest as manifests
 from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
-from pipeline.features.source import RESIDENT_BYTES, CachedSource, check_stored
+from pipeline.features.source import RESIDENT_BYTES, CachedSource
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import build, probe
 from pipeline.networks.weights import load
@@ -60,11 +60,11 @@ def train(
         DivergedError: a term is not finite.
     """
     machine, meta = job.machine, prepared.meta
-    taught = manifests.read(store)
-    manifests.require(store, taught, data=meta.fingerprint, mean=meta.mean, std=meta.std, views=block.views)
-    manifests.require(store, taught, weights={"last": file_hash(weights / "last.safetensors")})
+    taught = manifests.read(store, f"dvc repro extract_features@{block.teacher}")
+    contents.require(store, taught, data=meta.fingerprint, mean=meta.mean, std=meta.std, views=block.views)
+    contents.require(store, taught, weights={"last": file_hash(weights / "last.safetensors")})
     slots = num_slots(view_space(block.views), block.slots, f"copies.{block.name}.slots")
-    check_stored(store, taught, "logits", ["last"], slots)
+    contents.check_stored(store, taught, "logits", ["last"], slots)
 
     # A run that was interrupted while it stored the logits does not learn again.
     mark = job.scratch / "trained"
@@ -75,18 +75,16 @@ def train(
     network, spec = load(job.scratch / "weights")
     setting, copy = Setting.of(prepared, block.views, machine), Teacher(network, machine)
     requested = {"logits": (slots, taught.features["logits"].dtype)}
-    manifest = Manifest(
+    manifest = Manifest.of(
+        meta,
+        block.views,
+        spec,
+        {"last": file_hash(job.scratch / "weights" / "last.safetensors")},
+        machine.precision,
+        stored_features(requested, copy, meta.channels, meta.size),
         teacher=taught.teacher,
-        network=spec,
-        weights={"last": file_hash(job.scratch / "weights" / "last.safetensors")},
-        data=meta.fingerprint,
-        samples={"train": meta.samples["train"]},
-        mean=meta.mean,
-        std=meta.std,
-        views=block.views,
-        precision=machine.precision,
-        features=stored_features(requested, copy, meta.channels, meta.size),
-        versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
+        made_by=job.made_by,
+        splits=("train",),
     )
     extraction = Extraction(
         manifest,

@@ -29,7 +29,7 @@ from pipeline.matching.consistency import Statistics, pooled, range_of
 from pipeline.matching.matching import Wanted
 from pipeline.matching.rearrangement import Rearrangement
 from pipeline.networks.network import Shape, Taps
-from pipeline.params.matching import LEARNED
+from pipeline.params.matchings import LEARNED
 
 
 class Config(TransformConfig):
