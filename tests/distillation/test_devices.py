@@ -35,15 +35,13 @@ META = torch.device("meta")
 FINAL, INNER = "final", "stage3_block1"
 # Every method as it is, and what its defaults leave out: each kind of code, and other ways through the loss.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in plugin.names("methods")} | {
-    "fitnet standardised": ("fitnet", {"standardise": "moments"}),
-    "letkd1 nearest": ("letkd1", {"places": {FINAL: {"learns": "words", "feature": "final:nearest@words"}}}),
-    "letkd1 top4": ("letkd1", {"places": {FINAL: {"learns": "words", "feature": "final:top4@words"}}}),
-    "letkd2 subclass": (
-        "letkd2",
-        {"places": {INNER: {"learns": "subclasses", "feature": f"{INNER}:subclass@subclasses"}}},
-    ),
-    "quest nearest": ("quest", {"places": {FINAL: {"feature": "final:nearest@words"}}}),
-    "quest top4": ("quest", {"places": {FINAL: {"feature": "final:top4@words"}}}),
+    "fitnet standardized": ("fitnet", {"standardize": "moments"}),
+    "letkd nearest": ("letkd", {"places": {FINAL: {"table": "words", "encoding": "nearest"}}}),
+    "letkd top4": ("letkd", {"places": {FINAL: {"table": "words", "encoding": "top4"}}}),
+    "letkd map of sub-classes": ("letkd", {"places": {INNER: "subclasses"}}),
+    "letkd subclass": ("letkd", {"places": {INNER: {"table": "subclasses", "encoding": "subclass"}}}),
+    "quest nearest": ("quest", {"places": {FINAL: {"table": "words", "encoding": "nearest"}}}),
+    "quest top4": ("quest", {"places": {FINAL: {"table": "words", "encoding": "top4"}}}),
     "dskd equal": ("dskd", {"balance": "equal"}),
     "dskd differentiated": ("dskd", {"detach": False}),
 }
@@ -100,7 +98,7 @@ def matching(ranges: int = 1) -> Matching:
 
 def table(name: str) -> Mapping[str, Any]:
     moments = {"mean": np.zeros(32), "std": np.ones(32)}
-    return moments if name == "moments" else TABLES["letkd2", name]
+    return moments if name == "moments" else TABLES["letkd", name]
 
 
 def build(
