@@ -17,7 +17,7 @@ from test_methods import MATCHINGS, SETTINGS, TABLES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from training_fixtures import RECIPE, Assembled, assemble, frozen_teacher
+from training_fixtures import RECIPE, Assembled, assemble_all, frozen_teacher
 
 from pipeline import plugin
 from pipeline.compute.machine import Machine
@@ -102,13 +102,13 @@ def table(name: str) -> Mapping[str, Any]:
 
 
 def build(
-    method: str = "kd",
+    method: str | Mapping[str, Mapping[str, Any]] = "kd",
     settings: Mapping[str, Any] | None = None,
     schedule: tuple[str, Mapping[str, Any]] | None = None,
     transform: tuple[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Assembled, Distillation, Batch]:
     """Return an objective, and a batch with all that it reads, on the CPU."""
-    found = assemble(method, settings, table)
+    found = assemble_all({method: settings or {}} if isinstance(method, str) else method, table)
     context = replace(found.context, teacher=frozen_teacher().network)
     batch = found.batch()
     teacher: TeacherSchedule[Any] = TeacherSchedule(ScheduleConfig(), context)
@@ -151,6 +151,17 @@ def test_a_step_of_every_method_keeps_to_its_device(name: str) -> None:
     found, objective, batch = build(method, settings)
     for phase in found.method.phases(RECIPE):
         step(objective, batch, phase)
+
+
+def test_a_step_of_several_methods_keeps_to_its_device() -> None:
+    methods: dict[str, dict[str, Any]] = {
+        "kd": {},
+        "fitnet": {"standardize": "moments"},
+        "letkd": {},
+        "dskd": {},
+    }
+    _, objective, batch = build(methods)
+    step(objective, batch, Phase("main", RECIPE))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
