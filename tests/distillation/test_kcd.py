@@ -641,7 +641,7 @@ def test_what_is_not_asked_for_is_told_with_its_line(world: World, tmp_path: Pat
 def test_a_table_of_the_feature_that_is_permuted_is_refused(world: World, tmp_path: Path) -> None:
     run = {
         "method": "fitnet",
-        "config": {"standardise": "moments"},
+        "config": {"standardize": "moments"},
         "transform_config": {"features": ["stage2"]},
     }
     content = json.loads(world.path("artifacts/params/pairs/pair.json").read_text())
