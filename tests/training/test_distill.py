@@ -786,7 +786,7 @@ def test_only_runs_that_read_a_feature_change_with_it(
 
 def refitted(path: Path, **origin: Any) -> None:
     """Write a table as a fit of something else would have left it."""
-    arrays, fitted_from = table.load(path)
+    arrays, fitted_from = table.load(path, "dvc repro")
     table.save(path, table.Fitted(arrays, {}), fitted_from | origin)
 
 
