@@ -1,10 +1,15 @@
 """Contract of `pipeline/data/datasets/`, one data set a file.
 
 A plug-in file holds `Config` (a `DatasetConfig`), `image(config) -> ImageFacts`, which opens no file, and
-`open_source(config) -> Source`:
+`open_source(config) -> Source`.
 
+Example:
     def image(config: Config) -> ImageFacts:
-        return ImageFacts(size=32, channels=3, classes=config.classes)
+        return ImageFacts(size=8, channels=1, classes=10)
+
+    def open_source(config: Config) -> Source:
+        train, test = (ArraySplit(*read(config.path / name)) for name in ("train", "test"))
+        return Source(NAMES, channels=1, size=8, train=train, test=test)
 
 What becomes of a source is in `layout.py`, which those who read prepared data import: an edit of this contract reruns
 the preparation alone.

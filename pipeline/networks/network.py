@@ -1,7 +1,15 @@
 """Networks: named units in a row, with places that can be recorded and built upon.
 
 Contract of `pipeline/networks/families/`, one architecture family a file: `NETWORKS`, the names that it knows, and
-`build(name, size, channels, classes, weights) -> Network`.
+`build(name, size, channels, classes, weights) -> Network`. A name belongs to one family alone (`catalogue.py`).
+
+Example:
+    NETWORKS = {"tiny": 16, "small": 32}
+
+    def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+        width = NETWORKS[name]
+        units = {"stem": Activated("stem", *conv_bn(channels, width, 3))}
+        return Network(units, width, classes, initialize=fan_out)
 
 Taps, from input to output: `stem`, `stage1` to `stage4`, each with `stage<k>_block1` (after its first block)
 and `_pre` (before the activation, where there is one), `final` (the map that is pooled), `pooled`, `logits`.

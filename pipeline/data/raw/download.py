@@ -1,6 +1,6 @@
 """Files from the network, accepted only with the right checksum, and the archives among them.
 
-Two libraries do the same, but not as it is needed here. pooch reads through `requests`, which unpacks a .gz that a
+Two libraries download too, but not as it is needed here. pooch reads through `requests`, which unpacks a .gz that a
 server labels `Content-Encoding: gzip`; then the checksum is that of another file. torchvision writes to the final name,
 waits without a limit, falls back from https to http, and its CIFAR classes unpickle whatever a batch asks for.
 """
