@@ -135,7 +135,7 @@ def test_explained_ratios_and_their_sum(project: Project) -> None:
 SCORES = np.array([[0.81, 0.19, 0], [0, 1, 0], [0.25, 0.25, 0.5]], np.float32)
 
 
-def test_scores_as_colours_by_hand() -> None:
+def test_scores_as_colors_by_hand() -> None:
     image = subclasses.cells(SCORES)
     assert (image[..., :3] == (0, 114, 178)).all()
     expected = [[round(255 * 0.9), round(255 * 0.19**0.5), 0], [0, 255, 0], [128, 128, round(255 * 0.5**0.5)]]

@@ -70,7 +70,7 @@ def mean(value: Estimate, digits: int = 2, kind: str = "") -> Cell:
 
 
 def gain(value: Estimate, digits: int = 2) -> Cell:
-    """Return the cell of a gain with half its interval; its colour says which side of 0 the interval is on."""
+    """Return the cell of a gain with half its interval; its color says which side of 0 the interval is on."""
     shown: Content = text.signed(value.mean, digits)
     if value.half is not None:
         shown = Markup("{} <small>{} {}</small>").format(shown, text.ABOUT, text.fixed(value.half, digits))
@@ -87,24 +87,24 @@ def legend(entries: Iterable[tuple[str, Style]], rest: int = 0) -> Markup:
 
     Args:
         entries: names and styles.
-        rest: number of runs that are drawn in grey.
+        rest: number of runs that are drawn in gray.
     """
     items = [Markup("<li>{} {}</li>").format(swatch(style), name) for name, style in entries]
     if rest:
-        items.append(Markup("<li>{} more in grey</li>").format(rest))
+        items.append(Markup("<li>{} more in gray</li>").format(rest))
     return Markup('<ul class="legend">{}</ul>').format(Markup().join(items))
 
 
 def swatch(style: Style) -> Markup:
-    """Return a short line in a run's colour and dash, with its mark."""
+    """Return a short line in a run's color and dash, with its mark."""
     from pipeline.report.drawing.palette import SHADES
 
-    colour = Markup("var(--{})").format(SHADES[style.colour])
+    color = Markup("var(--{})").format(SHADES[style.color])
     dash = " ".join(f"{1.5 * length:g}" for length in style.dash)
     return Markup(
         '<svg class="swatch" viewBox="0 0 26 12" aria-hidden="true"><path d="M1 6H25" '
         'style="stroke:{0};stroke-dasharray:{1}"/><path d="{2}" style="fill:{0}"/></svg>'
-    ).format(colour, dash or "none", _MARK_PATHS[style.mark])
+    ).format(color, dash or "none", _MARK_PATHS[style.mark])
 
 
 _MARK_PATHS = {
@@ -129,7 +129,7 @@ def facts(entries: Iterable[tuple[Content, Content]]) -> Markup:
 
 
 def strong(content: Content) -> Markup:
-    """Return emphasised text."""
+    """Return emphasized text."""
     return Markup("<b>{}</b>").format(content)
 
 

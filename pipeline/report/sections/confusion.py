@@ -54,7 +54,7 @@ def section(results: Results, pair: Pair) -> Markup:
     ]
     lead = markup.note(
         "Rows are the labels, columns what was predicted by the last epoch, in percent of the row's class. "
-        "Colour grows with the square root, so that rare mistakes are seen."
+        "Color grows with the square root, so that rare mistakes are seen."
     )
     return lead + markup.figures(pictures, 3) + _words(dataset.classes, teacher, student, run.name)
 
@@ -74,8 +74,8 @@ def _matrix(ax: Axes, values: Shares, classes: tuple[str, ...], difference: bool
     size = len(classes)
     top = max(5.0, float(np.abs(values).max())) if difference else 100.0
     strength = 0.92 * np.sqrt(np.abs(values) / top)
-    colour = np.where(values[..., None] > 0, MORE if difference else LESS, LESS)
-    image = np.concatenate([colour, strength[..., None]], axis=2)  # (K, K, RGBA): the page shines through
+    color = np.where(values[..., None] > 0, MORE if difference else LESS, LESS)
+    image = np.concatenate([color, strength[..., None]], axis=2)  # (K, K, RGBA): the page shines through
     ax.imshow(np.round(255 * image).astype(np.uint8), interpolation="none")
     ax.grid(visible=False)
     for spine in ax.spines.values():

@@ -139,8 +139,8 @@ def _pictures(pair: Pair, one: Matched) -> Markup:
 
 def _maps(ax: Axes, values: Maps, top: float) -> None:
     strength = np.sqrt(np.abs(values) / top).clip(0, 1)
-    colour = np.where(values[..., None] > 0, MORE, LESS)
-    image = np.concatenate([colour, strength[..., None]], axis=2)  # (C, H * W, RGBA): the page shines through
+    color = np.where(values[..., None] > 0, MORE, LESS)
+    image = np.concatenate([color, strength[..., None]], axis=2)  # (C, H * W, RGBA): the page shines through
     ax.imshow(np.round(255 * image).astype(np.uint8), interpolation="none", aspect="auto")
     ax.grid(visible=False)
     ax.set_xlabel("pixel")

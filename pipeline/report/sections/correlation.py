@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Correlation of logits"
-COLOUR = (0.690, 0.310, 0.576)
+COLOR = (0.690, 0.310, 0.576)
 Matrix = NDArray[np.float64]  # (K, K)
 
 
@@ -52,7 +52,7 @@ def differences(pair: Pair, run: Run) -> list[Matrix]:
 
 def _matrix(ax: Axes, values: Matrix, top: float) -> None:
     strength = values / max(top, 1e-9)
-    image = np.concatenate([np.broadcast_to(COLOUR, (*values.shape, 3)), strength[..., None]], axis=2)
+    image = np.concatenate([np.broadcast_to(COLOR, (*values.shape, 3)), strength[..., None]], axis=2)
     ax.imshow(np.round(255 * image).astype(np.uint8), interpolation="none")
     ax.grid(visible=False)
     for spine in ax.spines.values():

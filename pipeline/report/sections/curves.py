@@ -28,7 +28,7 @@ def section(results: Results, pair: Pair) -> Markup:
     if not runs:
         return Markup()
     styles = palette.styles(pair)
-    runs.sort(key=lambda run: styles[run.name].named)  # grey below colour
+    runs.sort(key=lambda run: styles[run.name].named)  # gray below color
     band = (
         ": the mean over seeds, and the band from the lowest to the highest" if len(results.seeds) > 1 else ""
     )
@@ -78,7 +78,7 @@ def _terms(ax: Axes, runs: list[Run], styles: dict[str, Style], names: list[str]
         for number, name in enumerate(names):
             curves, style = _curves(run, name), styles[run.name]
             dash = style.dash if len(names) == 1 else DASHES[number % len(DASHES)]
-            _line(ax, curves, Style(style.colour, style.mark, dash, style.named))
+            _line(ax, curves, Style(style.color, style.mark, dash, style.named))
             positive &= bool(np.nanmin(curves) > 0)
             last = int(np.flatnonzero(np.isfinite(curves).all(axis=0))[-1])
             ends.append((name, last + 1, float(curves[:, last].mean())))
@@ -111,7 +111,7 @@ def _line(ax: Axes, curves: Curves, style: Style) -> None:
     if style.named and len(curves) > 1:
         epochs = np.arange(1, curves.shape[1] + 1)
         low, high = curves.min(axis=0), curves.max(axis=0)
-        ax.fill_between(epochs, low, high, color=style.colour, alpha=0.16, linewidth=0)
+        ax.fill_between(epochs, low, high, color=style.color, alpha=0.16, linewidth=0)
     line(ax, curves.mean(axis=0), style)
 
 

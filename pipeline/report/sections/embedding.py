@@ -61,7 +61,7 @@ def embed(network: Trained) -> NDArray[np.float64]:
 
 
 def _style(number: int) -> Style:
-    """Return colour and mark of a class; ten classes are ten different ones."""
+    """Return color and mark of a class; ten classes are ten different ones."""
     place = number % len(SERIES)
     return Style(SERIES[place], MARKS[(place + number // len(SERIES)) % len(MARKS)], ())
 
@@ -71,7 +71,7 @@ def _points(
 ) -> None:
     for label, style in styles.items():
         x, y = places[labels == label].T
-        ax.scatter(x, y, s=9, color=style.colour, marker=style.mark, linewidths=0, alpha=0.8)
+        ax.scatter(x, y, s=9, color=style.color, marker=style.mark, linewidths=0, alpha=0.8)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(visible=False)

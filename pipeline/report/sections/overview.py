@@ -77,7 +77,7 @@ def _how(results: Results) -> Markup:
     )
     if len(results.seeds) > 1:
         words += (
-            f"{text.ABOUT} after a gain is half its 95 % t-interval over {len(results.seeds)} seeds; in colour "
+            f"{text.ABOUT} after a gain is half its 95 % t-interval over {len(results.seeds)} seeds; in color "
             "where the interval leaves out 0. It does not make up for choosing the best of many runs. "
         )
     else:

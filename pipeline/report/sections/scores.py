@@ -93,11 +93,11 @@ def _strip(ax: Axes, pair: Pair, runs: list[Run]) -> None:
     for row, run in enumerate(runs):
         values, style = run.values("top1"), styles[run.name]
         middle = run.estimate("top1").mean
-        ax.vlines(middle, row - 0.3, row + 0.3, color=style.colour, linewidth=2.2)
+        ax.vlines(middle, row - 0.3, row + 0.3, color=style.color, linewidth=2.2)
         # One below the other, so that equal seeds do not hide each other.
         places = [row + 0.36 * ((seed + 0.5) / len(values) - 0.5) for seed in range(len(values))]
         ax.plot(
-            values, places, linestyle="", marker="o", markersize=4.6, color=style.colour, alpha=0.75, mew=0
+            values, places, linestyle="", marker="o", markersize=4.6, color=style.color, alpha=0.75, mew=0
         )
     teacher = pair.teacher.trained.metrics["top1"]
     ax.axvline(teacher, color=palette.INK, linewidth=1.1, dashes=(4, 3))
@@ -111,9 +111,9 @@ def _forest(ax: Axes, pair: Pair, runs: list[Run]) -> None:
         gain, style = run.gain(pair.alone), styles[run.name]
         if gain.half is not None:
             ends = (gain.mean - gain.half, gain.mean + gain.half)
-            ax.hlines(row, *ends, color=style.colour, linewidth=2.2)
-            ax.vlines(ends, row - 0.16, row + 0.16, color=style.colour, linewidth=1.6)
-        ax.plot([gain.mean], [row], marker="D", markersize=5, color=style.colour, mew=0)
+            ax.hlines(row, *ends, color=style.color, linewidth=2.2)
+            ax.vlines(ends, row - 0.16, row + 0.16, color=style.color, linewidth=1.6)
+        ax.plot([gain.mean], [row], marker="D", markersize=5, color=style.color, mew=0)
     _rows(ax, runs, f"top-1 minus that of {ALONE}, points")
 
 

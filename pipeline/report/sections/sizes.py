@@ -52,10 +52,10 @@ def paint(ax: Axes, counts: NDArray[np.int64], unit: str) -> None:
     ax.stairs(sizes[:some].astype(float), edges[: some + 1], **shape)
     ax.axhline(sizes.mean(), color=palette.MUTED, linewidth=1, dashes=(3, 2))
     if some < number:
-        colour = palette.SERIES[5]
-        ax.axvspan(edges[some], edges[-1], color=colour, alpha=0.25, linewidth=0)
-        ax.axvline(edges[some], color=colour, linewidth=1.2)  # seen where there are few of many
-        ax.set_title(f"{number - some} empty", loc="right", color=colour)
+        color = palette.SERIES[5]
+        ax.axvspan(edges[some], edges[-1], color=color, alpha=0.25, linewidth=0)
+        ax.axvline(edges[some], color=color, linewidth=1.2)  # seen where there are few of many
+        ax.set_title(f"{number - some} empty", loc="right", color=color)
     if uneven:
         logarithmic(ax)
         ax.set_ylim(floor)

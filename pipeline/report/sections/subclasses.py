@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Sub-classes"
-COLOUR = (0, 114, 178)  # the first of `palette.SERIES`
+COLOR = (0, 114, 178)  # the first of `palette.SERIES`
 MOST_WIDE = 1000  # cells of a picture
 MOST_WRITTEN = 20  # class names along an axis
 
@@ -31,7 +31,7 @@ def section(results: Results) -> Markup:
     words = (
         "Rows are the sub-class of a pixel within its own class (h1), columns the one that is nearest of all classes "
         "(h2), as a share of the row's pixels. Lines part the classes: within a square on the diagonal the class is "
-        "right. Colour grows with the square root, so that rare mistakes are seen."
+        "right. Color grows with the square root, so that rare mistakes are seen."
     )
     return Markup("<section>{}{}</section>").format(markup.figures(pictures), markup.note(words))
 
@@ -63,7 +63,7 @@ def cells(scores: NDArray[np.float32]) -> NDArray[np.uint8]:
     parts = np.pad(scores, (0, padding)).reshape(len(scores) // step + bool(padding), step, -1, step)
     strength = np.sqrt(parts.max(axis=(1, 3)))  # (m, m)
     image = np.empty((*strength.shape, 4), np.uint8)
-    image[..., :3] = COLOUR
+    image[..., :3] = COLOR
     image[..., 3] = np.round(255 * np.clip(strength, 0, 1))
     return image
 

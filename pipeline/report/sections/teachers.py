@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Teachers"
-MOST = 8  # lines of one colour each
+MOST = 8  # lines of one color each
 
 
 def section(results: Results) -> Markup:

@@ -12,7 +12,7 @@ from pipeline.report.results import PLACES, Field, Fit, Results
 
 TITLE = "What the templates mean"
 LARGEST = 48  # pixels of an image
-COLOURS = 64
+COLORS = 64
 
 
 def section(results: Results) -> Markup:
@@ -85,7 +85,7 @@ def _example(fit: Fit, sample: int, row: int, column: int, field: Field) -> Mark
         '<svg viewBox="0 0 {0} {0}" role="img"><title>{1}</title>'
         '<image width="{0}" height="{0}" preserveAspectRatio="none" href="{2}"/>{3}</svg>'
     ).format(
-        size, title, png(np.asarray(split.images[sample]), LARGEST, COLOURS), _mark(field, row, column, size)
+        size, title, png(np.asarray(split.images[sample]), LARGEST, COLORS), _mark(field, row, column, size)
     )
 
 

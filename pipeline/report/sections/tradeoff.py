@@ -62,14 +62,14 @@ def _scatter(ax: Axes, pairs: list[Pair], metric: str) -> None:
         style = palette.series(number)
         points = {run.name: (run.estimate(metric).mean, run.estimate("top1").mean) for run in pair.runs}
         start, best = points[pair.alone.name], points[pair.best.name]
-        ax.plot(*zip(start, best, strict=True), color=style.colour, linewidth=1.3, zorder=2)
-        ax.plot(*start, "o", markersize=7, mfc=palette.PAPER, mec=style.colour, mew=1.6, zorder=4)
+        ax.plot(*zip(start, best, strict=True), color=style.color, linewidth=1.3, zorder=2)
+        ax.plot(*start, "o", markersize=7, mfc=palette.PAPER, mec=style.color, mew=1.6, zorder=4)
         others = [point for name, point in points.items() if name != pair.alone.name]
         if others:
             mark: dict[str, Any] = {
                 "marker": style.mark,
                 "markersize": 5.5,
-                "color": style.colour,
+                "color": style.color,
                 "mew": 0.0,
             }
             ax.plot(*zip(*others, strict=True), linestyle="", alpha=0.85, zorder=5, **mark)

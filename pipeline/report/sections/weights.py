@@ -30,7 +30,7 @@ def section(results: Results, pair: Pair) -> Markup:
         for place in places:
             _, kind, position = place.split(".")
             words = f"{run.name}: {position}, {KINDS.get(kind, kind)}."
-            style = Style(styles[run.name].colour if styles[run.name].named else palette.SERIES[0], "o", ())
+            style = Style(styles[run.name].color if styles[run.name].named else palette.SERIES[0], "o", ())
             paint = partial(
                 _bands, run=run, place=place, style=style, title=f"{position}, {KINDS.get(kind, kind)}"
             )
@@ -54,7 +54,7 @@ def _bands(ax: Axes, run: Run, place: str, style: Style, title: str) -> None:
     median = column(50)
     epochs = np.arange(1, len(median) + 1)
     for low, high in ((5, 95), (25, 75)):
-        ax.fill_between(epochs, column(low), column(high), color=style.colour, alpha=0.18, linewidth=0)
+        ax.fill_between(epochs, column(low), column(high), color=style.color, alpha=0.18, linewidth=0)
     line(ax, median, style)
     ax.set_ylim(0, 1)
     by_epoch(ax, title)
