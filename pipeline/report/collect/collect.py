@@ -25,6 +25,8 @@ from pipeline.params.runs import RunParams
 from pipeline.report.collect.fits import codes, fits
 from pipeline.report.collect.mapping import mapping, require
 from pipeline.report.collect.matched import matched
+from pipeline.report.collect.settings import alone_settings, run_settings
+from pipeline.report.provenance import gather
 from pipeline.report.results import Dataset, History, Matched, Pair, Results, Run, Teacher, Trained
 
 NEEDED = (
@@ -94,7 +96,7 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
         matchings = matched(artifacts, name, sections)
         pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds, matchings))
     fitted, coded = fits(artifacts, sections, teachers), codes(artifacts, sections)
-    return Results(sections.seeds, datasets, teachers, tuple(pairs), fitted, coded)
+    return Results(sections.seeds, datasets, teachers, tuple(pairs), fitted, coded, gather(Path()))
 
 
 def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
@@ -128,7 +130,9 @@ def _pair(
         agreeing = trained.prediction == teacher.trained.prediction
         trained.metrics["agreement"] = 100 * float(agreeing.mean())
         alone.append(trained)
-    runs = [Run(ALONE, "alone", tuple(alone))]
+
+    recipe = block.student.recipe
+    runs = [Run(ALONE, "alone", tuple(alone), alone_settings(recipe))]
     for run, settings in block.runs.items():
         asked = about | {"pair": name, "run": run, "method": settings.method, "teacher": teacher.name}
         students = []
@@ -141,7 +145,8 @@ def _pair(
                 ("agreement",),
             )
             students.append(_trained(artifacts, source, dataset, seed))
-        runs.append(Run(run, _method(settings), tuple(students)))
+        runs.append(Run(run, _method(settings), tuple(students), run_settings(settings, recipe)))
+
     return Pair(name, teacher, student, tuple(runs), matchings)
 
 
@@ -161,9 +166,20 @@ def _trained(artifacts: Path, source: _Source, dataset: Dataset, seed: int) -> T
     require(path, hint, metrics, source.expected)
     arrays = _arrays(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
     epochs = int(metrics["epochs"])  # none where weights were taken as they are
-    file = artifacts / source.key / "history.csv"
-    history = _history(file, f"dvc repro {source.trained}", epochs) if epochs else {}
-    return Trained(seed, metrics, arrays["last"], history, *(arrays[name] for name in ARRAYS[1:]))
+
+    folder, made_by = artifacts / source.key, f"dvc repro {source.trained}"
+    history = _history(folder / "history.csv", made_by, epochs) if epochs else {}
+    device = str(mapping(folder / "training.json", made_by, ("device",))["device"])
+    return Trained(
+        seed=seed,
+        metrics=metrics,
+        prediction=arrays["last"],
+        history=history,
+        correlation=arrays["correlation"],
+        pooled=arrays["pooled"],
+        pooled_index=arrays["pooled_index"],
+        device=device,
+    )
 
 
 def _arrays(path: Path, hint: str, dataset: Dataset) -> dict[str, NDArray[Any]]:

@@ -42,7 +42,9 @@ def fits(artifacts: Path, sections: Sections, teachers: Mapping[str, Teacher]) -
                     f"{path} was fitted with other settings than params.yaml has. Make it again with: {hint}"
                 )
             feature = str(block.config.get("feature", ""))
-            fit = Fit(name, teachers[asked.teacher], asked.table, block.table, feature, quality, arrays)
+            unit = str(origin.get("unit", "cluster"))  # the plug-in's own word, which `fit_table` passes on
+            teacher = teachers[asked.teacher]
+            fit = Fit(name, teacher, asked.table, block.table, feature, quality, arrays, unit)
             _check_places(path, hint, fit)
             found.append(fit)
     return tuple(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -120,6 +120,26 @@ _MARK_PATHS = {
 def note(content: Content) -> Markup:
     """Return a paragraph in small print."""
     return Markup('<p class="note">{}</p>').format(content)
+
+
+def numbers(files: Mapping[str, str]) -> Markup:
+    """Return the line that links the files of a section's numbers.
+
+    Args:
+        files: what a file holds, by its path beside the page.
+    """
+    links = [
+        Markup('<a href="{}">{}</a>{}').format(path, path, f" ({remark})" if remark else "")
+        for path, remark in files.items()
+    ]
+    return Markup('<p class="numbers">These numbers: {}</p>').format(Markup(", ").join(links))
+
+
+def folded(title: Content, content: Markup, *, opened: bool = False) -> Markup:
+    """Return a block that a click on its title opens."""
+    return Markup("<details{}><summary>{}</summary>{}</details>").format(
+        Markup(" open") if opened else Markup(), title, content
+    )
 
 
 def facts(entries: Iterable[tuple[Content, Content]]) -> Markup:

@@ -13,10 +13,17 @@ from pipeline.params.project import ALONE
 from pipeline.report.results import BASELINE, Pair
 
 INK, MUTED, FAINT, GRID, PAPER = "#1f2329", "#626870", "#b3b0aa", "#e3e0da", "#fffefc"
+UP, DOWN = "#0a7553", "#b23a14"
 SERIES = ("#0072b2", "#cf7a00", "#00916a", "#b04f93", "#3a9bd9", "#c4451c")
-SHADES = {INK: "ink", MUTED: "muted", FAINT: "faint", GRID: "grid", PAPER: "paper"} | {
-    color: f"series{number}" for number, color in enumerate(SERIES)
-}
+SHADES = {
+    INK: "ink",
+    MUTED: "muted",
+    FAINT: "faint",
+    GRID: "grid",
+    PAPER: "paper",
+    UP: "up",
+    DOWN: "down",
+} | {color: f"series{number}" for number, color in enumerate(SERIES)}
 MARKS = ("o", "s", "D", "^", "v", "P")
 DASHES = ((), (5.0, 2.0), (1.5, 1.5))
 

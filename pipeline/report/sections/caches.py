@@ -11,7 +11,9 @@ from markupsafe import Markup
 from pipeline.report.drawing import markup, text
 from pipeline.report.results import Code, Results, Teacher
 
-TITLE = "Caches"
+TITLE = "Feature caches"
+LEAD = "whether the stored features are those of the live teacher, and whether channels are dead."
+GROUP, ORDER = "closing", 30
 
 
 def section(results: Results) -> Markup:

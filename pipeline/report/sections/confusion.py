@@ -16,7 +16,11 @@ from pipeline.report.results import Dataset, Pair, Results, Trained
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Confusion"
+TITLE = "Confusion matrices"
+LEAD = "which mistakes of the teacher the student repeats, and which are its own."
+GROUP, ORDER = "pair", 60
+NUMBERS = {"confusion/{pair}.csv": "every test sample of the best run, first seed"}
+
 MOST_WRITTEN = 20  # classes; with more, names and numbers would not be readable
 MOST_PAIRS = 10
 MORE, LESS, WHITE = (0.769, 0.271, 0.110), (0.0, 0.447, 0.698), "#ffffff"

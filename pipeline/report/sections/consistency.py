@@ -16,7 +16,14 @@ from pipeline.report.results import Matched, Pair, Results, Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Consistency of channels"
+TITLE = "Channel consistency"
+LEAD = (
+    "how much matching raises \N{GREEK CAPITAL LETTER GAMMA} over the teacher's own order of channels, "
+    "and whether the distilled student ends up closer to the teacher."
+)
+GROUP, ORDER = "pair", 80
+NUMBERS = {"results.csv": "distances of the runs: teacher_kl, teacher_l2"}
+
 STRATEGIES = ("identity", "random", "greedy", "bipartite", "learned")
 OVERLAPS = (
     ("plain", "student and teacher"),
@@ -31,7 +38,7 @@ Maps = NDArray[np.float64]  # (C, H * W)
 
 def section(results: Results, pair: Pair) -> Markup:
     """Return what every matching of the pair measured, and the students' distance to the teacher."""
-    runs = [run for run in pair.runs if run.setting("teacher_kl") is not None]
+    runs = [run for run in pair.runs if run.shared("teacher_kl") is not None]
     if not pair.matchings:
         return Markup()
     parts = [_gammas(pair), _overlaps(pair), _distances(pair, runs)]
@@ -91,7 +98,7 @@ def _distances(pair: Pair, runs: list[Run]) -> Markup:
     for run in runs:
         l2 = (
             markup.mean(run.estimate("teacher_l2"), 3)
-            if run.setting("teacher_l2") is not None
+            if run.shared("teacher_l2") is not None
             else markup.NOTHING
         )
         moved = "+" in run.method

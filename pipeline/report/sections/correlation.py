@@ -17,7 +17,12 @@ from pipeline.report.statistics import estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Correlation of logits"
+TITLE = "Logit correlation"
+LEAD = (
+    "whether a run brings the student's relations between classes closer to the teacher's: paler is closer."
+)
+GROUP, ORDER = "pair", 90
+
 COLOR = (0.690, 0.310, 0.576)
 Matrix = NDArray[np.float64]  # (K, K)
 

@@ -7,7 +7,13 @@ from markupsafe import Markup
 from pipeline.report.drawing import markup, text
 from pipeline.report.results import BASELINE, Pair, Results
 
-TITLE = "Cost"
+TITLE = "Training and inference cost"
+LEAD = (
+    "what a run's gain costs in training time and memory; inference should cost what the student alone costs."
+)
+GROUP, ORDER = "pair", 110
+
+NUMBERS = {"results.csv": "one row for each run and seed"}
 
 
 def section(results: Results, pair: Pair) -> Markup:
@@ -38,7 +44,7 @@ def section(results: Results, pair: Pair) -> Markup:
         rows.append(
             [
                 run.name,
-                str(run.setting("network")),
+                str(run.shared("network")),
                 markup.Cell(text.amount(found["params"]), found["params"]),
                 markup.Cell(text.amount(found["macs"]), found["macs"]),
                 markup.Cell(f"{text.fixed(found['latency_ms'])} ms", found["latency_ms"]),

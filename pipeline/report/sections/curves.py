@@ -18,7 +18,11 @@ from pipeline.report.results import Pair, Results, Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Training"
+TITLE = "Training curves"
+LEAD = "whether training has settled before its last epoch, and whether each term of a loss still falls."
+GROUP, ORDER = "pair", 30
+NUMBERS = {"curves.csv": "one row for each run, seed and epoch"}
+
 Curves = NDArray[np.float64]  # (S, epochs)
 
 

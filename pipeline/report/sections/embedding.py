@@ -17,7 +17,10 @@ from pipeline.report.results import Pair, Results, Trained
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Features"
+TITLE = "Feature embeddings (t-SNE)"
+LEAD = "whether the classes form separate groups, in the student as in the teacher."
+GROUP, ORDER = "pair", 100
+
 FEWEST = 12  # samples; of fewer a picture says nothing
 
 

@@ -8,7 +8,10 @@ from pipeline.report.drawing import markup
 from pipeline.report.results import Pair, Results, Run
 from pipeline.report.statistics import estimate, gain
 
-TITLE = "Inserted layers"
+TITLE = "Linear probes of inserted layers"
+LEAD = "whether the classes are easier to separate after an inserted layer than before it."
+GROUP, ORDER = "pair", 70
+
 PREFIX, INPUT = "probe_", ".input"
 
 

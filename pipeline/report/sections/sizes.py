@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Cluster sizes"
+LEAD = (
+    "whether the pixels spread over all clusters: a steep start or empty clusters say that there are "
+    "too many."
+)
+GROUP, ORDER = "closing", 50
+
 UNEVEN = 30  # times as large as the smallest: from there on the axis is logarithmic
 
 

@@ -17,7 +17,10 @@ from pipeline.report.results import Fit, Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Sub-classes"
+TITLE = "Subclass scores"
+LEAD = "whether the diagonal is dark: then a pixel's own subclass is also the nearest of all."
+GROUP, ORDER = "closing", 70
+
 COLOR = (0, 114, 178)  # the first of `palette.SERIES`
 MOST_WIDE = 1000  # cells of a picture
 MOST_WRITTEN = 20  # class names along an axis

@@ -10,6 +10,8 @@ from pipeline.report.drawing import markup, text
 from pipeline.report.results import Fit, Results
 
 TITLE = "Fitted tables"
+LEAD = "how well each table fits its features, before any student learns from it."
+GROUP, ORDER = "closing", 40
 
 
 def section(results: Results) -> Markup:

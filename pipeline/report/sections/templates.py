@@ -10,7 +10,10 @@ from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.picture import png
 from pipeline.report.results import PLACES, Field, Fit, Results
 
-TITLE = "What the templates mean"
+TITLE = "Codebook exemplars"
+LEAD = "whether the pixels of a row show the same part or texture: then the word has a meaning."
+GROUP, ORDER = "closing", 80
+
 LARGEST = 48  # pixels of an image
 COLORS = 64
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Learning trajectories"
+LEAD = "whether the self-learning teachers stay between student and teacher, and close to the student."
+GROUP, ORDER = "pair", 50
+
+NUMBERS = {"curves.csv": "columns that begin with distance"}
 
 
 def section(results: Results, pair: Pair) -> Markup:
