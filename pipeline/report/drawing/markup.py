@@ -70,7 +70,7 @@ def mean(value: Estimate, digits: int = 2, kind: str = "") -> Cell:
 
 
 def gain(value: Estimate, digits: int = 2) -> Cell:
-    """Return the cell of a gain with half its interval; its color says which side of 0 the interval is on."""
+    """Return the cell of a gain with half its interval; its color says which side of zero the interval is on."""
     shown: Content = text.signed(value.mean, digits)
     if value.half is not None:
         shown = Markup("{} <small>{} {}</small>").format(shown, text.ABOUT, text.fixed(value.half, digits))
@@ -78,7 +78,7 @@ def gain(value: Estimate, digits: int = 2) -> Cell:
 
 
 def figures(drawn: Iterable[Markup], columns: int = 2) -> Markup:
-    """Return figures side by side, where the screen is wide enough."""
+    """Return figures side by side where the screen is wide enough."""
     return Markup('<div class="figures of{}">{}</div>').format(columns, Markup("\n").join(drawn))
 
 

@@ -54,18 +54,19 @@ def styles(pair: Pair) -> dict[str, Style]:
     known = [name for name in (ALONE, BASELINE) if any(run.name == name for run in pair.runs)]
     ranked = [run.name for run in pair.ranked() if run.name not in known]
     chosen = {*known, *ranked[: len(SERIES) - 1]}  # the first color is the baseline's
-    found, used = {}, 1
+
+    styled, used = {}, 1
     for run in pair.runs:
         if run.name not in chosen:
-            found[run.name] = Style(FAINT, "o", (), named=False)
+            styled[run.name] = Style(FAINT, "o", (), named=False)
         elif run.name == ALONE:
-            found[run.name] = Style(MUTED, "o", (1.5, 1.5))
+            styled[run.name] = Style(MUTED, "o", (1.5, 1.5))
         elif run.name == BASELINE:
-            found[run.name] = Style(SERIES[0], MARKS[0], ())
+            styled[run.name] = Style(SERIES[0], MARKS[0], ())
         else:
-            found[run.name] = series(used)
+            styled[run.name] = series(used)
             used += 1
-    return found
+    return styled
 
 
 def series(number: int) -> Style:

@@ -31,14 +31,17 @@ def section(results: Results, pair: Pair) -> Markup:
     runs = [run for run in pair.runs if run.students[0].history]
     if not runs:
         return Markup()
+
     styles = palette.styles(pair)
     runs.sort(key=lambda run: styles[run.name].named)  # gray below color
+
     band = (
         ": the mean over seeds, and the band from the lowest to the highest" if len(results.seeds) > 1 else ""
     )
     pictures = [
         draw(f"{pair.name}/top1", f"Top-1 by epoch{band}.", 2.7, partial(_accuracy, runs=runs, styles=styles))
     ]
+
     shared = [run for run in runs if "ce" in run.terms]
     if shared:
         paint: Callable[[Axes], None] = partial(
@@ -47,6 +50,8 @@ def section(results: Results, pair: Pair) -> Markup:
         pictures.append(
             draw(f"{pair.name}/ce", "Cross-entropy with the labels (ce), unweighted, by epoch.", 2.7, paint)
         )
+
+    # The other terms are a run's own: a picture for each run.
     own: list[Markup] = []
     for run in sorted(runs, key=lambda run: [other.name for other in pair.runs].index(run.name)):
         names = [name for name in run.terms if name != "ce"]
@@ -55,6 +60,7 @@ def section(results: Results, pair: Pair) -> Markup:
             title = f"{run.name}: {names[0] if len(names) == 1 else 'terms'}"
             paint = partial(_terms, runs=[run], styles=styles, names=names, title=text.short(title, 40))
             own.append(draw(f"{pair.name}/{run.name}/terms", words, 2.3, paint, THIRD))
+
     named = [(run.name, styles[run.name]) for run in pair.runs if run in runs and styles[run.name].named]
     rest = sum(not styles[run.name].named for run in runs)
     parts = [markup.legend(named, rest), markup.figures(pictures)]
@@ -70,6 +76,7 @@ def _accuracy(ax: Axes, runs: list[Run], styles: dict[str, Style]) -> None:
         _line(ax, curves, styles[run.name])
         floors.append(curves[:, curves.shape[1] // 4 :].min())
         tops.append(curves.max())
+
     low, high = min(floors), max(tops)
     # The first epochs say little and would press the rest against the top.
     ax.set_ylim(low - 0.08 * (high - low + 0.1), high + 0.06 * (high - low + 0.1))
@@ -86,6 +93,7 @@ def _terms(ax: Axes, runs: list[Run], styles: dict[str, Style], names: list[str]
             positive &= bool(np.nanmin(curves) > 0)
             last = int(np.flatnonzero(np.isfinite(curves).all(axis=0))[-1])
             ends.append((name, last + 1, float(curves[:, last].mean())))
+
     if positive:
         logarithmic(ax)
     by_epoch(ax, title)
@@ -98,6 +106,7 @@ def _labels(ax: Axes, ends: list[tuple[str, int, float]]) -> None:
     ax.autoscale_view()
     to_axes = ax.transData + ax.transAxes.inverted()
     heights = sorted((float(to_axes.transform((epoch, value))[1]), name) for name, epoch, value in ends)
+
     below = -1.0
     for height, name in heights:
         below = max(below + 0.095, height)

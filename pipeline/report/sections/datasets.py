@@ -1,4 +1,4 @@
-"""The data sets: facts, and a sample of each class."""
+"""The data sets: facts, and one sample of each class."""
 
 from __future__ import annotations
 

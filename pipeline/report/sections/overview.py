@@ -71,7 +71,11 @@ def _clear(pair: Pair) -> str:
 def _picture(pair: Pair) -> Markup:
     runs = _by_gain(pair)
     gains = [(run.name, run.gain(pair.alone)) for run in runs]
-    interval = "with 95 % intervals: in color where they exclude zero" if gains[0][1].half else "one seed"
+    interval = (
+        "with 95 % intervals: in color where they exclude zero"
+        if gains[0][1].half is not None
+        else "one seed"
+    )
     return draw(
         f"overview/{pair.name}",
         f"{pair.name}: gain in top-1 over the student alone, {interval}.",

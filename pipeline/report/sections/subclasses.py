@@ -1,4 +1,4 @@
-"""Which sub-classes the teacher takes for which: the score matrix of letKD's discriminative layer."""
+"""Which subclasses the teacher takes for which: the score matrix of letKD's discriminative layer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def section(results: Results) -> Markup:
     if not pictures:
         return Markup()
     words = (
-        "Rows are the sub-class of a pixel within its own class (h1), columns the one that is nearest of all classes "
+        "Rows are the subclass of a pixel within its own class (h1), columns the one that is nearest of all classes "
         "(h2), as a share of the row's pixels. Lines part the classes: within a square on the diagonal the class is "
         "right. Color grows with the square root, so that rare mistakes are seen."
     )
@@ -46,7 +46,7 @@ def _figure(fit: Fit) -> Markup:
     right = 100 * float(scores[label[:, None] == label].sum()) / number
     caption = (
         f"{fit.name}: {text.count(number, fit.unit, fit.units)}, {per_class} of each class. On average a "
-        f"sub-class keeps {text.fixed(100 * float(np.diag(scores).mean()), 1)} % of its pixels, and "
+        f"subclass keeps {text.fixed(100 * float(np.diag(scores).mean()), 1)} % of its pixels, and "
         f"{text.fixed(right, 1)} % stay in their class."
     )
     if step > 1:
@@ -84,15 +84,18 @@ def paint(ax: Axes, scores: NDArray[np.float32], per_class: int, classes: tuple[
     ax.grid(visible=False)
     for spine in ax.spines.values():
         spine.set_visible(True)
+
     width = 0.8 if len(classes) <= MOST_WRITTEN else 0.3
     for edge in np.arange(1, number // per_class) * per_class - 0.5:
         ax.axhline(edge, color=palette.FAINT, linewidth=width)
         ax.axvline(edge, color=palette.FAINT, linewidth=width)
+
     ax.set_ylabel("h1")
     ax.set_xlabel("h2")
     if len(classes) > MOST_WRITTEN:
         ax.locator_params(nbins=6, integer=True)
         return
+
     names = [text.short(name, 12) for name in classes]
     middle = np.arange(len(classes)) * per_class + (per_class - 1) / 2
     ax.set_xticks(middle, names)

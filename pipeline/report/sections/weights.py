@@ -37,11 +37,13 @@ def section(results: Results, pair: Pair) -> Markup:
         for place in places:
             _, kind, position = place.split(".")
             words = f"{run.name}: {position}, {KINDS.get(kind, kind)}."
+            # A run in gray has no color of its own to be drawn in.
             style = Style(styles[run.name].color if styles[run.name].named else palette.SERIES[0], "o", ())
             paint = partial(
                 _bands, run=run, place=place, style=style, title=f"{position}, {KINDS.get(kind, kind)}"
             )
             pictures.append(draw(f"{pair.name}/{run.name}/{place}", words, 2.2, paint, THIRD))
+
     if not pictures:
         return Markup()
     lead = markup.note(
@@ -53,10 +55,10 @@ def section(results: Results, pair: Pair) -> Markup:
 
 def _bands(ax: Axes, run: Run, place: str, style: Style, title: str) -> None:
     def column(percent: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        found: np.ndarray[tuple[int], np.dtype[np.float64]] = np.stack(
+        values: np.ndarray[tuple[int], np.dtype[np.float64]] = np.stack(
             [student.column(f"{place}.{percent}") for student in run.students]
         ).mean(axis=0)
-        return found
+        return values
 
     median = column(50)
     epochs = np.arange(1, len(median) + 1)
