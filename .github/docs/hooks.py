@@ -58,7 +58,7 @@ def params() -> str:
     meanings = attributes(model)
     parts = []
     for name, field in model.model_fields.items():
-        parts.append(f"## `{name}`\n\n{sentence(meanings.get(name, ''))}\n")
+        parts.append(f"### `{name}`\n\n{sentence(meanings.get(name, ''))}\n")
         inner = models(field.annotation)
         if not inner:
             parts.append(f"Type: {kind(field.annotation)}. Default: {default(field)}.\n")
@@ -81,8 +81,9 @@ def plugins(catalogue: str) -> str:
 
 def modules(catalogue: str) -> str:
     """Return the mark of mkdocstrings for every plug-in of a catalogue."""
+    options = "{show_root_heading: false, heading_level: 4}"
     return "\n".join(
-        f"## `{name}`\n\n::: {plugin.module(catalogue, name)}\n    options: {{show_root_heading: false}}\n"
+        f"### `{name}`\n\n::: {plugin.module(catalogue, name)}\n    options: {options}\n"
         for name in plugin.names(catalogue)
     )
 
