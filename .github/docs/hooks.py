@@ -6,7 +6,6 @@ hand, so it cannot fall behind the code.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import re
@@ -23,9 +22,13 @@ from pydantic_core import PydanticUndefined
 sys.path.insert(0, str(Path(__file__).parents[2]))  # mkdocs runs hooks outside any package
 
 from pipeline import plugin
+from pipeline.params.plug import Plug, plugs
+from pipeline.params.sections import Sections
+from pipeline.params.views import SPACES
 
 MARK = re.compile(r"^<!-- generated: (\w+)(?: (\w+))? -->$", re.MULTILINE)
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
+_PLURALS = {"integer": "integers", "number": "numbers", "text": "names"}
 _NAMES: dict[Any, str] = {
     int: "integer",
     float: "number",
@@ -33,6 +36,7 @@ _NAMES: dict[Any, str] = {
     bool: "true or false",
     type(None): "null",
     Any: "anything",
+    Plug: "name, or {name: settings}",
     Path: "path",
 }
 
@@ -42,22 +46,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return MARK.sub(lambda match: GENERATED[match[1]](*filter(None, [match[2]])), markdown)
 
 
-def sections() -> type[BaseModel]:
-    """Return the model of the whole of params.yaml."""
-    try:
-        module = importlib.import_module("pipeline.params.sections")
-    except ModuleNotFoundError:
-        module = importlib.import_module("pipeline.params.project")
-    model: type[BaseModel] = module.Sections
-    return model
-
-
 def params() -> str:
     """Return every section of params.yaml, with a table of its keys."""
-    model = sections()
-    meanings = attributes(model)
+    meanings = attributes(Sections)
     parts = []
-    for name, field in model.model_fields.items():
+    for name, field in Sections.model_fields.items():
         parts.append(f"### `{name}`\n\n{sentence(meanings.get(name, ''))}\n")
         inner = models(field.annotation)
         if not inner:
@@ -100,18 +93,34 @@ def networks() -> str:
     return "\n".join(rows) + "\n"
 
 
+def views() -> str:
+    """Return every view space: how many views it has, and a table of its settings where it has any."""
+    parts = []
+    for model in SPACES:
+        (name,) = get_args(model.model_fields["space"].annotation)
+        parts.append(
+            f"### `{name}`\n\n{inspect.cleandoc(model.__doc__ or '').partition(chr(10) + chr(10))[0]}\n"
+        )
+        if len(model.model_fields) > 1:
+            parts.append(table(model, hidden=("space",)))
+    return "\n".join(parts)
+
+
 GENERATED: dict[str, Callable[..., str]] = {
     "params": params,
     "plugins": plugins,
     "modules": modules,
     "networks": networks,
+    "views": views,
 }
 
 
-def table(model: type[BaseModel]) -> str:
-    """Return the table of a model's keys; those of models inside it follow, with their places."""
+def table(model: type[BaseModel], hidden: tuple[str, ...] = ()) -> str:
+    """Return the table of a model's keys but the hidden ones; those of models inside it follow, with their places."""
     rows = ["| key | type | default | what |", "|---|---|---|---|"]
     for place, field, meaning in keys(model):
+        if place in hidden:
+            continue
         cells = (f"`{place}`", kind(field.annotation, field), default(field), sentence(meaning))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
@@ -145,7 +154,9 @@ def attributes(model: type[BaseModel]) -> dict[str, str]:
 
 
 def models(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models that an annotation names, wherever they stand in it."""
+    """Return the models that an annotation names, wherever they stand in it; a plug-in has a page of its own."""
+    if annotation is Plug:
+        return []
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     found = [model for argument in get_args(annotation) for model in models(argument)]
@@ -160,6 +171,8 @@ def kind(annotation: Any, field: FieldInfo | None = None) -> str:
         for name, sign in _BOUNDS.items()
         if getattr(rule, name, None) is not None
     ]
+    if field is not None and any(getattr(rule, "func", None) is plugs for rule in field.metadata):
+        return "name, or settings by name"
     return ", ".join([_words(_plain(annotation)), *bounds])
 
 
@@ -171,13 +184,12 @@ def _words(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_words(_plain(argument)) for argument in arguments))
-    if origin is dict or annotation is dict:
-        return f"{_words(_plain(arguments[1]))} by name" if arguments else "settings by name"
-    if origin in (tuple, list, frozenset):
+    if origin is dict:
+        value = _plain(arguments[1])
+        return "settings" if value is Any else f"{_words(value)} by name"
+    if origin is tuple:
         inner = dict.fromkeys(_words(_plain(argument)) for argument in arguments if argument is not ...)
-        return f"list of {' and '.join(inner)}"
-    if origin is type:
-        return "name"
+        return f"list of {' and '.join(_PLURALS.get(word, word) for word in inner)}"
     return "keys below" if models(annotation) else getattr(annotation, "__name__", str(annotation))
 
 
@@ -193,6 +205,8 @@ def default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True) if not field.is_required() else PydanticUndefined
     if value is PydanticUndefined:
         return "required"
+    if isinstance(value, Plug):
+        return f"`{value.name}`"
     if isinstance(value, BaseModel):
         return "its own"
     return f"`{json.dumps(value, default=_shown)}`"

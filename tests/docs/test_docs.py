@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +32,8 @@ from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import parse, validate
+from pipeline.params.sections import Sections, merged
+from pipeline.runs.check import check
 from pipeline.tables.table import FitContext
 
 ROOT = Path(__file__).parents[2]
@@ -99,14 +101,6 @@ def base() -> dict[str, Any]:
     return parse(found[0].content, found[0].page)
 
 
-def merged(params: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(params)
-    for key, value in part.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result
-
-
 def completed(fence: Fence) -> dict[str, Any]:
     """Return a whole params.yaml; of a part all runs are asked for, of its own pair or the base's."""
     content = parse(fence.content, fence.page)
@@ -127,8 +121,6 @@ def test_the_readmes_own_params_are_among_the_blocks() -> None:
 
 @pytest.mark.parametrize("fence", [fence for fence in YAMLS if fence.mark not in ALONE], ids=str)
 def test_blocks_of_params_pass_the_check(fence: Fence) -> None:
-    from pipeline.runs.check import check
-
     sections = check(completed(fence))
     assert sections.datasets
 
@@ -233,7 +225,7 @@ def test_the_site_builds_without_a_warning(site: Path) -> None:
 
 def test_every_key_and_plugin_is_on_a_page(site: Path, hooks: ModuleType) -> None:
     params = (site / "params" / "index.html").read_text("utf-8")
-    for name, field in hooks.sections().model_fields.items():
+    for name, field in Sections.model_fields.items():
         assert f"<code>{name}</code>" in params
         for model in hooks.models(field.annotation):
             for place, _, _ in hooks.keys(model):
@@ -246,13 +238,17 @@ def test_every_key_and_plugin_is_on_a_page(site: Path, hooks: ModuleType) -> Non
     assert all(f'id="{plugin.module("methods", name)}.Config"' in methods for name in plugin.names("methods"))
 
 
-def test_settings_are_described_on_the_page_of_plugins(hooks: ModuleType) -> None:
-    """A key that no `Attributes:` line describes has an empty cell there."""
+def test_every_key_has_a_sentence(hooks: ModuleType) -> None:
+    """A key that no `Attributes:` line describes would have an empty cell."""
+    models = {"params.yaml": Sections}
     for catalogue in plugin.CATALOGUES:
         for name in plugin.names(catalogue):
-            config = getattr(plugin.load(catalogue, name), "Config", None)
-            silent = [place for place, _, text in hooks.keys(config) if not text] if config else []
-            assert [place for place in silent if "." not in place] == [], f"{catalogue} {name}"
+            if (config := getattr(plugin.load(catalogue, name), "Config", None)) is not None:
+                models[f"{catalogue}/{name}"] = config
+    silent = [
+        f"{of}: {place}" for of, model in models.items() for place, _, text in hooks.keys(model) if not text
+    ]
+    assert silent == []
 
 
 # --- Worked examples ----------------------------------------------------------------------------------------
@@ -289,8 +285,6 @@ def test_there_is_an_example_of_every_kind() -> None:
 
 @pytest.mark.parametrize("fence", [x for x in YAMLS if x.mark == "params: of an example"], ids=str)
 def test_params_of_the_examples_pass_the_check(fence: Fence, written: Importer) -> None:
-    from pipeline.runs.check import check
-
     assert check(completed(fence)).datasets
 
 
