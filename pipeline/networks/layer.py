@@ -16,7 +16,12 @@ from pipeline.params.base import Block
 
 
 class LayerSpec(Block):
-    """A layer by name: everything that is needed to build it again beside saved weights."""
+    """A layer by name: everything that is needed to build it again beside saved weights.
+
+    Attributes:
+        layer: a file of `pipeline/networks/layers`.
+        settings: its own settings.
+    """
 
     layer: str
     settings: dict[str, Any] = {}
