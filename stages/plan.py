@@ -86,8 +86,8 @@ def main(
         if need.bytes > need.free:
             raise MachineError(
                 f"The plan needs {decimal(need.bytes)} on the disk of {need.place}, and {decimal(need.free)} are "
-                "free. Lower the slots of the largest features in params.yaml, take them out of the teacher's features and "
-                "learn with 'source: online', or free disk with: dvc gc --workspace"
+                "free. Lower the slots of the largest features in params.yaml, or take them out of the teacher's "
+                "features and learn with 'source: online', or free disk with: dvc gc --workspace"
             )
 
 

@@ -1,4 +1,4 @@
-"""The sections `matchings` and `borrowed` of params.yaml: channels of a teacher in a student's order (KCD, arXiv:2103.16844)."""
+"""The sections `matchings` and `borrowed` of params.yaml: a teacher's channels in a student's order (KCD)."""
 
 from __future__ import annotations
 

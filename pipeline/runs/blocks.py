@@ -35,7 +35,7 @@ def blocks(project: Project) -> dict[str, Block]:
     """
     params = project.params
     every: dict[str, Block] = {"project": params}
-    for name in params.datasets:
+    for name in project.views:  # which looks at the settings of sources and views
         every[f"datasets/{name}"] = _prepare(project, name)
     for name in params.teachers:
         every |= _teacher(project, name)
@@ -90,7 +90,6 @@ def asked(project: Project, teacher: str) -> AskedBlock:
 
 def _prepare(project: Project, name: str) -> PrepareBlock:
     source = project.params.datasets[name].source
-    project.images  # its settings are of the source's form
     block = PrepareBlock(
         stage=f"prepare_data@{name}", dataset=name, source=source.name, settings=source.settings
     )

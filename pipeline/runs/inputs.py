@@ -7,7 +7,7 @@ when something else has: a new K for K-means leaves plain KD's json byte for byt
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.artifacts.hashing import file_hash
 from pipeline.data.prepared import Prepared

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipeline import plugin
 from pipeline.compute.machine import machine

@@ -427,12 +427,13 @@ class Project:
 
 def _no_tap(what: str, tap: str, name: str, network: Architecture) -> UnknownNameError:
     """Return the error for a tap that a network does not have; it advises the one that the last stage has."""
+    stage, _, rest = tap.partition("_")
     hint = ""
-    if tap.startswith("stage") and network.stages:
-        stage, _, rest = tap.partition("_")
-        meant = network.stages[-1] + (f"_{rest}" if rest else "")
-        if meant in network.taps and stage not in network.stages:
-            hint = f"The last stage of {name} is {network.stages[-1]}: write {meant}, or last{meant[len(network.stages[-1]) :]}."
+    if stage.startswith("stage") and network.stages and stage not in network.stages:
+        place = f"_{rest}" if rest else ""
+        last = network.stages[-1]
+        if last + place in network.taps:
+            hint = f"The last stage of {name} is {last}: write {last}{place}, or last{place}."
     return unknown_name(f"tap: {what}", tap, network.taps, hint)
 
 

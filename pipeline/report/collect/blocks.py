@@ -1,4 +1,4 @@
-"""The blocks of params.yaml that `stages.params` has written: what is reported, and what it must have been made from."""
+"""The blocks of params.yaml that `stages.params` has written: what is reported, and what it must be made from."""
 
 from __future__ import annotations
 
