@@ -14,7 +14,7 @@ class StillhouseError(Exception):
     """Base of every error that a user can cause."""
 
     def __str__(self) -> str:
-        """Return the message as one line: names in it are somebody's, and may hold line ends or a terminal's codes."""
+        """Return the message as one line: names in it may hold line ends or a terminal's codes."""
         return "".join(
             letter if letter.isprintable() else letter.encode("unicode_escape").decode()
             for letter in super().__str__()
@@ -38,7 +38,7 @@ class MissingArtifactError(StillhouseError, FileNotFoundError):
 
 
 class StaleArtifactError(StillhouseError, ValueError):
-    """An artifact that was made from something else than what it is used with."""
+    """An artifact that was made from something other than what it is used with."""
 
 
 class DamagedArtifactError(StillhouseError, OSError):
@@ -54,11 +54,11 @@ class DivergedError(StillhouseError, ArithmeticError):
 
 
 class MachineError(StillhouseError, RuntimeError):
-    """The machine lacks what was asked of it: a device, an extra, disk."""
+    """The machine lacks what a command needs: a device, an extra, disk space."""
 
 
 class LostRankError(MachineError):
-    """Another process of the same run has ended, or answers no more."""
+    """Another process of the same run has ended or does not answer."""
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> UnknownNameError:

@@ -41,7 +41,7 @@ def names(catalogue: str) -> list[str]:
     """List the plug-ins of `catalogue`, for instance "methods", in alphabetical order."""
     parts = CATALOGUES[catalogue].split(".")
     folders = [str(Path(folder, *parts)) for folder in pipeline.__path__]
-    return sorted(found.name for found in pkgutil.iter_modules(folders))
+    return sorted(info.name for info in pkgutil.iter_modules(folders))
 
 
 def load(catalogue: str, name: str) -> ModuleType:

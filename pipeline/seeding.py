@@ -31,7 +31,7 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
 def scope(*key: int | str) -> Iterator[None]:
     """Seed torch's global CPU generator by `key` inside the block and restore it afterwards.
 
-    For library code that draws from the global generator, such as the initialisers of torch's layers.
+    For library code that draws from the global generator, such as the initializers of torch's layers.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(*key))  # those of GPUs are left alone
@@ -39,7 +39,7 @@ def scope(*key: int | str) -> Iterator[None]:
 
 
 def mix(x: Tensor) -> Tensor:
-    """Hash int64 values elementwise (the finaliser of splitmix64); any shape, same on every device.
+    """Hash int64 values elementwise (the finalizer of splitmix64); any shape, same on every device.
 
     Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators".
     """

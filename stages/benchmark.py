@@ -49,7 +49,7 @@ def main(
         print(f"{name} ({number} of {len(names)})", flush=True)
         start = perf_counter()
         with TemporaryDirectory(prefix="benchmark-") as folder:
-            records += suite.MEASUREMENTS[name](Bench(QUICK if quick else FULL, where, Path(folder)))
+            records += suite.measure(name, Bench(QUICK if quick else FULL, where, Path(folder)))
         print(f"{name}: {perf_counter() - start:.0f} s", flush=True)
     record.show(console, facts, records)
     if out is not None:

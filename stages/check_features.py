@@ -12,6 +12,7 @@ from stages import command
 
 
 def main(
+    block: Annotated[Path, typer.Argument(help="The teacher's check.json, made by stages.params.")],
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     data: Annotated[Path, typer.Option(help="Folder of the prepared data.")],
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
@@ -21,23 +22,30 @@ def main(
     rows: Annotated[int, typer.Option(help="Rows of each split to recompute.", min=1)] = 256,
 ) -> None:
     """Check a store against the live teacher; fail where rounding is no excuse. Say what its features see."""
+    from pipeline.params.base import load as load_block
+    from pipeline.params.teachers import CodeBlock
+
+    asked = load_block(CodeBlock, block)
+    hint = f"dvc repro extract_features@{asked.teacher}"
+
     from pipeline.artifacts import hashing, publish
     from pipeline.compute.machine import machine
     from pipeline.data.normalize import Normalize
     from pipeline.data.prepared import Prepared
     from pipeline.data.views import view_space
     from pipeline.errors import StaleArtifactError
+    from pipeline.features import contents
     from pipeline.features import manifest as manifests
-    from pipeline.features.check import Live, compare, summarise
+    from pipeline.features.check import Live, compare, summarize
     from pipeline.features.difference import worst
     from pipeline.features.receptive import receptive_fields
     from pipeline.networks.weights import load
 
     with publish.replacing(summary, out):
-        prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store)
+        prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store, hint)
         meta = prepared.meta
         networks = {checkpoint: load(weights, checkpoint)[0] for checkpoint in manifest.weights}
-        manifests.require(
+        contents.require(
             store,
             manifest,
             data=meta.fingerprint,
@@ -53,7 +61,7 @@ def main(
         most = worst(found)
         if most.share > 1:
             raise StaleArtifactError(
-                f"{store}: {most}. Make it again with: dvc repro --force {manifests.stage(store)}"
+                f"{store}: {most}. Make it again with: dvc repro --force {manifest.made_by}"
             )
 
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
@@ -63,11 +71,13 @@ def main(
         seen = receptive_fields(networks[checkpoint], floats, meta.size, meta.channels)
         features = {
             name: stored.model_dump(mode="json", exclude={"digest"})
-            | summarise(store, checkpoint, name)
+            | summarize(store, checkpoint, name)
             | ({"field": asdict(seen[name])} if name in seen else {})
             for name, stored in floats.items()
         }
-        publish.write_json(summary, {"bytes": size, "files": files, "features": features})
+        publish.write_json(
+            summary, {"made_by": asked.stage, "bytes": size, "files": files, "features": features}
+        )
         errors = {one.array: one.error for one in found if one.measure == "value"}
         shares: dict[str, float] = {}
         for one in found:

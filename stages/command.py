@@ -42,6 +42,11 @@ Precision = Annotated[
     ),
 ]
 
+Mark = Annotated[
+    list[Path] | None,
+    typer.Option(help="Folder to put an about.json into, so that it is there; may be given again."),
+]
+
 BatchSize = Annotated[
     int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
 ]
@@ -131,13 +136,21 @@ def spread(module: str, processes: int) -> None:
         sys.exit()
 
 
+def mark(folders: list[Path] | None) -> None:
+    """Put an `about.json` into folders that other stages fill: what depends on a folder finds it there, if empty."""
+    from pipeline.artifacts.publish import write_json
+
+    for folder in folders or ():
+        write_json(folder / "about.json", {"holds": f"what stages make of {folder.name}"})
+
+
 def _exit(line: str, status: int = 1, error: BaseException | None = None) -> NoReturn:
     if "RANK" not in os.environ:
         print(f"error: {line}", file=sys.stderr)
         sys.exit(status)
-    from pipeline.compute.distributed import tells
+    from pipeline.compute.distributed import reports
 
-    if tells(error):
+    if reports(error):
         print(f"error: {line}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Distil one student from its json of inputs."""
+"""Distill one student from its json of inputs."""
 
 from __future__ import annotations
 
@@ -20,32 +20,28 @@ def main(
     channels_last: command.ChannelsLast = False,
     compiled: command.Compile = False,
 ) -> None:
-    """Distil the student of INPUTS by its method."""
+    """Distill the student of INPUTS by its methods."""
     from pipeline.params.base import load
     from pipeline.runs.inputs import RunInputs
 
-    found = load(RunInputs, inputs, "dvc repro inputs")
+    run = load(RunInputs, inputs, "dvc repro inputs")
     command.spread("stages.distill", processes)
 
     from pipeline.artifacts import closure, hashing, publish
     from pipeline.compute import distributed
     from pipeline.compute.machine import machine
-    from pipeline.training.distill import distil
+    from pipeline.training.assembly import Job
+    from pipeline.training.distill import distill
 
-    code = closure.digest(["stages.distill"])
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
-    identity = hashing.content_hash([found.model_dump(mode="json"), where.precision, code])
+    identity = hashing.identity(run, where.precision, closure.digest(["stages.distill"]))
     with distributed.building(out, where.ranks) as scratch:
-        distil(
-            scratch,
-            found,
-            where,
-            identity=identity,
-            resident_bytes=resident << 20,
-        )
+        name = f"{run.pair}/{run.run}"
+        job = Job(scratch, where, identity, f"{name} seed {run.seed}", f"distill@{name}-{run.seed}")
+        distill(run, job, resident_bytes=resident << 20)
         if where.ranks.first:
-            publish.write_json(scratch / "inputs.json", found.model_dump(mode="json"))
+            publish.write_json(scratch / "inputs.json", run.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Encode a teacher's views with a fitted table: compact codes, in a store of their own."""
+"""Encode a teacher's views with a fitted table: compact codes, each in a store of its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,45 +11,63 @@ from stages import command
 
 
 def main(
-    block: Annotated[Path, typer.Argument(help="The code's json, made by stages.params.")],
+    block: Annotated[Path, typer.Argument(help="The codes' json, made by stages.teacher_inputs.")],
     prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     table: Annotated[Path, typer.Option(help="The fitted table, an npz.")],
-    out: Annotated[Path, typer.Option(help="Store to make, a folder that ends in .zarr.")],
-    summary: Annotated[Path, typer.Option(help="Json to make: which code the store holds.")],
-    metrics: Annotated[Path, typer.Option(help="Json of metrics to make: what the code loses.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to make: ENCODING.zarr for every code that is asked for.")
+    ],
+    metrics: Annotated[Path, typer.Option(help="Json of metrics to make: what the codes lose.")],
     device: command.Device = "auto",
     precision: command.Precision = "auto",
     batch_size: command.BatchSize = 256,
 ) -> None:
-    """Fill the store of the code of BLOCK: every view of the training split, encoded with TABLE."""
-    if out.suffix != ".zarr":
-        raise typer.BadParameter(f"{out} does not end in .zarr", param_hint="--out")
-    from pipeline.params.base import load as load_block
-    from pipeline.params.codes import CodeBlock
+    """Fill the stores of the codes of BLOCK: every view of the training split, encoded with TABLE."""
+    from pipeline.artifacts import publish
+    from pipeline.params.base import load_asked
+    from pipeline.params.tables import EncodeInputs
 
-    asked = load_block(CodeBlock, block)
+    asked = load_asked(EncodeInputs, block, "dvc repro teacher_inputs")
+    if asked is None:
+        with publish.replacing(metrics), publish.building(out):
+            publish.write_json(metrics, {})
+        return
 
-    from pipeline.artifacts import hashing, publish
+    from pipeline.artifacts import hashing
     from pipeline.compute.machine import machine
     from pipeline.data.prepared import Prepared
-    from pipeline.features import manifest as manifests
+    from pipeline.features import contents
     from pipeline.features.codes import Encoder
+    from pipeline.runs.resolve import code_store
     from pipeline.tables import table as tables
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
-    arrays, origin = tables.load(table)
-    manifests.require_source(table, origin, store, manifests.read(store))
-    fitted_to, table_hash = origin["table"]["config"]["feature"], hashing.file_hash(table)
-    encoder = Encoder(asked, data, weights, store, arrays, table_hash, fitted_to, where, batch_size)
-    with publish.replacing(summary, metrics), publish.building(out, resume=True) as scratch:
-        manifest = encoder.run(scratch)
-        lost = encoder.lost()
-        stored = manifest.features[asked.code]
-        publish.write_json(summary, {"code": asked.code, "digest": stored.digest})
-        numbers = {"slots": stored.slots, "mean_kl_lost": lost}
-        publish.write_json(metrics, {"code": asked.code} | numbers)
+    hint = f"dvc repro extract_features@{asked.teacher}"
+    arrays, origin = tables.load(table, f"dvc repro fit_table@{asked.teacher}-{asked.table}")
+    contents.require_source(table, origin, store, contents.read(store, hint))
+
+    numbers: dict[str, Any] = {}
+    with publish.replacing(metrics), publish.building(out, resume=True) as scratch:
+        for code in asked.codes:
+            encoder = Encoder(
+                asked,
+                code,
+                data,
+                weights,
+                store,
+                arrays,
+                hashing.file_hash(table),
+                origin["table"]["config"]["feature"],
+                where,
+                batch_size,
+                made_by=asked.stage,
+                hint=hint,
+            )
+            stored = encoder.run(code_store(scratch, code)).features[code]
+            numbers[code] = {"slots": stored.slots, "mean_kl_lost": encoder.lost()}
+        publish.write_json(metrics, numbers)
 
 
 if __name__ == "__main__":

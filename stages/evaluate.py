@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stages import command
+
+if TYPE_CHECKING:
+    from pipeline.runs.inputs import RunInputs
 
 
 def main(
@@ -27,27 +30,27 @@ def main(
         raise MissingArtifactError(f"{folder} does not exist. Make it with: dvc repro")
     inputs_path = folder / "inputs.json"
     inputs = publish.read_json(inputs_path, "dvc repro") if inputs_path.exists() else {}
-    if inputs:
-        _check(inputs, inputs_path)
+    run = _checked(inputs, inputs_path) if inputs else None
     if data is None and "data" not in inputs:
         raise ParamsError(f"{folder} does not say which data it was trained on. Give --data.")
 
+    from pipeline.artifacts.arrays import write
     from pipeline.compute.machine import machine
     from pipeline.evaluation.evaluate import evaluate
+    from pipeline.runs.comparison import compare
 
     where = machine(device)  # a slip in an option must not cost what is there
     with publish.replacing(predictions, out):
-        found, arrays = evaluate(folder, Path(inputs["data"]) if data is None else data, inputs, where)
+        measured, arrays = evaluate(folder, Path(inputs["data"]) if data is None else data, inputs, where)
+        if run is not None:
+            measured |= compare(folder, run, where)
+        with publish.writing(predictions) as part:
+            write(part, arrays)
+        publish.write_json(out, measured)
 
-        import numpy as np
 
-        with publish.writing(predictions) as part, part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        publish.write_json(out, found)
-
-
-def _check(inputs: Any, path: Path) -> None:
-    """Refuse a student's inputs that are not of the form that its training wrote."""
+def _checked(inputs: Any, path: Path) -> RunInputs | None:
+    """Return the inputs of a distilled student, and refuse those that are not of the form that a training writes."""
     from pipeline.errors import DamagedArtifactError, ParamsError
     from pipeline.params.base import validate
     from pipeline.runs.inputs import RunInputs, StudentInputs
@@ -56,12 +59,12 @@ def _check(inputs: Any, path: Path) -> None:
         if not isinstance(inputs, dict):
             raise ParamsError(f"{path} holds {type(inputs).__name__}, expected a mapping.")
         if "run" in inputs:
-            validate(RunInputs, inputs, "", str(path))
-        else:  # the inputs of a student alone are those of all its seeds
-            alone = {key: value for key, value in inputs.items() if key != "seed"}
-            validate(StudentInputs, alone, "", str(path))
+            return validate(RunInputs, inputs, "", str(path))
+        # The inputs of a student alone are those of all its seeds.
+        validate(StudentInputs, {key: value for key, value in inputs.items() if key != "seed"}, "", str(path))
     except ParamsError as error:
         raise DamagedArtifactError(f"{error} Delete {path.parent}, then: dvc repro") from None
+    return None
 
 
 if __name__ == "__main__":

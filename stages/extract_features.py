@@ -27,13 +27,11 @@ def main(
         raise typer.BadParameter(f"{out} does not end in .zarr", param_hint="--out")
 
     from pipeline.params.base import load as load_block
-    from pipeline.params.extract import ExtractBlock
+    from pipeline.params.teachers import ExtractBlock
 
     extract = load_block(ExtractBlock, block)
     name = extract.teacher
     command.spread("stages.extract_features", processes)
-
-    from importlib.metadata import version
 
     from pipeline import plugin
     from pipeline.artifacts import closure, hashing
@@ -56,25 +54,22 @@ def main(
     teachers = {checkpoint: Teacher(network, where) for checkpoint, (network, _) in loaded.items()}
     requested = {
         feature: (
-            num_slots(space, stored.slots, f"teachers.{name}.extract.features.{feature}.slots"),
+            num_slots(space, stored.slots, f"teachers.{name}.features.{feature}.slots"),
             stored.dtype,
         )
         for feature, stored in extract.features.items()
     }
 
     first = next(iter(teachers.values()))
-    manifest = Manifest(
+    manifest = Manifest.of(
+        meta,
+        extract.views,
+        next(iter(loaded.values()))[1],
+        {key: hashing.file_hash(weights / f"{key}.safetensors") for key in teachers},
+        where.precision,
+        stored_features(requested, first, meta.channels, meta.size),
         teacher=name,
-        network=next(iter(loaded.values()))[1],
-        weights={key: hashing.file_hash(weights / f"{key}.safetensors") for key in teachers},
-        data=meta.fingerprint,
-        samples=meta.samples,
-        mean=meta.mean,
-        std=meta.std,
-        views=extract.views,
-        precision=where.precision,
-        features=stored_features(requested, first, meta.channels, meta.size),
-        versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
+        made_by=extract.stage,
     )
 
     # After the manifest, whose probe of one image is not worth compiling for.
@@ -96,7 +91,7 @@ def main(
     plugins = [plugin.module("networks", manifest.network.family)]
     plugins += [plugin.module("encodings", encoding) for encoding in encodings_of(extract.features)]
     code = closure.digest(["stages.extract_features", *plugins])
-    identity = hashing.content_hash([manifest.model_dump(mode="json"), extract.compression, code])
+    identity = hashing.identity(manifest, extract.compression, code)
 
     with distributed.building(out, where.ranks) as scratch:
         fill(scratch, extraction, identity, f"features of {name}")

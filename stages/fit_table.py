@@ -11,45 +11,53 @@ from stages import command
 
 
 def main(
-    block: Annotated[Path, typer.Argument(help="The fit's json, made by stages.params.")],
+    block: Annotated[Path, typer.Argument(help="The table's json, made by stages.teacher_inputs.")],
     prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
-    out: Annotated[Path, typer.Option(help="Table to make, an npz.")],
+    out: Annotated[Path, typer.Option(help="Table to make, an npz; empty where nobody asks for it.")],
     metrics: Annotated[Path, typer.Option(help="Json to make: how good the table is.")],
-    base: Annotated[
-        Path | None, typer.Option(help="The table in whose space it is fitted, where it has one.")
-    ] = None,
 ) -> None:
     """Fit the table of BLOCK to the plain training samples of a stored feature."""
-    from pipeline.params.base import load, validate
-    from pipeline.params.tables import FitBlock
+    from pipeline.artifacts import publish
+    from pipeline.params.base import load_asked, validate
+    from pipeline.params.tables import FitInputs
 
-    fit = load(FitBlock, block)
+    fit = load_asked(FitInputs, block, "dvc repro teacher_inputs")
+    if fit is None:
+        with publish.replacing(out, metrics), publish.writing(out) as part:
+            part.touch()
+            publish.write_json(metrics, {})
+        return
 
     from pipeline import plugin
-    from pipeline.artifacts import hashing, publish
     from pipeline.data.prepared import Prepared
-    from pipeline.features import manifest as manifests
-    from pipeline.features.source import check_stored
+    from pipeline.errors import StaleArtifactError
+    from pipeline.features import contents
     from pipeline.features.stream import PlainStream
     from pipeline.tables import table
 
     module = plugin.load("tables", fit.table)
-    config = validate(module.Config, fit.config, f"tables.{out.stem}.config")
+    config = validate(module.Config, fit.config, f"tables.{fit.name}.{fit.table}")
     with publish.replacing(out, metrics):
-        data, manifest = Prepared.open(prepared / fit.dataset), manifests.read(store)
-        manifests.require(store, manifest, data=data.meta.fingerprint)
-        check_stored(store, manifest, config.feature, ["last"], 0)
-        origin = {
-            "table": fit.settings(),
-            "teacher": manifest.teacher,
-            "weights": manifest.weights["last"],
-            "digest": manifest.features[config.feature].digest["last/train"],
-            "base": None if base is None else hashing.file_hash(base),
-        }
-        space = table.open_base(base, fit.table, getattr(module, "BASE", None), origin)
+        data = Prepared.open(prepared / fit.dataset)
+        stored = contents.read(store, f"dvc repro extract_features@{fit.teacher}")
+        contents.check_stored(store, stored, config.feature, ["last"], 0)
+        digest = stored.features[config.feature].digest["last/train"]
+        contents.require(store, stored, data=data.meta.fingerprint, weights={"last": fit.source.weights})
+        if digest != fit.source.digest:
+            raise StaleArtifactError(
+                f"{store} holds another '{config.feature}' than this table was resolved with. Run: dvc repro"
+            )
+
         stream = PlainStream(store, config.feature, data.split("train").labels)
-        fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes), base=space))
+        fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes)))
+        origin = {
+            "made_by": fit.stage,
+            "table": {"table": fit.table, "config": fit.config},
+            "teacher": stored.teacher,
+            "weights": stored.weights["last"],
+            "digest": digest,
+        }
         with publish.writing(out) as part:
             table.save(part, fitted, origin)
         publish.write_json(metrics, fitted.quality)

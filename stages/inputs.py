@@ -15,15 +15,13 @@ def main(
     prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
-    codes: Annotated[Path, typer.Option(help="Folder of the stores of the teacher's codes.")],
     tables: Annotated[Path, typer.Option(help="Folder of the teacher's tables.")],
+    codes: Annotated[Path, typer.Option(help="Folder of the teacher's codes.")],
+    copies: Annotated[Path, typer.Option(help="Folder of the teacher's self-taught copies.")],
     matchings: Annotated[Path, typer.Option(help="Folder of the pair's matchings.")],
     evaluation: Annotated[Path, typer.Option(help="The teacher's predictions.")],
     code: Annotated[Path, typer.Option(help="Folder of the code's hashes, made by stages.code.")],
     out: Annotated[Path, typer.Option(help="Folder to make: one json a run and seed.")],
-    self_taught: Annotated[
-        Path | None, typer.Option(help="Folder of the teacher's self-taught copies, if there are any.")
-    ] = None,
 ) -> None:
     """Write one json of inputs for every seed of every run that 'distill' asks of the pair of BLOCK."""
     from pipeline.artifacts import publish
@@ -35,7 +33,7 @@ def main(
     from pipeline.runs.resolve import Places, resolve_run
 
     data = prepared / pair.student.dataset
-    places = Places(data, weights, store, codes, tables, matchings, evaluation, code, self_taught)
+    places = Places(data, weights, store, tables, codes, copies, matchings, evaluation, code)
     with publish.building(out) as scratch:
         for run in pair.runs:
             for seed, inputs in resolve_run(pair, run, places).items():

@@ -11,51 +11,58 @@ from stages import command
 
 
 def main(
-    block: Annotated[Path, typer.Argument(help="The match's json, made by stages.params.")],
+    block: Annotated[Path, typer.Argument(help="The json of matchings, made by stages.params.")],
     prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
     students: Annotated[Path, typer.Option(help="Folder of the students trained alone, one a seed.")],
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     out: Annotated[
-        Path, typer.Option(help="Folder to make: SEED.npz, and measured/SEED.npz for the report.")
+        Path, typer.Option(help="Folder to make: MATCHING/SEED.npz, and MATCHING/measured/SEED.npz.")
     ],
     metrics: Annotated[Path, typer.Option(help="Json to make: consistency, overlap and distance by seed.")],
     device: command.Device = "auto",
 ) -> None:
-    """Match by the recipe of BLOCK, and measure the discrepancy before and after."""
+    """Match by the recipes of BLOCK, and measure the discrepancy before and after; nothing where there are none."""
+    from pipeline.artifacts import publish
     from pipeline.params.base import load
-    from pipeline.params.matching import MatchBlock
+    from pipeline.params.matchings import MatchBlock
 
-    match = load(MatchBlock, block)
-
-    import numpy as np
+    pair = load(MatchBlock, block)
+    if not pair.recipes:
+        with publish.replacing(metrics), publish.building(out):
+            publish.write_json(metrics, {})
+        return
 
     from pipeline import progress
-    from pipeline.artifacts import publish
+    from pipeline.artifacts import arrays
     from pipeline.compute.machine import machine
     from pipeline.data.prepared import Prepared
     from pipeline.matching.discrepancy import between, measured
     from pipeline.matching.matcher import Matcher
 
     where = machine(device)  # a slip in an option must not cost what is there
-    data = Prepared.open(prepared / match.dataset)
-    numbers: dict[str, Any] = {}
-    classes, counts = [], None
+    data, hint = Prepared.open(prepared / pair.dataset), f"dvc repro extract_features@{pair.teacher}"
+    numbers: dict[str, dict[str, Any]] = {}
     with publish.replacing(metrics), publish.building(out) as scratch:
-        (scratch / "measured").mkdir()
-        for seed in match.seeds:
-            matcher = Matcher(match, seed, students / str(seed), weights, store, data, where)
-            with progress.bar(f"{match.name} seed {seed}", matcher.num_samples()) as advance:
-                matching, sums = matcher.run(advance)
-            numbers[str(seed)], arrays = measured(matcher, matching, sums)
-            matching.save(scratch / f"{seed}.npz")
-            with (scratch / "measured" / f"{seed}.npz").open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            classes.append(arrays["student_classes"])
-            counts = sums.counts.cpu()
-        if counts is not None and len(classes) > 1:
-            for seed, found in zip(match.seeds, between(classes, counts), strict=True):
-                numbers[str(seed)]["overlap"]["students"] = found
+        for match in pair.matches():
+            folder, own = scratch / match.matching, numbers.setdefault(match.matching, {})
+            (folder / "measured").mkdir(parents=True)
+            classes, counts = [], None
+            for seed in pair.seeds:
+                student = students / str(seed)
+                matcher = Matcher(match, seed, student, weights, store, data, where, pair.stage, hint)
+                title = f"{pair.pair}/{match.matching} seed {seed}"
+                with progress.bar(title, matcher.num_samples()) as advance:
+                    matching, sums = matcher.run(advance)
+                own[str(seed)], pictures = measured(matcher, matching, sums)
+                matching.save(folder / f"{seed}.npz")
+                arrays.write(folder / "measured" / f"{seed}.npz", pictures)
+                classes.append(pictures["student_classes"])
+                counts = sums.counts.cpu()
+
+            if counts is not None and len(classes) > 1:
+                for seed, overlap in zip(pair.seeds, between(classes, counts), strict=True):
+                    own[str(seed)]["overlap"]["students"] = overlap
         publish.write_json(metrics, numbers)
 
 

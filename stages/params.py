@@ -15,23 +15,27 @@ PASSED = "passed.json"  # always the same: what depends on it runs after the che
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder to make: one json a block, defaults filled in.")],
+    mark: command.Mark = None,
     params: command.Params = Path("params.yaml"),
 ) -> None:
-    """Check params.yaml, settings of plug-ins included, and write one json for every block of it."""
+    """Check params.yaml, plug-ins, networks and tables included, and write one json for every block of it."""
     from pipeline.artifacts import publish
-    from pipeline.params import project
     from pipeline.params.base import parse, text
-    from pipeline.params.code import with_code
 
     content = text(params)
-    found = project.check(parse(content, params))
-    project.check_plugins(found)
+    parsed = parse(content, params)
+
+    from pipeline.runs import check
+    from pipeline.runs.blocks import blocks
+
+    project = check.project(parsed)
     with publish.building(out) as scratch:
-        for name, block in with_code(project.blocks(found), found).items():
+        for name, block in blocks(project).items():
             publish.write_json(scratch / f"{name}.json", block.model_dump(mode="json"))
         # The very bytes: while params.yaml has them, what DVC makes of it needs no other check.
         (scratch / CHECKED).write_bytes(content.encode("utf-8"))
         publish.write_json(scratch / PASSED, True)
+    command.mark(mark)
 
 
 if __name__ == "__main__":

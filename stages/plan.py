@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.runs.planning import Item, Plan
 
 # Stages of seconds that rewrite their outs on most edits, changed or not: only what changes in them counts.
-LIGHT = ("params", "student_inputs", "list_matches", "inputs")
+LIGHT = ("params", "teacher_inputs", "student_inputs", "inputs")
 # `inputs` waits for them; what a student reads is not in their outs.
 GATES = ("check_features", "evaluate_teacher")
 
@@ -61,19 +61,19 @@ def main(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as json.")] = False,
 ) -> None:
     """Plan all of params.yaml: artifacts, bytes, files, forward passes of the teachers, break-even, disk."""
-    from pipeline.params import project
     from pipeline.params.base import read
 
-    sections = project.check(read(params))
-    project.check_plugins(sections)
+    content = read(params)
 
     from pipeline.data.prepared import Prepared
     from pipeline.errors import MachineError
+    from pipeline.runs.check import project
     from pipeline.runs.planning import plan
 
-    names = {teacher.dataset for teacher in sections.teachers.values()}
-    names |= {student.dataset for student in sections.students.values()}
-    found = plan(sections, {name: Prepared.open(prepared / name).meta for name in sorted(names)})
+    checked = project(content)
+    names = {teacher.dataset for teacher in checked.params.teachers.values()}
+    names |= {student.dataset for student in checked.params.students.values()}
+    found = plan(checked, {name: Prepared.open(prepared / name).meta for name in sorted(names)})
     state = _state(params)
     needs = _needs(found, state, artifacts)
     if json:
@@ -86,8 +86,8 @@ def main(
         if need.bytes > need.free:
             raise MachineError(
                 f"The plan needs {decimal(need.bytes)} on the disk of {need.place}, and {decimal(need.free)} are "
-                "free. Lower the slots of the largest features in params.yaml, take them out of extract.features and "
-                "learn with 'source: online', or free disk with: dvc gc --workspace"
+                "free. Lower the slots of the largest features in params.yaml, or take them out of the teacher's "
+                "features and learn with 'source: online', or free disk with: dvc gc --workspace"
             )
 
 
@@ -158,7 +158,7 @@ def _print(found: Plan, state: State, needs: list[Need]) -> None:
             "not stored" if cost.slots is None else str(cost.slots),
             decimal(cost.view_bytes),
             decimal(cost.bytes) if cost.slots is not None else "",
-            "endless" if cost.all_bytes is None else decimal(cost.all_bytes),
+            "unbounded" if cost.all_bytes is None else decimal(cost.all_bytes),
             "" if cost.online is None else f"{cost.online:,} forwards",
             str(cost.students),
         )
@@ -230,11 +230,11 @@ def _known(repo: Any, params: Path) -> State:
     from graphlib import TopologicalSorter
     from tempfile import TemporaryDirectory
 
-    from pipeline.params import project
+    from pipeline.params import checks
     from pipeline.params.base import read
 
     root = Path(repo.root_dir)
-    project.check(read(root / "params.yaml"))  # DVC makes of it what is rehearsed, whatever is planned
+    checks.check(read(root / "params.yaml"))  # DVC makes of it what is rehearsed, whatever is planned
     graph = repo.index.graph  # from a stage to what it depends on
     order = list(TopologicalSorter({stage: set(graph.successors(stage)) for stage in graph}).static_order())
     outdated = repo.status()
@@ -282,15 +282,15 @@ def _rehearse(cmd: str | list[str], outs: set[Path], folder: Path, params: Path)
     """
     import shlex
 
-    from stages import code, inputs, list_matches, student_inputs
+    from stages import code, inputs, student_inputs, teacher_inputs
     from stages import params as params_stage
 
     mains = {
         "stages.code": code,
         "stages.inputs": inputs,
-        "stages.list_matches": list_matches,
         "stages.params": params_stage,
         "stages.student_inputs": student_inputs,
+        "stages.teacher_inputs": teacher_inputs,
     }
     for one in [cmd] if isinstance(cmd, str) else cmd:
         first, _, module, *words = shlex.split(one)  # python -m stages.NAME ...
@@ -298,7 +298,9 @@ def _rehearse(cmd: str | list[str], outs: set[Path], folder: Path, params: Path)
             continue  # the check that comes first: the params that are planned have passed it
 
         arguments = []
-        for word in words:
+        for before, word in zip(("", *words), words, strict=False):
+            if "--mark" in (before, word):
+                continue  # a folder that is there already, or holds nothing
             moved = folder / word
             arguments.append(str(moved) if moved.exists() or Path(word) in outs else word)
         if module == "stages.params":
@@ -308,7 +310,7 @@ def _rehearse(cmd: str | list[str], outs: set[Path], folder: Path, params: Path)
         app(arguments, standalone_mode=False)
 
     changed = set()
-    for out in outs:
+    for out in (out for out in outs if out.name != "about.json"):
         files = {path.relative_to(base) for base in (folder, Path()) for path in _files(base / out)}
         changed |= {path for path in files if _content(folder / path) != _content(path)}
     return changed

@@ -19,11 +19,11 @@ def main(
     from pipeline.artifacts import publish
     from pipeline.errors import DataError
     from pipeline.params.base import load, validate
-    from pipeline.params.dataset import PrepareBlock
+    from pipeline.params.datasets import PrepareBlock
 
-    name, found = block.stem, load(PrepareBlock, block)
-    plug = plugin.load("datasets", found.source)
-    config = validate(plug.Config, found.prepare, f"datasets.{name}.prepare")
+    asked = load(PrepareBlock, block)
+    plug = plugin.load("datasets", asked.source)
+    config = validate(plug.Config, asked.settings, f"datasets.{asked.dataset}.source.{asked.source}")
 
     # `out` is replaced, so a slip in --out must not cost a folder of something else.
     if out.exists() and not ((out / "meta.json").is_file() or (out.is_dir() and not any(out.iterdir()))):
@@ -32,7 +32,7 @@ def main(
 
     from pipeline.data.preparation import prepare
 
-    meta = prepare(plug.open_source(config), found.source, config, out)
+    meta = prepare(plug.open_source(config), asked.source, config, out)
     counts = ", ".join(f"{split} {number}" for split, number in meta.samples.items())
     print(f"{out}: {meta.channels}x{meta.size}x{meta.size}, {len(meta.classes)} classes, {counts}")
 

@@ -24,7 +24,7 @@ def main(
     from pipeline.params.base import load
     from pipeline.runs.inputs import StudentInputs, check_data
 
-    found = load(StudentInputs, inputs, "dvc repro student_inputs")
+    student = load(StudentInputs, inputs, "dvc repro student_inputs")
     command.spread("stages.pretrain_student", processes)
 
     from pipeline.artifacts import closure, hashing, publish
@@ -32,27 +32,19 @@ def main(
     from pipeline.compute.machine import machine
     from pipeline.data.prepared import Prepared
     from pipeline.training.alone import train
+    from pipeline.training.assembly import Job
 
-    prepared = Prepared.open(Path(found.data))
-    check_data(found, prepared)
-    code = closure.digest(["stages.pretrain_student"])
+    prepared = Prepared.open(Path(student.data))
+    check_data(student, prepared)
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
-    identity = hashing.content_hash([found.model_dump(mode="json"), seed, where.precision, code])
+    identity = hashing.identity(student, seed, where.precision, closure.digest(["stages.pretrain_student"]))
     with distributed.building(out, where.ranks) as scratch:
-        train(
-            scratch,
-            found.network,
-            found.recipe,
-            found.views,
-            prepared,
-            seed,
-            where,
-            identity=identity,
-            title=f"student {found.student} seed {seed}",
-        )
+        stage = f"pretrain_student@{student.student}-{seed}"
+        job = Job(scratch, where, identity, f"student {student.student} seed {seed}", stage)
+        train(job, student.network, student.recipe, student.views, prepared, seed)
         if where.ranks.first:
-            publish.write_json(scratch / "inputs.json", found.model_dump(mode="json") | {"seed": seed})
+            publish.write_json(scratch / "inputs.json", student.model_dump(mode="json") | {"seed": seed})
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from stages import command
 
 
 def main(
+    params: Annotated[
+        Path, typer.Argument(help="Folder of the blocks of params.yaml, made by stages.params.")
+    ],
     artifacts: Annotated[Path, typer.Option(help="Folder of all artifacts.")],
     prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
     out: Annotated[Path, typer.Option(help="Folder to make: index.html, results.csv and others.")],
-    params: command.Params = Path("params.yaml"),
 ) -> None:
     """Write the report of all pairs, runs and seeds that params.yaml lists."""
     from pipeline.artifacts import publish

@@ -34,6 +34,7 @@ def main(
     from pipeline.data.prepared import Prepared
     from pipeline.networks.spec import NetworkSpec
     from pipeline.training.alone import train
+    from pipeline.training.assembly import Job
 
     prepared = Prepared.open(data)
     spec = NetworkSpec(
@@ -44,25 +45,14 @@ def main(
         classes=len(prepared.meta.classes),
         weights=teacher.weights,
     )
-    code = closure.digest(["stages.train_teacher", plugin.module("networks", teacher.family)])
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
-    identity = hashing.content_hash(
-        [teacher.model_dump(mode="json"), prepared.meta.model_dump(mode="json"), where.precision, code]
-    )
+    code = closure.digest(["stages.train_teacher", plugin.module("networks", teacher.family)])
+    identity = hashing.identity(teacher, prepared.meta, where.precision, code)
+    anchors = {anchor_name(share): share for share in teacher.anchors}
     with distributed.building(out, where.ranks) as scratch:
-        train(
-            scratch,
-            spec,
-            teacher.recipe,
-            teacher.views,
-            prepared,
-            teacher.seed,
-            where,
-            identity=identity,
-            title=f"teacher {teacher.teacher}",
-            anchors={anchor_name(share): share for share in teacher.anchors},
-        )
+        job = Job(scratch, where, identity, f"teacher {teacher.teacher}", teacher.stage)
+        train(job, spec, teacher.recipe, teacher.views, prepared, teacher.seed, anchors)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_scope_restores_the_generator_after_an_error() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_mix_is_the_finaliser_of_splitmix64() -> None:
+def test_mix_is_the_finalizer_of_splitmix64() -> None:
     edges = [0, 1, -1, 2**62, -(2**62), 2**63 - 1, -(2**63)]
     drawn = torch.randint(-(2**63), 2**63 - 1, (200,), generator=seeding.generator("mix")).tolist()
     found = seeding.mix(torch.tensor(edges + drawn)).tolist()

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipeline.errors import MissingArtifactError
 
 
@@ -27,3 +29,17 @@ def content_hash(content: Any) -> str:
     """Return the blake2b hash of anything that json can hold, 32 hexadecimal digits."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def identity(*parts: Any) -> str:
+    """Return one hash of everything that a result depends on.
+
+    A run that resumes compares it with what the interrupted one has left: what another identity left is dropped. So
+    every setting, every hash of an input and the hash of the code belong to it; where a result is written does not.
+
+    Args:
+        parts: in a fixed order: settings as pydantic models, and whatever else json can hold.
+    """
+    return content_hash(
+        [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    )

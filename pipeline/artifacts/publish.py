@@ -1,23 +1,25 @@
 """Artifacts on disk: built in a scratch path beside the output, published whole by a rename.
 
-One run at a time makes an output: it holds a lock beside it, which the kernel lets go of when the run dies.
+One run at a time makes an output: it holds a lock beside it, which the kernel releases when the run dies.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DamagedArtifactError, MachineError, MissingArtifactError
 
-# What a disk may answer that is no mistake of ours: the stages tell it in one line.
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+# What a disk may answer that is no mistake of ours: the stages report it in one line.
 DISK_ERRORS = frozenset(
     (
         errno.ENOSPC,
@@ -34,7 +36,7 @@ DISK_ERRORS = frozenset(
 
 
 def scratch(out: Path) -> Path:
-    """Return the scratch path of `out`: hidden, on the same disk, left in place when a run is cut off."""
+    """Return the scratch path of `out`: hidden, on the same disk, and still there after a run was interrupted."""
     return out.parent / f".{out.name}.scratch"
 
 
@@ -59,7 +61,7 @@ def building(out: Path, *, resume: bool = False) -> Iterator[Path]:
 
     Args:
         out: the folder to make. A stale one is unlinked at the start, so that it exists only when whole.
-        resume: keep what a run that was cut off has left in the scratch folder, but for half-written files.
+        resume: keep what an interrupted run has left in the scratch folder, except half-written files.
 
     Raises:
         MachineError: another run is making it.
@@ -72,6 +74,7 @@ def building(out: Path, *, resume: bool = False) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for part in list(folder.rglob(scratch(Path("*")).name)):
             remove(part)
+
         yield folder
         publish(folder, out)
 
@@ -89,6 +92,8 @@ def replacing(*outs: Path) -> Iterator[None]:
     with ExitStack() as stack:
         for out in outs:
             stack.enter_context(_locked(out))
+
+        # All locks first: where one of them is another run's, nothing is lost.
         for out in outs:
             remove(out)
         yield
@@ -104,7 +109,7 @@ def writing(path: Path) -> Iterator[Path]:
             yield part
             publish(part, path)
         except BaseException:
-            remove(part)  # a full disk has no room for halves
+            remove(part)  # a full disk has no room for half-written files
             raise
 
 
@@ -139,41 +144,47 @@ def read_json(path: Path, hint: str) -> Any:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Hold the lock of `out`: a file that says which process holds it, gone when the block ends."""
+    """Hold the lock of `out`: a file that says which process holds it, gone when the block ends.
+
+    Raises:
+        MachineError: another process holds it.
+    """
+    from filelock import FileLock
+
     path = scratch(out.with_name(f"{out.name}.lock"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = _lock(path)
-    while file is None:
-        file = _lock(path)
-    with file:
-        try:
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
-        finally:
-            path.unlink(
-                missing_ok=True
-            )  # before the lock goes, so that nobody holds a file that is not there
-
-
-def _lock(path: Path) -> TextIO | None:
-    """Lock the file `path`; None when its holder unlinked it meanwhile."""
-    file = path.open("a+")
+    # Soft locks outlive a killed process, so a disk without real ones is an error.
+    lock = FileLock(path, blocking=False, fallback_to_soft=False, on_acquired=_sign)
+    _acquire(lock, path, out)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read() or "another one"
-        file.close()
-        out = path.parent / path.name[1:].removesuffix(".lock.scratch")
-        raise MachineError(
-            f"{out} is being made by process {holder}. Wait for it, or stop it, then run this again."
-        ) from None
-    if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        return file
-    file.close()
-    return None
+        yield
+    finally:
+        with suppress(PermissionError):  # Windows keeps open files, and removes this one with the lock
+            path.unlink(missing_ok=True)  # while the lock is held, so that nobody else's file is removed
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, path: Path, out: Path) -> None:
+    """Take the lock at once, or say which process has it."""
+    from filelock import Timeout
+
+    while not lock.is_locked:
+        try:
+            lock.acquire()
+        except Timeout:
+            if not path.exists():
+                continue  # its holder ended between our opening of the file and our lock on it
+
+            holder = path.read_text() or "another one"
+            raise MachineError(
+                f"{out} is being made by process {holder}. Wait for it, or stop it, then run this again."
+            ) from None
+
+
+def _sign(descriptor: int) -> None:
+    """Write this process's number into the lock file that it has just locked; a killed one may have left its own."""
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
 
 
 @contextmanager

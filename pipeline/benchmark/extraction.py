@@ -17,23 +17,23 @@ def extract(bench: Bench) -> list[Record]:
     name = bench.scale.pairs[0][0]
     spec, teacher, machine = bench.spec(name), bench.teacher(name), bench.machine
     samples, batch_size = bench.scale.extracted, min(256, bench.scale.extracted)
-    made = extraction(bench.prepared(samples), teacher, spec, REQUESTED, batch_size=batch_size)
+    work = extraction(bench.prepared(samples), teacher, spec, REQUESTED, batch_size=batch_size)
     image = torch.randn(batch_size, 3, spec.size, spec.size).to(machine.device)
     out = bench.folder / "extracted.zarr"
 
     def bare() -> None:
         with torch.no_grad(), machine.autocast():
-            for _ in range(made.num_forwards() // batch_size):
+            for _ in range(work.num_forwards() // batch_size):
                 teacher.network(image)
         synchronize(machine.device)
 
     def whole() -> None:
         remove(out)
-        made.run(out, lambda units=1, note="": None)
+        work.run(out, lambda units=1, note="": None)
 
     runs = {
-        "bare": timed(bare, made.num_forwards() // batch_size * batch_size),
-        "whole": timed(whole, made.num_forwards()),
+        "bare": timed(bare, work.num_forwards() // batch_size * batch_size),
+        "whole": timed(whole, work.num_forwards()),
     }
     rates = interleaved(f"extraction from {spec.network}", runs, bench.scale.rounds)
     return [

@@ -74,21 +74,24 @@ def fits(bench: Bench) -> list[Record]:
 
 
 def kmeans(bench: Bench) -> list[Record]:
-    """Time Lloyd's iterations from the same centres."""
+    """Time Lloyd's iterations from the same centers."""
     stream = Generated.of(bench.scale.fitted // 2, KMEANS_CHANNELS)
     x, _ = stream.rows()
     first = x[:: max(1, min(ROWS_PER_CLUSTER, len(x) // 2))].copy()
-    held = list(Pixels.of(stream, "generated"))
+    in_memory = list(Pixels.of(stream, "generated"))
+
     work: dict[str, Callable[[], object]] = {
-        "held": lambda: clustering.lloyd(held, first, ITERATIONS),
+        "held": lambda: clustering.lloyd(in_memory, first, ITERATIONS),
         "streamed": lambda: clustering.lloyd(pixels.Pixels.of(_Array(x), "generated"), first, ITERATIONS),
         "sklearn": _sklearn(x, first),
     }
     faiss = _faiss(x, first)
     if faiss is not None:
         work["faiss"] = faiss
-    runs: dict[str, Run] = {name: timed(one, len(x) * ITERATIONS) for name, one in work.items()}
+
+    runs: dict[str, Run] = {name: timed(task, len(x) * ITERATIONS) for name, task in work.items()}
     rates = interleaved("K-means", runs, bench.scale.rounds)
+
     name, note = "fits/kmeans", f"{len(x):,} pixels of {x.shape[1]}, {len(first):,} clusters"
     return [
         record(f"{name}/held", rates.median("held"), "pixels/s", note=f"{note}; an iteration"),
@@ -102,8 +105,8 @@ def kmeans(bench: Bench) -> list[Record]:
 
 def lda(bench: Bench) -> list[Record]:
     """Compare seconds and the growth of the peak memory of LDA, each engine in a process of its own."""
-    found = {engine: apart(engine, bench.scale.fitted) for engine in ENGINES}
-    (seconds, megabytes), (known_seconds, known_megabytes) = found["streamed"], found["sklearn"]
+    fits = {engine: apart(engine, bench.scale.fitted) for engine in ENGINES}
+    (seconds, megabytes), (known_seconds, known_megabytes) = fits["streamed"], fits["sklearn"]
     note = f"{seconds:.1f} s, scikit-learn {known_seconds:.1f} s, {bench.scale.fitted:,} pixels of {LDA_CHANNELS}"
     memory = f"{megabytes:.0f} MB, scikit-learn {known_megabytes:.0f} MB with the pixels that it holds"
     return [

@@ -14,9 +14,9 @@ from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import interleaved, synchronize, timed
 from pipeline.matching.assignment import assign
 from pipeline.matching.consistency import Statistics, pooled
-from pipeline.params.matching import Measure
+from pipeline.params.matchings import Measure
 
-IMAGES = 50_000  # what times are told for
+IMAGES = 50_000  # what times are given for
 BATCH = 250
 
 
@@ -59,10 +59,10 @@ def _statistics(bench: Bench) -> list[Record]:
     for measure in get_args(Measure):
         runs[measure] = timed(partial(add, Statistics(width, width, measure).to(machine.device)), size)
     rates = interleaved(f"statistics of {spec.network}", runs, bench.scale.rounds)
-    found = [record("matching/teacher_forward", IMAGES / rates.median("forward"), f"s / {IMAGES:,} images")]
+    records = [record("matching/teacher_forward", IMAGES / rates.median("forward"), f"s / {IMAGES:,} images")]
     for measure in get_args(Measure):
         share = 100 * rates.ratio("forward", to=measure)
         note = f"{share:.2g} % of the teacher's forward, {width}x{width} channels"
         seconds = IMAGES / rates.median(measure)
-        found.append(record(f"matching/statistics/{measure}", seconds, f"s / {IMAGES:,} images", note=note))
-    return found
+        records.append(record(f"matching/statistics/{measure}", seconds, f"s / {IMAGES:,} images", note=note))
+    return records

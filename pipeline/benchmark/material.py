@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline import seeding
 from pipeline.compute.machine import Machine
-from pipeline.data.dataset import Meta, fingerprinting, images_path, labels_path, meta_path
+from pipeline.data.layout import Meta, fingerprinting, images_path, labels_path, meta_path
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import view_space
@@ -132,6 +132,7 @@ def generate(folder: Path, samples: int, size: int) -> Prepared:
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     classes, labels = tuple(map(str, range(CLASSES))), draw.integers(0, CLASSES, samples)
+
     shape = (samples, 3, size, size)
     images = np.lib.format.open_memmap(images_path(folder, "train"), mode="w+", dtype=np.uint8, shape=shape)
     digest = fingerprinting(classes, shape, labels)
@@ -139,9 +140,11 @@ def generate(folder: Path, samples: int, size: int) -> Prepared:
         block = images[start : start + BLOCK]
         block[:] = draw.integers(0, 256, block.shape, np.uint8)
         digest.update(np.ascontiguousarray(block).data)
+
     images.flush()
     del images
     np.save(labels_path(folder, "train"), labels)
+
     meta = Meta(
         source="generated",
         classes=classes,
@@ -187,17 +190,15 @@ def extraction(
         options: of the extraction.
     """
     meta = prepared.meta
-    manifest = Manifest(
+    manifest = Manifest.of(
+        meta,
+        views,
+        spec,
+        {"last": "random"},
+        teacher.machine.precision,
+        stored_features(requested, teacher, meta.channels, meta.size),
         teacher=spec.network,
-        network=spec,
-        weights={"last": "random"},
-        data=meta.fingerprint,
-        samples=meta.samples,
-        mean=meta.mean,
-        std=meta.std,
-        views=views,
-        precision=teacher.machine.precision,
-        features=stored_features(requested, teacher, meta.channels, meta.size),
+        made_by="benchmark",
     )
     normalize = Normalize(meta.mean, meta.std, teacher.machine.device)
     space = view_space(views)

@@ -41,7 +41,7 @@ CPU = Machine(torch.device("cpu"))
 
 def memory(bench: Bench) -> list[Record]:
     """Compare the peaks at N and at 4 N samples."""
-    small, found = bench.scale.remembered, []
+    small, records = bench.scale.remembered, []
     for samples in (small, FACTOR * small):
         bench.prepared(samples)
     with progress.bar("peak memory", 2 * len(TASKS)) as advance:
@@ -52,8 +52,8 @@ def memory(bench: Bench) -> list[Record]:
                 advance(1, note=task)
             growth = 100 * (peaks[1] / peaks[0] - 1)
             note = f"{peaks[0]:.0f} MB, {peaks[1] - peaks[0]:+.1f} MB for {FACTOR} times {small:,} samples"
-            found.append(record(f"memory/{task}", growth, "% growth", at_most=10, note=note))
-    return found
+            records.append(record(f"memory/{task}", growth, "% growth", at_most=10, note=note))
+    return records
 
 
 def apart(task: str, samples: int, folder: Path, module: str = "memory") -> float:
@@ -74,8 +74,8 @@ def extract(data: Path, store: Path) -> None:
     network = Network({"stage1": Unit(nn.Conv2d(3, WIDTH, 1))}, WIDTH, CLASSES)
     spec = NetworkSpec(family="none", network="one", size=prepared.meta.size, channels=3, classes=CLASSES)
     teacher = Teacher(network, CPU)
-    made = extraction(prepared, teacher, spec, REQUESTED, batch_size=64, shard_bytes=SHARD_BYTES)
-    made.run(store, lambda units=1, note="": None)
+    work = extraction(prepared, teacher, spec, REQUESTED, batch_size=64, shard_bytes=SHARD_BYTES)
+    work.run(store, lambda units=1, note="": None)
 
 
 def read(data: Path, store: Path) -> None:

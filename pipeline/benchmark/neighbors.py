@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +37,7 @@ def neighbors(bench: Bench) -> list[Record]:
     """Time trainings with the stages' settings and with torch's own, alone and beside one busy process a core."""
     cores = os.cpu_count() or 1
     fair = cores / (2 * cores)
-    found = []
+    records = []
     for name in TRAINED:
         runs = {"ours": _run(name, ours=True), "torch's": _run(name, ours=False)}
         alone = interleaved(f"{name}, alone", runs, ROUNDS, warm=False)
@@ -45,7 +45,7 @@ def neighbors(bench: Bench) -> list[Record]:
             beside = interleaved(f"{name}, beside {cores}", {"ours": runs["ours"]}, ROUNDS, warm=False)
             torchs = _run(name, ours=False, steps=2)()  # once: a step may take seconds
 
-        found += [
+        records += [
             record(f"neighbors/{name}/alone", alone.ratio("ours", to="torch's"), "of torch's", at_least=0.95),
             record(
                 f"neighbors/{name}/beside",
@@ -61,7 +61,7 @@ def neighbors(bench: Bench) -> list[Record]:
                 note="once, two steps",
             ),
         ]
-    return found
+    return records
 
 
 def train(name: str, ours: bool, most: int | None = None) -> None:
@@ -77,8 +77,6 @@ def train(name: str, ours: bool, most: int | None = None) -> None:
     spec = NetworkSpec(family=family, network=network, size=size, channels=1, classes=10)
     student = build(spec, 0)
     image, label = torch.randn(BATCH, 1, size, size), torch.arange(BATCH) % 10
-    if ours:
-        threads.suit([student], image[:1], BATCH)
     optimizer = EagerSGD(student.parameters(), lr=0.01, momentum=0.9)
 
     def step() -> None:
@@ -87,10 +85,11 @@ def train(name: str, ours: bool, most: int | None = None) -> None:
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
 
-    step()
-    start = time.perf_counter()
-    for _ in range(steps):
+    with threads.suited([student], lambda: image[:1], BATCH) if ours else nullcontext():
         step()
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
     print(BATCH * steps / (time.perf_counter() - start))
 
 

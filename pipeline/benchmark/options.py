@@ -27,27 +27,34 @@ def options(bench: Bench) -> list[Record]:
         "bfloat16": replace(bench.machine, precision="bfloat16"),
         COMPILED: replace(bench.machine, compiled=True),
     }
+
     why = _not_compiled(bench)
     if why:
         del machines[COMPILED]
-    found = []
+
+    records = []
     for name, runs in (
-        (f"step/{student.split('.')[1]}", {key: _step(bench, student, one) for key, one in machines.items()}),
+        (
+            f"step/{student.split('.')[1]}",
+            {key: _step(bench, student, machine) for key, machine in machines.items()},
+        ),
         (
             f"forward/{teacher.split('.')[1]}",
-            {key: _forward(bench, teacher, one) for key, one in machines.items()},
+            {key: _forward(bench, teacher, machine) for key, machine in machines.items()},
         ),
     ):
         rates = interleaved(f"options of {name}", runs, bench.scale.rounds)
-        found.append(record(f"options/{name}/{DEFAULT}", rates.median(DEFAULT), "images/s"))
-        found += [
+
+        records.append(record(f"options/{name}/{DEFAULT}", rates.median(DEFAULT), "images/s"))
+        records += [
             record(f"options/{name}/{key}", rates.ratio(key, to=DEFAULT), "of default")
             for key in runs
             if key != DEFAULT
         ]
+
         if why:
-            found.append(missing(f"options/{name}/{COMPILED}", "of default", why))
-    return found
+            records.append(missing(f"options/{name}/{COMPILED}", "of default", why))
+    return records
 
 
 def _not_compiled(bench: Bench) -> str | None:

@@ -49,7 +49,7 @@ THREADS = (1, 2)
 def photographs(bench: Bench) -> list[Record]:
     """Compare the peaks at N and 4 N JPEGs, and time decoding with one and two threads."""
     small, folder = bench.scale.photographs, bench.folder
-    found, sizes = [], (small, FACTOR * small)
+    records, sizes = [], (small, FACTOR * small)
     shoot(folder / "shot")
     for samples in sizes:
         link(folder / "shot", folder / f"raw-{samples}", samples)
@@ -61,8 +61,8 @@ def photographs(bench: Bench) -> list[Record]:
                 advance(1, note=task)
             growth = 100 * (peaks[1] / peaks[0] - 1)
             note = f"{peaks[0]:.0f} MB, {peaks[1] - peaks[0]:+.1f} MB for {FACTOR} times {small:,} JPEGs"
-            found.append(record(f"photographs/{task}", growth, "% growth", at_most=5, note=note))
-    return found + _decoding(bench)
+            records.append(record(f"photographs/{task}", growth, "% growth", at_most=5, note=note))
+    return records + _decoding(bench)
 
 
 def _decoding(bench: Bench) -> list[Record]:
@@ -118,7 +118,7 @@ def prepared(folder: Path, samples: int) -> Prepared:
 
 
 def extract(folder: Path, samples: int) -> None:
-    """Index the files, the normalisation measured, and fill a store: plain views and a slot of crops."""
+    """Index the files, the normalization measured, and fill a store: plain views and a slot of crops."""
     root, out = folder / f"raw-{samples}", folder / f"indexed-{samples}"
     plug = plugin.load("datasets", "image_folder")
     config = plug.Config(path=root, size=SIZE, resize=RESIZE, storage="indexed")
@@ -126,8 +126,8 @@ def extract(folder: Path, samples: int) -> None:
     network = _network()
     spec = NetworkSpec(family="none", network="one", size=SIZE, channels=3, classes=CLASSES)
     teacher = Teacher(network, CPU)
-    made = extraction(prepared(folder, samples), teacher, spec, REQUESTED, VIEWS, batch_size=BATCH)
-    made.run(folder / f"photographs-{samples}.zarr", lambda units=1, note="": None)
+    work = extraction(prepared(folder, samples), teacher, spec, REQUESTED, VIEWS, batch_size=BATCH)
+    work.run(folder / f"photographs-{samples}.zarr", lambda units=1, note="": None)
 
 
 def train(folder: Path, samples: int) -> None:

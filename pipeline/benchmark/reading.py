@@ -33,6 +33,7 @@ def read(bench: Bench) -> list[Record]:
     array, mapped = _make(bench.folder / "read", samples)
     python: Any = zarr.open_array(array.path, mode="r")
     draw = np.random.default_rng(1)
+
     slow, batches = min(SLOW, samples), BATCHES if samples >= BATCH * BATCHES else 1
     size = min(BATCH, samples)
 

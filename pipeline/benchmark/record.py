@@ -81,7 +81,7 @@ def facts(device: str) -> dict[str, Any]:
 
 def write(path: Path, machine: dict[str, Any], records: Sequence[Record]) -> None:
     """Write `{"machine": ..., "records": [...]}` as json."""
-    publish.write_json(path, {"machine": machine, "records": [asdict(one) for one in records]})
+    publish.write_json(path, {"machine": machine, "records": [asdict(entry) for entry in records]})
 
 
 def show(console: Console, machine: dict[str, Any], records: Sequence[Record]) -> None:
@@ -89,9 +89,9 @@ def show(console: Console, machine: dict[str, Any], records: Sequence[Record]) -
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
     table = Table("name", "value", "unit", "target", "holds", "note")
     table.columns[0].no_wrap, table.columns[1].justify = True, "right"
-    for one in records:
-        holds = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[one.holds]
-        table.add_row(one.name, _text(one.value), one.unit, one.target or "", holds, one.note)
+    for entry in records:
+        holds = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[entry.holds]
+        table.add_row(entry.name, _text(entry.value), entry.unit, entry.target or "", holds, entry.note)
     console.print(table)
 
 

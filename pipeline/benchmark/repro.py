@@ -36,11 +36,13 @@ def compare(rounds: int, dvc: Dvc) -> list[Record]:
         return [missing(NAME, UNIT, "no dvc.yaml in the working folder")]
     if not Path("dvc.lock").exists():
         return [missing(NAME, UNIT, "no dvc.lock: nothing was reproduced yet")]
+
     with progress.bar("dvc repro", rounds + 1) as advance:
         status = dvc("status", "-q")
         advance(1)
         if status.returncode:
             return [missing(NAME, UNIT, "dvc status says that something is not up to date, or fails")]
+
         seconds: list[float] = []
         stages = 0
         for _ in range(rounds):
@@ -49,6 +51,7 @@ def compare(rounds: int, dvc: Dvc) -> list[Record]:
             seconds.append(time.perf_counter() - start)
             stages = len(re.findall(r"^Stage '.+' didn't change, skipping", answer, re.M))
             advance(1)
+
     if not stages:
         return [missing(NAME, UNIT, "dvc repro names no stage that is up to date")]
     return [

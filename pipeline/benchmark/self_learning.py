@@ -18,6 +18,7 @@ def self_learning(bench: Bench) -> list[Record]:
     spec, student = bench.spec(teacher_name), bench.spec(student_name)
     teacher = bench.teacher(teacher_name)
     batches, cached = training_batches(bench, bench.scale.trained), cached_logits(bench, spec, teacher)
+
     # A copy of the teacher learns from its logits, as a student of KD would.
     runs = {
         "kd": distillation(bench, student, cached, batches),
@@ -26,10 +27,11 @@ def self_learning(bench: Bench) -> list[Record]:
             bench, student, cached, batches, schedule_name="self_learning", teacher=teacher.network
         ),
     }
+
     pair = f"{spec.network}-{student.network}"
     rates = interleaved(f"self-learning steps of {pair}", runs, bench.scale.rounds)
     share = median(
-        one["slkd"] * (1 / one["kd"] + NUMBER / one["taught"]) for one in rates.rounds
+        rate["slkd"] * (1 / rate["kd"] + NUMBER / rate["taught"]) for rate in rates.rounds
     )  # the parts' time over the step's
     return [
         record(f"self_learning/{pair}/slkd", rates.median("slkd"), "images/s"),

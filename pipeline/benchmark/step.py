@@ -12,9 +12,10 @@ from pipeline import plugin, progress
 from pipeline.benchmark.material import CLASSES, VIEWS, Bench, extraction
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import Run, interleaved, synchronize, timed
-from pipeline.distillation.method import Context, Tables
+from pipeline.distillation.method import Context, Known, Tables
 from pipeline.features.source import CachedSource, OnlineSource, TeacherSource
 from pipeline.features.teacher import Teacher
+from pipeline.networks.architecture import architecture
 from pipeline.networks.network import Network, Shape, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.recipe import Phase, Recipe
@@ -27,29 +28,29 @@ from pipeline.training.setting import Setting
 SLOTS = 1
 # What a usual toolkit, which runs the teacher, reaches of a student-only step.
 USUAL = {"resnet32x4-resnet8x4": 0.41, "resnet56-resnet20": 0.54, "wrn_40_2-wrn_16_2": 0.59}
-_RUNS = count()  # identities: no timed training goes on from the checkpoint of another
+_RUNS = count()  # identities: no timed training resumes from the checkpoint of another
 
 
 def cached_step(bench: Bench) -> list[Record]:
     """Time student-only, cached and online steps of every pair; the method is KD."""
-    found: list[Record] = []
+    records: list[Record] = []
     for teacher, student in bench.scale.pairs:
         pair = f"{teacher.split('.')[1]}-{student.split('.')[1]}"
         rates = interleaved(f"steps of {pair}", _sides(bench, teacher, student), bench.scale.rounds)
         cached, online = rates.ratio("cached", to="alone"), rates.ratio("online", to="alone")
         note = f"a usual toolkit: {USUAL[pair]}" if pair in USUAL else ""
-        found += [
+        records += [
             record(f"cached_step/{pair}/alone", rates.median("alone"), "images/s"),
             record(f"cached_step/{pair}/cached", cached, "of alone", at_least=0.95),
             record(f"cached_step/{pair}/online", online, "of alone", note=note),
             record(f"cached_step/{pair}/speed_up", rates.ratio("cached", to="online"), "cached / online"),
         ]
-    return found
+    return records
 
 
 def input_pipeline(bench: Bench) -> list[Record]:
     """Time the batches of an epoch (gather, crop, flip, normalize) without and with the student's step."""
-    found = []
+    records = []
     for student in dict.fromkeys(student for _, student in bench.scale.pairs[:2]):
         spec, batches = bench.spec(student), training_batches(bench, bench.scale.trained)
         epochs = count()
@@ -68,8 +69,8 @@ def input_pipeline(bench: Bench) -> list[Record]:
         rates = interleaved(f"input of {spec.network}", runs, 3 * bench.scale.rounds)
         share = 100 * rates.ratio("step", to="read")
         note = f"{rates.median('read'):,.0f} images/s"
-        found.append(record(f"input_pipeline/{spec.network}", share, "% of a step", at_most=5, note=note))
-    return found
+        records.append(record(f"input_pipeline/{spec.network}", share, "% of a step", at_most=5, note=note))
+    return records
 
 
 def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]:
@@ -90,9 +91,9 @@ def _sides(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]
 def cached_logits(bench: Bench, spec: NetworkSpec, teacher: Teacher) -> CachedSource:
     """Extract a teacher's logits of the training data and return the source that reads them."""
     store = bench.folder / "steps" / f"{spec.network}.zarr"
-    made = extraction(bench.prepared(bench.scale.trained), teacher, spec, {"logits": (SLOTS, "float16")})
-    with progress.bar(f"store of {spec.network}", made.num_forwards()) as advance:
-        made.run(store, advance)
+    work = extraction(bench.prepared(bench.scale.trained), teacher, spec, {"logits": (SLOTS, "float16")})
+    with progress.bar(f"store of {spec.network}", work.num_forwards()) as advance:
+        work.run(store, advance)
     return CachedSource({"logits": store}, ["last"], SLOTS, bench.machine.device)
 
 
@@ -108,7 +109,7 @@ def distillation(
     schedule_name: str = "final",
     teacher: Network | None = None,
 ) -> Run:
-    """Return the run that distils a student for one epoch by the method `name`.
+    """Return the run that distills a student for one epoch by the method `name`.
 
     Args:
         bench: where it is measured.
@@ -124,10 +125,14 @@ def distillation(
     """
     module, plug = plugin.load("methods", name), plugin.load("schedules", schedule_name)
     config, features = module.Config(**(settings or {})), features or {"logits": (CLASSES,)}
+
     plain = probe(build(spec, 0), spec.size, spec.channels)
+    own = architecture(spec)
+    config = config.resolved(Known(own, own, dict.fromkeys(tables or {}, "final")))
     operations = module.Method.operations(config, plain, features, tables or {})
     spec = spec.model_copy(update={"inserted": dict(operations.insert)})
     student = build(spec, 0).to(bench.machine.device)
+
     context = Context(
         CLASSES,
         batches.labels.cpu(),
@@ -138,8 +143,10 @@ def distillation(
         teacher=teacher,
         autocast=bench.machine.autocast,
     )
+
     method, schedule = module.Method(config, context), plug.Schedule(plug.Config(), context)
-    objective = Distillation(student, method, schedule, None, source, bench.machine, 0)
+    taps = (module.Method.needs(config) | plug.Schedule.needs(plug.Config())).student
+    objective = Distillation(student, method, schedule, None, source, bench.machine, 0, taps=taps)
     objective.to(bench.machine.device)
     modules = {"student": student, "method": method, "schedule": schedule}
     return one_epoch(bench, modules, objective, batches)

@@ -32,7 +32,7 @@ class Rates:
     def ratio(self, name: str, to: str) -> float:
         """Return the median, over rounds, of a run's rate relative to another's in the same round.
 
-        Neighbours in time share the machine's load, so their ratio is steadier than that of two medians.
+        Neighbors in time share the machine's load, so their ratio is steadier than that of two medians.
         """
         return median(rates[name] / rates[to] for rates in self.rounds)
 
@@ -46,7 +46,7 @@ def interleaved(title: str, runs: Mapping[str, Run], rounds: int, *, warm: bool 
         rounds: how often each runs.
         warm: run all of them once before, unmeasured.
     """
-    found: list[Mapping[str, float]] = []
+    measured: list[Mapping[str, float]] = []
     with progress.bar(title, (rounds + warm) * len(runs)) as advance:
         for number in range(-int(warm), rounds):
             names = list(runs)[:: 1 if number % 2 == 0 else -1]
@@ -55,8 +55,8 @@ def interleaved(title: str, runs: Mapping[str, Run], rounds: int, *, warm: bool 
                 rates[name] = runs[name]()
                 advance(1, note=name)
             if number >= 0:
-                found.append(rates)
-    return Rates(tuple(found))
+                measured.append(rates)
+    return Rates(tuple(measured))
 
 
 def timed(work: Callable[[], object], units: float, clock: Clock = time.perf_counter) -> Run:

@@ -52,27 +52,30 @@ def word_step(bench: Bench) -> list[Record]:
     )
     network = build(spec, 0)
     shape = probe(network, spec.size, spec.channels)["final"]
+
     draw = np.random.default_rng(0)
     centers = draw.random((WORDS, shape[0]), np.float32)
     tables: Tables = {"words": {"centers": centers, "counts": np.ones(WORDS, np.int64)}}
     pixels = torch.from_numpy(draw.random((bench.scale.batch_size, *shape), np.float32)).to(device)
-    found = torch.from_numpy(centers).to(device)
+    codewords = torch.from_numpy(centers).to(device)
+
     features = {
-        "nearest": codebook.as_code(codebook.nearest_word(pixels, found), len(found)),
-        "top4": codebook.pack(*codebook.nearest_words(pixels, found), len(found)),
+        "nearest": codebook.as_code(codebook.nearest_word(pixels, codewords), len(codewords)),
+        "top4": codebook.pack(*codebook.nearest_words(pixels, codewords), len(codewords)),
         "map": pixels,
     }
 
     def taught(method: str, form: str) -> Run:
         feature = FORMS[form]
-        settings = {"places": {"final": {"feature": feature}}}
+        place = {"table": "words", "encoding": None if form == "map" else form}
+        settings = {"places": {"final": place}}
         source = Given(feature, features[form])
         seen = {feature: tuple(features[form].shape[1:])}
         return distillation(bench, spec, source, batches, method, settings, seen, tables)
 
     alone = one_epoch(bench, {"student": network.to(device)}, CrossEntropy(network, bench.machine), batches)
     runs = {"alone": alone, "quest, nearest": taught("quest", "nearest")}
-    runs |= {f"letkd1, {form}": taught("letkd1", form) for form in FORMS}
+    runs |= {f"letkd, {form}": taught("letkd", form) for form in FORMS}
     rates = interleaved(f"steps of {spec.network} with {WORDS} words", runs, bench.scale.rounds)
     return [
         *(
@@ -83,7 +86,7 @@ def word_step(bench: Bench) -> list[Record]:
         ),
         record(
             f"word_step/{spec.network}/layer",
-            rates.ratio("letkd1, nearest", to="quest, nearest"),
+            rates.ratio("letkd, nearest", to="quest, nearest"),
             "with / without the layer",
             note="the same supervision, without what stays at inference",
         ),

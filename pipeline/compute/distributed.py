@@ -1,7 +1,7 @@
-"""One process or many: the ranks of a run that torchrun started, and what they tell each other.
+"""One process or many: the ranks of a run that torchrun started, and what they exchange.
 
 Every rank runs the same command. It takes its part of every batch, gradients are summed, and only the first rank
-writes. An error ends all ranks: torchrun ends the others, and one of them tells it. Ranks meet in collectives of
+writes. An error ends all ranks: torchrun ends the others, and one of them reports it. Ranks meet in collectives of
 torch.distributed, and wait there for at most `TIMEOUT`.
 
 Gradients are summed by one plain all-reduce of a flat bucket, and not by DistributedDataParallel. DDP wraps one
@@ -38,7 +38,7 @@ from pipeline.progress import Advance
 
 TIMEOUT = 600.0  # seconds: the first rank evaluates and writes while the others wait
 GRACE = 5.0  # seconds in which torchrun ends a rank whose fellow has died
-_AGAIN = "Run the same command again: a training or an extraction goes on where it was."
+_AGAIN = "Run the same command again: a training or an extraction resumes where it stopped."
 T = TypeVar("T")
 _STORE: list[Any] = []  # a torch.distributed.Store: of the run that this process has joined
 
@@ -87,7 +87,7 @@ class Ranks:
     def part(self, index: Tensor) -> Tensor:
         """Return this rank's part of a global batch, int64 (B,): parts follow each other, sizes differ by one at most.
 
-        Every rank takes the whole of a batch that has no two samples for each: a batch norm cannot do with fewer,
+        Every rank takes the whole of a batch that has no two samples for each: a batch norm needs two,
         and the mean over such a batch stays what it is.
         """
         if len(index) < 2 * self.size:
@@ -104,15 +104,15 @@ class Ranks:
         """Return the first rank's `value`, anything that pickle takes."""
         if self.size == 1:
             return value
-        held: list[Any] = [value]
-        _met(lambda: dist.broadcast_object_list(held, src=0))
-        agreed: T = held[0]
+        values: list[Any] = [value]
+        _met(lambda: dist.broadcast_object_list(values, src=0))
+        agreed: T = values[0]
         return agreed
 
     def wait(self) -> None:
         """Wait until all ranks are here."""
-        self.agree(None)  # the first tells the others, ...
-        self.total(torch.zeros(1))  # ... and hears of them
+        self.agree(None)  # the others hear of the first, ...
+        self.total(torch.zeros(1))  # ... and it hears of them
 
     def total(self, x: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks, the same bits on each."""
@@ -125,21 +125,24 @@ class Ranks:
         """Replace the gradients by their sums over the ranks, in one exchange.
 
         A parameter that has a gradient on some ranks has one on all of them afterwards; one that has none
-        anywhere keeps none, so that the optimiser leaves it alone as it does in one process.
+        anywhere keeps none, so that the optimizer leaves it alone as it does in one process.
         """
         if self.size == 1 or not parameters:
             return
-        held = [x.grad is not None for x in parameters]
+        present = [x.grad is not None for x in parameters]
         parts = [(torch.zeros_like(x) if x.grad is None else x.grad).reshape(-1) for x in parameters]
-        counts = torch.tensor(held, dtype=parts[0].dtype, device=parts[0].device)
+
+        counts = torch.tensor(present, dtype=parts[0].dtype, device=parts[0].device)
         bucket = self.total(torch.cat([*parts, counts]))
-        *sums, counts = torch.split(bucket, [*(x.numel() for x in parameters), len(held)])
-        everywhere = all(held)  # then nobody's counts are read, and no step waits for the device
-        for x, found, count in zip(
-            parameters, sums, [1.0] * len(held) if everywhere else counts.tolist(), strict=True
+
+        *sums, counts = torch.split(bucket, [*(x.numel() for x in parameters), len(present)])
+
+        everywhere = all(present)  # then nobody's counts are read, and no step waits for the device
+        for x, summed, count in zip(
+            parameters, sums, [1.0] * len(present) if everywhere else counts.tolist(), strict=True
         ):
             if count:
-                x.grad = torch.empty_like(x).copy_(found.view_as(x))
+                x.grad = torch.empty_like(x).copy_(summed.view_as(x))
 
     def share_modules(self, modules: Mapping[str, nn.Module]) -> None:
         """Give all ranks the first one's parameters and buffers: the start of a training."""
@@ -189,9 +192,9 @@ class Tally:
     """Counts work over all ranks, and shows it on the first; ranks that have done theirs wait for the others.
 
     Args:
-        ranks: who works.
+        ranks: the processes that share the work.
         advance: shows it.
-        units: of all ranks together.
+        units: number of units of all ranks together.
     """
 
     def __init__(self, ranks: Ranks, advance: Advance, units: int) -> None:
@@ -266,18 +269,18 @@ def building(out: Path, ranks: Ranks) -> Iterator[Path]:
 def synchronized(module: nn.Module, device: torch.device, ranks: Ranks) -> None:
     """Make the batch norms of a module normalize by the whole global batch, in place; names stay as they are.
 
-    That is nn.SyncBatchNorm, which runs on GPUs alone. On a CPU each rank normalises by its own part.
+    That is nn.SyncBatchNorm, which runs on GPUs alone. On a CPU each rank normalizes by its own part.
     """
     if ranks.size > 1 and device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
-def tells(error: BaseException | None = None) -> bool:
-    """Say whether this rank is the one that tells why the run fails; the others end without a word.
+def reports(error: BaseException | None = None) -> bool:
+    """Say whether this rank is the one that reports why the run fails; the others end silently.
 
     Args:
-        error: why. A rank that lost another first leaves torchrun the time to end it: the other one tells more.
-            Ctrl-C goes to the process that started the ranks, which tells it.
+        error: why. A rank that lost another first leaves torchrun the time to end it: the other one knows more.
+            Ctrl-C goes to the process that started the ranks, which reports it.
     """
     if _size() == 1:
         return True
@@ -288,7 +291,7 @@ def tells(error: BaseException | None = None) -> bool:
     if isinstance(error, LostRankError):
         time.sleep(GRACE)
     try:
-        return int(_STORE[0].add("told", 1)) == 1
+        return int(_STORE[0].add("reported", 1)) == 1
     except RuntimeError:  # the process that held the store is gone
         return True
 
@@ -297,7 +300,7 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     """Run `python -m module arguments` under torchrun in so many processes of this machine, and wait.
 
     Raises:
-        SystemExit: a rank has failed and told why.
+        SystemExit: a rank has failed and reported why.
         MachineError: a rank was ended by a signal.
         KeyboardInterrupt: this process was asked to end.
     """
@@ -306,16 +309,16 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.disable()  # torchrun's own words; ours are one line
+    logging.disable()  # torchrun's own messages; ours are one line
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}", "--max-restarts=0"]
     try:
-        words = run.get_args_parser().parse_args([*options, "-m", module, *arguments])
-        run.run(words)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        parsed = run.get_args_parser().parse_args([*options, "-m", module, *arguments])
+        run.run(parsed)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     except ChildFailedError as error:
         failures = error.failures.values()
-        told = [failure.exitcode for failure in failures if failure.exitcode > 0]
-        if told:
-            sys.exit(told[0])
+        reported = [failure.exitcode for failure in failures if failure.exitcode > 0]
+        if reported:
+            sys.exit(reported[0])
         rank, failure = error.get_first_failure()
         name = Signals(-failure.exitcode).name
         raise MachineError(

@@ -1,6 +1,6 @@
 """torch without its compiler, the import of which takes as long as torch's own: 2 to 3 s of every stage.
 
-torch keeps its optimisers and dispatch modes out of compiled graphs, and imports `torch._dynamo` to say so when they
+torch keeps its optimizers and dispatch modes out of compiled graphs, and imports `torch._dynamo` to say so when they
 first run. Nothing is compiled here but networks (`Machine.compile`), so it is said without the import.
 """
 

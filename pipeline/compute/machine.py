@@ -23,9 +23,9 @@ class Machine:
     """A device, the precision of its forward passes, and the processes that share the work.
 
     Attributes:
-        device: of this process.
+        device: where this process computes.
         precision: of convolutions and products in networks; see `pipeline.compute.precision`.
-        ranks: the processes.
+        ranks: the processes that share the work.
         channels_last: networks hold their weights, and so their maps, with the channels innermost.
         compiled: networks run through torch.compile.
     """
@@ -64,7 +64,7 @@ class Machine:
 def peak_resident() -> int:
     """Return the largest resident size of this process so far, in bytes.
 
-    The kernel's ru_maxrss takes over what the parent held when it started the process, so Linux's own mark of
+    The kernel's ru_maxrss includes what the parent used when it started the process, so Linux's own mark of
     the running program is read where there is one.
     """
     status = Path("/proc/self/status")
@@ -129,10 +129,10 @@ def _own_gpu(device: str, ranks: Ranks) -> str:
         raise MachineError(
             f"--device '{device}' names one GPU for {ranks.size} processes. Give auto, cuda or cpu."
         )
-    found = torch.cuda.device_count()
-    if ranks.local >= found:
+    count = torch.cuda.device_count()
+    if ranks.local >= count:
         raise MachineError(
-            f"Process {ranks.local + 1} of this machine finds {found} GPUs, and each process takes one. "
+            f"Process {ranks.local + 1} of this machine finds {count} GPUs, and each process takes one. "
             "Lower STILLHOUSE_PROCESSES, or give --device cpu."
         )
     return f"cuda:{ranks.local}"

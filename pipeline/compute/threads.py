@@ -10,7 +10,8 @@ training that is resumed must end in the same bits. `stages/command.py` says how
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +20,36 @@ SMALL = 200_000_000  # multiply-accumulates of a step's forward pass
 CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the user's own choice
 
 
-def suit(networks: Iterable[nn.Module], image: Tensor, batch_size: int) -> None:
-    """Compute with one thread from now on where the networks are small; leave the number as it is otherwise.
+@contextmanager
+def suited(networks: Iterable[nn.Module], image: Callable[[], Tensor], batch_size: int) -> Iterator[None]:
+    """Compute with one thread inside the block where the networks are small; leave the number as it is otherwise.
 
     Args:
         networks: that run in a step, each on the images.
-        image: one normalized image (1, C, H, W).
+        image: gives one normalized image (1, C, H, W); it is not called where the networks alone decide.
         batch_size: images of a step.
     """
-    if image.device.type != "cpu" or any(os.environ.get(name) for name in CHOSEN):
-        return
-    networks = list(networks)
-    if not networks or any(getattr(network, "compiled", False) for network in networks):
-        return  # what is compiled is trained for long
-    if batch_size * sum(macs(network, image) for network in networks) < SMALL:
+    before = torch.get_num_threads()
+    single = _small(list(networks), image, batch_size)
+    if single:
         torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if single:
+            torch.set_num_threads(before)
+
+
+def _small(networks: list[nn.Module], image: Callable[[], Tensor], batch_size: int) -> bool:
+    if not networks or any(os.environ.get(name) for name in CHOSEN):
+        return False
+    if any(getattr(network, "compiled", False) for network in networks):
+        return False  # what is compiled is trained for long
+    if any(x.device.type != "cpu" for network in networks for x in network.parameters()):
+        return False
+
+    plain = image()
+    return batch_size * sum(macs(network, plain) for network in networks) < SMALL
 
 
 def macs(network: nn.Module, image: Tensor) -> int:

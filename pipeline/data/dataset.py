@@ -1,29 +1,32 @@
-"""Contract of `pipeline/data/datasets/`, one data set a file, and the layout of prepared data.
+"""Contract of `pipeline/data/datasets/`, one data set a file.
 
-A plug-in file holds `Config` (a `DatasetConfig`) and `open_source(config) -> Source`.
-Prepared data are plain arrays: `<split>_images.npy` uint8 (N, C, H, W), `<split>_labels.npy` int64 (N,),
-and `meta.json` (`Meta`). Indexed data have `<split>_files.npy` (`file_index.py`) in the place of the images, which
-stay in their files. Splits are `train`, `test` and, when a part is held out for model selection, `holdout`.
-`preparation.py` writes them and `prepared.py` reads them: two modules, so that an edit of the writer reruns no stage
-that reads.
+A plug-in file holds `Config` (a `DatasetConfig`), `image(config) -> ImageFacts`, which opens no file, and
+`open_source(config) -> Source`.
+
+Example:
+    def image(config: Config) -> ImageFacts:
+        return ImageFacts(size=8, channels=1, classes=10)
+
+    def open_source(config: Config) -> Source:
+        train, test = (ArraySplit(*read(config.path / name)) for name in ("train", "test"))
+        return Source(NAMES, channels=1, size=8, train=train, test=test)
+
+What becomes of a source is in `layout.py`, which those who read prepared data import: an edit of this contract reruns
+the preparation alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from pipeline.data.layout import Files
 from pipeline.params.base import Block
-
-SCHEMA = 1
 
 
 class DatasetConfig(Block):
@@ -51,6 +54,21 @@ class DatasetConfig(Block):
         return values
 
 
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the settings of a data set say of its images before any file is there: enough to know a network's shapes.
+
+    Attributes:
+        size: height and width of an image, in pixels.
+        channels: channels of an image.
+        classes: number of classes; None where only the files know it.
+    """
+
+    size: int
+    channels: int
+    classes: int | None
+
+
 class RawSplit(Protocol):
     """Samples as the source holds them; images are decoded when asked for."""
 
@@ -76,18 +94,6 @@ class ArraySplit:
         return self.array[start:stop]
 
 
-class Files(Block):
-    """How the files of indexed data become images.
-
-    Attributes:
-        root: the folder that the listed paths start from.
-        resize: pixels that the short side is resized to before the centre is cropped.
-    """
-
-    root: str
-    resize: int
-
-
 @dataclass(frozen=True)
 class Source:
     """An opened data set, checked: it exists, and its labels, classes and shapes fit together.
@@ -98,7 +104,7 @@ class Source:
         size: height and width of an image, in pixels.
         train: training samples.
         test: samples for evaluation (some data sets call them validation).
-        mean: published normalisation per channel in [0, 1], or None.
+        mean: published normalization per channel in [0, 1], or None.
         std: as `mean`.
         files: where it is, the files are indexed and not copied; the splits are then `raw.image_files.FileSplit`.
     """
@@ -111,66 +117,3 @@ class Source:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     files: Files | None = None
-
-
-class Meta(Block):
-    """What `meta.json` holds.
-
-    Attributes:
-        schema_version: version of this layout.
-        source: the plug-in that the data came from.
-        classes: class names.
-        channels: channels of an image.
-        size: height and width of an image, in pixels.
-        samples: number of samples by split.
-        mean: per channel in [0, 1].
-        std: per channel.
-        fingerprint: hash of the images, labels and class names of each split, by split.
-        files: of indexed data.
-    """
-
-    schema_version: int = SCHEMA
-    source: str
-    classes: tuple[str, ...]
-    channels: int
-    size: int
-    samples: dict[str, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fingerprint: dict[str, str]
-    files: Files | None = None
-
-
-def fingerprinting(
-    classes: Sequence[str], shape: Sequence[int], labels: NDArray[np.int64]
-) -> hashlib.blake2b:
-    """Return the hash of a split, to which its images uint8 (N, C, H, W) are still to be added.
-
-    Args:
-        classes: class names.
-        shape: of the images.
-        labels: int64 (N,).
-    """
-    found = hashlib.blake2b(json.dumps([list(classes), list(shape)]).encode(), digest_size=16)
-    found.update(labels.astype("<i8").tobytes())
-    return found
-
-
-def images_path(folder: Path, split: str) -> Path:
-    """Return where prepared data keep the images of `split`."""
-    return folder / f"{split}_images.npy"
-
-
-def files_path(folder: Path, split: str) -> Path:
-    """Return where indexed data list the files of `split`."""
-    return folder / f"{split}_files.npy"
-
-
-def labels_path(folder: Path, split: str) -> Path:
-    """Return where prepared data keep the labels of `split`."""
-    return folder / f"{split}_labels.npy"
-
-
-def meta_path(folder: Path) -> Path:
-    """Return where prepared data keep their `Meta`."""
-    return folder / "meta.json"

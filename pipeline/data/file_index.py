@@ -2,7 +2,7 @@
 
 `<split>_files.npy` holds one record a sample (`record_type`) and is mapped, so neither it nor the images are in
 memory. Every file that is read is compared with the hash of its content in the index: what is decoded is what
-was fingerprinted, and a file that was changed, cut off or exchanged since is told by name.
+was fingerprinted, and a file that was changed, truncated or exchanged since is reported by its name.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class FileIndex:
     """The images of a split, decoded when they are asked for.
 
     Attributes:
-        folder: of the prepared data, for errors.
+        folder: the prepared data, for errors.
         root: the folder that the paths start from.
         records: `record_type` (N,), mapped from disk.
-        channels: 1 (grey) or 3 (colour).
+        channels: 1 (gray) or 3 (color).
         size: height and width to give, in pixels.
-        resize: pixels that the short side is resized to before the centre is cropped.
+        resize: pixels that the short side is resized to before the center is cropped.
     """
 
     folder: Path

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import histogram
-from pipeline.data.dataset import Source, files_path, fingerprinting
+from pipeline.data.dataset import Source
 from pipeline.data.file_index import content_hash, record_type
+from pipeline.data.layout import files_path, fingerprinting
 from pipeline.data.raw import image_files
 from pipeline.data.raw.image_files import FileSplit
 from pipeline.progress import Advance
@@ -24,7 +25,7 @@ _BLOCK = 64  # files a thread that are read before their records are written
 def index(
     folder: Path,
     source: Source,
-    held: NDArray[np.bool_],
+    held_out: NDArray[np.bool_],
     advance: Advance,
     *,
     measure: bool,
@@ -32,9 +33,9 @@ def index(
     """List the files of every split in `folder`.
 
     Args:
-        folder: of the prepared data.
+        folder: the prepared data that are being made.
         source: the data set; its splits are files.
-        held: which training files are held out for model selection, bool (N,).
+        held_out: which training files are held out for model selection, bool (N,).
         advance: reports samples done.
         measure: decode the training images, to count their pixel values; otherwise only their heads are read.
 
@@ -48,10 +49,11 @@ def index(
     assert source.files is not None
     assert isinstance(source.train, FileSplit)
     assert isinstance(source.test, FileSplit)
-    parts = {"train": (source.train, np.flatnonzero(~held))}
-    if held.any():
-        parts["holdout"] = (source.train, np.flatnonzero(held))
+    parts = {"train": (source.train, np.flatnonzero(~held_out))}
+    if held_out.any():
+        parts["holdout"] = (source.train, np.flatnonzero(held_out))
     parts["test"] = (source.test, np.arange(len(source.test.labels)))
+
     fingerprints, counts = {}, np.zeros((source.channels, 256), dtype=np.int64)
     threads = os.cpu_count() or 1
     for split, (raw, rows) in parts.items():
@@ -60,6 +62,7 @@ def index(
         labels = raw.labels[rows]
         shape = (len(rows), raw.channels, raw.size, raw.size)
         digest = fingerprinting(source.classes, (*shape, source.files.resize), labels)
+
         scan = partial(_scan, raw, decode=measure and split == "train")
         with files_path(folder, split).open("wb") as file, ThreadPoolExecutor(threads) as pool:
             header = {
@@ -71,9 +74,10 @@ def index(
             for start in range(0, len(rows), _BLOCK * threads):
                 block = rows[start : start + _BLOCK * threads].tolist()
                 records = np.zeros(len(block), dtype=kind)
-                for place, (found, counted) in enumerate(pool.map(scan, (raw.paths[row] for row in block))):
-                    records[place] = (names[start + place], *found)
+                for place, (facts, counted) in enumerate(pool.map(scan, (raw.paths[row] for row in block))):
+                    records[place] = (names[start + place], *facts)
                     counts += counted
+
                 file.write(records.tobytes())
                 digest.update(records["hash"].tobytes())
                 advance(len(block))

@@ -105,13 +105,13 @@ class MappedImages:
 
 
 class DecodedImages:
-    """Images are decoded from their files by threads: Pillow lets go of Python's lock meanwhile.
+    """Images are decoded from their files by threads: Pillow releases Python's lock meanwhile.
 
     Args:
         files: the images.
         space: the views.
         device: where the views go.
-        threads: that decode; None is one a processor.
+        threads: number of threads that decode; None is one a processor.
     """
 
     ahead = 3
@@ -142,11 +142,11 @@ class DecodedImages:
         def finish() -> Tensor:
             for part in parts:
                 part.result()
-            found = image.to(self.device, non_blocking=True)
+            plain = image.to(self.device, non_blocking=True)
             if slot == 0 or isinstance(self.space, RandomResizedCropSpace):
-                return found
+                return plain
             samples = index.to(self.device)
-            return self.space.apply(found, view_ids(self.space, slot, samples), samples)
+            return self.space.apply(plain, view_ids(self.space, slot, samples), samples)
 
         return finish
 

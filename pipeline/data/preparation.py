@@ -1,7 +1,7 @@
 """The writer of prepared data: streams a `Source` into arrays, block by block, in bounded memory.
 
 Of indexed data it writes a list of the files instead (`pipeline/data/file_scan.py`). Only the stage prepare_data
-imports it. What it writes is described in `pipeline/data/dataset.py`.
+imports it. What it writes is described in `pipeline/data/layout.py`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,8 @@ from numpy.typing import NDArray
 from pipeline import progress
 from pipeline.artifacts import publish
 from pipeline.data import file_scan, histogram
-from pipeline.data.dataset import (
-    DatasetConfig,
-    Meta,
-    RawSplit,
-    Source,
-    fingerprinting,
-    images_path,
-    labels_path,
-    meta_path,
-)
+from pipeline.data.dataset import DatasetConfig, RawSplit, Source
+from pipeline.data.layout import Meta, fingerprinting, images_path, labels_path, meta_path
 from pipeline.errors import DataError, MachineError, ParamsError
 
 BLOCK_BYTES = 16 * 2**20
@@ -59,30 +51,32 @@ def prepare(
         MachineError: the disk is too full.
     """
     _check(source, name, config)
-    held = held_out(source.train.labels, config.holdout, config.holdout_seed)
-    labels = {"train": source.train.labels[~held]}
-    if held.any():
-        labels["holdout"] = source.train.labels[held]
+    mask = held_out(source.train.labels, config.holdout, config.holdout_seed)
+    labels = {"train": source.train.labels[~mask]}
+    if mask.any():
+        labels["holdout"] = source.train.labels[mask]
     labels["test"] = source.test.labels
     total = sum(map(len, labels.values()))
+
     with publish.building(out) as folder, progress.bar(f"prepare {name}", total) as advance:
         if source.files is None:
             rows = max(1, block_bytes // (source.channels * source.size**2))
-            fingerprint, counts = _copy(source, name, folder, held, labels, rows, advance)
+            fingerprint, counts = _copy(source, name, folder, mask, labels, rows, advance)
         else:
             measure = None in (config.mean or source.mean, config.std or source.std)
-            fingerprint, counts = file_scan.index(folder, source, held, advance, measure=measure)
-        for split, one in labels.items():
+            fingerprint, counts = file_scan.index(folder, source, mask, advance, measure=measure)
+        for split, values in labels.items():
             content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
-            np.save(content, one)
+            np.save(content, values)
             labels_path(folder, split).write_bytes(content.getvalue())
-        mean, std = _normalisation(source, config, counts)
+
+        mean, std = _normalization(source, config, counts)
         meta = Meta(
             source=name,
             classes=tuple(source.classes),
             channels=source.channels,
             size=source.size,
-            samples={split: len(one) for split, one in labels.items()},
+            samples={split: len(values) for split, values in labels.items()},
             mean=mean,
             std=std,
             fingerprint=fingerprint,
@@ -105,8 +99,10 @@ def _copy(
     _check_disk(folder, sum(map(len, labels.values())) * source.channels * source.size**2)
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(_Writer(folder, split, one, source)) for split, one in labels.items()
+            split: stack.enter_context(_Writer(folder, split, values, source))
+            for split, values in labels.items()
         }
+
         counts = np.zeros((source.channels, 256), dtype=np.int64)
         for start in range(0, len(held), rows):
             block = _read(source, source.train, name, start, rows)
@@ -116,11 +112,13 @@ def _copy(
             if "holdout" in writers:
                 writers["holdout"].write(block[mask])
             advance(len(block))
+
         for start in range(0, len(source.test.labels), rows):
             block = _read(source, source.test, name, start, rows)
             writers["test"].write(block)
             advance(len(block))
-        return {split: one.fingerprint() for split, one in writers.items()}, counts
+
+        return {split: writer.fingerprint() for split, writer in writers.items()}, counts
 
 
 def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
@@ -187,20 +185,21 @@ class _Writer:
         return self._hash.hexdigest()
 
 
-def _normalisation(
+def _normalization(
     source: Source, config: DatasetConfig, counts: NDArray[np.int64]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std per channel: the config's, else the published, else those of the training images.
 
     Args:
-        source: the data set, with its published normalisation.
+        source: the data set, with its published normalization.
         config: its settings.
         counts: of each pixel value in the training split, int64 (C, 256).
     """
     mean, std = config.mean or source.mean, config.std or source.std
     if mean is not None and std is not None:
         return mean, std
-    measured = [histogram.moments(one.tolist()) for one in counts]
+
+    measured = [histogram.moments(channel.tolist()) for channel in counts]
     for channel, (_, spread) in enumerate(measured):
         if spread == 0.0 and std is None:
             raise DataError(
@@ -230,6 +229,7 @@ def _check(source: Source, name: str, config: DatasetConfig) -> None:
                 f"params.yaml: '{key}' has {len(values)} values, but the images of '{name}' have "
                 f"{source.channels} channels. Give one value a channel."
             )
+
     for split, labels in (("training", source.train.labels), ("test", source.test.labels)):
         if len(labels) == 0:
             raise DataError(f"Data set '{name}' has no {split} samples, expected at least one.")
@@ -238,6 +238,8 @@ def _check(source: Source, name: str, config: DatasetConfig) -> None:
                 f"The {split} labels of '{name}' lie in [{labels.min()}, {labels.max()}], "
                 f"expected [0, {len(source.classes) - 1}] for its {len(source.classes)} classes."
             )
+
+    # A class of one sample cannot be divided into a part to train on and a part that is held out.
     fewest, remedy = (2, "set holdout: 0.0 or add samples") if config.holdout else (1, "add samples")
     for label, count in enumerate(np.bincount(source.train.labels, minlength=len(source.classes)).tolist()):
         if count < fewest:

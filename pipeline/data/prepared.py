@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.artifacts.publish import read_json
-from pipeline.data.dataset import (
-    SCHEMA,
-    Meta,
-    files_path,
-    fingerprinting,
-    images_path,
-    labels_path,
-    meta_path,
-)
 from pipeline.data.file_index import FileIndex, record_type
+from pipeline.data.layout import SCHEMA, Meta, files_path, fingerprinting, images_path, labels_path, meta_path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, unknown_name
 
 if TYPE_CHECKING:
@@ -43,7 +35,7 @@ class Split:
         labels: int64 (N,).
         fingerprint: hash of the images, labels and class names.
         classes: class names.
-        folder: of the prepared data.
+        folder: the prepared data that it is a part of.
     """
 
     name: str
@@ -107,12 +99,12 @@ def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, t
 
     assert isinstance(split.images, np.ndarray)
     images = np.array(split.images)  # a copy: torch cannot hold a read-only map
-    found = fingerprinting(split.classes, images.shape, split.labels)
-    found.update(images.data)
-    if found.hexdigest() != split.fingerprint:
+    digest = fingerprinting(split.classes, images.shape, split.labels)
+    digest.update(images.data)
+    if digest.hexdigest() != split.fingerprint:
         raise DamagedArtifactError(
             f"{images_path(split.folder, split.name)} or its labels are not what was prepared: they hash to "
-            f"{found.hexdigest()[:8]}, meta.json says {split.fingerprint[:8]}. Make them again with: "
+            f"{digest.hexdigest()[:8]}, meta.json says {split.fingerprint[:8]}. Make them again with: "
             f"dvc repro --force prepare_data@{split.folder.name}"
         )
     return torch.from_numpy(images).to(device), torch.from_numpy(np.array(split.labels)).to(device)
@@ -125,12 +117,14 @@ def _read_meta(path: Path, hint: str) -> Meta:
         raise StaleArtifactError(
             f"{path} has schema version {version}, expected {SCHEMA}. Make it again with: {hint}"
         )
+
     try:
         meta = Meta.model_validate_json(json.dumps(content))  # as json, a list may be a tuple
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise DamagedArtifactError(f"{path}: {place}: {first['msg']}. Make it again with: {hint}") from None
+
     if set(meta.fingerprint) != set(meta.samples):
         raise DamagedArtifactError(
             f"{path} has fingerprints of {', '.join(meta.fingerprint)}, "

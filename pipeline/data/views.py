@@ -27,7 +27,7 @@ class ViewSpace(Protocol):
     """A set of views.
 
     Attributes:
-        count: number of views, the plain one included; None when there is no end of them.
+        count: number of views, the plain one included; None when they are unbounded.
     """
 
     count: int | None
@@ -59,10 +59,11 @@ class PlainSpace:
 class CropFlipSpace:
     """Crops out of the padded image, and their mirror images.
 
-    View id = flip * (2p + 1)^2 + position, where position counts the offsets row by row from the centre on.
+    View id = flip * (2p + 1)^2 + position, where position counts the offsets row by row from the center on.
     """
 
     def __init__(self, params: CropFlip) -> None:
+        self.params = params
         self.padding = params.padding
         self.reflect = params.fill == "reflect"
         self.positions = (2 * self.padding + 1) ** 2
@@ -71,6 +72,7 @@ class CropFlipSpace:
     def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
         """Return crops with one gather; see `ViewSpace.apply`."""
         height, width = image.shape[2:]
+        check_size(self.params, min(height, width), "'crop_flip'")
         side = 2 * self.padding + 1
         position = (view % self.positions + self.positions // 2) % self.positions
         row = position // side - self.padding
@@ -78,11 +80,13 @@ class CropFlipSpace:
         rows = row[:, None] + torch.arange(height, device=image.device)  # (B, H)
         columns = column[:, None] + torch.arange(width, device=image.device)  # (B, W)
         columns = torch.where((view >= self.positions)[:, None], columns.flip(1), columns)
+
         if self.reflect:
             rows, columns = _mirrored(rows, height), _mirrored(columns, width)
         else:
             image = F.pad(image, (self.padding,) * 4)
             rows, columns = rows + self.padding, columns + self.padding
+
         # One place a pixel, the same for every channel: four times as fast as indexing rows and columns.
         places = rows[:, :, None] * image.shape[3] + columns[:, None, :]  # (B, H, W)
         places = places.view(len(image), 1, -1).expand(-1, image.shape[1], -1)  # (B, C, H * W)
@@ -94,7 +98,7 @@ class RandomResizedCropSpace:
 
     Of indexed images the boxes are cut out of the whole photograph (`images.py`), and `apply` is not used.
     The box is drawn as by Szegedy et al. 2014 (arXiv:1409.4842): area and log-ratio uniform, up to ten
-    attempts, else the largest centred square. Bilinear within the box; it never shrinks, so there is no aliasing.
+    attempts, else the largest centered square. Bilinear within the box; it never shrinks, so there is no aliasing.
     """
 
     count: int | None = None
@@ -108,7 +112,8 @@ class RandomResizedCropSpace:
         heights, widths = torch.full_like(view, height), torch.full_like(view, width)
         boxes, flip = self.boxes(view, index, heights, widths)
         top, left, tall, wide = boxes.float().unbind(1)  # each (B,)
-        # Centre and half extent of the box in grid_sample's coordinates, which run from -1 to 1.
+
+        # Center and half extent of the box in grid_sample's coordinates, which run from -1 to 1.
         scale_x, scale_y = wide / width, tall / height
         shift_x, shift_y = (2 * left + wide) / width - 1, (2 * top + tall) / height - 1
         theta = torch.zeros(len(image), 2, 3, device=image.device)
@@ -116,10 +121,12 @@ class RandomResizedCropSpace:
         theta[:, 1, 1] = scale_y
         theta[:, 0, 2], theta[:, 1, 2] = shift_x, shift_y
         grid = F.affine_grid(theta, list(image.shape), align_corners=False)  # (B, H, W, 2)
-        # Between the centres of the box's outermost pixels: nothing outside the box is mixed in.
+
+        # Between the centers of the box's outermost pixels: nothing outside the box is mixed in.
         low = torch.stack(((2 * left + 1) / width, (2 * top + 1) / height), dim=1) - 1  # (B, 2)
         high = low + 2 * torch.stack(((wide - 1) / width, (tall - 1) / height), dim=1)
         grid = grid.clamp(low[:, None, None], high[:, None, None])
+
         crop = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
         crop = crop.round().clamp(0, 255).to(torch.uint8)
         return torch.where((view == 0)[:, None, None, None], image, crop)
@@ -132,23 +139,27 @@ class RandomResizedCropSpace:
         Args:
             view: view ids int64 (B,).
             index: sample indices int64 (B,).
-            height: of the images, int64 (B,).
+            height: height of each image, int64 (B,).
             width: as `height`.
         """
         draws = _uniform(index, view, 4 * _ATTEMPTS + 1)  # (B, 4 * attempts + 1)
         share, ratio, y, x = draws[:, :-1].double().view(len(draws), 4, _ATTEMPTS).unbind(1)  # (B, attempts)
+
         low, high = (math.log(bound) for bound in self.params.ratio)
         smallest, largest = self.params.scale
         area = (height * width)[:, None] * (smallest + share * (largest - smallest))
         aspect = (low + ratio * (high - low)).exp()
         wide, tall = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+
         fits = (wide >= 1) & (wide <= width[:, None]) & (tall >= 1) & (tall <= height[:, None])
         first = fits.int().argmax(dim=1, keepdim=True)  # the first attempt that fits
         wide, tall, y, x = (draw.gather(1, first)[:, 0] for draw in (wide, tall, y, x))
+
         none, side = ~fits.any(dim=1), torch.minimum(height, width).double()
         wide, tall = torch.where(none, side, wide), torch.where(none, side, tall)
         top = torch.where(none, (height - tall) / 2, y * (height - tall + 1))
         left = torch.where(none, (width - wide) / 2, x * (width - wide + 1))
+
         mirrored = (draws[:, -1] < 0.5) if self.params.flip else torch.zeros_like(view, dtype=torch.bool)
         return torch.stack((top.floor(), left.floor(), tall, wide), dim=1).long(), mirrored
 
@@ -164,6 +175,25 @@ def view_space(params: ViewParams) -> ViewSpace:
             return PlainSpace()
 
 
+def check_size(params: ViewParams, size: int, what: str) -> None:
+    """Refuse images that are too small for a view space.
+
+    Args:
+        params: the view space.
+        size: the shorter side of the images, in pixels.
+        what: where the views stand in params.yaml, for the error.
+
+    Raises:
+        ParamsError: the padding is as large as the images: reflection has no pixels for it, and of images padded with
+            zeros some crops would show nothing.
+    """
+    if isinstance(params, CropFlip) and params.padding >= size:
+        raise ParamsError(
+            f"params.yaml: {what} pads images of {size}x{size} by {params.padding}, expected less than {size}. "
+            f"Set padding to {size - 1} or less, then: dvc repro params"
+        )
+
+
 def num_slots(space: ViewSpace, slots: Slots, what: str) -> int:
     """Resolve a number of slots.
 
@@ -173,11 +203,13 @@ def num_slots(space: ViewSpace, slots: Slots, what: str) -> int:
         what: where it stands in params.yaml, for the error.
 
     Raises:
-        ParamsError: "all" of an endless space, or more slots than views.
+        ParamsError: "all" of an unbounded space, or more slots than views.
     """
     if slots == "all":
         if space.count is None:
-            raise ParamsError(f"params.yaml: {what} is 'all', but this view space has no end. Give a number.")
+            raise ParamsError(
+                f"params.yaml: {what} is 'all', but this view space is unbounded. Give a number."
+            )
         return space.count
     if space.count is not None and slots > space.count:
         raise ParamsError(f"params.yaml: {what} is {slots}, but this view space has {space.count} views.")
@@ -197,7 +229,7 @@ def slot_of(seed: int, epoch: int, slots: int | None) -> int:
     """Return the slot that `epoch` shows: all of 1..slots in a random order, again and again.
 
     Args:
-        seed: of the run.
+        seed: the run's.
         epoch: counted from 0.
         slots: number of augmented slots; 0 shows the plain view only, None never repeats a view.
     """

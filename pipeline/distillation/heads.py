@@ -7,14 +7,15 @@ beside the student and dropped with the method.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import seeding
-from pipeline.distillation.method import Context, MethodConfig
-from pipeline.errors import ParamsError, ShapeError
+from pipeline.distillation.method import Context, Known, MethodConfig
+from pipeline.errors import ParamsError, ShapeError, unknown_name
+from pipeline.networks.architecture import Architecture
 from pipeline.networks.blocks import conv_bn, fan_out
 from pipeline.networks.network import Network, Shape, Taps
 
@@ -29,34 +30,57 @@ class HeadsConfig(MethodConfig):
 
     positions: tuple[str, ...] | None = None
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The taps that have a head, once they are known."""
+        assert self.positions is not None, "settings are resolved before heads are built"
+        return self.positions
+
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with the positions filled in.
+
+        Raises:
+            ParamsError: the network has no stage boundary, or a position is named twice.
+            UnknownNameError: no unit ends at a position.
+        """
+        positions = _positions(self.positions, known.student)
+        return super().resolved(known).model_copy(update={"positions": positions})
+
+
+def _positions(positions: tuple[str, ...] | None, student: Architecture) -> tuple[str, ...]:
+    units = student.units
+    stages = [name for name in units if name.startswith("stage")]
+    if len(stages) < 2:
+        raise ParamsError(
+            f"The student has the units {', '.join(units) or 'none'}, and auxiliary heads stand between two "
+            "stages. Choose a student of another family, in params.yaml."
+        )
+    if positions is None:
+        return tuple(stages[:-1])
+
+    taps = tuple(student.resolved(name) for name in positions)
+    if len(set(taps)) != len(taps):
+        raise ParamsError(
+            f"positions are {', '.join(taps)}; name each once, in the run's settings in params.yaml."
+        )
+    # A head is what follows a unit, so nothing is left of the last one.
+    unknown = [tap for tap in taps if tap not in units[:-1]]
+    if unknown:
+        raise unknown_name("unit to attach a head to", unknown[0], units[:-1])
+    return taps
+
 
 class Heads(nn.Module):
     """One head a position.
 
     Args:
-        positions: as in `HeadsConfig`.
+        positions: student taps at which units end, but not the last one.
         context: what may be known before training.
-
-    Raises:
-        ParamsError: the network has no stage boundary, or a position is named twice.
-        UnknownNameError: no unit ends at a position.
     """
 
-    def __init__(self, positions: tuple[str, ...] | None, context: Context) -> None:
+    def __init__(self, positions: tuple[str, ...], context: Context) -> None:
         super().__init__()
-        units = list(context.student.units)
-        stages = [name for name in units if name.startswith("stage")]
-        if len(stages) < 2:
-            raise ParamsError(
-                f"The student has the units {', '.join(units) or 'none'}, and auxiliary heads stand between two "
-                "stages. Choose a student of another family, in params.yaml."
-            )
-        self.positions = tuple(stages[:-1]) if positions is None else positions
-        if len(set(self.positions)) != len(self.positions):
-            raise ParamsError(
-                f"positions are {', '.join(self.positions)}; name each once, in the run's config."
-            )
-        self.last = units[-1]
+        self.positions = positions
         self.autocast = context.autocast
         self.heads = nn.ModuleDict()
         for position in self.positions:
@@ -69,16 +93,16 @@ class Heads(nn.Module):
 
         Args:
             student: taps of the student, the positions among them.
-            names: taps of the head that are wanted, for instance "logits"; (B, ...), float32.
+            names: the taps of a head to return, for instance "logits"; (B, ...), float32.
         """
-        found = {}
+        by_position = {}
         for position in self.positions:
             head = self.heads[position]
             assert isinstance(head, Network)
             with self.autocast():
                 taps = head.record(student[position], names)
-            found[position] = {name: x.float() for name, x in taps.items()}
-        return found
+            by_position[position] = {name: x.float() for name, x in taps.items()}
+        return by_position
 
 
 class Projector(nn.Module):
@@ -86,7 +110,7 @@ class Projector(nn.Module):
 
     Args:
         student: shape of the student's map (C, H, W).
-        teacher: shape of the teacher's.
+        teacher: shape of the teacher's map.
         relu: end with the ReLU, for a teacher's map that is never negative.
 
     Raises:
@@ -110,6 +134,3 @@ class Projector(nn.Module):
             x = F.interpolate(x, self.size, mode="bilinear", align_corners=False)
         projected: Tensor = self.body(x)
         return projected
-
-
-LastMap = Literal["stage", "final"]  # what the last stage ends in, or what is pooled

@@ -1,9 +1,29 @@
-"""Contract of `pipeline/distillation/methods/`: what a student is trained to minimise, one method a file.
+"""Contract of `pipeline/distillation/methods/`: what a student is trained to minimize, one method a file.
 
 A plug-in file holds a docstring (paper, formula, what differs), `Config` (a `MethodConfig`) and `Method` (a
-`BaseMethod`). A method says what it needs, and returns every term of its loss by name, unweighted; the loop
-weights and sums them. It touches no disk, and never runs the teacher. A file whose method inserts layers names
-their files in `LAYERS`, so that a run depends on their code.
+`BaseMethod`). Settings are read in two steps: from params.yaml alone, and then `resolved`, when both networks are
+known. A method says what it needs, and returns every term of its loss by name, unweighted; the trainer weights and
+sums them. It touches no disk, and never runs the teacher. A file whose method inserts layers names their files in
+`LAYERS`, so that a run depends on their code.
+
+Example:
+    A student that learns the teacher's logits as they are, and takes the weight of the labels from its defaults:
+
+    >>> import torch.nn.functional as F
+    >>> class Config(MethodConfig):
+    ...     weights: Weights = {"ce": 1.0, "logits": 0.1}
+    >>> class Method(BaseMethod[Config]):
+    ...     @classmethod
+    ...     def needs(cls, config: Config) -> Needs:
+    ...         return Needs(student=("logits",), teacher=("logits",))
+    ...
+    ...     def forward(self, student: Taps, batch: Batch) -> Terms:
+    ...         s, t = student["logits"], batch.teacher["logits"]
+    ...         return {"ce": F.cross_entropy(s, batch.label), "logits": F.mse_loss(s, t)}
+    >>> Config(weights={"logits": 0.5}).weights
+    {'ce': 1.0, 'logits': 0.5}
+    >>> Method.needs(Config())
+    Needs(student=('logits',), teacher=('logits',), tables=(), network=False, matchings=())
 """
 
 from __future__ import annotations
@@ -11,13 +31,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
+from pydantic import field_validator
 from torch import Tensor, nn
 
+from pipeline.errors import ParamsError
 from pipeline.matching.matching import Matching, Wanted
+from pipeline.networks.architecture import Architecture
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, Shape, Taps
 from pipeline.params.base import Block
@@ -29,11 +52,26 @@ Tables = Mapping[str, Mapping[str, NDArray[Any]]]  # arrays of fitted tables, by
 Matchings = Mapping[str, Matching]  # by the key of what was wanted
 
 
+@dataclass(frozen=True)
+class Known:
+    """What settings are resolved with: it is known before anything is trained.
+
+    Attributes:
+        student: the plain student's architecture.
+        teacher: the teacher's architecture.
+        fitted: the teacher feature that each table is fitted to, by the names of `tables` in params.yaml.
+    """
+
+    student: Architecture
+    teacher: Architecture
+    fitted: Mapping[str, str] = field(default_factory=dict)
+
+
 class MethodConfig(Block):
     """Settings that every method has.
 
     Attributes:
-        weights: of the terms, by name; a term that has none is an error.
+        weights: the terms' weights, by name; those that are left out keep the method's defaults.
         insert: layers to put into the student for good, by tap, beside those of the method itself; so a method
             can be compared with another at the same number of parameters.
     """
@@ -41,17 +79,60 @@ class MethodConfig(Block):
     weights: Weights
     insert: dict[str, LayerSpec] = {}
 
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        default = cls.model_fields["weights"]
+        if default.is_required() or not isinstance(given, Mapping):
+            return given
+
+        terms = default.get_default(call_default_factory=True)
+        unknown = sorted(given.keys() - terms.keys())
+        if unknown:
+            raise ValueError(f"'{unknown[0]}' is no term of this method. Its terms are {', '.join(terms)}")
+        return terms | given
+
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with every name in full, and what depends on networks or tables filled in.
+
+        Raises:
+            ParamsError: a setting does not fit the networks or tables.
+            UnknownNameError: a setting names something that they do not have.
+        """
+        return self.model_copy(update={"insert": resolved_taps("insert", self.insert, known.student)})
+
+
+T = TypeVar("T")
+
+
+def resolved_taps(setting: str, by_tap: Mapping[str, T], student: Architecture) -> dict[str, T]:
+    """Return a setting's values by the student's taps, their names in full.
+
+    Raises:
+        ParamsError: two names are the same tap.
+    """
+    result: dict[str, T] = {}
+    for name, value in by_tap.items():
+        tap = student.resolved(name)
+        if tap in result:
+            raise ParamsError(
+                f"{setting} has '{tap}' of the student under two names, {' and '.join(by_tap)}. Name it once, in the "
+                "run's settings in params.yaml."
+            )
+        result[tap] = value
+    return result
+
 
 @dataclass(frozen=True)
 class Needs:
     """What a method reads; schedules and transforms say theirs in the same words.
 
     Attributes:
-        student: taps of the student.
+        student: taps of the student, all that `forward` reads.
         teacher: features of the teacher, for instance "logits" or "stage3:attention".
         tables: fitted tables, by the names of `tables` in params.yaml.
-        network: the teacher's own modules (its classifier for SimKD, its BN for OFD).
-        matchings: of the teacher's channels to the student's.
+        network: whether it reads the teacher's own modules (its classifier for SimKD, its BN for OFD).
+        matchings: assignments of the teacher's channels to the student's.
     """
 
     student: tuple[str, ...] = ("logits",)
@@ -77,7 +158,7 @@ class Operations:
 
     Attributes:
         insert: layers after taps, by tap; what they compute inside is recorded as "<tap>.<name>".
-        classifier_width: features that the classifier reads, where a layer inserted at `final` changes them.
+        classifier_width: number of features that the classifier reads, where a layer inserted at `final` changes them.
     """
 
     insert: Mapping[str, LayerSpec] = field(default_factory=dict)
@@ -90,16 +171,16 @@ class Context:
 
     Attributes:
         num_classes: number of classes.
-        labels: of the training samples, int64 (N,); an index of a batch points into it.
+        labels: labels of the training samples, int64 (N,); an index of a batch points into it.
         student: the network that is trained, operations done. Build heads from it (`rest`), but do not keep
             it as a submodule: what a method keeps is trained beside the student and dropped afterwards.
-        student_shapes: of every student tap, without the batch axis.
-        teacher_shapes: of the needed features, after the transform, without the batch axis.
+        student_shapes: shape of every student tap, without the batch axis.
+        teacher_shapes: shapes of the needed features, after the transform, without the batch axis.
         tables: arrays of the needed tables, by table and array name.
         teacher: the frozen teacher when `Needs.network` asks for it.
-        seed: of the run, for `pipeline.seeding`.
-        matchings: the needed ones, by their keys.
-        autocast: the context of a forward pass of networks that are added (heads, self-learning teachers);
+        seed: the run's seed, for `pipeline.seeding`.
+        matchings: the needed matchings, by their keys.
+        autocast: the context in which added networks (heads, self-learning teachers) run their forward pass;
             losses are computed outside it, in float32.
     """
 
@@ -125,15 +206,15 @@ class Batch:
     """A training batch.
 
     Attributes:
-        image: normalised views (B, C, H, W).
-        label: int64 (B,).
-        index: of the samples in the training split, int64 (B,).
+        image: normalized views (B, C, H, W).
+        label: labels, int64 (B,).
+        index: positions of the samples in the training split, int64 (B,).
         teacher: needed features by name, (B, ...), without gradients.
-        epoch: counted from 0, within the phase.
-        epochs: of the phase.
-        step: counted from 0, over all phases.
-        phase: name of the phase.
-        generator: for draws of this step, on the CPU.
+        epoch: the epoch, counted from 0 within the phase.
+        epochs: number of epochs of the phase.
+        step: the step, counted from 0 over all phases.
+        phase: the phase's name.
+        generator: the source of this step's draws, on the CPU.
     """
 
     image: Tensor
@@ -154,7 +235,7 @@ class BaseMethod(nn.Module, Generic[C]):
     """A method. Its own parameters (projectors, heads) are trained with the student and dropped afterwards.
 
     Args:
-        config: the method's settings.
+        config: the method's settings, resolved.
         context: what may be known before training.
     """
 
@@ -164,7 +245,7 @@ class BaseMethod(nn.Module, Generic[C]):
 
     @classmethod
     def needs(cls, config: C) -> Needs:
-        """Return what the method reads under `config`."""
+        """Return all that the method reads under `config`, resolved."""
         return Needs()
 
     @classmethod
@@ -174,17 +255,17 @@ class BaseMethod(nn.Module, Generic[C]):
         """Return what is done to the student for good; `config.insert` by default.
 
         Args:
-            config: the method's settings.
+            config: the method's settings, resolved.
             student: shapes of the plain student's taps.
             teacher: shapes of the needed features.
             tables: arrays of the needed tables.
         """
         return Operations(insert=config.insert)
 
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The student taps that `forward` reads: those of `needs`, and more where the student decides them."""
-        return type(self).needs(self.config).student
+    @classmethod
+    def compared(cls, config: C) -> tuple[str, str] | None:
+        """Return the student tap and the teacher feature whose distance evaluation measures; none by default."""
+        return None
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """Return the parts of the training, in their order; the student's recipe is the only one by default."""
@@ -195,7 +276,7 @@ class BaseMethod(nn.Module, Generic[C]):
         return self.config.weights
 
     def diagnose(self) -> dict[str, float]:
-        """Return what the epoch showed beside its terms, for the history; asked for once, at an epoch's end.
+        """Return what the epoch showed beside its terms, for the history; called once, at an epoch's end.
 
         A name has a dot, which no term has.
         """

@@ -3,16 +3,27 @@
 A schedule composes with every method. It may choose among the checkpoints of the teacher (RCO's anchors), and
 it may train networks of its own beside the student that teach it too (SLKD). A plug-in file holds `Config` and
 `Schedule` (a `TeacherSchedule`).
+
+Example:
+    The teacher's lesson counts less from epoch to epoch:
+
+    >>> class Config(ScheduleConfig):
+    ...     decay: float = 0.5
+    >>> class Schedule(TeacherSchedule[Config]):
+    ...     def forward(self, student: Taps, batch: Batch) -> Teaching:
+    ...         return Teaching((Lesson(batch.teacher, weight=self.config.decay**batch.epoch),))
+    >>> Schedule.checkpoints(Config())
+    ('last',)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from torch import nn
 
-from pipeline.distillation.method import BaseMethod, Batch, Context, MethodConfig, Needs, Terms, Weights
+from pipeline.distillation.method import Batch, Context, Known, Needs, Terms, Weights
 from pipeline.networks.network import Taps
 from pipeline.params.base import Block
 
@@ -20,17 +31,21 @@ from pipeline.params.base import Block
 class ScheduleConfig(Block):
     """Settings that every schedule has: none."""
 
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with what depends on networks or tables filled in; see `MethodConfig.resolved`."""
+        return self
+
 
 @dataclass(frozen=True)
 class Lesson:
-    """One application of the method.
+    """One application of the run's methods.
 
     Attributes:
-        teacher: the features that it learns from.
-        weight: of all its terms.
-        name: prefix of its terms, "" for the teacher's own lesson.
-        weights: of its terms, by the method's names; None are the method's own weights.
-        terms: those that count, by the method's names; None is all of them.
+        teacher: the features that they learn from.
+        weight: a factor of all their terms.
+        name: prefix of their terms, "" for the teacher's own lesson.
+        weights: the terms' weights, by the methods' names; None are the methods' own.
+        terms: the terms that count, by the methods' names; None is all of them.
     """
 
     teacher: Taps
@@ -41,14 +56,14 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Teaching:
     """What a schedule has for one batch.
 
     Attributes:
-        lessons: the method is applied to each.
-        terms: of the schedule's own, unweighted: of its networks, and of the student. Their names have a prefix
+        lessons: the methods are applied to each.
+        terms: the schedule's own terms, unweighted: of its networks, and of the student. Their names have a prefix
             that no lesson has.
-        weights: of those terms.
+        weights: the weights of those terms.
     """
 
     lessons: tuple[Lesson, ...]
@@ -63,7 +78,7 @@ class TeacherSchedule(nn.Module, Generic[C]):
     """Decides who teaches. Its parameters are trained beside the student and never saved with it.
 
     Args:
-        config: the schedule's settings.
+        config: the schedule's settings, resolved.
         context: what may be known before training.
     """
 
@@ -78,15 +93,19 @@ class TeacherSchedule(nn.Module, Generic[C]):
 
     @classmethod
     def needs(cls, config: C) -> Needs:
-        """Return what it reads beside the method: student taps, features, the teacher's own network (to copy it)."""
+        """Return what it reads beside the methods: student taps, features, the teacher's own network (to copy it)."""
         return Needs(student=())
 
     @classmethod
-    def check(cls, config: C, method: type[BaseMethod[Any]], settings: MethodConfig) -> None:
-        """Refuse a method that it cannot teach by, under the method's `settings`; every method by default.
+    def check(cls, config: C, needs: Needs) -> None:
+        """Refuse methods that it cannot teach by; none by default.
+
+        Args:
+            config: the schedule's settings.
+            needs: what the run's methods read.
 
         Raises:
-            ParamsError: the method is not one that it can teach by.
+            ParamsError: it cannot teach by methods that read this.
         """
 
     @classmethod
@@ -102,11 +121,11 @@ class TeacherSchedule(nn.Module, Generic[C]):
         """Return what the epoch showed beside its terms; see `BaseMethod.diagnose`."""
         return {}
 
-    def forward(self, student: Taps, batch: Batch) -> Plan:
+    def forward(self, student: Taps, batch: Batch) -> Teaching:
         """Return the lessons of a batch.
 
         Args:
             student: needed taps of the student, (B, ...), float32, with gradients.
             batch: images, labels and the teacher's features, before any transform.
         """
-        return Plan((Lesson(batch.teacher),))
+        return Teaching((Lesson(batch.teacher),))

@@ -4,6 +4,17 @@ A transform composes with every method (KCD's channel permutation with RKD, say)
 and `Transform` (a `TeacherTransform`). It is a frozen module: it is never trained with the student, and always in
 evaluation mode. It may watch the training and change itself; what it remembers are persistent buffers, which are
 checkpointed with the student.
+
+Example:
+    The teacher's logits are scaled before a method sees them:
+
+    >>> class Config(TransformConfig):
+    ...     factor: float = 0.5
+    >>> class Transform(TeacherTransform[Config]):
+    ...     def forward(self, teacher: Taps, batch: Batch) -> Taps:
+    ...         return teacher | {"logits": self.config.factor * teacher["logits"]}
+    >>> Transform.shapes(Config(), {"logits": (100,)}, {})  # as they were
+    {'logits': (100,)}
 """
 
 from __future__ import annotations
@@ -13,7 +24,7 @@ from typing import Generic, Self, TypeVar
 
 from torch import nn
 
-from pipeline.distillation.method import Batch, Context, Matchings, Needs
+from pipeline.distillation.method import Batch, Context, Known, Matchings, Needs
 from pipeline.networks.network import Shape, Taps
 from pipeline.params.base import Block
 
@@ -21,15 +32,19 @@ from pipeline.params.base import Block
 class TransformConfig(Block):
     """Settings that every transform has: none."""
 
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with what depends on networks or tables filled in; see `MethodConfig.resolved`."""
+        return self
+
 
 C = TypeVar("C", bound=TransformConfig)
 
 
 class TeacherTransform(nn.Module, Generic[C]):
-    """Maps teacher features to teacher features of the shapes that `shapes` tells.
+    """Maps teacher features to teacher features of the shapes that `shapes` gives.
 
     Args:
-        config: the transform's settings.
+        config: the transform's settings, resolved.
         context: what may be known before training; `teacher_shapes` are those before the transform.
     """
 
@@ -44,18 +59,18 @@ class TeacherTransform(nn.Module, Generic[C]):
 
     @classmethod
     def shapes(cls, config: C, teacher: Mapping[str, Shape], matchings: Matchings) -> Mapping[str, Shape]:
-        """Return the shapes of the features that the method sees; those of `teacher` by default.
+        """Return the shapes of the features that the methods see; those of `teacher` by default.
 
         Args:
             config: the transform's settings.
             teacher: shapes of the features before the transform, without the batch axis.
-            matchings: the needed ones, by their keys.
+            matchings: the needed matchings, by their keys.
         """
         return teacher
 
     @classmethod
     def changes(cls, config: C) -> tuple[str, ...]:
-        """Return the features that it changes: a table that was fitted to one of them does not fit any more."""
+        """Return the features that it changes: a table that was fitted to one of them no longer fits."""
         return ()
 
     def train(self, mode: bool = True) -> Self:

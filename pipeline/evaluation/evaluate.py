@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -17,15 +18,19 @@ from pipeline.compute.machine import Machine
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
-from pipeline.evaluation.accuracy import agreement, correlation, top
+from pipeline.evaluation.accuracy import top
+from pipeline.evaluation.agreement import agreement, correlation
 from pipeline.evaluation.cost import latency, macs, num_params
-from pipeline.evaluation.forward import PlainSplit, logits, pooled
+from pipeline.evaluation.forward import PlainSplit, logits
+from pipeline.evaluation.pooling import pooled
 from pipeline.evaluation.probe import fisher
 from pipeline.networks.network import Network, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import load
 
 Metrics = dict[str, float | int | str]
+# Of a student's inputs: what its metrics say of the run.
+PASSED_ON = ("dataset", "pair", "run", "teacher", "student", "seed", "source", "slots")
 
 
 def evaluate(
@@ -55,44 +60,59 @@ def evaluate(
     test = prepared.split("test")
     normalize = Normalize(prepared.meta.mean, prepared.meta.std, machine.device)
     split = PlainSplit.of(prepared, "test", normalize, machine)
-    found: Metrics = {}
     arrays: dict[str, NDArray[Any]] = {"label": test.labels.astype(np.int32)}
+
+    metrics: Metrics = {}
     for name, prefix in (("last", ""), ("best", "best_")):
-        network, spec = load(folder / "weights", name)
+        network, _ = load(folder / "weights", name)
         scores = logits(network.to(machine.device), split, machine)
-        found[f"{prefix}top1"] = top(scores, split.labels, 1)
-        found[f"{prefix}top5"] = top(scores, split.labels, 5)
+        metrics[f"{prefix}top1"] = top(scores, split.labels, 1)
+        metrics[f"{prefix}top5"] = top(scores, split.labels, 5)
         arrays[name] = scores.argmax(dim=1).cpu().numpy().astype(np.int32)
         if name == "last":
-            arrays["correlation"] = correlation(scores).cpu().numpy().astype(np.float32)
-            arrays["pooled_index"] = shown(test.labels)
-            kept = split.only(arrays["pooled_index"])
-            arrays["pooled"] = pooled(network, kept, ["pooled"], machine)["pooled"]
-    training = _summary(folder / "training.json")
+            arrays |= _pictured(network, scores, split, test.labels, machine)
+
+    # Built again: a network that is measured has not been moved, nor run in another mode.
     network, spec = load(folder / "weights")
-    found |= {
+    metrics |= _cost(network, spec, _summary(folder / "training.json"))
+    if network.inserted:
+        train = PlainSplit.of(prepared, "train", normalize, machine)
+        metrics |= _probes(network.to(machine.device), spec, train, split, machine)
+
+    arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
+    arrays["fingerprint"] = np.array(test.fingerprint)
+    if inputs.get("teacher_evaluation"):
+        other = _teacher_prediction(inputs, test.fingerprint)
+        metrics["agreement"] = agreement(torch.from_numpy(arrays["last"]), other)
+        metrics["best_agreement"] = agreement(torch.from_numpy(arrays["best"]), other)
+    if inputs.get("methods"):
+        metrics["methods"] = " + ".join(name for plug in inputs["methods"] for name in plug)
+    return metrics | {key: inputs[key] for key in PASSED_ON if inputs.get(key) is not None}, arrays
+
+
+def _pictured(
+    network: Network, scores: Tensor, split: PlainSplit, labels: NDArray[np.int64], machine: Machine
+) -> dict[str, NDArray[Any]]:
+    """Return what the report draws of a network: correlations of classes, and pooled features of some samples."""
+    rows = shown(labels)
+    return {
+        "correlation": correlation(scores).cpu().numpy().astype(np.float32),
+        "pooled_index": rows,
+        "pooled": pooled(network, split, ["pooled"], machine, torch.from_numpy(rows))["pooled"],
+    }
+
+
+def _cost(network: Network, spec: NetworkSpec, training: Mapping[str, float | int]) -> Metrics:
+    """Return what a network costs at inference, and what its training cost."""
+    others = {name: value for name, value in training.items() if name != "seconds"}
+    return {
         "network": spec.network,
         "params": num_params(network),
         "macs": macs(network, spec.size, spec.channels),
         "latency_ms": latency(network, spec.size, spec.channels),
-        "train_seconds": training.pop("seconds"),
-        **training,
+        "train_seconds": training["seconds"],
+        **others,
     }
-    if network.inserted:
-        train = PlainSplit.of(prepared, "train", normalize, machine)
-        found |= _probes(network.to(machine.device), spec, train, split, machine)
-    arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
-    arrays["fingerprint"] = np.array(test.fingerprint)
-    if "run" in inputs:
-        found |= _comparison(folder / "comparison.json")
-    if inputs.get("teacher_evaluation"):
-        other = _teacher_prediction(inputs, test.fingerprint)
-        found["agreement"] = agreement(torch.from_numpy(arrays["last"]), other)
-        found["best_agreement"] = agreement(torch.from_numpy(arrays["best"]), other)
-    for key in ("dataset", "pair", "run", "method", "teacher", "student", "seed", "source", "slots"):
-        if inputs.get(key) is not None:
-            found[key] = inputs[key]
-    return found, arrays
 
 
 def _probes(
@@ -115,7 +135,7 @@ def shown(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """
     classes = np.unique(labels)
     chosen = classes[np.unique(np.linspace(0, len(classes) - 1, min(len(classes), 10)).round().astype(int))]
-    return np.sort(np.concatenate([np.flatnonzero(labels == one)[:30] for one in chosen]))
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:30] for label in chosen]))
 
 
 def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
@@ -139,24 +159,16 @@ def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
     return predicted
 
 
-def _comparison(path: Path) -> dict[str, float]:
-    """Return what a distillation's end says of the distance to the teacher."""
-    content = read_json(path, "dvc repro")
-    if not isinstance(content, dict) or not all(isinstance(value, float) for value in content.values()):
-        raise DamagedArtifactError(f"{path} does not hold numbers. Delete {path.parent}, then: dvc repro")
-    return {name: float(value) for name, value in content.items()}
-
-
 def _summary(path: Path) -> dict[str, float | int]:
     """Return the numbers of `training.json` that an evaluation passes on."""
     content = read_json(path, "dvc repro")
     names = ("best_epoch", "epochs", "seconds", "images_per_second", "peak_bytes")
-    held = content if isinstance(content, dict) else {}
-    found: dict[str, float | int] = {
-        name: held[name] for name in names if type(held.get(name)) in (int, float)
+    values = content if isinstance(content, dict) else {}
+    numbers: dict[str, float | int] = {
+        name: values[name] for name in names if type(values.get(name)) in (int, float)
     }
-    if len(found) < len(names):
+    if len(numbers) < len(names):
         raise DamagedArtifactError(
             f"{path} does not hold the numbers {', '.join(names)}. Delete {path.parent}, then: dvc repro"
         )
-    return found
+    return numbers

@@ -1,14 +1,12 @@
-"""Running a network over a split."""
+"""Running a network over a split: all that a training needs of an evaluation, since it reruns for an edit of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute.machine import Machine
@@ -31,14 +29,12 @@ class PlainSplit:
         labels: int64 (N,), on the device.
         normalize: what images go through.
         batch_size: samples of one forward pass.
-        rows: int64 (N,), which samples of `images` these are; None is all of them.
     """
 
     images: Images
     labels: Tensor
     normalize: Normalize
     batch_size: int = BATCH_SIZE
-    rows: Tensor | None = None
 
     @classmethod
     def of(cls, prepared: Prepared, split: str, normalize: Normalize, machine: Machine) -> Self:
@@ -47,14 +43,9 @@ class PlainSplit:
         most = BATCH_BYTES // (prepared.meta.channels * prepared.meta.size**2)
         return cls(images, labels, normalize, max(1, min(BATCH_SIZE, most)))
 
-    def only(self, index: NDArray[np.int64]) -> Self:
-        """Return the samples `index` (n,) of a whole split."""
-        rows = torch.from_numpy(index)
-        return replace(self, labels=self.labels[rows.to(self.labels.device)], rows=rows)
-
-    def batches(self) -> Iterator[Tensor]:
-        """Give normalised images (B, C, H, W) in their order."""
-        rows = torch.arange(len(self.labels)) if self.rows is None else self.rows
+    def batches(self, rows: Tensor | None = None) -> Iterator[Tensor]:
+        """Give normalized images (B, C, H, W) of the samples `rows` int64 (n,), or of all, in their order."""
+        rows = torch.arange(len(self.labels)) if rows is None else rows
         for _, image in views(self.images, 0, torch.split(rows, self.batch_size)):
             yield self.normalize(image)
 
@@ -65,25 +56,6 @@ def logits(network: Network, split: PlainSplit, machine: Machine) -> Tensor:
     training = network.training
     network.eval()
     with machine.autocast():
-        found = torch.cat([network(image).float() for image in split.batches()])
+        scores = torch.cat([network(image).float() for image in split.batches()])
     network.train(training)
-    return found
-
-
-@torch.no_grad()
-def pooled(
-    network: Network, split: PlainSplit, names: Iterable[str], machine: Machine
-) -> dict[str, NDArray[Any]]:
-    """Return taps of a split averaged over all pixels, float32 (N, C) by name; in evaluation mode."""
-    training, wanted = network.training, list(names)
-    network.eval()
-    found: dict[str, list[NDArray[Any]]] = {name: [] for name in wanted}
-    for image in split.batches():
-        with machine.autocast():
-            taps = network.record(image, wanted)
-        for name in wanted:
-            x = taps[name].float()
-            x = x.flatten(2).mean(dim=2) if x.ndim > 2 else x  # (B, C)
-            found[name].append(x.cpu().numpy())
-    network.train(training)
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+    return scores

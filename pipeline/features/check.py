@@ -1,7 +1,7 @@
 """The gate behind extraction: a sample of stored rows is computed again and compared.
 
 It runs the teacher on views made from scratch, so it finds a store that is blind to augmentation, rows that
-were shifted, and weights or normalisation that are not those of the manifest. What the channels of each
+were shifted, and weights or normalization that are not those of the manifest. What the channels of each
 feature look like is gathered on the way.
 """
 
@@ -48,7 +48,7 @@ class Live:
     Attributes:
         exact: in IEEE float32.
         rough: in the store's precision; for one of float32, with factors rounded to TF32.
-        precision: of the store.
+        precision: the store's.
         normalize: what images go through.
     """
 
@@ -70,7 +70,7 @@ class Live:
 
         Args:
             network: the teacher.
-            precision: of the store.
+            precision: the store's.
             device: where it runs; a store that was made elsewhere is compared alike.
             normalize: what images go through.
             tables: arrays of the fitted tables that encodings read.
@@ -121,9 +121,9 @@ def compare(
 
     Args:
         path: the store.
-        manifest: what it says of itself.
-        live: the teacher of `checkpoint`.
-        checkpoint: whose arrays are compared.
+        manifest: what the store says of itself.
+        live: the teacher at `checkpoint`.
+        checkpoint: the one whose arrays are compared.
         splits: prepared data.
         space: the views.
         rows: pairs a split; features with other numbers of slots have pairs of their own.
@@ -131,8 +131,9 @@ def compare(
     Returns:
         Every measure of every array.
     """
-    found: list[Difference] = []
+    differences: list[Difference] = []
     device = live.exact.machine.device
+
     for split, data in splits.items():
         measured: dict[str, Floats | Codes] = {}
         for slot, index, names in _draw(manifest, checkpoint, split, len(data), rows):
@@ -143,15 +144,17 @@ def compare(
                 if name not in measured:
                     measured[name] = _measure(name, stored.dtype, live)
                 measured[name].add(slot, index, stored, exact, rough)
-        for name, one in measured.items():
-            found += one.differences(f"{checkpoint}/{split}/{name}")
-    return found
+
+        for name, measure in measured.items():
+            differences += measure.differences(f"{checkpoint}/{split}/{name}")
+    return differences
 
 
 def _draw(
     manifest: Manifest, checkpoint: str, split: str, total: int, rows: int
 ) -> Iterator[tuple[int, Tensor, set[str]]]:
     """Give slots, the sample indices int64 (n,) drawn for them, and the features to compare there."""
+    # Features with equal slots share pairs, and so forward passes.
     slots_of = {name: f.slots if split == "train" else 0 for name, f in manifest.features.items()}
     for most in sorted(set(slots_of.values())):
         draw = seeding.generator("check", checkpoint, split, most)
@@ -169,7 +172,7 @@ def _measure(name: str, dtype: np.dtype[Any], live: Live) -> Floats | Codes:
     return Codes(live.precision, getattr(encoding, "differing", share_differing))
 
 
-def summarise(path: Path, checkpoint: str, name: str) -> dict[str, Any]:
+def summarize(path: Path, checkpoint: str, name: str) -> dict[str, Any]:
     """Return what the plain training samples of a float feature look like, streamed.
 
     Returns:
@@ -180,6 +183,7 @@ def summarise(path: Path, checkpoint: str, name: str) -> dict[str, Any]:
     sample_bytes = max(1, array.nbytes // (array.shape[0] * array.shape[1]))
     low = high = None
     total, square, zeros, count = 0.0, 0.0, 0, 0
+
     for _, block in array.blocks(0, max(1, BLOCK_BYTES // sample_bytes)):
         x = np.moveaxis(block, 1, -1) if block.ndim > 1 else block[:, None]
         x = x.reshape(-1, x.shape[-1]).astype(np.float64)  # (pixels, C)
@@ -187,6 +191,7 @@ def summarise(path: Path, checkpoint: str, name: str) -> dict[str, Any]:
         high = x.max(axis=0) if high is None else np.maximum(high, x.max(axis=0))
         total, square = total + x.sum(), square + (x**2).sum()
         zeros, count = zeros + int((x == 0).sum()), count + x.size
+
     assert low is not None
     assert high is not None
     mean = total / count

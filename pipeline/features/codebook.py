@@ -1,7 +1,7 @@
 """Assignments of pixels to words and sub-classes, and the scores with which a student predicts them.
 
 Shared by the encodings that make compact codes, by the methods that make the same from whole maps, and by the
-layers and predictors. A word is the centre of a cluster of the teacher's pixels (QuEST,
+layers and predictors. A word is the center of a cluster of the teacher's pixels (QuEST,
 arXiv:1912.01540); a sub-class is a cluster of one class's pixels in the space of an LDA (letKD,
 arXiv:2309.02843).
 """
@@ -27,19 +27,19 @@ def _products(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def squared_distances(x: Tensor, centers: Tensor) -> Tensor:
-    """Return ||x - c_k||^2 for every pixel of (B, C, H, W) and centres (K, C): (B, K, H, W)."""
+    """Return ||x - c_k||^2 for every pixel of (B, C, H, W) and centers (K, C): (B, K, H, W)."""
     norms = centers.square().sum(dim=1)[:, None, None]
-    found = x.square().sum(dim=1, keepdim=True) + norms - 2 * _products(x, centers)
-    return found.clamp(min=0)  # rounding may leave a little less than nothing
+    distances = x.square().sum(dim=1, keepdim=True) + norms - 2 * _products(x, centers)
+    return distances.clamp(min=0)  # rounding may leave a little less than nothing
 
 
 def nearest_word(x: Tensor, centers: Tensor) -> Tensor:
-    """Return the nearest centre of every pixel, int64 (B, H, W); the first one of equals."""
+    """Return the nearest center of every pixel, int64 (B, H, W); the first one of equals."""
     return squared_distances(x, centers).argmin(dim=1)
 
 
 def nearest_words(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the nearest centres of every pixel, nearest first, `TOP` of them or all there are.
+    """Return the nearest centers of every pixel, nearest first, `TOP` of them or all there are.
 
     Returns:
         ids int64 (B, k, H, W), and how much further than the nearest each lies, squared distances (B, k, H, W).
@@ -51,7 +51,7 @@ def nearest_words(x: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
 def log_words(x: Tensor, centers: Tensor, temperature: float | Tensor) -> Tensor:
     """Return log softmax_k(-t ||x - c_k||^2) of every pixel of (B, C, H, W): (B, K, H, W).
 
-    The paper leaves out the minus sign (methods.md 2.7). t multiplies, as in the authors' code.
+    The paper omits the minus sign (methods.md 2.7). t multiplies, as in the authors' code.
     """
     return F.log_softmax(-temperature * squared_distances(x, centers), dim=1)
 
@@ -69,9 +69,10 @@ def subclass(x: Tensor, table: Mapping[str, Tensor], label: Tensor) -> Tensor:
     centers = table["centers"].reshape(-1, per_class, z.shape[1])[label]  # (B, n, D)
     with full_products():
         inner = torch.einsum("bnd,bdhw->bnhw", centers, z)
+    # Without ||z||^2, which is the same for all sub-classes of a pixel.
     distances = centers.square().sum(dim=2)[:, :, None, None] - 2 * inner
-    found: Tensor = distances.argmin(dim=1) + per_class * label[:, None, None]
-    return found
+    ids: Tensor = distances.argmin(dim=1) + per_class * label[:, None, None]
+    return ids
 
 
 def as_code(ids: Tensor, outcomes: int) -> Tensor:
@@ -82,12 +83,12 @@ def as_code(ids: Tensor, outcomes: int) -> Tensor:
         outcomes: number of words or sub-classes.
 
     Raises:
-        ParamsError: they are more than 16 bits can tell apart.
+        ParamsError: there are more of them than 16 bits can tell apart.
     """
     if outcomes > 1 << 16:
         raise ParamsError(
             f"A code of 16 bits tells {1 << 16:,} words or sub-classes apart, and the table has {outcomes:,}. Lower "
-            "'clusters' or 'per_class' in the table's config in params.yaml, then: dvc repro"
+            "'clusters' or 'per_class' in the table's settings in params.yaml, then: dvc repro"
         )
     return ids.to(torch.uint16)
 

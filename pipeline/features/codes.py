@@ -7,7 +7,6 @@ stored for all views, which is why their codes are.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from pipeline.compute.machine import Machine
 from pipeline.data.images import stream_images, views
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
-from pipeline.data.views import num_slots, view_space
+from pipeline.data.views import view_space
 from pipeline.errors import ParamsError, StaleArtifactError
+from pipeline.features import contents
 from pipeline.features import manifest as manifests
 from pipeline.features.check import Live, compare
 from pipeline.features.difference import worst
@@ -30,7 +30,7 @@ from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher, on_device
 from pipeline.networks.weights import load
-from pipeline.params.codes import CodeBlock
+from pipeline.params.tables import EncodeBlock
 
 ROWS = 256  # recomputed after the run
 
@@ -39,15 +39,18 @@ class Encoder:
     """Encodes the training split's views.
 
     Args:
-        asked: the code.
+        block: what is encoded with the table.
+        code: the code's full name, one of the block's.
         prepared: the data.
         weights: the teacher's folder of weights.
         store: the teacher's store; the codes must be of the same teacher, data and views.
         table: arrays of the fitted table.
-        table_hash: of its file.
+        table_hash: hash of its file.
         fitted_to: the feature that the table was fitted to.
         machine: where the teacher runs.
         batch_size: samples of one forward pass.
+        made_by: the DVC stage that makes the codes.
+        hint: the command that makes the teacher's store.
 
     Raises:
         ParamsError: the table was fitted to another feature than the one that is to be encoded.
@@ -56,7 +59,8 @@ class Encoder:
 
     def __init__(
         self,
-        asked: CodeBlock,
+        block: EncodeBlock,
+        code: str,
         prepared: Prepared,
         weights: Path,
         store: Path,
@@ -65,45 +69,43 @@ class Encoder:
         fitted_to: str,
         machine: Machine,
         batch_size: int,
+        *,
+        made_by: str,
+        hint: str,
     ) -> None:
-        feature = Feature.parse(asked.code)
-        self.code, self.encoding = asked.code, feature.encodings[-1]
+        feature = Feature.parse(code)
+        self.code, self.encoding = code, feature.encodings[-1]
         self.mapped = ":".join((feature.tap, *feature.encodings[:-1]))
         if self.mapped != fitted_to:
             raise ParamsError(
-                f"Code '{asked.code}' encodes '{self.mapped}', and table '{asked.table}' was fitted to "
+                f"Code '{code}' encodes '{self.mapped}', and table '{block.table}' was fitted to "
                 f"'{fitted_to}'. Change one of them in params.yaml."
             )
 
-        made, meta = manifests.read(store), prepared.meta
-        teacher = made.teacher
+        stored, meta = manifests.read(store, hint), prepared.meta
         expected = {"last": hashing.file_hash(weights / "last.safetensors")}
-        manifests.require(store, made, data=meta.fingerprint, mean=meta.mean, std=meta.std, weights=expected)
+        contents.require(store, stored, data=meta.fingerprint, mean=meta.mean, std=meta.std, weights=expected)
 
         network, spec = load(weights)
-        self.title = f"codes {asked.code} of {teacher}"
-        self.table = on_device({asked.table: table}, machine)
+        self.title = f"codes {code} of {stored.teacher}"
+        self.table = on_device({block.table: table}, machine)
         self.teacher = Teacher(network, machine, self.table)
 
-        self.split, self.space = prepared.split("train"), view_space(asked.views)
-        slots = num_slots(self.space, asked.slots, f"slots of the code '{asked.code}'")
+        self.split, self.space = prepared.split("train"), view_space(block.views)
         self.normalize = Normalize(meta.mean, meta.std, machine.device)
 
-        manifest = Manifest(
-            teacher=teacher,
-            network=spec,
-            weights=expected,
-            data=meta.fingerprint,
-            samples={"train": len(self.split)},
-            mean=meta.mean,
-            std=meta.std,
-            views=asked.views,
-            precision=machine.precision,
-            features=stored_features(
-                {asked.code: (slots, "float16")}, self.teacher, meta.channels, meta.size
-            ),
-            tables={asked.table: table_hash},
-            versions={library: version(library) for library in ("torch", "zarr", "tensorstore")},
+        requested = {code: (block.codes[code], "float16")}
+        manifest = Manifest.of(
+            meta,
+            block.views,
+            spec,
+            expected,
+            machine.precision,
+            stored_features(requested, self.teacher, meta.channels, meta.size),
+            teacher=stored.teacher,
+            made_by=made_by,
+            splits=("train",),
+            tables={block.table: table_hash},
         )
 
         self.extraction = Extraction(
@@ -113,7 +115,7 @@ class Encoder:
             self.space,
             self.normalize,
             batch_size=batch_size,
-            compression=asked.compression,
+            compression=block.compression,
         )
 
     def run(self, scratch: Path) -> Manifest:
@@ -130,20 +132,23 @@ class Encoder:
                 plugin.module("encodings", self.encoding),
             ]
         )
-        identity = hashing.content_hash([manifest.model_dump(mode="json"), self.extraction.compression, code])
-        made = fill(scratch, self.extraction, identity, self.title)
+        identity = hashing.identity(manifest, self.extraction.compression, code)
+        filled = fill(scratch, self.extraction, identity, self.title)
+
+        # The gate that `check_features` is to a teacher's store, at once: few rows are enough for one feature.
         machine, splits = self.teacher.machine, {"train": self.split}
         live = Live.of(self.teacher.network, machine.precision, machine.device, self.normalize, self.table)
-        found = worst(compare(scratch, made, live, "last", splits, self.space, rows=ROWS))
-        if found.share > 1:
-            raise StaleArtifactError(f"{found}. Run the same command again.")
-        return made
+        largest = worst(compare(scratch, filled, live, "last", splits, self.space, rows=ROWS))
+        if largest.share > 1:
+            raise StaleArtifactError(f"{largest}. Run the same command again.")
+        return filled
 
     def lost(self) -> float:
         """Return the mean KL(code || p_T) of all plain training pixels; 0 where the code loses nothing."""
         measure = getattr(plugin.load("encodings", self.encoding), "lost", None)
         if measure is None:
             return 0.0
+
         (table,), total, pixels = self.table.values(), 0.0, 0
         device = self.teacher.machine.device
         images = stream_images(self.split, self.space, device)

@@ -27,7 +27,7 @@ SLACK = 3.0  # two roundings of one computation, and the largest of many
 # convolutions, lose a few more bits.
 SHARE_OF_FLOAT32 = 32 * ROUNDOFF["float32"] / ROUNDOFF["tf32"]
 STORAGE = 2.0  # of what rounding these values to the stored type costs
-MOST_STORAGE = 1e-2  # values that the stored type holds worse than this are not held
+MOST_STORAGE = 1e-2  # of a value; a type that rounds more than this is too small for the feature
 TINY = 1e-12
 SCALE = 3e-3  # of the norm of all values
 CODES = 0.05  # share of all codes that may differ
@@ -39,12 +39,12 @@ class Difference:
     """How far a stored array is from the live teacher, by one measure.
 
     Attributes:
-        array: "checkpoint/split/feature".
+        array: its name, "checkpoint/split/feature".
         measure: of floats "value", "sample", "channel" or "scale"; of integer codes "codes" or "codes of a sample".
         error: its size, as the measure has it.
-        allowed: what rounding explains.
-        slot: where it was found; None for measures over all rows.
-        sample: where it was found.
+        allowed: how much rounding explains.
+        slot: where it lies; None for measures over all rows.
+        sample: where it lies.
     """
 
     array: str
@@ -104,8 +104,8 @@ class Floats:
     """Measures of a feature of floats.
 
     Args:
-        precision: of the store.
-        dtype: that it holds.
+        precision: the store's.
+        dtype: the stored type.
     """
 
     def __init__(self, precision: Precision, dtype: np.dtype[Any]) -> None:
@@ -162,7 +162,7 @@ class Codes:
     """Measures of a feature of integer codes: a pixel between two words may fall either way.
 
     Args:
-        precision: of the store.
+        precision: the store's.
         differing: gives the share of each sample's codes (B,) that differ.
     """
 

@@ -6,8 +6,15 @@ the teacher runs, so cached and online give the same code.
 
 A plug-in file holds `encode(x) -> Tensor`. It holds `AXES`, the number of axes with the batch, when it cannot
 encode just any tensor, and `READS`, a tuple of "table" and "label", when `encode` takes these beside `x`; then
-`ARRAYS` names the arrays that the table must have. Where codes are integers that rounding changes, it holds
-`differing(stored, live)`, the share of each sample's codes (B,) that differ by more than that.
+`ARRAYS` names the arrays that the table must have, and `stand_in(channels, classes) -> dict[str, Tensor]` gives the
+smallest table of that kind, with which a code's shape is known before any table is fitted. Where codes are integers
+that rounding changes, it holds `differing(stored, live)`, the share of each sample's codes (B,) that differ by more
+than that.
+
+Example:
+    >>> AXES = 4
+    >>> def encode(x: Tensor) -> Tensor:
+    ...     return x.mean(dim=(2, 3))
 """
 
 from __future__ import annotations
@@ -54,15 +61,15 @@ class Feature:
             raise ParamsError(
                 f"'{name}' names no feature. Expected a tap, tap:encoding or tap:encoding@table."
             )
-        found = cls(match["tap"], tuple(match["encodings"].split(":")[1:]), match["table"])
-        reads = [("table" in _reads(encoding)) for encoding in found.encodings]
+        feature = cls(match["tap"], tuple(match["encodings"].split(":")[1:]), match["table"])
+        reads = [("table" in _reads(encoding)) for encoding in feature.encodings]
         if any(reads[:-1]):
             raise ParamsError(f"'{name}' names no feature: an encoding that reads a table comes last.")
-        if (found.table is not None) != any(reads[-1:]):
-            last = f"its last encoding '{found.encodings[-1]}'" if reads else "a plain tap"
-            expected = "reads a table: add @table" if any(reads) else f"reads no table: drop @{found.table}"
+        if (feature.table is not None) != any(reads[-1:]):
+            last = f"its last encoding '{feature.encodings[-1]}'" if reads else "a plain tap"
+            expected = "reads a table: add @table" if any(reads) else f"reads no table: drop @{feature.table}"
             raise ParamsError(f"'{name}' names no feature: {last} {expected}.")
-        return found
+        return feature
 
     def encode(self, x: Tensor, tables: Tables | None = None, label: Tensor | None = None) -> Tensor:
         """Encode the tap `x`, whose first axis is the batch.
@@ -70,7 +77,7 @@ class Feature:
         Args:
             x: what the teacher has at the tap, (B, ...).
             tables: arrays of the fitted tables, by table name.
-            label: of the samples, int64 (B,); for encodings that read it.
+            label: the samples' classes, int64 (B,); for encodings that read it.
 
         Raises:
             UnknownNameError: none of the tables has the name.
@@ -88,6 +95,7 @@ class Feature:
                 f"Encoding '{encoding}' reads {module.AXES - 1} axes, and tap '{self.tap}' has shape "
                 f"{tuple(x.shape[1:])}. Choose another tap or encoding."
             )
+
         if "table" in _reads(encoding):
             if self.table is None or self.table not in tables:
                 raise unknown_name("table", str(self.table), tables)
@@ -98,6 +106,7 @@ class Feature:
                     f"Encoding '{encoding}' reads '{lacking[0]}', and table '{self.table}' holds "
                     f"{', '.join(sorted(given['table']))}. Name a table of another kind in params.yaml."
                 )
+
         if "label" in _reads(encoding):
             assert label is not None, f"'{encoding}' reads labels"
             given["label"] = label
@@ -112,8 +121,8 @@ def taps_of(names: Iterable[str]) -> set[str]:
 
 def tables_of(names: Iterable[str]) -> tuple[str, ...]:
     """Return the tables that the features `names` are encoded with, in the order of first mention."""
-    found = (Feature.parse(name).table for name in names)
-    return tuple(dict.fromkeys(table for table in found if table is not None))
+    tables = (Feature.parse(name).table for name in names)
+    return tuple(dict.fromkeys(table for table in tables if table is not None))
 
 
 def encodings_of(names: Iterable[str]) -> tuple[str, ...]:

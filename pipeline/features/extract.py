@@ -1,7 +1,7 @@
 """Extraction: run the teacher over every view slot once and fill the store, shard after shard.
 
-Memory is one shard a feature, whatever the number of samples. A run that is cut off goes on where the last
-whole shard ended, and the store comes out the same.
+Memory is one shard a feature, whatever the number of samples. An interrupted run resumes after the last whole shard,
+and the store comes out the same.
 
 Several ranks divide the batches of each split: every rank writes the shards that lie in its range, for two writers
 into one shard lose data. A shard across the edge of a range is put together at the end from the pieces that its
@@ -28,7 +28,8 @@ from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Split
 from pipeline.data.views import ViewSpace, view_ids
 from pipeline.features import store
-from pipeline.features.manifest import Manifest, StoredFeature
+from pipeline.features.contents import StoredFeature
+from pipeline.features.manifest import Manifest
 from pipeline.features.shards import Progress, ShardWriter
 from pipeline.features.store import Layout, StoredArray
 from pipeline.features.teacher import Teacher
@@ -44,9 +45,9 @@ class _Part:
 
     Attributes:
         checkpoint: the teacher's.
-        split: of the data.
-        samples: of the split.
-        layouts: of its arrays, by feature name.
+        split: the data's.
+        samples: number of samples in the split.
+        layouts: how each array is cut, by feature name.
     """
 
     checkpoint: str
@@ -69,14 +70,14 @@ class Extraction:
     """What to extract, and with what.
 
     Attributes:
-        manifest: of the store to make; its digests are still empty.
-        teachers: by checkpoint.
+        manifest: what the store to make says of itself; its digests are still empty.
+        teachers: the teacher at each checkpoint.
         splits: prepared data by split; augmented slots are made of "train" alone.
         space: the views of those slots.
         normalize: what the teacher's images go through.
         batch_size: samples of one forward pass.
         shard_bytes: size of a shard.
-        compression: of the chunks.
+        compression: the chunks', "none" or "zstd".
         ranks: the processes that share the work.
     """
 
@@ -103,9 +104,11 @@ class Extraction:
         if self.ranks.first:
             store.create(folder, dict.fromkeys(self.teachers, layouts), self.compression)
             self._write_views(folder)
-        self.ranks.wait()
+        self.ranks.wait()  # for the first rank's empty arrays
+
         log = Progress(folder, self.ranks)
         self.ranks.wait()  # all have read before one writes
+
         tally = Tally(self.ranks, advance, self.num_forwards())
         for part in self._parts(layouts):
             self._fill(folder, log, part, tally)
@@ -125,6 +128,7 @@ class Extraction:
         for slot, start in self._batches(part, self.ranks.rank):
             stop = min(start + self.batch_size, part.samples)
             first, last = slot * part.samples + start, slot * part.samples + stop
+            # A batch whose shards are all written is passed over: so an interrupted run resumes.
             pending = {name for name, writer in writers.items() if writer.wants(first, last)}
             if pending:
                 values = self._features(part, slot, start, stop, pending)
@@ -143,8 +147,10 @@ class Extraction:
                 writer.join(spans)
                 digests = features[name].digest | {part.key(): writer.digest()}
                 features[name] = features[name].model_copy(update={"digest": digests})
+
         manifest = self.manifest.model_copy(update={"features": features})
         store.set_manifest(folder, manifest)
+
         publish.remove(folder / PIECES)
         for path in log.files():
             path.unlink()
@@ -186,16 +192,16 @@ class Extraction:
         return teacher.features(self.normalize(view), names, label)
 
     def _cast(self, name: str, values: Tensor) -> Array:
-        with np.errstate(over="ignore"):  # an overflow is told when the shard is written
+        with np.errstate(over="ignore"):  # an overflow is an error when the shard is written
             return values.cpu().numpy().astype(self.manifest.features[name].dtype)
 
     def _layouts(self, split: str) -> dict[str, Layout]:
-        found = {}
+        layouts = {}
         for name, feature in self.manifest.features.items():
             slots = 1 + (feature.slots if split == "train" else 0)
             shape = (slots, len(self.splits[split]), *feature.shape)
-            found[name] = Layout.plan(shape, feature.dtype, self.shard_bytes)
-        return found
+            layouts[name] = Layout.plan(shape, feature.dtype, self.shard_bytes)
+        return layouts
 
     def _write_views(self, folder: Path) -> None:
         """Write `view/train`, int32 (1 + slots, N): the view id that each slot shows of each sample."""
@@ -213,13 +219,13 @@ class Extraction:
 
 
 def fill(scratch: Path, extraction: Extraction, identity: str, title: str) -> Manifest:
-    """Fill a store in `scratch`; what a run that was cut off has left there is gone on from.
+    """Fill a store in `scratch`, from where an interrupted run of the same identity stopped.
 
     Args:
         scratch: an existing folder.
         extraction: what to fill it with.
-        identity: of everything that the store depends on; another one's remains are dropped.
-        title: of the progress bar.
+        identity: hash of everything that the store depends on; what another identity left is dropped.
+        title: the progress bar's.
     """
     mark = scratch / "identity"
     if extraction.ranks.first:
@@ -230,6 +236,7 @@ def fill(scratch: Path, extraction: Extraction, identity: str, title: str) -> Ma
         # What zarr and tensorstore were writing when a run was killed; the shards are written again.
         for left in [*scratch.rglob("*.partial"), *scratch.rglob("*.__lock")]:
             publish.remove(left)
+
     with progress.bar(title, extraction.num_forwards()) as advance:
         manifest = extraction.run(scratch, advance)
     if extraction.ranks.first:
@@ -245,8 +252,8 @@ def stored_features(
     Args:
         requested: number of augmented slots and dtype, by feature name.
         teacher: the teacher.
-        channels: of its images.
-        size: of its images.
+        channels: its images' channels.
+        size: its images' height and width.
 
     Raises:
         UnknownNameError: a tap or encoding that does not exist.
@@ -254,9 +261,11 @@ def stored_features(
     image = torch.zeros(1, channels, size, size, device=teacher.machine.device)
     label = torch.zeros(1, dtype=torch.int64, device=teacher.machine.device)
     probed = teacher.features(image, requested, label)
-    found = {}
+
+    features = {}
     for name, (slots, dtype) in requested.items():
         code = probed[name]
+        # Integer codes keep their type: no other one holds them.
         own = dtype if code.is_floating_point() else str(code.dtype).removeprefix("torch.")
-        found[name] = StoredFeature(slots=slots, dtype=own, shape=tuple(code.shape[1:]))
-    return found
+        features[name] = StoredFeature(slots=slots, dtype=own, shape=tuple(code.shape[1:]))
+    return features

@@ -31,7 +31,7 @@ Spans = list[tuple[int, int]]  # first and last pixel of each row or column of t
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What every place of a map sees: place (i, j) the pixels of `rows[i]` and `columns[j]`, padding left out.
+    """What every place of a map sees: place (i, j) the pixels of `rows[i]` and `columns[j]`, without padding.
 
     Attributes:
         rows: first and last row of the image, for each row of the map.
@@ -50,10 +50,10 @@ def receptive_fields(
     A feature that is made of several places of a tap (for instance `final:halved`) sees what any of them sees.
 
     Args:
-        network: whose taps they are; it is left as it is.
-        names: of the features; none may need a fitted table.
+        network: the one whose taps they are; it is not changed.
+        names: the features' names; none may need a fitted table.
         size: height and width of the images.
-        channels: of the images.
+        channels: the images' channels.
 
     Raises:
         UnknownNameError: a tap or encoding that does not exist.
@@ -63,6 +63,8 @@ def receptive_fields(
     maps = _encoded(even, features, _images("shape", 1, size, channels))
     shapes = {name: (x.shape[-2], x.shape[-1]) for name, x in maps.items()}
     features = {name: features[name] for name in shapes}
+
+    # Each row and each column of a map is one image of a batch: their gradients come in one backward pass.
     spans: dict[str, Spans] = {name: [] for name in shapes}  # of all rows, then of all columns
     most = max((sum(shape) for shape in shapes.values()), default=0)
     with progress.bar("receptive fields", most) as advance:
@@ -71,6 +73,7 @@ def receptive_fields(
             for name, x in _encoded(even, features, image).items():
                 spans[name] += _spans(image, x, start)
             advance(min(PROBES, most - start))
+
     return {
         name: ReceptiveField(spans[name][:height], spans[name][height:])
         for name, (height, _) in shapes.items()
@@ -94,23 +97,25 @@ def _spans(image: Tensor, x: Tensor, start: int) -> Spans:
             chosen[b, ..., place - height] = 1
     if not served:
         return []
+
     # Uneven sums: those of a layer norm's outputs would be constant.
     uneven = chosen * _draw(x.shape, "sum", start)
     (gradient,) = torch.autograd.grad((x * uneven).sum(), image, retain_graph=True)
     seen = gradient.ne(0).any(dim=1)  # (B, size, size)
-    found = []
+
+    spans = []
     for b, place in enumerate(served):
         along = torch.nonzero(seen[b].any(dim=1 if place < height else 0)).flatten().tolist()
         assert along, "a copy without accidents sees something"
-        found.append((along[0], along[-1]))
-    return found
+        spans.append((along[0], along[-1]))
+    return spans
 
 
 def _encoded(network: Network, features: dict[str, Feature], image: Tensor) -> dict[str, Tensor]:
     """Return those features of images that are maps of floats, (B, ..., H, W)."""
     taps = network.record(image, taps_of(features))
-    found = {name: feature.encode(taps[feature.tap]) for name, feature in features.items()}
-    return {name: x for name, x in found.items() if x.ndim >= 3 and x.is_floating_point()}
+    encoded = {name: feature.encode(taps[feature.tap]) for name, feature in features.items()}
+    return {name: x for name, x in encoded.items() if x.ndim >= 3 and x.is_floating_point()}
 
 
 def _without_accidents(network: Network) -> Network:
@@ -120,14 +125,18 @@ def _without_accidents(network: Network) -> Network:
         if isinstance(module, WEIGHTED):
             share = 1 / module.weight[0].numel()
             module.weight.copy_(share * _draw(module.weight.shape, "weight", number))
+
         if isinstance(module, NORMS):
             if module.weight is not None:
                 module.weight.fill_(1)
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
+
         bias = getattr(module, "bias", None)
         if isinstance(bias, Tensor):
             bias.zero_()
+
+        # The gradient of a maximum goes to one pixel, that of a mean to all.
         for name, child in list(module.named_children()):
             if isinstance(child, nn.MaxPool2d) and child.dilation in (1, (1, 1)):
                 pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode)

@@ -1,4 +1,4 @@
-"""Shards of a store's arrays: filled in order, hashed, and remembered, so that a run that is cut off goes on."""
+"""Shards of a store's arrays: filled in order, hashed, and remembered, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ShardWriter:
         array: the array, open for writing.
         layout: how it is cut.
         name: the feature's name, for errors.
-        hashes: of the shards that are written already, by their first position.
+        hashes: the hash of each shard that is written already, by its first position.
         span: first position of the range and the one after its last; None is the whole array.
         pieces: path, without its end, of files for the parts of shards that reach out of the range.
     """
@@ -66,13 +66,13 @@ class ShardWriter:
         for shard, (begin, end) in list(self._pending(first, first + len(values))):
             self._parts.append(values[max(begin, first) - first : end - first])
             if end <= first + len(values):
-                held, self._parts = np.concatenate(self._parts), []
+                shard_values, self._parts = np.concatenate(self._parts), []
                 if (begin, end) == shard:
-                    self.write(begin, held)
+                    self.write(begin, shard_values)
                     wrote = True
                 else:
                     with publish.writing(self.piece(begin, end)) as part, part.open("wb") as file:
-                        np.save(file, held, allow_pickle=False)
+                        np.save(file, shard_values, allow_pickle=False)
         return wrote
 
     def write(self, begin: int, values: Array) -> None:
@@ -129,7 +129,7 @@ class ShardWriter:
 
     def _cure(self) -> str:
         if self.layout.dtype == "float16":
-            return f"Set extract.features.{self.name}.dtype to float32 in params.yaml, then: dvc repro"
+            return f"Set the teacher's features.{self.name}.dtype to float32 in params.yaml, then: dvc repro"
         return (
             "The teacher has diverged: train it with a smaller learning_rate in params.yaml, then: dvc repro"
         )
@@ -138,11 +138,11 @@ class ShardWriter:
 class Progress:
     """What of a store is written: the hashes of its shards, by array and first position.
 
-    Each rank keeps a file of its own and reads all of them, so a run may go on with another number of ranks.
+    Each rank keeps a file of its own and reads all of them, so a run may resume with another number of ranks.
 
     Args:
-        folder: of the store.
-        ranks: who writes.
+        folder: the store's.
+        ranks: the processes that write.
     """
 
     def __init__(self, folder: Path, ranks: Ranks = ALONE) -> None:
@@ -159,10 +159,10 @@ class Progress:
 
     def of(self, key: str) -> dict[int, str]:
         """Return the hashes of an array's shards by their first positions."""
-        return {int(begin): found for begin, found in self._state.get(key, {}).items()}
+        return {int(begin): digest for begin, digest in self._state.get(key, {}).items()}
 
     def save(self, writers: Mapping[str, ShardWriter]) -> None:
         """Record what `writers` have written."""
         for key, writer in writers.items():
-            self._state[key] = {str(begin): found for begin, found in writer.hashes.items()}
+            self._state[key] = {str(begin): digest for begin, digest in writer.hashes.items()}
         publish.write_json(self.path, self._state)

@@ -13,9 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.errors import ParamsError
-from pipeline.features import manifest as manifests
-from pipeline.features.manifest import Manifest
+from pipeline.features import contents
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher, as_float32
 from pipeline.networks.network import Taps
@@ -32,10 +30,10 @@ class TeacherSource(Protocol):
         """Start on a batch and return the function that waits for its features.
 
         Args:
-            checkpoint: of the teacher, for instance "last".
-            slot: view slot of the batch.
+            checkpoint: the teacher's, for instance "last".
+            slot: the batch's view slot.
             index: sample indices int64 (B,), on the CPU.
-            image: normalised views (B, C, H, W).
+            image: normalized views (B, C, H, W).
             label: int64 (B,), on the machine's device.
 
         Returns:
@@ -50,10 +48,11 @@ class CachedSource:
     Args:
         stores: where each feature lies that is read in training, by feature name; a code that a fitted table
             makes has a store of its own.
-        checkpoints: those that are read.
+        checkpoints: the teacher's that are read.
         slots: number of augmented slots that training shows.
         device: where the features go.
         resident_bytes: largest size of an array that is kept on the device.
+        hint: the command that makes the stores.
 
     Raises:
         ParamsError: the store lacks a feature, a checkpoint or slots; it names the line of params.yaml.
@@ -66,10 +65,13 @@ class CachedSource:
         slots: int,
         device: torch.device,
         resident_bytes: int = RESIDENT_BYTES,
+        hint: str = "dvc repro",
     ) -> None:
         self.device, self.checkpoints, self.names = device, list(checkpoints), list(stores)
+        # All checks first: a large array is not read for a run that cannot start.
         for name, path in stores.items():
-            check_stored(path, manifests.read(path), name, self.checkpoints, slots)
+            contents.check_stored(path, contents.read(path, hint), name, self.checkpoints, slots)
+
         self._resident: dict[tuple[str, str], Tensor] = {}
         self._arrays: dict[tuple[str, str], StoredArray] = {}
         for checkpoint in self.checkpoints:
@@ -85,6 +87,7 @@ class CachedSource:
     ) -> Callable[[], Taps]:
         """Start reading; see `TeacherSource.begin`. A damaged chunk raises DamagedArtifactError."""
         rows = index.numpy()
+        # Reads run beside the computation of the batch before; `finish` waits for them.
         reads = {
             name: (array, array.begin(slot, rows))
             for name in self.names
@@ -118,7 +121,7 @@ class OnlineSource:
 
     Args:
         teachers: by checkpoint.
-        features: names of those that are asked for.
+        features: names of the features to compute.
     """
 
     def __init__(self, teachers: Mapping[str, Teacher], features: Iterable[str]) -> None:
@@ -130,34 +133,3 @@ class OnlineSource:
     ) -> Callable[[], Taps]:
         """Run the teacher when the features are taken; see `TeacherSource.begin`."""
         return lambda: self.teachers[checkpoint].features(image, self.names, label) if self.names else {}
-
-
-def check_stored(path: Path, manifest: Manifest, name: str, checkpoints: Iterable[str], slots: int) -> None:
-    """Check that the store holds a feature, at these checkpoints, with so many augmented slots.
-
-    Raises:
-        ParamsError: it does not; the message names the line of params.yaml and the next command.
-    """
-    feature = manifest.features.get(name)
-    where = f"teachers.{manifest.teacher}.extract"
-    then = f"then: {manifests.command(path)}"
-    coded = "@" in name  # in a store of its own, of the last checkpoint
-    if feature is None:
-        held = ", ".join(sorted(manifest.features))
-        raise ParamsError(
-            f"{path} does not hold teacher feature '{name}'; it holds {held}. "
-            f"Add it to {where}.features in params.yaml, {then}"
-        )
-    if feature.slots < slots:
-        raised = f"codes.{path.stem}.slots" if coded else f"{where}.features.{name}.slots"
-        raise ParamsError(
-            f"{path} holds {feature.slots} view slots of '{name}', expected {slots}. Raise {raised}, or set "
-            f"'slots' or 'source: online' of the run, in params.yaml, {then}"
-        )
-    for checkpoint in checkpoints:
-        if checkpoint not in manifest.weights:
-            held = ", ".join(sorted(manifest.weights))
-            cure = f"Add it to {where}.checkpoints in params.yaml, {then}"
-            if coded:
-                cure = "Set 'source: online' of the run in params.yaml, then: dvc repro"
-            raise ParamsError(f"{path} does not hold checkpoint '{checkpoint}'; it holds {held}. {cure}")

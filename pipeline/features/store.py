@@ -20,8 +20,8 @@ import zarr
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedArtifactError
-from pipeline.features import manifest as manifests
-from pipeline.features.manifest import Manifest
+from pipeline.features import contents
+from pipeline.features.contents import Contents
 
 Array = NDArray[Any]
 
@@ -50,10 +50,12 @@ class Layout:
         """Choose shards of about `shard_bytes` for an array."""
         slots, samples = shape[:2]
         sample_bytes = max(1, int(np.prod(shape[2:])) * np.dtype(dtype).itemsize)
+
         chunk = max(1, min(samples, CHUNK_BYTES // sample_bytes))
         per_shard = max(1, shard_bytes // (sample_bytes * chunk)) * chunk  # whole chunks
         if per_shard < samples:
             return cls(shape, dtype, (1, per_shard), chunk)
+
         whole = -(-samples // chunk) * chunk
         return cls(shape, dtype, (min(slots, per_shard // whole), whole), chunk)
 
@@ -93,12 +95,12 @@ def create(store: Path, checkpoints: dict[str, dict[str, dict[str, Layout]]], co
             root.require_group(f"{checkpoint}/{split}")
             for name, layout in features.items():
                 path = array_path(store, checkpoint, split, name)
-                if not (path / "zarr.json").exists():  # a run cut off may leave the folder without it
+                if not (path / "zarr.json").exists():  # an interrupted run may leave the folder without it
                     _open(path, create=True, metadata=layout.metadata(compression))
 
 
-def set_manifest(store: Path, manifest: Manifest) -> None:
-    """Write the manifest into the root group's attributes."""
+def set_manifest(store: Path, manifest: Contents) -> None:
+    """Write all that a store says of itself into the root group's attributes."""
     zarr.open_group(store, mode="a", zarr_format=3).attrs.update(manifest.model_dump(mode="json"))
 
 
@@ -194,6 +196,9 @@ def _reason(error: Exception) -> str:
 
 
 def _remedy(path: Path) -> str:
-    store = next((parent for parent in path.parents if parent.suffix == ".zarr"), path)
-    again = f"dvc repro --force {manifests.stage(store)}"
-    return f"Fetch it again with: dvc checkout --force {store}; or make it with: {again}"
+    """Return what to do about a damaged array: its store says which stage makes it."""
+    known = contents.store_of(path)
+    if known is None:
+        return "Make it again with: dvc repro"
+    store, made_by = known
+    return f"Fetch it again with: dvc checkout --force {store}; or make it with: dvc repro --force {made_by}"

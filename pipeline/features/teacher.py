@@ -1,4 +1,4 @@
-"""A frozen teacher that turns normalised images into encoded features."""
+"""A frozen teacher that turns normalized images into encoded features."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Teacher:
 
     @torch.no_grad()
     def features(self, image: Tensor, names: Iterable[str], label: Tensor) -> Taps:
-        """Return the features `names` of normalised images (B, C, H, W), floats as float32.
+        """Return the features `names` of normalized images (B, C, H, W), floats as float32.
 
         Args:
-            image: normalised views (B, C, H, W).
-            names: of the features.
-            label: of the samples, int64 (B,), on the machine's device; some codes depend on it.
+            image: normalized views (B, C, H, W).
+            names: the features' names.
+            label: the samples' classes, int64 (B,), on the machine's device; some codes depend on it.
 
         Raises:
             UnknownNameError: a tap or encoding that does not exist.
@@ -48,10 +48,10 @@ class Teacher:
         names = list(names)
         with self.machine.autocast():
             taps = self.network.record(image, taps_of(names))
-        found = {name: Feature.parse(name) for name in names}
+        features = {name: Feature.parse(name) for name in names}
         return {
             name: feature.encode(as_float32(taps[feature.tap]), self.tables, label)
-            for name, feature in found.items()
+            for name, feature in features.items()
         }
 
 

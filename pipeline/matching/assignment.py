@@ -7,8 +7,8 @@ All are gathers: place j of the transformed teacher is its channel permutation[j
     random      no channel twice, drawn uniformly
     identity    the teacher's own order
 
-Where the teacher has more channels than the student, the surplus is left out: identity keeps the first c_S, random
-draws c_S of them. Where it has fewer, only greedy can be had.
+Where the teacher has more channels than the student, some are not used: identity keeps the first c_S, random
+draws c_S of them. Where it has fewer, only greedy is possible.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def assign(matrix: NDArray[Any], strategy: str, generator: torch.Generator) -> P
     Args:
         matrix: M (c_T, c_S).
         strategy: one of the four above.
-        generator: on the CPU, for `random`.
+        generator: the CPU's, for `random`.
 
     Raises:
         ShapeError: the teacher has too few channels.
@@ -53,9 +53,9 @@ def assign(matrix: NDArray[Any], strategy: str, generator: torch.Generator) -> P
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(matrix, maximize=True)
-    found = np.empty(student, dtype=np.int64)
-    found[columns] = rows
-    return found
+    permutation = np.empty(student, dtype=np.int64)
+    permutation[columns] = rows
+    return permutation
 
 
 def score(matrix: NDArray[Any], permutation: Permutation) -> float:

@@ -8,7 +8,7 @@ Both are globally average-pooled features over the same N samples: a (N, c_T) an
     kl            -KL(p_i || q_j), p_i = a_i / sum a_i and q_j = b_j / sum b_j: distributions over the samples
 
 The paper writes batches and means the data set; a mean of the batches' coefficients would be biased. So sums are
-kept, in float64 and in one pass; their memory is that of M. Centred sums are merged by the formula of Chan, Golub
+kept, in float64 and in one pass; their memory is that of M. Centered sums are merged by the formula of Chan, Golub
 and LeVeque 1983 ("Algorithms for computing the sample variance"), so nothing is lost where means are large.
 
 What the paper leaves open: a channel that never varies (dead after a ReLU) has correlation 0, a channel of zeros
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ParamsError
-from pipeline.params.matching import Measure
+from pipeline.params.matchings import Measure
 
 FLOOR = 1e-12  # of a distance
 SMOOTHING = 1e-6  # of kl
@@ -86,11 +86,14 @@ class Statistics(nn.Module):
             self._add_logarithms(a, b)
         elif self.measure == "l1":
             self.crossed += torch.cdist(a.T.contiguous(), b.T.contiguous(), p=1)
+
+        # Two groups of samples: each one's own sums, and how far their means lie apart.
         total = self.count + len(a)
         mean_a, mean_b = a.mean(dim=0), b.mean(dim=0)
         step_a, step_b = mean_a - self.teacher_mean, mean_b - self.student_mean
         share = self.count * len(a) / total
         a, b = a - mean_a, b - mean_b
+
         self.teacher_square += (a**2).sum(dim=0) + share * step_a**2
         self.student_square += (b**2).sum(dim=0) + share * step_b**2
         self.product += a.T @ b + share * torch.outer(step_a, step_b)
@@ -113,10 +116,12 @@ class Statistics(nn.Module):
             mass_b = self.count * (self.student_mean + SMOOTHING)
             entropy = self.own / mass_a - mass_a.log()
             return -(entropy[:, None] - self.crossed / mass_a[:, None] + mass_b.log()).clamp(min=0)
+
         dead_a, dead_b = self.dead()
         if self.measure == "correlation":
             scale = torch.outer(self.teacher_square, self.student_square).sqrt()
             return self._ratio(self.product, scale, dead_a[:, None] | dead_b)
+
         norm_a = self.teacher_square + self.count * self.teacher_mean**2
         norm_b = self.student_square + self.count * self.student_mean**2
         if self.measure == "cosine":
@@ -124,6 +129,7 @@ class Statistics(nn.Module):
             return self._ratio(
                 inner, torch.outer(norm_a, norm_b).sqrt(), (norm_a == 0)[:, None] | (norm_b == 0)
             )
+
         distance = self.crossed
         if self.measure == "l2":
             spread = self.teacher_square[:, None] + self.student_square - 2 * self.product

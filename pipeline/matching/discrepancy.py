@@ -23,37 +23,39 @@ TOP = (10, 20, 50, 100)
 Numbers = dict[str, Any]  # nested, numbers at its leaves
 
 
-def overlap(one: Tensor, other: Tensor, counts: Tensor) -> dict[str, float]:
+def overlap(first: Tensor, second: Tensor, counts: Tensor) -> dict[str, float]:
     """Return which share of the k most active channels of each class two networks have in common, in percent.
 
     Args:
-        one: mean pooled activation by class (K, C).
-        other: the same of the other network (K, C); an index is the same place in both.
-        counts: samples by class (K,); classes without any are left out.
+        first: mean pooled activation by class (K, C).
+        second: the same of the other network (K, C); an index is the same place in both.
+        counts: samples by class (K,); classes without any do not count.
 
     Returns:
         The mean over classes for every k of `TOP` below C, as "top10".
     """
-    found = {}
+    shared = {}
     for k in TOP:
-        if k >= one.shape[1]:
-            break
+        if k >= first.shape[1]:
+            break  # all channels are among the most active
         shares = [
             len(set(a.topk(k).indices.tolist()) & set(b.topk(k).indices.tolist())) / k
-            for a, b, count in zip(one, other, counts.tolist(), strict=True)
+            for a, b, count in zip(first, second, counts.tolist(), strict=True)
             if count
         ]
-        found[f"top{k}"] = 100 * float(np.mean(shares))
-    return found
+        shared[f"top{k}"] = 100 * float(np.mean(shares))
+    return shared
 
 
 def measured(matcher: Matcher, matching: Matching, sums: Sums) -> tuple[Numbers, dict[str, NDArray[Any]]]:
     """Return all numbers of a matching, and the arrays that the report draws."""
     width = matching.width
     dead = [
-        torch.stack(flags).all(dim=0) for flags in zip(*(one.dead() for one in sums.statistics), strict=True)
+        torch.stack(flags).all(dim=0)
+        for flags in zip(*(part.dead() for part in sums.statistics), strict=True)
     ]
     moved, moved_map = _rearranged(matcher, matching, sums)
+
     numbers: Numbers = {
         "gamma": sums.gammas(matching.recipe.seed),
         "channels": {"teacher": matching.origin.channels, "student": width},
@@ -62,9 +64,11 @@ def measured(matcher: Matcher, matching: Matching, sums: Sums) -> tuple[Numbers,
         "theta0": distance(matcher, matcher.student("init"), matching),
         "alone": distance(matcher, matcher.student("last"), matching),
     }
+    # In the teacher's own order, where it has channels enough for every place of the student.
     own = sums.teacher[:, :width]
     if own.shape[1] == width:
         numbers["overlap"]["plain"] = overlap(own, sums.student, sums.counts)
+
     shown = sums.counts[matcher.block.recipe.pictured].clamp(min=1)
     arrays: dict[str, NDArray[Any]] = {
         "matrix": np.stack(sums.matrices()).astype(np.float32),
@@ -98,12 +102,14 @@ def distance(matcher: Matcher, student: Network, matching: Matching) -> dict[str
         if a.shape[1] >= b.shape[1]:
             add("l2", map_distance(b, a[:, : b.shape[1]]))
         add("l2_transformed", map_distance(b, moved(a.float(), label)))
-    if "logits" in matcher.manifest.features:
+
+    if "logits" in matcher.stored.features:
         array = StoredArray(array_path(matcher.store, recipe.teacher_checkpoint, "test", "logits"))
         rows = torch.split(torch.arange(len(matcher.prepared.split("test"))), BATCH)
         for index, ours in matcher.record(student, "test", rows, "logits"):
             t = torch.from_numpy(array.range(0, int(index[0]), int(index[-1]) + 1)).to(device)
             add("kl", prediction_kl(ours, t))
+
     return {name: total / len(matcher.prepared.split("test")) for name, total in totals.items()}
 
 
@@ -111,11 +117,11 @@ def between(students: Iterable[NDArray[Any]], counts: Tensor) -> list[dict[str, 
     """Return the overlap of each student with the next one, the last with the first.
 
     Args:
-        students: mean pooled activations by class (K, C), one a seed, two at least.
+        students: mean pooled activations by class (K, C), one for each seed, two at least.
         counts: samples by class (K,).
     """
-    found = [torch.from_numpy(one) for one in students]
-    return [overlap(one, other, counts) for one, other in zip(found, found[1:] + found[:1], strict=True)]
+    means = [torch.from_numpy(student) for student in students]
+    return [overlap(a, b, counts) for a, b in zip(means, means[1:] + means[:1], strict=True)]
 
 
 def _rearranged(matcher: Matcher, matching: Matching, sums: Sums) -> tuple[Tensor, Tensor]:

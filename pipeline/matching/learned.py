@@ -35,10 +35,10 @@ class SubNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, c_S, H, W) of maps (B, c_T, H, W); vectors (B, c_T) give vectors."""
         maps = x if x.ndim == 4 else x[..., None, None]
-        found: Tensor = self.straight(maps)
+        out: Tensor = self.straight(maps)
         if len(self.branch):
-            found = found + self.branch(maps)
-        return found if x.ndim == 4 else found[..., 0, 0]
+            out = out + self.branch(maps)
+        return out if x.ndim == 4 else out[..., 0, 0]
 
 
 def trace(teacher: Tensor, student: Tensor) -> Tensor:
@@ -54,6 +54,6 @@ def trace(teacher: Tensor, student: Tensor) -> Tensor:
     a, b = a - a.mean(dim=0), b - b.mean(dim=0)
     squares = (a**2).sum(dim=0), (b**2).sum(dim=0)
     alive = (squares[0] > 0) & (squares[1] > 0)
-    # Filled before the root, whose slope at 0 has no end.
+    # Filled before the root, whose slope at 0 is unbounded.
     scale = (torch.where(alive, squares[0], 1) * torch.where(alive, squares[1], 1)).sqrt()
     return torch.where(alive, (a * b).sum(dim=0) / scale, 0).sum()

@@ -24,9 +24,9 @@ from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import PlainSpace
 from pipeline.errors import ParamsError, ShapeError
+from pipeline.features import contents
 from pipeline.features import manifest as manifests
-from pipeline.features.manifest import Manifest
-from pipeline.features.source import check_stored
+from pipeline.features.contents import Contents
 from pipeline.features.store import StoredArray, array_path
 from pipeline.matching.assignment import assign
 from pipeline.matching.consistency import pooled
@@ -36,7 +36,7 @@ from pipeline.matching.rearrangement import PREFIX, Rearrangement
 from pipeline.matching.sums import Sums
 from pipeline.networks.network import Network, Shape, probe
 from pipeline.networks.weights import load, state_digest
-from pipeline.params.matching import LEARNED, MatchBlock
+from pipeline.params.matchings import LEARNED, Match
 from pipeline.progress import Advance
 
 BATCH = 250
@@ -50,22 +50,26 @@ class Matcher:
     """One student against one teacher.
 
     Attributes:
-        block: what is asked for.
-        seed: of the student.
-        folder: of the student trained alone.
+        block: the matching's settings.
+        seed: the student's.
+        folder: the student that was trained alone.
         weights: the teacher's folder of weights.
         store: the teacher's store.
         prepared: the data.
         machine: where the student runs.
+        made_by: the DVC stage that makes the matching.
+        hint: the command that makes the store.
     """
 
-    block: MatchBlock
+    block: Match
     seed: int
     folder: Path
     weights: Path
     store: Path
     prepared: Prepared
     machine: Machine
+    made_by: str
+    hint: str
 
     def run(self, advance: Advance) -> tuple[Matching, Sums]:
         """Match, and return the matching with what was seen of both networks.
@@ -79,11 +83,13 @@ class Matcher:
         origin = self._origin()
         student = self.student(recipe.student_weights)
         width = self._check(student, origin)
+
         device, classes, shape = self.machine.device, origin.classes, self._shape
         sums = Sums.empty(origin.channels, width, shape, recipe.ranges, classes, recipe.measure, device)
         for a, b, label in self.features(student, "train"):
             sums.add(a, b, label, recipe.pictured)
             advance(len(label))
+
         if recipe.strategy in LEARNED:
             arrays = self._learn(student, origin, width, advance)
             matching = Matching(origin, arrays)
@@ -95,11 +101,12 @@ class Matcher:
                     seen.add(learned(a, label), b, label, recipe.pictured)
                     advance(len(label))
             return matching, sums.joined(seen)
-        found = [
+
+        permutations = [
             assign(matrix, recipe.strategy, seeding.generator(recipe.seed, self.seed, "match", number))
             for number, matrix in enumerate(sums.matrices())
         ]
-        return Matching(origin, {"permutation": np.stack(found)}), sums
+        return Matching(origin, {"permutation": np.stack(permutations)}), sums
 
     def num_samples(self) -> int:
         """Return how many samples `run` reports to its progress."""
@@ -130,31 +137,36 @@ class Matcher:
         images = stream_images(self.prepared.split(split), PlainSpace(), device)
         for index, image in views(images, 0, batches):
             with torch.no_grad(), self.machine.autocast():
-                found = student.record(normalize(image), (tap,))[tap]
-            yield index, found.float()
+                x = student.record(normalize(image), (tap,))[tap]
+            yield index, x.float()
 
     @property
-    def manifest(self) -> Manifest:
-        """What the store says of itself."""
-        return manifests.read(self.store)
+    def stored(self) -> Contents:
+        """What the store holds."""
+        return contents.read(self.store, self.hint)
 
     @property
     def _shape(self) -> Shape:
-        return self.manifest.features[self.block.recipe.teacher_feature].shape
+        return self.stored.features[self.block.recipe.teacher_feature].shape
 
     def _array(self, split: str) -> StoredArray:
         recipe = self.block.recipe
         return StoredArray(array_path(self.store, recipe.teacher_checkpoint, split, recipe.teacher_feature))
 
     def _origin(self) -> Origin:
-        recipe, manifest, meta = self.block.recipe, self.manifest, self.prepared.meta
+        recipe, meta = self.block.recipe, self.prepared.meta
         checkpoint, feature = recipe.teacher_checkpoint, recipe.teacher_feature
-        manifests.require(self.store, manifest, data=meta.fingerprint, mean=meta.mean, std=meta.std)
-        check_stored(self.store, manifest, feature, [checkpoint], 0)
+
+        # The features must be those of the very weights and images that the student is compared on.
+        manifest = manifests.read(self.store, self.hint)
+        contents.require(self.store, manifest, data=meta.fingerprint, mean=meta.mean, std=meta.std)
+        contents.check_stored(self.store, manifest, feature, [checkpoint], 0)
         teacher = file_hash(self.weights / f"{checkpoint}.safetensors")
-        manifests.require(self.store, manifest, weights={checkpoint: teacher})
+        contents.require(self.store, manifest, weights={checkpoint: teacher})
+
         theta0, spec = load(self.folder / "weights", "init")
         return Origin(
+            made_by=self.made_by,
             teacher=self.block.teacher,
             student=self.block.student,
             seed=self.seed,
@@ -205,6 +217,7 @@ class Matcher:
             network = SubNet(recipe.strategy, origin.channels, width).to(device).train()
         optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
         array = self._array("train")
+
         for epoch in range(recipe.epochs):
             order = torch.randperm(
                 len(data), generator=seeding.generator(recipe.seed, self.seed, "subnet", epoch)
@@ -218,4 +231,5 @@ class Matcher:
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 optimizer.step()
                 advance(len(index))
+
         return {f"{PREFIX}{name}": x.detach().cpu().numpy() for name, x in network.state_dict().items()}

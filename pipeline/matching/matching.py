@@ -5,21 +5,18 @@ Beside its arrays it keeps what it was made from, so that one of another student
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-from zipfile import BadZipFile
 
-import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError
+from pipeline.artifacts import arrays
+from pipeline.errors import DamagedArtifactError, ParamsError
 from pipeline.params.base import Block, validate
-from pipeline.params.matching import MatchingParams
+from pipeline.params.matchings import MatchingParams
 
 Array = NDArray[Any]
-_ORIGIN = "origin"
 
 
 class Wanted(NamedTuple):
@@ -28,7 +25,7 @@ class Wanted(NamedTuple):
     Attributes:
         matching: key of `matchings`.
         teacher: another teacher than the pair's own, or None.
-        seed: of another student than the run's own, or None.
+        seed: another student's than the run's own, or None.
     """
 
     matching: str
@@ -46,19 +43,21 @@ class Origin(Block):
     """What a matching was made from.
 
     Attributes:
+        made_by: the DVC stage that made it, for instance "match_channels@PAIR".
         teacher: key of `teachers`.
         student: key of `students`.
-        seed: of the student.
+        seed: the student's.
         recipe: the matching.
         theta0: hash of the student's first weights.
         student_weights: hash of the file of the student's weights that were matched.
-        teacher_weights: hash of the file of the teacher's.
-        digest: of the teacher's stored feature.
+        teacher_weights: hash of the file of the teacher's weights.
+        digest: hash of the teacher's stored feature.
         data: fingerprint of the training images.
         classes: number of classes.
         channels: c_T of the feature.
     """
 
+    made_by: str
     teacher: str
     student: str
     seed: int
@@ -96,39 +95,29 @@ class Matching:
         return int(self.arrays["permutation"].shape[1] if learned is None else learned.shape[0])
 
     def save(self, path: Path) -> None:
-        """Write it; the same content is the same bytes."""
-        text = json.dumps(self.origin.model_dump(mode="json"), sort_keys=True)
-        with path.open("wb") as file:  # numpy would add a suffix to a path
-            np.savez(file, allow_pickle=False, **self.arrays, **{_ORIGIN: np.array(text)})
+        """Write it to a scratch path; the same content is the same bytes."""
+        arrays.write(path, self.arrays, self.origin.model_dump(mode="json"))
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path, hint: str) -> Self:
         """Read it.
+
+        Args:
+            path: the npz.
+            hint: the command that makes it, for instance "dvc repro match_channels@PAIR".
 
         Raises:
             MissingArtifactError: there is no such file.
             DamagedArtifactError: it is not a matching.
         """
-        hint = f"dvc repro match_channels@{path.parent.name}"
+        content, about = arrays.read(path, hint), arrays.read_about(path, hint)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            origin = validate(Origin, json.loads(str(arrays.pop(_ORIGIN))), "", str(path))
-            found = cls(origin, arrays)
-            if found.width < 1:
+            matching = cls(validate(Origin, about, "", str(path)), content)
+            if matching.width < 1:
                 raise ValueError("it has no channels")
-        except FileNotFoundError:
-            raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-        except (
-            ValueError,
-            KeyError,
-            TypeError,
-            EOFError,
-            OSError,
-            BadZipFile,
-            ParamsError,
-            IndexError,
-        ) as error:
+        except (ValueError, LookupError, ParamsError) as error:
             reason = " ".join(str(error).split())
-            raise DamagedArtifactError(f"{path} is no matching ({reason}). Delete it, then: {hint}") from None
-        return found
+            raise DamagedArtifactError(
+                f"{path} is not a matching ({reason}). Make it again with: {hint}"
+            ) from None
+        return matching

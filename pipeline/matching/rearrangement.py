@@ -9,7 +9,7 @@ from pipeline.errors import StaleArtifactError
 from pipeline.matching.consistency import range_of
 from pipeline.matching.learned import SubNet
 from pipeline.matching.matching import Matching
-from pipeline.params.matching import LEARNED
+from pipeline.params.matchings import LEARNED
 
 PREFIX = "subnet."
 
@@ -19,8 +19,8 @@ class Rearrangement(nn.Module):
 
     Args:
         matching: what it does.
-        changes: the permutation will be found anew; it is then saved with the module. One that stays is an artifact
-            of its own.
+        changes: whether training finds the permutation anew; it is then saved with the module. One that stays is an
+            artifact of its own.
 
     Raises:
         StaleArtifactError: the matching holds another network than its recipe says.
@@ -35,25 +35,27 @@ class Rearrangement(nn.Module):
         strategy = matching.recipe.strategy
         if strategy in LEARNED:
             self.subnet = SubNet(strategy, matching.origin.channels, matching.width)
-            held = {
+            weights = {
                 name.removeprefix(PREFIX): torch.as_tensor(array)
                 for name, array in matching.arrays.items()
                 if name.startswith(PREFIX)
             }
             try:
-                self.subnet.load_state_dict(held)
+                self.subnet.load_state_dict(weights)
             except RuntimeError:
                 raise StaleArtifactError(
-                    f"The matching holds another network than its strategy '{strategy}' makes. Run: dvc repro"
+                    f"The matching holds another network than its strategy '{strategy}' makes. Make it again with: "
+                    f"dvc repro {matching.origin.made_by}"
                 ) from None
-        drawn = torch.as_tensor(matching.arrays.get("permutation", ()), dtype=torch.int64)
-        self.register_buffer("permutation", drawn.clone(), persistent=changes)
+
+        permutation = torch.as_tensor(matching.arrays.get("permutation", ()), dtype=torch.int64)
+        self.register_buffer("permutation", permutation.clone(), persistent=changes)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """Return (B, c_S, ...) of features (B, c_T, ...) of samples with labels int64 (B,)."""
         if self.subnet is not None:
-            found: Tensor = self.subnet(x)
-            return found
+            y: Tensor = self.subnet(x)
+            return y
         if len(self.permutation) == 1:
             return x.index_select(1, self.permutation[0])
         chosen = self.permutation[range_of(label, len(self.permutation), self.classes)]  # (B, c_S)

@@ -13,7 +13,7 @@ from pipeline import seeding
 from pipeline.matching.assignment import ONE_TO_ONE, assign, score
 from pipeline.matching.consistency import Statistics, pooled, range_of
 from pipeline.networks.network import Shape
-from pipeline.params.matching import Measure
+from pipeline.params.matchings import Measure
 
 STRATEGIES = ("identity", "random", "greedy", "bipartite")
 
@@ -23,7 +23,7 @@ class Sums:
     """What one pass has seen of teacher and student.
 
     Attributes:
-        statistics: of M, one for each range of labels.
+        statistics: sums from which M follows, one for each range of labels.
         teacher: sums of pooled features by class, float64 (K, c_T).
         student: the same of the student (K, c_S).
         counts: samples by class (K,).
@@ -72,9 +72,11 @@ class Sums:
         for number, statistics in enumerate(self.statistics):
             chosen = ranges == number
             statistics.add(flat_a[chosen], flat_b[chosen])
+
         self.teacher.index_add_(0, label, flat_a)
         self.student.index_add_(0, label, flat_b)
         self.counts += torch.bincount(label, minlength=len(self.counts))
+
         shown = label == pictured
         if a.ndim == b.ndim:  # a pooled feature has no picture
             self.teacher_map += a[shown].sum(dim=0, dtype=torch.float64)
@@ -90,13 +92,13 @@ class Sums:
         return [statistics.matrix().cpu().numpy() for statistics in self.statistics]
 
     def gammas(self, seed: int) -> dict[str, float]:
-        """Return Gamma of the strategies that can be had, the mean over ranges.
+        """Return Gamma of the strategies that are possible, the mean over ranges.
 
         Args:
-            seed: of the random permutation.
+            seed: the random permutation's.
         """
         teacher, student = self.teacher.shape[1], self.student.shape[1]
-        found = {}
+        gammas = {}
         for strategy in STRATEGIES:
             if strategy in ONE_TO_ONE and teacher < student:
                 continue
@@ -104,7 +106,7 @@ class Sums:
                 score(matrix, assign(matrix, strategy, seeding.generator(seed, "gamma", number)))
                 for number, matrix in enumerate(self.matrices())
             ]
-            found[strategy] = float(np.mean(scores))
+            gammas[strategy] = float(np.mean(scores))
         if self.learned is not None:
-            found["learned"] = float(np.trace(self.learned.matrices()[0]))
-        return found
+            gammas["learned"] = float(np.trace(self.learned.matrices()[0]))
+        return gammas

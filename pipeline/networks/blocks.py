@@ -1,4 +1,4 @@
-"""What the network families are built of: stages with taps, a convolution with its BN, initialisers.
+"""What the network families are built of: stages with taps, a convolution with its BN, initializers.
 
 A block of a `Stage` returns what stands before its last activation and leaves the activation to the stage. So
 one place offers `stage<k>_pre`, activates, and offers `stage<k>_block1`, whatever the family.
@@ -104,7 +104,7 @@ def fan_out(module: nn.Module) -> None:
 
 
 def fan_out_small_linear(module: nn.Module) -> None:
-    """Initialise as `fan_out` does, and the linear layer from N(0, 0.01^2) with bias 0."""
+    """Initialize as `fan_out` does, and the linear layer from N(0, 0.01^2) with bias 0."""
     fan_out(module)
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, 0, 0.01)

@@ -2,6 +2,10 @@
 
 A plug-in file holds `build(name, channels, **settings) -> nn.Module`. The module is called as
 `layer(x, tap)`; what it computes inside it can offer under `tap(f"{name}.scores", scores)`.
+
+Example:
+    def build(name: str, channels: int, *, words: int) -> nn.Module:
+        return Scored(name, nn.Conv2d(channels, words, 1))
 """
 
 from __future__ import annotations

@@ -1,12 +1,20 @@
 """Networks: named units in a row, with places that can be recorded and built upon.
 
 Contract of `pipeline/networks/families/`, one architecture family a file: `NETWORKS`, the names that it knows, and
-`build(name, size, channels, classes, weights) -> Network`.
+`build(name, size, channels, classes, weights) -> Network`. A name belongs to one family alone (`catalogue.py`).
+
+Example:
+    NETWORKS = {"tiny": 16, "small": 32}
+
+    def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+        width = NETWORKS[name]
+        units = {"stem": Activated("stem", *conv_bn(channels, width, 3))}
+        return Network(units, width, classes, initialize=fan_out)
 
 Taps, from input to output: `stem`, `stage1` to `stage4`, each with `stage<k>_block1` (after its first block)
 and `_pre` (before the activation, where there is one), `final` (the map that is pooled), `pooled`, `logits`.
 ResNets also have `stage<k>_conv`, what the 3x3 convolution of a stage's last block gives before its BN.
-A unit hands what it computes to `tap(name, x)` and goes on with what comes back; so one mechanism records,
+A unit hands what it computes to `tap(name, x)` and continues with what comes back; so one mechanism records,
 inserts and reaches pre-activations, and survives torch.compile and export.
 """
 
@@ -22,11 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import plugin, seeding
-from pipeline.errors import (
-    ParamsError,
-    ShapeError,
-    unknown_name,
-)
+from pipeline.errors import ParamsError, ShapeError, unknown_name
 from pipeline.networks.spec import NetworkSpec
 
 Taps = dict[str, Tensor]
@@ -76,7 +80,7 @@ class Network(nn.Module):
         classes: number of classes.
         tail: what stands between the last unit and pooling (WRN's last BN and ReLU, a last 1x1 convolution);
             it is called as a unit is.
-        initialise: sets the parameters of one module; it runs over all modules now, and over the copies that
+        initialize: sets the parameters of one module; it runs over all modules now, and over the copies that
             `rest` makes. Modules that it leaves alone keep torch's default.
     """
 
@@ -87,7 +91,7 @@ class Network(nn.Module):
         classes: int,
         *,
         tail: nn.Module | None = None,
-        initialise: Callable[[nn.Module], None] = lambda module: None,
+        initialize: Callable[[nn.Module], None] = lambda module: None,
     ) -> None:
         super().__init__()
         self.units = nn.ModuleDict(units)
@@ -95,9 +99,9 @@ class Network(nn.Module):
         self.width = width
         self.classifier = nn.Linear(width, classes)
         self.inserted = nn.ModuleDict()
-        self.initialise = initialise
+        self.initialize = initialize
         self.compiled = False
-        self.apply(initialise)
+        self.apply(initialize)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile what `forward` and `record` run, when they run; names of weights stay as they are.
@@ -108,7 +112,7 @@ class Network(nn.Module):
         self.compiled = True
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits (B, classes) of normalised images (B, C, H, W)."""
+        """Return logits (B, classes) of normalized images (B, C, H, W)."""
         return self._walk(image, ())[0]
 
     def record(self, image: Tensor, names: Iterable[str] | None) -> Taps:
@@ -151,7 +155,7 @@ class Network(nn.Module):
         units = {name: copy.deepcopy(self.units[name]).cpu() for name in names[names.index(after) + 1 :]}
         # `width`, not what the classifier reads: a layer inserted at `final` is not in the copy.
         rest = Rest(units, self.width, self.classifier.out_features,
-                    tail=copy.deepcopy(self.tail).cpu(), initialise=self.initialise)  # fmt: skip
+                    tail=copy.deepcopy(self.tail).cpu(), initialize=self.initialize)  # fmt: skip
         rest.draw()
         return rest
 
@@ -167,7 +171,7 @@ class Network(nn.Module):
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
-        self.apply(self.initialise)
+        self.apply(self.initialize)
 
     def _head(self, x: Tensor, tap: Tap) -> Tensor:
         x = tap("final", self.tail(x, tap))
@@ -207,27 +211,38 @@ def build(spec: NetworkSpec, *seed: int | str) -> Network:
     family = plugin.load("networks", spec.family)
     if spec.network not in family.NETWORKS and not getattr(family, "OPEN", False):
         raise unknown_name(f"network of family '{spec.family}':", spec.network, family.NETWORKS)
+
     with seeding.scope(*seed, "network"):
         network: Network = family.build(spec.network, spec.size, spec.channels, spec.classes, spec.weights)
+
     if spec.inserted:
-        shapes = probe(network, spec.size, spec.channels)
-        for name, layer in spec.inserted.items():
-            if name not in shapes:
-                raise unknown_name("tap", name, shapes)
-            make = plugin.load("layers", layer.layer).build
-            try:
-                inspect.signature(make).bind(name, shapes[name][0], **layer.settings)
-            except TypeError as error:
-                raise ParamsError(
-                    f"Layer '{layer.layer}' at '{name}' has other settings: {error}. Change them in params.yaml."
-                ) from None
-            with seeding.scope(*seed, "layer", name):
-                network.inserted[name] = make(name, shapes[name][0], **layer.settings)
+        _insert(network, spec, seed)
     if spec.classifier_width is not None:
         with seeding.scope(*seed, "classifier"):
             network.classifier = nn.Linear(spec.classifier_width, spec.classes)
-            network.initialise(network.classifier)
+            network.initialize(network.classifier)
     return network
+
+
+def _insert(network: Network, spec: NetworkSpec, seed: tuple[int | str, ...]) -> None:
+    """Insert the layers of `spec`; each is built for the channels that its tap has without any of them."""
+    shapes = probe(network, spec.size, spec.channels)
+    for name, layer in spec.inserted.items():
+        if name not in shapes:
+            raise unknown_name("tap", name, shapes)
+        make = plugin.load("layers", layer.layer).build
+        channels = shapes[name][0]
+
+        # Bound first, so that a TypeError from inside the layer is not taken for a user's.
+        try:
+            inspect.signature(make).bind(name, channels, **layer.settings)
+        except TypeError as error:
+            raise ParamsError(
+                f"Layer '{layer.layer}' at '{name}' has other settings: {error}. Change them in params.yaml."
+            ) from None
+
+        with seeding.scope(*seed, "layer", name):
+            network.inserted[name] = make(name, channels, **layer.settings)
 
 
 def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:

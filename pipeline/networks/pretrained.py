@@ -100,10 +100,10 @@ def fill(network: Network, body: nn.Module, state: dict[str, Tensor], head: str)
 
 def _check(path: Path, published: str, url: str) -> None:
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(published):
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if not actual.startswith(published):
         raise DataError(
-            f"{path} has sha256 {found}, expected one that begins with {published}, as its name says. "
+            f"{path} has sha256 {actual}, expected one that begins with {published}, as its name says. "
             f"Delete it and put {url} there, then: dvc repro"
         )
 

@@ -79,8 +79,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
     """Return one hash of names, dtypes, shapes and values."""
-    found = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for name, x in sorted(state.items()):
-        found.update(f"{name} {x.dtype} {tuple(x.shape)};".encode())
-        found.update(x.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)};".encode())
+        digest.update(x.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

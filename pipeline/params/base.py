@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.artifacts.publish import read_json
-from pipeline.errors import DamagedArtifactError, ParamsError, unknown_name
+from pipeline.errors import DamagedArtifactError, ParamsError
 
 
 class Block(BaseModel):
@@ -29,14 +29,17 @@ class StageBlock(Block):
     """What one stage depends on: settings, and the code that they run.
 
     Attributes:
-        code_hash: of the code of the stage and of the plug-ins that the settings name, and of no other.
+        stage: DVC's name of the stage: what it makes says so, and errors name it.
+        code_hash: hash of the code of the stage and of the plug-ins that the settings name, and of no other.
     """
 
+    stage: str = ""
     code_hash: str = ""
 
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as json holds them, without the hash."""
-        return self.model_dump(mode="json", exclude={"code_hash"})
+
+def empty_as(value: Any) -> Callable[[Any], Any]:
+    """Return a validator that takes a key without a value for `value`: `final:` is `final: {}`."""
+    return lambda content: value if content is None else content
 
 
 B = TypeVar("B", bound=Block)
@@ -94,25 +97,12 @@ def _named(content: Any, path: Path) -> Any:
     if not isinstance(content, dict):
         return content
     for key in content:
-        if not isinstance(key, str | int) or isinstance(key, bool):
-            raise ParamsError(f"{path} has the key {key!r}, expected text. Put it in quotes.")
-    named = {str(key): _named(part, path) for key, part in content.items()}
-    if len(named) < len(content):
-        twice = next(key for key in content if not isinstance(key, str) and str(key) in content)
-        raise ParamsError(f"{path} has the key {twice} twice, as a number and as text. Name it once.")
-    return named
-
-
-def entry(params: Mapping[str, Any], section: str, name: str) -> Any:
-    """Return `params[section][name]`.
-
-    Raises:
-        UnknownNameError: the section has no such entry; the message lists what it has.
-    """
-    entries = params.get(section) or {}
-    if name not in entries:
-        raise unknown_name(section.removesuffix("s"), name, entries, f"Add it to '{section}' in params.yaml.")
-    return entries[name]
+        # DVC makes no stage of such a key, without a word.
+        if not isinstance(key, str):
+            raise ParamsError(
+                f"{path} has the key {key}, which yaml reads as {type(key).__name__}, not as text. Quote it: '{key}'"
+            )
+    return {key: _named(part, path) for key, part in content.items()}
 
 
 def validate(model: type[B], content: Any, where: str, file: str = "params.yaml") -> B:
@@ -150,6 +140,11 @@ def load(model: type[B], path: Path, hint: str = "dvc repro params") -> B:
         return validate(model, read_json(path, hint), "", str(path))
     except ParamsError as error:
         raise DamagedArtifactError(f"{error} Make it again with: {hint}") from None
+
+
+def load_asked(model: type[B], path: Path, hint: str = "dvc repro params") -> B | None:
+    """Read a block from a json that is null where nobody asks for what it is about; see `load`."""
+    return None if read_json(path, hint) is None else load(model, path, hint)
 
 
 def _one_line(error: ValidationError, model: type[BaseModel], content: Any, where: str, file: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from pipeline.params.base import Block
-from pipeline.params.runs import RunParams
+from pipeline.params.base import Block, StageBlock
+from pipeline.params.plug import Plug
+from pipeline.params.recipe import Recipe
 from pipeline.params.students import StudentBlock
 
 
@@ -23,16 +24,67 @@ class PairParams(Block):
     overrides: dict[str, dict[str, Any]] = {}
 
 
-class PairBlock(Block):
-    """What `inputs` depends on: a pair's networks, and the runs that `distill` asks of it, overrides merged.
+class WantedMatching(Block):
+    """A matching that a run reads.
+
+    Attributes:
+        matching: key of `matchings`.
+        teacher: another teacher than the pair's own, or None.
+        seed: another student's seed than the run's own, or None.
+    """
+
+    matching: str
+    teacher: str | None
+    seed: int | None
+
+
+class RunBlock(Block):
+    """A run of a pair with all that it consists of, overrides merged and defaults filled in.
+
+    Attributes:
+        methods: files of `pipeline/distillation/methods` with their settings, in their order.
+        schedule: a file of `pipeline/distillation/schedules`, with its settings.
+        transform: a file of `pipeline/distillation/transforms`, with its settings, or None.
+        source: where the teacher's features come from.
+        slots: augmented view slots that the student sees; None where the views are unbounded.
+        recipe: how the student is trained.
+        features: teacher features that are read.
+        checkpoints: checkpoints of the teacher that teach.
+        tables: fitted tables that are read.
+        changes: teacher features that the transform changes.
+        network: whether the teacher's own network is read.
+        copies: self-taught copies whose logits are read.
+        matchings: matchings that are read.
+        plugins: code that the run depends on, as "catalogue/name".
+    """
+
+    methods: tuple[Plug, ...]
+    schedule: Plug
+    transform: Plug | None
+    source: Literal["cached", "online"]
+    slots: int | None
+    recipe: Recipe
+    features: tuple[str, ...]
+    checkpoints: tuple[str, ...]
+    tables: tuple[str, ...]
+    changes: tuple[str, ...]
+    network: bool
+    copies: tuple[str, ...]
+    matchings: tuple[WantedMatching, ...]
+    plugins: tuple[str, ...]
+
+
+class PairBlock(StageBlock):
+    """What `inputs` depends on: a pair's networks, and the runs that `distill` asks of it.
 
     Attributes:
         pair: key of `pairs`.
         teacher: key of `teachers`.
         teacher_family: a file of `pipeline/networks/families`.
         student: the student.
-        seeds: of the students.
+        seeds: seeds of the students.
         runs: by name.
+        borrowed: keys of `borrowed` that are of this pair, by "teacher/matching".
     """
 
     pair: str
@@ -40,4 +92,5 @@ class PairBlock(Block):
     teacher_family: str
     student: StudentBlock
     seeds: tuple[int, ...]
-    runs: dict[str, RunParams]
+    runs: dict[str, RunBlock]
+    borrowed: dict[str, str]

@@ -5,31 +5,27 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pipeline.params.base import Block
+from pipeline.params.plug import Plug, Plugs
 from pipeline.params.views import Slots
 
 
 class RunParams(Block):
-    """A run: a method with its settings, and what it composes with.
+    """A run: one method or several, and what they compose with.
 
     Attributes:
-        method: a file of `pipeline/distillation/methods`.
-        config: that method's own settings.
+        methods: files of `pipeline/distillation/methods`, with their settings; of several, the terms add up, and
+            `ce` counts once.
         source: "cached" reads the teacher's store, "online" runs the teacher beside the student.
         slots: how many view slots the student sees; "all" is every view of a finite space.
-        transform: what is done to the teacher's features before the method sees them: a file of
-            `pipeline/distillation/transforms`, and its settings.
-        transform_config: that transform's own settings.
-        schedule: which teachers teach when: a file of `pipeline/distillation/schedules`.
-        schedule_config: that schedule's own settings.
+        transform: what is done to the teacher's features before the methods see them: a file of
+            `pipeline/distillation/transforms`, with its settings.
+        schedule: which teachers teach when: a file of `pipeline/distillation/schedules`, with its settings.
         recipe: settings of the student's recipe that differ for this run.
     """
 
-    method: str
-    config: dict[str, Any] = {}
+    methods: Plugs
     source: Literal["cached", "online"] = "cached"
     slots: Slots = "all"
-    transform: str | None = None
-    transform_config: dict[str, Any] = {}
-    schedule: str = "final"
-    schedule_config: dict[str, Any] = {}
+    transform: Plug | None = None
+    schedule: Plug = Plug.of("final")
     recipe: dict[str, Any] = {}

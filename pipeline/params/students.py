@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.params.base import Block
+from pipeline.params.base import Block, StageBlock
+from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import ViewParams
 
@@ -12,19 +13,31 @@ class StudentParams(Block):
 
     Attributes:
         dataset: a key of `datasets`.
-        family: a file of `pipeline/networks/families`.
-        network: a network of that family.
-        recipe: how it is trained, alone and distilled.
+        network: a network by name, or "family/name".
+        recipe: a key of `recipes`, with changes if there are any: how it is trained, alone and distilled; left
+            out, it is CRD's recipe for CIFAR-100.
     """
 
     dataset: str
-    family: str
     network: str
-    recipe: Recipe = Recipe()
+    recipe: Plug | None = None
 
 
-class StudentBlock(StudentParams):
-    """What `student_inputs` depends on: a student, and its data set's views."""
+class StudentBlock(StageBlock):
+    """What `student_inputs` depends on: a student, and its data set's views.
+
+    Attributes:
+        student: key of `students`.
+        dataset: key of `datasets`.
+        family: a file of `pipeline/networks/families`.
+        network: a network of that family.
+        recipe: how it is trained.
+        views: what it sees.
+    """
 
     student: str
+    dataset: str
+    family: str
+    network: str
+    recipe: Recipe
     views: ViewParams

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from pipeline.params.base import Block
+from pipeline.errors import ParamsError, unknown_name
+from pipeline.params.base import Block, validate
+from pipeline.params.plug import Plug
 
 Slots = Annotated[int, Field(ge=0)] | Literal["all"]
 
@@ -33,7 +35,7 @@ class CropFlip(Block):
 
 
 class RandomResizedCrop(Block):
-    """A random box resized to the full size, and a horizontal flip: no end of views.
+    """A random box resized to the full size, and a horizontal flip: an unbounded number of views.
 
     Attributes:
         scale: smallest and largest share of the area, in (0, 1].
@@ -65,4 +67,28 @@ class RandomResizedCrop(Block):
         return ratio
 
 
+SPACES = (Plain, CropFlip, RandomResizedCrop)
 ViewParams = Annotated[Plain | CropFlip | RandomResizedCrop, Field(discriminator="space")]
+
+
+def view_params(views: Plug, where: str) -> ViewParams:
+    """Return the view space that params.yaml names.
+
+    Args:
+        views: its name and settings.
+        where: its place, for instance "datasets.digits.views".
+
+    Raises:
+        UnknownNameError: there is no such space.
+        ParamsError: its settings are wrong.
+    """
+    spaces: dict[str, type[Plain | CropFlip | RandomResizedCrop]] = {
+        get_args(model.model_fields["space"].annotation)[0]: model for model in SPACES
+    }
+    if views.name not in spaces:
+        raise unknown_name(f"view space of {where}:", views.name, spaces)
+
+    place = f"{where}.{views.name}"
+    if "space" in views.settings:
+        raise ParamsError(f"params.yaml: unknown key '{place}.space': the name says it. Drop it.")
+    return validate(spaces[views.name], {"space": views.name, **views.settings}, place)

@@ -1,12 +1,14 @@
 """The report as data: `results.csv`, `curves.csv`, `confusion/<pair>.csv` and `summary.json`.
 
-They are what `dvc plots` and `dvc metrics` read, and what a notebook starts from.
+They are what `dvc plots` and `dvc metrics` read, and what a notebook starts from. `provenance.json` stands beside them:
+it holds the date, so that no other file does.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,13 @@ def export(results: Results, folder: Path) -> None:
     """Write every file into `folder`."""
     _write(folder / "results.csv", _results(results))
     _write(folder / "curves.csv", _curves(results))
+
     (folder / "confusion").mkdir(exist_ok=True)
     for pair in results.pairs:
         _write(folder / "confusion" / f"{pair.name}.csv", _confusion(pair))
+
     write_json(folder / "summary.json", summary(results))
+    write_json(folder / "provenance.json", asdict(results.provenance))
 
 
 def summary(results: Results) -> dict[str, Any]:
@@ -52,19 +57,20 @@ def summary(results: Results) -> dict[str, Any]:
 
 def _means(pair: Pair, run: Run) -> dict[str, float]:
     top1 = run.estimate("top1")
-    found = {
+    means = {
         "top1": top1.mean,
         "best_top1": run.estimate("best_top1").mean,
         "agreement": run.estimate("agreement").mean,
     }
     if top1.std is not None:
-        found["top1_std"] = top1.std
+        means["top1_std"] = top1.std
+
     if run is not pair.alone:
         gain = run.gain(pair.alone)
-        found["gain"] = gain.mean
+        means["gain"] = gain.mean
         if gain.half is not None:
-            found["gain_interval"] = gain.half
-    return found
+            means["gain_interval"] = gain.half
+    return means
 
 
 def _results(results: Results) -> Iterable[Mapping[str, Any]]:
@@ -111,13 +117,14 @@ def _students(results: Results) -> Iterable[tuple[Pair, Run, Trained]]:
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    found = [{_cell(name): _cell(value) for name, value in row.items()} for row in rows]
-    columns = list(dict.fromkeys(name for row in found for name in row))
+    cells = [{_cell(name): _cell(value) for name, value in row.items()} for row in rows]
+    columns = list(dict.fromkeys(name for row in cells for name in row))
+
     with path.open("w", newline="", encoding="utf-8") as file:
-        # Texts in quotes: after a carriage return without them, a name would go on as a row of its own.
+        # Texts in quotes: after a carriage return without them, a name would continue as a row of its own.
         writer = csv.DictWriter(file, columns, restval="", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
-        writer.writerows(found)
+        writer.writerows(cells)
 
 
 def _cell(value: Any) -> Any:

@@ -1,45 +1,33 @@
-"""The page: a list of sections, of the whole project and of each pair, in one self-contained html file.
+"""The page: sections of the whole project and of each pair, in one html file that loads nothing.
 
-A section is a file of `pipeline/report/sections` with a `TITLE` and a function `section` that takes the results, or
-the results and a pair, and returns markup; empty markup leaves the section out. A new one is that file and its
-name in a tuple below.
+A section is a file of `pipeline/report/sections`; the folder's listing is the catalogue, so a new section is its file
+and nothing else. It holds
+
+    TITLE = "Accuracy"                      # its heading
+    LEAD = "whether a gain is clear."       # the line under the heading: what to look for
+    GROUP = "pair"                          # "opening" and "closing": once on the page; "pair": once for each pair
+    ORDER = 10                              # its place within the group, the smallest first
+    NUMBERS = {"curves.csv": "one row for each run, seed and epoch"}    # optional: files of its numbers
+
+and `section(results)`, or in the group "pair" `section(results, pair)`, which returns markup. Empty markup leaves the
+section out. "{pair}" in the path of a file is the pair's name.
 """
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from types import ModuleType
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.report.results import Results
-
-OPENING = ("overview",)
-OF_PAIR = (
-    "scores",
-    "curves",
-    "weights",
-    "trajectories",
-    "confusion",
-    "probe",
-    "consistency",
-    "correlation",
-    "embedding",
-    "cost",
-)
-CLOSING = (
-    "tradeoff",
-    "teachers",
-    "caches",
-    "tables",
-    "sizes",
-    "discriminants",
-    "subclasses",
-    "templates",
-    "datasets",
-)
+from pipeline.report import sections
+from pipeline.report.drawing import markup
+from pipeline.report.results import Pair, Results
 
 
 @dataclass(frozen=True)
@@ -47,54 +35,84 @@ class Section:
     """A part of the page.
 
     Attributes:
-        anchor: what a link points at.
-        title: its heading.
-        content: its body.
-        parts: sections within it.
+        anchor: the target of links.
+        title: the heading.
+        lead: the line under the heading.
+        content: the body.
+        parts: the sections within it.
     """
 
     anchor: str
     title: str
+    lead: Markup
     content: Markup
     parts: tuple[Section, ...] = ()
 
 
 def page(results: Results) -> str:
     """Return the page as html."""
-    sections = [*_whole(OPENING, results)]
-    for number, pair in enumerate(results.pairs):
-        parts = []
-        for name in OF_PAIR:
-            module = importlib.import_module(f"pipeline.report.sections.{name}")
-            content = module.section(results, pair)
-            if content:
-                parts.append(Section(f"pair{number}-{name}", module.TITLE, content))
-        lead = Markup('<p class="lead">Teacher <b>{}</b>, student <b>{}</b>, on <b>{}</b>.</p>').format(
-            pair.teacher.name, pair.student, pair.dataset.name
-        )
-        sections.append(Section(f"pair{number}", pair.name, lead, tuple(parts)))
-    sections += _whole(CLOSING, results)
+    shown = _whole("opening", results)
+    shown += [_pair(number, results, pair) for number, pair in enumerate(results.pairs)]
+    shown += _whole("closing", results)
+
     files = resources.files("pipeline.report")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((files / "page.html").read_text("utf-8"))
+
     return template.render(
         style=Markup((files / "page.css").read_text("utf-8")),
         title=" and ".join(results.datasets),
         summary=_summary(results),
-        sections=sections,
+        provenance=results.provenance.line,
+        sections=shown,
     )
 
 
-def _whole(names: tuple[str, ...], results: Results) -> list[Section]:
-    found = []
-    for name in names:
-        module = importlib.import_module(f"pipeline.report.sections.{name}")
+def catalog(group: str) -> list[ModuleType]:
+    """Return the section files of a group, in the order of the page."""
+    names = sorted(entry.name for entry in pkgutil.iter_modules(sections.__path__))
+    modules = [importlib.import_module(f"{sections.__name__}.{name}") for name in names]
+    # Files of equal order stay in that of their names, so the page is the same everywhere.
+    return sorted((module for module in modules if group == module.GROUP), key=lambda module: module.ORDER)
+
+
+def _whole(group: str, results: Results) -> list[Section]:
+    """Return the sections of the whole project that have something to show."""
+    shown = []
+    for module in catalog(group):
         content = module.section(results)
         if content:
-            found.append(Section(name, module.TITLE, content))
-    return found
+            shown.append(_section(module, _name(module), content))
+    return shown
+
+
+def _pair(number: int, results: Results, pair: Pair) -> Section:
+    """Return a pair's section, with those of its group as parts."""
+    parts = []
+    for module in catalog("pair"):
+        content = module.section(results, pair)
+        if content:
+            # By number: a pair may be called like a section.
+            parts.append(_section(module, f"pair{number}-{_name(module)}", content, pair=pair.name))
+
+    lead = Markup("Teacher <b>{}</b>, student <b>{}</b>, on <b>{}</b>.").format(
+        pair.teacher.name, pair.student, pair.dataset.name
+    )
+    return Section(f"pair{number}", pair.name, lead, Markup(), tuple(parts))
+
+
+def _section(module: ModuleType, anchor: str, content: Markup, **names: str) -> Section:
+    numbers: Mapping[str, str] = getattr(module, "NUMBERS", {})
+    links = {path.format(**names): remark for path, remark in numbers.items()}
+    body = content + markup.numbers(links) if links else content
+    lead = Markup("<b>What to look for:</b> {}").format(module.LEAD)
+    return Section(anchor, module.TITLE, lead, body)
+
+
+def _name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
 
 
 def _summary(results: Results) -> list[tuple[str, str]]:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import plugin
 from pipeline.data.prepared import Prepared
-from pipeline.params.matching import MatchingParams
+from pipeline.params.matchings import MatchingParams
 from pipeline.params.views import ViewParams
+from pipeline.report.provenance import Provenance
 from pipeline.report.statistics import Estimate, estimate, gain
 
 BASELINE = "kd"  # the run that others are also compared to
+# What the training loop writes of every epoch beside the terms of the loss (`pipeline.training.loop`).
 NOT_TERMS = frozenset(
     {"epoch", "phase", "learning_rate", "loss", "top1", "top5", "seconds", "images_per_second"}
 )
-
-PLACES = ("nearest_sample", "nearest_row", "nearest_column")
-UNITS = {
-    "kmeans": "word",
-    "kernels": "kernel",
-    "subclasses": "sub-class",
-}  # by file of `pipeline/tables/fits`
+PLACES = ("nearest_sample", "nearest_row", "nearest_column")  # arrays of a table's exemplars
 
 Metrics = dict[str, Any]
+Plugins = Mapping[str, Mapping[str, Any]]  # settings by plug-in
 History = dict[str, list[str]]  # columns as the file has them; an empty cell is a term that a phase lacks
 
 
@@ -34,13 +33,14 @@ class Trained:
     """A trained network.
 
     Attributes:
-        seed: of its training.
-        metrics: by name, as `pipeline.evaluation.evaluate` makes them.
-        prediction: classes of the test split by the last weights, int32 (N,).
-        history: of its training.
-        correlation: of the logits of every two classes over the test split, float32 (K, K).
+        seed: the seed of its training.
+        metrics: numbers by name, as `pipeline.evaluation.evaluate` makes them.
+        prediction: predicted classes of the test split by the last weights, int32 (N,).
+        history: values by epoch.
+        correlation: correlation of the logits of every two classes over the test split, float32 (K, K).
         pooled: what the classifier reads of some test samples, float32 (n, D).
         pooled_index: these samples, int64 (n,).
+        device: the kind of device it was trained on.
     """
 
     seed: int
@@ -50,11 +50,35 @@ class Trained:
     correlation: NDArray[np.float32]
     pooled: NDArray[np.float32]
     pooled_index: NDArray[np.int64]
+    device: str
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a column of the history (epochs,), NaN where a cell is empty or the column is not there."""
         empty = [""] * len(self.history.get("epoch", []))
         return np.array([float(cell) if cell else np.nan for cell in self.history.get(name, empty)])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the students of a run are trained.
+
+    Attributes:
+        recipe: the whole recipe.
+        changed: settings of the recipe that are this run's own.
+        methods: the methods; empty where a student is trained alone.
+        schedule: the schedule, which says which teachers teach when.
+        transform: what is done to the teacher's features first; empty where nothing is.
+        source: "cached" or "online"; empty where there is no teacher.
+        slots: the view slots that the student sees; None where it is trained alone.
+    """
+
+    recipe: Mapping[str, Any]
+    changed: tuple[str, ...] = ()
+    methods: Plugins = field(default_factory=dict)
+    schedule: Plugins = field(default_factory=dict)
+    transform: Plugins = field(default_factory=dict)
+    source: str = ""
+    slots: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +89,13 @@ class Run:
         name: key of `runs`, or `ALONE`.
         method: the method and what it is composed with, in words.
         students: one a seed, in the order of `seeds`.
+        settings: how they are trained.
     """
 
     name: str
     method: str
     students: tuple[Trained, ...]
+    settings: Settings
 
     def values(self, metric: str) -> list[float]:
         """Return a metric, one a seed."""
@@ -83,8 +109,8 @@ class Run:
         """Return the mean gain over another run of the same seeds."""
         return gain(self.values(metric), base.values(metric))
 
-    def setting(self, name: str) -> Any:
-        """Return what the metrics say of a setting that all seeds share, or None."""
+    def shared(self, name: str) -> Any:
+        """Return a value of the metrics that all seeds share, or None."""
         return self.students[0].metrics.get(name)
 
     @property
@@ -104,7 +130,7 @@ class Dataset:
     Attributes:
         name: key of `datasets`.
         prepared: its prepared data, opened.
-        views: which augmented views training may show.
+        views: the augmented views that training may show.
     """
 
     name: str
@@ -146,10 +172,10 @@ class Teacher:
 
     Attributes:
         name: key of `teachers`.
-        dataset: its data set.
+        dataset: the data set it was trained on.
         trained: the network.
-        store: what `check_features` says of the store's content: `bytes`, `files`, `features`.
-        check: what it says of the comparison: `precision`, `largest_error`, `largest_share`, `error` by array.
+        store: the store's content as `check_features` describes it: `bytes`, `files`, `features`.
+        check: its comparison to the live teacher: `precision`, `largest_error`, `largest_share`, `error` by array.
     """
 
     name: str
@@ -160,8 +186,8 @@ class Teacher:
 
     def field(self, feature: str) -> Field:
         """Return the receptive field of a stored map."""
-        found = self.store["features"][feature]["field"]
-        return Field(np.array(found["rows"], np.int64), np.array(found["columns"], np.int64))
+        spans = self.store["features"][feature]["field"]
+        return Field(np.array(spans["rows"], np.int64), np.array(spans["columns"], np.int64))
 
 
 @dataclass(frozen=True)
@@ -169,11 +195,11 @@ class Matched:
     """A matching of a pair, in all seeds.
 
     Attributes:
-        name: key of `matches`.
+        name: key of `matchings`.
         teacher: key of `teachers`.
-        recipe: of `matchings`.
-        numbers: what `match_channels` measured, one a seed.
-        arrays: what it left to be drawn, of the first seed.
+        recipe: the entry of `matchings`.
+        numbers: measurements of `match_channels`, one mapping a seed.
+        arrays: mean maps of a class, of the first seed.
     """
 
     name: str
@@ -184,14 +210,14 @@ class Matched:
 
     def estimate(self, *place: str) -> Estimate | None:
         """Return the mean over seeds of the number at a place, or None where it could not be measured."""
-        found = []
+        values = []
         for numbers in self.numbers:
             value: Any = numbers
             for key in place:
                 value = value.get(key, {}) if isinstance(value, dict) else {}
             if isinstance(value, int | float):
-                found.append(float(value))
-        return estimate(found) if len(found) == len(self.numbers) else None
+                values.append(float(value))
+        return estimate(values) if len(values) == len(self.numbers) else None
 
 
 @dataclass(frozen=True)
@@ -203,7 +229,7 @@ class Pair:
         teacher: the teacher.
         student: key of `students`.
         runs: the student alone first, then the runs in the order of params.yaml.
-        matchings: of their channels.
+        matchings: the matchings of their channels.
     """
 
     name: str
@@ -235,8 +261,8 @@ class Pair:
     @property
     def compared(self) -> list[Run]:
         """The runs of which there is room for one picture each: alone, baseline and the best, where they differ."""
-        found = {run.name: run for run in (self.alone, self.baseline, self.best) if run is not None}
-        return list(found.values())
+        runs = {run.name: run for run in (self.alone, self.baseline, self.best) if run is not None}
+        return list(runs.values())
 
     def ranked(self) -> list[Run]:
         """Return the runs by mean top-1, the best first; equals keep their order."""
@@ -248,13 +274,13 @@ class Fit:
     """A fitted table.
 
     Attributes:
-        name: key of `fits` or `derived`.
-        teacher: whose outputs it was fitted to.
+        name: teacher and table.
+        teacher: the teacher whose outputs it was fitted to.
         table: key of `tables`.
         plugin: the file of `pipeline/tables/fits` that made it.
-        feature: what it was fitted to.
+        feature: the feature that it was fitted to.
         quality: numbers by name.
-        arrays: by name.
+        arrays: arrays by name.
     """
 
     name: str
@@ -266,17 +292,17 @@ class Fit:
     arrays: dict[str, NDArray[Any]]
 
     def has(self, *names: str) -> bool:
-        """Tell whether it holds all of these arrays."""
+        """Return whether it holds all of these arrays."""
         return all(name in self.arrays for name in names)
 
     @property
     def unit(self) -> str:
         """What one of the groups is called, into which it parts the pixels."""
-        return UNITS.get(self.plugin, "cluster")
+        return plugin.load("tables", self.plugin).UNIT or "cluster"
 
     @property
     def units(self) -> str:
-        """The same of several."""
+        """The plural of its unit."""
         return self.unit + ("es" if self.unit.endswith("s") else "s")
 
 
@@ -285,14 +311,12 @@ class Code:
     """Codes of a teacher's views, made with a fitted table.
 
     Attributes:
-        name: key of `codes`.
         teacher: key of `teachers`.
         code: the feature's full name.
         slots: augmented views of each sample.
         lost: mean KL(code || p_T) of the plain training pixels, in nats.
     """
 
-    name: str
     teacher: str
     code: str
     slots: int
@@ -304,12 +328,13 @@ class Results:
     """All that is reported.
 
     Attributes:
-        seeds: of the students.
-        datasets: by name.
-        teachers: by name.
-        pairs: in the order of params.yaml.
-        fits: in the order of params.yaml, those in the space of another table last.
-        codes: in the order of params.yaml.
+        seeds: the students' seeds.
+        datasets: data sets by name.
+        teachers: teachers by name.
+        pairs: pairs in the order of params.yaml.
+        fits: fitted tables, teacher by teacher.
+        codes: codes, teacher by teacher.
+        provenance: where the report comes from.
     """
 
     seeds: tuple[int, ...]
@@ -318,3 +343,4 @@ class Results:
     pairs: tuple[Pair, ...]
     fits: tuple[Fit, ...]
     codes: tuple[Code, ...]
+    provenance: Provenance

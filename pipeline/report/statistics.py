@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 LEVEL = 0.95
 
 
@@ -18,8 +20,8 @@ class Estimate:
     """A mean over seeds.
 
     Attributes:
-        mean: over seeds.
-        std: with n - 1 in the denominator; None for one seed.
+        mean: the mean.
+        std: standard deviation, with n - 1 in the denominator; None for one seed.
         half: half the width of the 95 % t-interval of the mean; None for one seed.
         count: number of seeds.
     """
@@ -31,7 +33,7 @@ class Estimate:
 
     @property
     def verdict(self) -> int:
-        """1 where the whole interval lies above 0, -1 where below, 0 where it holds 0 or there is none."""
+        """1 where the whole interval lies above zero, -1 where below, 0 where it includes zero or there is none."""
         if self.half is None or abs(self.mean) <= self.half:
             return 0
         return 1 if self.mean > 0 else -1
@@ -41,8 +43,9 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Estimate the mean of `values`, one a seed."""
     count = len(values)
     mean = math.fsum(values) / count
-    if count == 1:
+    if count == 1:  # there is nothing to estimate a spread from
         return Estimate(mean, None, None, 1)
+
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     return Estimate(mean, std, t_quantile(count - 1) * std / math.sqrt(count), count)
 
@@ -64,23 +67,5 @@ def t_quantile(degrees: int, level: float = LEVEL) -> float:
         degrees: of freedom, an integer of 1 or more.
         level: in (0, 1).
     """
-    low, high = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        if _within(middle, degrees) < level:
-            low = middle
-        else:
-            high = middle
-    return math.tan((low + high) / 2) * math.sqrt(degrees)
-
-
-def _within(angle: float, degrees: int) -> float:
-    """Return P(|T| < sqrt(degrees) tan(angle)): Abramowitz and Stegun 1964, 26.7.3 and 26.7.4."""
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term = cosine if odd else 1.0
-    total = 0.0 if degrees == 1 else term
-    for k in range(2 + odd, degrees - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+    # Symmetric: what lies outside is shared by both tails.
+    return float(stdtrit(degrees, (1 + level) / 2))

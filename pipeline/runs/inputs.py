@@ -7,13 +7,14 @@ when something else has: a new K for K-means leaves plain KD's json byte for byt
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.artifacts.hashing import file_hash
 from pipeline.data.prepared import Prepared
 from pipeline.errors import StaleArtifactError
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import Block
+from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import ViewParams
 
@@ -29,7 +30,7 @@ class StudentInputs(Block):
         views: what it sees.
         data: folder of the prepared data.
         fingerprint: of the data, by split.
-        mean: normalisation of the images.
+        mean: normalization of the images.
         std: as `mean`.
         code: hash by file of the plug-ins' closure.
     """
@@ -66,20 +67,17 @@ class RunInputs(StudentInputs):
         run: key of `runs`.
         seed: of init, order and views.
         teacher: key of `teachers`.
-        method: plug-in, with its settings as params.yaml has them.
-        config: these settings.
-        transform: plug-in or None.
-        transform_config: its settings.
-        schedule: plug-in.
-        schedule_config: its settings.
+        methods: the methods with their settings, in their order, defaults filled in.
+        transform: the transform with its settings, or None.
+        schedule: the schedule with its settings.
         source: where the teacher's features come from.
-        slots: augmented view slots that the student sees; None is no end.
+        slots: augmented view slots that the student sees; None where they are unbounded.
         features: teacher features that are read.
         teacher_network: the method reads the teacher's own modules.
         weights_folder: of the teacher.
         weights: hash of the teacher's weights, by checkpoint; empty when only the store is read.
         stored: the features that are read from a store, by name; empty when online.
-        self_taught: the logits of self-taught copies of the teacher that are read, by the copy's name.
+        copies: the logits of self-taught copies of the teacher that are read, by the copy's name.
         tables: path and hash of the fitted tables that are read, by name.
         matchings: path and hash of the matchings that are read, by their keys.
         teacher_weights: hash of the teacher's last weights, which made `teacher_evaluation`.
@@ -91,12 +89,9 @@ class RunInputs(StudentInputs):
     run: str
     seed: int
     teacher: str
-    method: str
-    config: dict[str, Any]
-    transform: str | None
-    transform_config: dict[str, Any]
-    schedule: str
-    schedule_config: dict[str, Any]
+    methods: tuple[Plug, ...]
+    transform: Plug | None
+    schedule: Plug
     source: Literal["cached", "online"]
     slots: int | None
     features: tuple[str, ...]
@@ -104,7 +99,7 @@ class RunInputs(StudentInputs):
     weights_folder: str
     weights: dict[str, str]
     stored: dict[str, Stored]
-    self_taught: dict[str, Stored] = {}
+    copies: dict[str, Stored] = {}
     tables: dict[str, tuple[str, str]]
     matchings: dict[str, tuple[str, str]] = {}
     teacher_weights: str
@@ -115,7 +110,7 @@ def check_data(inputs: StudentInputs, prepared: Prepared) -> None:
     """Refuse prepared data that are not those that `inputs` names.
 
     Raises:
-        StaleArtifactError: a fingerprint or the normalisation differs.
+        StaleArtifactError: a fingerprint or the normalization differs.
     """
     meta = prepared.meta
     if (meta.fingerprint, meta.mean, meta.std) != (inputs.fingerprint, inputs.mean, inputs.std):

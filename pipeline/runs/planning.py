@@ -14,29 +14,25 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipeline import plugin
 from pipeline.compute.machine import machine
-from pipeline.data.dataset import Meta
-from pipeline.data.views import ViewSpace, num_slots, view_space
-from pipeline.features import codebook
+from pipeline.data.layout import Meta
+from pipeline.data.views import view_space
+from pipeline.features.contents import StoredFeature
 from pipeline.features.encoding import tables_of
 from pipeline.features.extract import stored_features
-from pipeline.features.manifest import StoredFeature
 from pipeline.features.store import Layout
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec
-from pipeline.params.base import validate
-from pipeline.params.codes import CodeParams
-from pipeline.params.copies import SelfTaughtParams
-from pipeline.params.extract import TeacherParams
-from pipeline.params.pairs import PairBlock
-from pipeline.params.project import Sections, blocks, merged
-from pipeline.params.recipe import Recipe, cut
-from pipeline.params.students import StudentParams
+from pipeline.params.copies import CopyParams
+from pipeline.params.pairs import RunBlock
+from pipeline.params.recipe import cut
+from pipeline.params.tables import EncodeBlock
+from pipeline.params.teachers import TeacherParams
+from pipeline.runs import blocks
+from pipeline.runs.project import Kind, Project
 
 CHECKSUM_BYTES = 4
 INDEX_BYTES = 16  # offset and length of a chunk in its shard
@@ -78,7 +74,7 @@ class Cost:
         slots: augmented slots in the store; None when it is not stored.
         view_bytes: of a sample and view.
         bytes: of all that is stored of it.
-        all_bytes: of the same with every view stored; None for an endless view space.
+        all_bytes: of the same with every view stored; None for an unbounded view space.
         online: forward passes for one student, on average over the students that read it; None when none does.
         students: that read it, cached or online.
     """
@@ -128,8 +124,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A run of a pair, overrides merged."""
+class _Reader:
+    """A run of a pair, as a reader of its teacher's features."""
 
     name: str
     teacher: str
@@ -139,52 +135,54 @@ class _Run:
     forwards: int  # of a student that learns online
 
 
-def plan(params: Sections, metas: Mapping[str, Meta]) -> Plan:
+def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
     """Plan all of params.yaml.
 
     Args:
-        params: checked, plug-ins included.
-        metas: of the prepared data, by data set.
+        project: params.yaml, checked.
+        metas: what the prepared data say of themselves, by data set.
 
     Raises:
         ParamsError: more slots than there are views.
         UnknownNameError: a tap or encoding that does not exist.
     """
-    runs = list(_runs(params, metas))
+    params = project.params
+    readers = [_reader(pair, run, block, project, metas) for pair, run, block in project.distilled()]
     items: list[Item] = []
     costs: list[Cost] = []
     paid: list[BreakEven] = []
     for name, teacher in params.teachers.items():
         meta = metas[teacher.dataset]
-        space = view_space(params.datasets[teacher.dataset].views)
-        network = build(_spec(teacher, meta), 0)
-        taught = [run for run in runs if run.teacher == name]
-        stored, unstored = _features(name, teacher, meta, space, network, taught)
-        items += _teacher(name, teacher, network)
+        network = build(_spec(project, "teachers", name, meta), 0)
+        own = [reader for reader in readers if reader.teacher == name]
+        stored, unstored = _features(project, name, meta, network, own)
+        items += _teacher(project, name, network)
         items.append(_store(name, teacher, meta, stored))
-        costs += _costs(name, teacher, meta, space, stored, unstored, taught, len(params.seeds))
-        paid.append(_break_even(name, items[-1].forwards, taught, len(params.seeds)))
-    for stage, asked in (("fit_table", params.fits), ("derive_table", params.derived)):
-        for name, fit in asked.items():
-            items.append(Item("table", f"{fit.teacher}/{fit.table}", (f"{stage}@{name}",), 0, 1))
-    for name, match in params.matches.items():
-        made = (f"match_channels@{name}",)
-        items.append(Item("matching", f"{match.pair}/{match.matching}", made, 0, 2 * len(params.seeds)))
-    for name, code in params.codes.items():
-        items.append(_codes(name, code, params, metas))
-    for name, copy in params.self_taught.items():
-        items.append(_self_taught(name, copy, params, metas))
+        costs += _costs(project, name, meta, stored, unstored, own)
+        paid.append(_break_even(name, items[-1].forwards, own, len(params.seeds)))
+        items += _fitted(project, name, meta)
+
+    for name in params.pairs:
+        recipes = {
+            wanted.matching for run in params.runs_of(name) for wanted in project.run(name, run).matchings
+        }
+        if recipes:
+            files = 2 * len(params.seeds) * len(recipes)
+            items.append(Item("matchings", name, (f"match_channels@{name}",), 0, files))
+    for name, copy in params.copies.items():
+        items.append(_copy(project, name, copy, metas))
+
     sizes = {
-        name: 3 * _weight_bytes(build(_spec(student, metas[student.dataset]), 0))  # init, last, best
-        for name, student in params.students.items()
+        name: 3 * _weight_bytes(build(_spec(project, "students", name, metas[student.dataset]), 0))
+        for name, student in params.students.items()  # init, last, best
     }
     for name, size in sizes.items():
         stages = tuple(f"pretrain_student@{name}-{seed}" for seed in params.seeds)
         items.append(Item("student alone", name, stages, size, 7))
-    for run in runs:
-        stages = tuple(f"distill@{run.name}-{seed}" for seed in params.seeds)
-        forwards = run.forwards if run.online else 0
-        items.append(Item("student", run.name, stages, sizes[run.student], 8, forwards))
+    for reader in readers:
+        stages = tuple(f"distill@{reader.name}-{seed}" for seed in params.seeds)
+        forwards = reader.forwards if reader.online else 0
+        items.append(Item("student", reader.name, stages, sizes[reader.student], 7, forwards))
     return Plan(tuple(items), tuple(costs), tuple(paid))
 
 
@@ -204,53 +202,52 @@ def store_files(layout: Layout) -> int:
     return math.ceil(slots / layout.shard[0]) * math.ceil(samples / layout.shard[1]) + 1
 
 
-def _runs(params: Sections, metas: Mapping[str, Meta]) -> Iterator[_Run]:
-    found = blocks(params)
-    for item in params.distill:
-        name, _, key = item.partition("/")
-        pair = found[f"pairs/{name}"]
-        assert isinstance(pair, PairBlock)
-        run, student = pair.runs[key], pair.student
-        method, schedule = plugin.load("methods", run.method), plugin.load("schedules", run.schedule)
-        needs = method.Method.needs(validate(method.Config, run.config, f"runs.{key}.config"))
-        config = validate(schedule.Config, run.schedule_config, f"runs.{key}.schedule_config")
-        needs |= schedule.Schedule.needs(config)
-        if run.transform is not None:
-            transform = plugin.load("transforms", run.transform)
-            where = f"runs.{key}.transform_config"
-            needs |= transform.Transform.needs(validate(transform.Config, run.transform_config, where))
-        features = needs.teacher
-        recipe = validate(
-            Recipe, merged(student.recipe.model_dump(mode="json"), run.recipe), f"runs.{key}.recipe"
-        )
-        shown = sum(cut(metas[student.dataset].samples["train"], recipe.batch_size, recipe.drop_last))
-        forwards = recipe.epochs * shown if features else 0
-        yield _Run(item, pair.teacher, student.student, run.source == "online", features, forwards)
+def _reader(pair: str, run: str, block: RunBlock, project: Project, metas: Mapping[str, Meta]) -> _Reader:
+    names, recipe = project.params.pairs[pair], block.recipe
+    dataset = project.params.students[names.student].dataset
+    shown = sum(cut(metas[dataset].samples["train"], recipe.batch_size, recipe.drop_last))
+    forwards = recipe.epochs * shown if block.features else 0
+    online = block.source == "online"
+    return _Reader(f"{pair}/{run}", names.teacher, names.student, online, block.features, forwards)
 
 
 def _features(
-    name: str, teacher: TeacherParams, meta: Meta, space: ViewSpace, network: Network, taught: list[_Run]
+    project: Project, name: str, meta: Meta, network: Network, readers: list[_Reader]
 ) -> tuple[dict[str, StoredFeature], dict[str, StoredFeature]]:
     """Return the features that the store will hold, and the others that runs read."""
-    where = f"teachers.{name}.extract.features"
     requested = {
-        feature: (num_slots(space, stored.slots, f"{where}.{feature}.slots"), stored.dtype)
-        for feature, stored in teacher.extract.features.items()
+        feature: (
+            project.slots(name, stored.slots, f"teachers.{name}.features.{feature}.slots"),
+            stored.dtype,
+        )
+        for feature, stored in project.features(name).items()
     }
     # A code has a store of its own, or is made online of the tap.
-    read = {feature for run in taught for feature in run.features if not tables_of([feature])}
+    read = {feature for reader in readers for feature in reader.features if not tables_of([feature])}
     others = dict.fromkeys(sorted(read), (0, "float16"))
     live = Teacher(network, machine("cpu"))
-    found = stored_features(others | requested, live, meta.channels, meta.size)
-    stored = {feature: found[feature] for feature in requested}
-    return stored, {feature: found[feature] for feature in others if feature not in requested}
+    probed = stored_features(others | requested, live, meta.channels, meta.size)
+    stored = {feature: probed[feature] for feature in requested}
+    return stored, {feature: probed[feature] for feature in others if feature not in requested}
 
 
-def _teacher(name: str, teacher: TeacherParams, network: Network) -> list[Item]:
-    weights = 3 + len(teacher.anchors)  # init, last, best
+def _teacher(project: Project, name: str, network: Network) -> list[Item]:
+    weights = 3 + len(project.params.teachers[name].anchors)  # init, last, best
     # Beside them: network.json, history.csv, training.json; a teacher that is not trained has no history.
-    files = weights + 2 + (teacher.recipe.epochs > 0)
+    files = weights + 2 + (project.recipe("teachers", name).epochs > 0)
     return [Item("teacher", name, (f"train_teacher@{name}",), weights * _weight_bytes(network), files)]
+
+
+def _fitted(project: Project, name: str, meta: Meta) -> Iterator[Item]:
+    """Give the tables and codes that runs ask to be made of a teacher's store."""
+    asked = blocks.asked(project, name)
+    for table, fit in asked.tables.items():
+        if fit is not None:
+            yield Item("table", f"{name}/{table}", (fit.stage,), 0, 1)
+    for block in asked.codes.values():
+        for code in block.codes if block is not None else ():
+            assert block is not None
+            yield _code(project, name, block, code, meta)
 
 
 def _layouts(feature: StoredFeature, meta: Meta) -> Iterator[Layout]:
@@ -264,7 +261,7 @@ def _array_bytes(feature: StoredFeature, meta: Meta, checkpoints: int) -> int:
 
 
 def _store(name: str, teacher: TeacherParams, meta: Meta, stored: Mapping[str, StoredFeature]) -> Item:
-    checkpoints, splits, train = len(teacher.extract.checkpoints), len(meta.samples), meta.samples["train"]
+    checkpoints, splits, train = len(teacher.checkpoints), len(meta.samples), meta.samples["train"]
     slots = 1 + max(feature.slots for feature in stored.values())
     layouts = [layout for feature in stored.values() for layout in _layouts(feature, meta)] * checkpoints
     layouts.append(Layout.plan((slots, train), "int32"))  # the view ids
@@ -282,110 +279,92 @@ def _store(name: str, teacher: TeacherParams, meta: Meta, stored: Mapping[str, S
     )
 
 
-def _codes(name: str, code: CodeParams, params: Sections, metas: Mapping[str, Meta]) -> Item:
+def _code(project: Project, name: str, block: EncodeBlock, code: str, meta: Meta) -> Item:
     """Return the store of a code; the teacher sees every view, and the plain ones again for what is lost."""
-    teacher = params.teachers[code.teacher]
-    dataset, meta = params.datasets[teacher.dataset], metas[teacher.dataset]
-    slots = num_slots(view_space(dataset.views), code.slots, f"codes.{name}.slots")
-    network, where = build(_spec(teacher, meta), 0), machine("cpu")
-    mapped = code.feature.rpartition(":")[0]
-    plain = stored_features({mapped: (0, "float16")}, Teacher(network, where), meta.channels, meta.size)
-    live = Teacher(network, where, {code.table: _stand_in(plain[mapped].shape[0], len(meta.classes))})
-    stored = stored_features({code.code: (slots, "float16")}, live, meta.channels, meta.size)
+    network, cpu = build(_spec(project, "teachers", name, meta), 0), machine("cpu")
+    mapped, _, encoding = code.partition("@")[0].rpartition(":")
+    plain = stored_features({mapped: (0, "float16")}, Teacher(network, cpu), meta.channels, meta.size)
+    # No table is fitted yet: the least one that the encoding reads.
+    table = plugin.load("encodings", encoding).stand_in(plain[mapped].shape[0], len(meta.classes))
+    live, slots = Teacher(network, cpu, {block.table: table}), block.codes[code]
+    stored = stored_features({code: (slots, "float16")}, live, meta.channels, meta.size)[code]
+
     train = meta.samples["train"]
-    one = stored[code.code]
     layouts = [
-        Layout.plan((1 + slots, train, *one.shape), one.dtype),
+        Layout.plan((1 + slots, train, *stored.shape), stored.dtype),
         Layout.plan((1 + slots, train), "int32"),
     ]
     manifest = MANIFEST_BYTES + FEATURE_BYTES + DIGEST_BYTES
     return Item(
         "codes",
-        f"{code.teacher}/{name}",
-        (f"encode_views@{name}",),
+        f"{name}/{code}",
+        (block.stage,),
         sum(map(store_bytes, layouts)) + 4 * GROUP_BYTES + manifest,
-        sum(map(store_files, layouts)) + 5 + 1,  # the groups, the summary
+        sum(map(store_files, layouts)) + 5,  # the groups
         (2 + slots) * train,
     )
 
 
-def _self_taught(name: str, copy: SelfTaughtParams, params: Sections, metas: Mapping[str, Meta]) -> Item:
+def _copy(project: Project, name: str, copy: CopyParams, metas: Mapping[str, Meta]) -> Item:
     """Return a self-taught copy: its weights, and the store of its logits of every view."""
-    teacher = params.teachers[copy.teacher]
-    dataset, meta = params.datasets[teacher.dataset], metas[teacher.dataset]
-    slots = num_slots(view_space(dataset.views), copy.slots, f"self_taught.{name}.slots")
-    stored = teacher.extract.features.get("logits")
+    meta = metas[project.params.teachers[copy.teacher].dataset]
+    slots = project.slots(copy.teacher, copy.slots, f"copies.{name}.slots")
+    stored = project.features(copy.teacher).get("logits")
     train = meta.samples["train"]
     layouts = [
         Layout.plan((1 + slots, train, len(meta.classes)), stored.dtype if stored else "float16"),
         Layout.plan((1 + slots, train), "int32"),
     ]
     manifest = MANIFEST_BYTES + FEATURE_BYTES + DIGEST_BYTES
-    weights = 3 * _weight_bytes(build(_spec(teacher, meta), 0))  # init, last, best
+    network = build(_spec(project, "teachers", copy.teacher, meta), 0)
     return Item(
-        "self-taught",
+        "copy",
         f"{copy.teacher}/{name}",
-        (f"train_self_taught@{name}",),
-        weights + sum(map(store_bytes, layouts)) + 4 * GROUP_BYTES + manifest,
+        (f"train_copy@{name}",),
+        3 * _weight_bytes(network) + sum(map(store_bytes, layouts)) + 4 * GROUP_BYTES + manifest,
         sum(map(store_files, layouts)) + 4 + 7,  # the groups; weights, network.json, history, summaries
         (1 + slots) * train,
     )
 
 
-def _stand_in(channels: int, classes: int) -> dict[str, Tensor]:
-    """Return a table of the least size that any encoding reads: a code's shape does not depend on its values."""
-    return {
-        "centers": torch.zeros(max(codebook.TOP, classes), channels),
-        "temperature": torch.tensor(1.0),
-        "mean": torch.zeros(channels),
-        "scalings": torch.zeros(channels, channels),
-        "per_class": torch.tensor(1),
-    }
-
-
 def _costs(
+    project: Project,
     name: str,
-    teacher: TeacherParams,
     meta: Meta,
-    space: ViewSpace,
     stored: Mapping[str, StoredFeature],
     unstored: Mapping[str, StoredFeature],
-    taught: list[_Run],
-    seeds: int,
+    readers: list[_Reader],
 ) -> Iterator[Cost]:
-    for feature, one in {**stored, **unstored}.items():
-        size = math.prod(one.shape) * np.dtype(one.dtype).itemsize
-        checkpoints = len(teacher.extract.checkpoints)
-        whole = None if space.count is None else one.model_copy(update={"slots": space.count})
-        readers = [run.forwards for run in taught if feature in run.features]
+    teacher = project.params.teachers[name]
+    space, checkpoints = view_space(project.views[teacher.dataset]), len(teacher.checkpoints)
+    for feature, layout in {**stored, **unstored}.items():
+        size = math.prod(layout.shape) * np.dtype(layout.dtype).itemsize
+        whole = None if space.count is None else layout.model_copy(update={"slots": space.count})
+        forwards = [reader.forwards for reader in readers if feature in reader.features]
         yield Cost(
             name,
             feature,
-            one.slots if feature in stored else None,
+            layout.slots if feature in stored else None,
             size,
-            _array_bytes(one, meta, checkpoints) if feature in stored else 0,
+            _array_bytes(layout, meta, checkpoints) if feature in stored else 0,
             None if whole is None else _array_bytes(whole, meta, checkpoints),
-            round(Fraction(sum(readers), len(readers))) if readers else None,
-            len(readers) * seeds,
+            round(Fraction(sum(forwards), len(forwards))) if forwards else None,
+            len(forwards) * len(project.params.seeds),
         )
 
 
-def _break_even(name: str, cached: int, taught: list[_Run], seeds: int) -> BreakEven:
-    online = [run.forwards for run in taught if run.forwards and not run.online]
+def _break_even(name: str, cached: int, readers: list[_Reader], seeds: int) -> BreakEven:
+    online = [reader.forwards for reader in readers if reader.forwards and not reader.online]
     if not online:
         return BreakEven(name, cached, 0, 0, None)
     mean = Fraction(sum(online), len(online))
     return BreakEven(name, cached, round(mean), len(online) * seeds, math.ceil(cached / mean))
 
 
-def _spec(network: TeacherParams | StudentParams, meta: Meta) -> NetworkSpec:
-    return NetworkSpec(
-        family=network.family,
-        network=network.network,
-        size=meta.size,
-        channels=meta.channels,
-        classes=len(meta.classes),
-    )
+def _spec(project: Project, kind: Kind, name: str, meta: Meta) -> NetworkSpec:
+    """Return what a network is for the images that were prepared, without pretrained weights."""
+    images = {"size": meta.size, "channels": meta.channels, "classes": len(meta.classes), "weights": "none"}
+    return project.spec(kind, name).model_copy(update=images)
 
 
 def _weight_bytes(network: Network) -> int:

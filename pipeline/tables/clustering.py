@@ -1,9 +1,9 @@
 """K-means over rows that stream: k-means++ on a sample, then Lloyd's iterations over all rows.
 
-scikit-learn is the engine: `kmeans_plusplus` chooses the first centres and `KMeans.predict` finds the nearest one,
+scikit-learn is the engine: `kmeans_plusplus` chooses the first centers and `KMeans.predict` finds the nearest one,
 the fastest of what was measured (C = 64 and 256, K = 4096, two cores: 203,000 and 98,000 rows a second;
 `pairwise_distances_argmin` 116,000 and 44,000, torch's addmm and argmin 170,000 and 88,000). Its `fit` is not used:
-it holds all rows, and adds them up in float32 in each thread, so that its centres change with the number of
+it holds all rows, and adds them up in float32 in each thread, so that its centers change with the number of
 threads. Here sums are float64 and in the order of the rows: bit for bit the same whatever the threads, the blocks of
 the store and the memory that is spent on holding rows.
 """
@@ -21,7 +21,7 @@ from pipeline.tables.pixels import Points
 
 Array = NDArray[Any]
 
-# Rows that k-means++ chooses from: it takes about ten passes over them for every centre.
+# Rows that k-means++ chooses from: it takes about ten passes over them for every center.
 START_ROWS = 1 << 15
 START_ROWS_PER_CLUSTER = 8
 
@@ -33,7 +33,7 @@ class Clusters:
     Attributes:
         centers: float32 (K, D).
         iterations: number of iterations done.
-        relocated: how many empty clusters were moved to badly served rows, over all iterations.
+        relocated: how many empty clusters were moved to the rows farthest from their center, over all iterations.
     """
 
     centers: Array
@@ -43,12 +43,12 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Members:
-    """The rows that are nearest to each centre.
+    """The rows that are nearest to each center.
 
     Attributes:
         counts: int64 (K,).
         sums: float64 (K, D).
-        inertia: sum of squared distances to the nearest centre.
+        inertia: sum of squared distances to the nearest center.
     """
 
     counts: Array
@@ -57,7 +57,7 @@ class Members:
 
 
 class Nearest:
-    """Finds the nearest of centres (K, D) for rows; of equal ones the first.
+    """Finds the nearest of centers (K, D) for rows; of equal ones the first.
 
     Args:
         centers: float32 (K, D).
@@ -67,14 +67,14 @@ class Nearest:
         from sklearn.cluster import KMeans
 
         centers = np.ascontiguousarray(centers, np.float32)
-        # Fitted to one row, for predict's sake alone; then it gets the centres.
+        # Fitted to one row, for predict's sake alone; then it gets the centers.
         self._model = KMeans(1, init=centers[:1], n_init=1, max_iter=1).fit(centers[:1])
         self._model.cluster_centers_ = centers
 
     def __call__(self, x: Array) -> Array:
-        """Return the nearest centre of rows float32 (n, D), int32 (n,)."""
-        found: Array = self._model.predict(x)
-        return found
+        """Return the nearest center of rows float32 (n, D), int32 (n,)."""
+        nearest: Array = self._model.predict(x)
+        return nearest
 
 
 def fit(points: Points, count: int, clusters: int, iterations: int, seed: int, title: str) -> Clusters:
@@ -84,7 +84,7 @@ def fit(points: Points, count: int, clusters: int, iterations: int, seed: int, t
         points: the rows, best with a mean near zero: distances are computed in float32.
         count: number of rows.
         clusters: K, at most `count`.
-        iterations: at most; it ends earlier when no centre moves.
+        iterations: at most; it ends earlier when no center moves.
         seed: of the draws.
         title: of the progress bar.
     """
@@ -94,7 +94,7 @@ def fit(points: Points, count: int, clusters: int, iterations: int, seed: int, t
 
 
 def start(points: Points, count: int, clusters: int, seed: int) -> Array:
-    """Choose the first centres, float32 (K, D), by greedy k-means++ from a seeded sample of the rows.
+    """Choose the first centers, float32 (K, D), by greedy k-means++ from a seeded sample of the rows.
 
     The sample has 8 rows a cluster, and 32,768 at least: all of them, where there are no more.
     """
@@ -102,6 +102,7 @@ def start(points: Points, count: int, clusters: int, seed: int) -> Array:
     from sklearn.utils.random import sample_without_replacement
     from threadpoolctl import threadpool_limits
 
+    # Which rows are in the sample.
     size = max(START_ROWS, START_ROWS_PER_CLUSTER * clusters)
     chosen = np.arange(count)
     if size < count:
@@ -109,11 +110,14 @@ def start(points: Points, count: int, clusters: int, seed: int) -> Array:
         chosen = np.sort(
             sample_without_replacement(count, size, method="reservoir_sampling", random_state=state(seed))
         )
+
+    # They are picked out as the blocks go by: no block is kept.
     rows, seen = [], 0
     for x, _, _ in points:
         first, last = np.searchsorted(chosen, (seen, seen + len(x)))
         rows.append(x[chosen[first:last] - seen])
         seen += len(x)
+
     with threadpool_limits(1):  # the products' last bits depend on the threads; one is as fast
         centers, _ = kmeans_plusplus(np.concatenate(rows), clusters, random_state=state(seed))
     return np.asarray(centers, np.float32)
@@ -127,15 +131,15 @@ def state(seed: int) -> int:
 def lloyd(
     points: Points, centers: Array, iterations: int, advance: progress.Advance | None = None
 ) -> Clusters:
-    """Move centres to the means of their rows, until none moves or `iterations` are done.
+    """Move centers to the means of their rows, until none moves or `iterations` are done.
 
-    A centre that has no rows goes to the row that is served worst, as in scikit-learn.
+    A center that has no rows goes to the row farthest from its own center, as in scikit-learn.
 
     Args:
         points: the rows.
         centers: the first ones, float32 (K, D).
         iterations: at most.
-        advance: told the rows of each block.
+        advance: called with the number of rows of each block.
     """
     relocated = 0
     for done in range(1, iterations + 1):
@@ -143,6 +147,7 @@ def lloyd(
         empty = np.flatnonzero(counts == 0)
         if len(empty):
             relocated += _relocate(points, centers, empty, counts, sums)
+
         moved = centers.copy()
         moved[counts > 0] = sums[counts > 0] / counts[counts > 0, None]
         still, centers = np.array_equal(moved, centers), moved
@@ -152,7 +157,7 @@ def lloyd(
 
 
 def members(points: Points, centers: Array) -> Members:
-    """Count and add up the rows nearest to each of centres float32 (K, D)."""
+    """Count and add up the rows nearest to each of centers float32 (K, D)."""
     nearest, inertia = Nearest(centers), 0.0
     counts, sums = np.zeros(len(centers), np.int64), np.zeros(centers.shape)
     for x, _, _ in points:
@@ -203,20 +208,22 @@ def _means(
 
 
 def _relocate(points: Points, centers: Array, empty: Array, counts: Array, sums: Array) -> int:
-    """Give each of the clusters `empty` one of the worst-served rows; return how many there were.
+    """Give each of the clusters `empty` one of the rows farthest from their center; return how many were given.
 
-    Changes `counts` and `sums`. A row that lies on its centre is not taken: there are fewer kinds of rows than
+    Changes `counts` and `sums`. A row that lies on its center is not taken: there are fewer kinds of rows than
     clusters.
     """
     nearest = Nearest(centers)
     far = np.zeros(0)
     rows, label = np.zeros((0, centers.shape[1]), np.float32), np.zeros(0, np.int64)
     for x, _, _ in points:
-        found = nearest(x)
-        distance = np.concatenate([far, squared_distances(x, centers[found])])
+        own = nearest(x)
+        # The farthest so far and this block's compete; of equals the first stays.
+        distance = np.concatenate([far, squared_distances(x, centers[own])])
         order = np.argsort(-distance, kind="stable")[: len(empty)]
-        far, label = distance[order], np.concatenate([label, found])[order]
+        far, label = distance[order], np.concatenate([label, own])[order]
         rows = np.concatenate([rows, x])[order]
+
     taken = int((far > 0).sum())
     for cluster, row, old in zip(empty[:taken], rows[:taken], label[:taken], strict=True):
         counts[old] -= 1

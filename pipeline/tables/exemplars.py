@@ -36,9 +36,9 @@ def exemplars(
     Args:
         points: the pixels.
         groups: those to show, int64 (G,).
-        score: gives every pixel a score in each shown group, (n, G); -inf keeps it out.
-        height: of the map.
-        width: of the map.
+        score: gives every pixel a score in each shown group, (n, G); -inf excludes it.
+        height: rows of the map.
+        width: columns of the map.
 
     Returns:
         `gallery`, the groups, and int64 (G, 9) `nearest_sample`, `nearest_row` and `nearest_column`: the best
@@ -48,23 +48,26 @@ def exemplars(
     for block in points:
         scores = score(block)
         for group, (score_before, index_before) in enumerate(best):
+            # Once nine are known, few pixels can still beat the last of them: only these are sorted.
             floor = score_before[-1] if len(score_before) == EXEMPLARS else -np.inf
             able = scores[:, group] > floor
             values = np.concatenate([score_before, scores[able, group]])
             index = np.concatenate([index_before, block.pixel[able]])
             best[group] = _distinct(values, index, height * width)
+
     pixel = np.full((len(groups), EXEMPLARS), -1, np.int64)
     for group, (_, index) in enumerate(best):
         pixel[group, : len(index)] = index
+
     sample, rest = np.divmod(pixel, height * width)
     row, column = np.divmod(rest, width)
-    found = {"nearest_sample": sample, "nearest_row": row, "nearest_column": column}
-    return {"gallery": groups} | {name: np.where(pixel < 0, -1, array) for name, array in found.items()}
+    places = {"nearest_sample": sample, "nearest_row": row, "nearest_column": column}
+    return {"gallery": groups} | {name: np.where(pixel < 0, -1, array) for name, array in places.items()}
 
 
 def _distinct(scores: Array, index: Array, area: int) -> tuple[Array, Array]:
     """Return the highest scores of distinct images and their pixels, the best first."""
-    order = np.lexsort((index, -scores))
+    order = np.lexsort((index, -scores))  # by score, of equal ones by position
     _, first = np.unique(index[order] // area, return_index=True)
     order = order[np.sort(first)[:EXEMPLARS]]
     return scores[order], index[order]

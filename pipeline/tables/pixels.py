@@ -21,7 +21,7 @@ Map = Callable[[Array], Array]
 
 BLOCK_BYTES = 16 << 20
 BLOCK_MULTIPLE = 256  # rows that scikit-learn's kernels take at a time
-HELD_BYTES = 256 << 20  # rows up to this size are kept in memory instead of being read again
+HELD_BYTES = 256 << 20  # rows up to this size are kept in memory and read once
 
 
 class Block(NamedTuple):
@@ -29,8 +29,8 @@ class Block(NamedTuple):
 
     Attributes:
         x: float32 (n, C).
-        label: class of the pixel's image, int64 (n,).
-        pixel: its number, int64 (n,): sample * H * W + row * W + column.
+        label: class of each pixel's image, int64 (n,).
+        pixel: number of each pixel, int64 (n,): sample * H * W + row * W + column.
     """
 
     x: Array
@@ -52,7 +52,7 @@ class Pixels:
 
     Attributes:
         stream: the samples.
-        feature: its name, for messages.
+        feature: name of the feature, for messages.
         samples: which samples are used, bool (N,); None is all of them.
         mapped: what every pixel goes through, (n, C) to (n, D), and D; None is nothing.
     """
@@ -72,7 +72,7 @@ class Pixels:
         if len(stream.shape) != 4:
             raise ParamsError(
                 f"Feature '{feature}' has shape {tuple(stream.shape[1:])}, and a table of pixels is fitted to a map "
-                "(C, H, W). Choose a stored map as 'feature' of the table's config in params.yaml, then: dvc repro"
+                "(C, H, W). Choose a stored map as 'feature' of the table's settings in params.yaml, then: dvc repro"
             )
         return cls(stream, feature)
 
@@ -126,32 +126,33 @@ class Pixels:
         if x.dtype.kind != "f":
             raise ParamsError(
                 f"Feature '{self.feature}' holds {x.dtype.name}; a table is fitted to a map of floats. Choose another "
-                "'feature' in the table's config in params.yaml, then: dvc repro"
+                "'feature' in the table's settings in params.yaml, then: dvc repro"
             )
         finite = np.isfinite(x).all(axis=1)
         if not finite.all():
             first = sample[int(finite.argmin()) // (len(x) // len(sample))]
             raise DivergedError(
                 f"Feature '{self.feature}' of sample {first} is not finite. If it overflows float16, set its dtype to "
-                "float32 in teachers.*.extract.features of params.yaml; else train the teacher again; then: dvc repro"
+                "float32 in teachers.*.features in params.yaml; else train the teacher again; then: dvc repro"
             )
 
 
 def blocked(blocks: Iterable[Block], width: int) -> Iterator[Block]:
     """Cut blocks anew: a fixed number of rows, the most of `width` float32 that fit `BLOCK_BYTES`."""
     size = max(1, BLOCK_BYTES // (4 * width * BLOCK_MULTIPLE)) * BLOCK_MULTIPLE
-    waiting: list[Block] = []
-    held = 0
+    waiting: list[Block] = []  # rows that do not fill a block yet
+    count = 0
     for block in blocks:
         start = 0
-        while held + len(block.x) - start >= size:
-            stop = start + size - held
+        while count + len(block.x) - start >= size:
+            stop = start + size - count
             yield joined([*waiting, _cut(block, start, stop)])
-            waiting, held, start = [], 0, stop
+            waiting, count, start = [], 0, stop
         if start < len(block.x):
             waiting.append(_cut(block, start, len(block.x)))
-            held += len(block.x) - start
-    if held:
+            count += len(block.x) - start
+
+    if count:
         yield joined(waiting)
 
 
@@ -162,13 +163,13 @@ def joined(blocks: Sequence[Block]) -> Block:
     return Block(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
 
-def held(points: Points, count: int, width: int, budget: int | None = None) -> Points:
+def in_memory(points: Points, count: int, width: int, budget: int | None = None) -> Points:
     """Return the points in memory where they fit a budget, and as they are where they do not.
 
     Args:
-        points: what is gone through.
+        points: the rows.
         count: number of rows.
-        width: of a row.
+        width: values in a row.
         budget: bytes; None is `HELD_BYTES`.
     """
     return list(points) if row_bytes(width) * count <= (HELD_BYTES if budget is None else budget) else points

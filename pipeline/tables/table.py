@@ -1,28 +1,32 @@
 """Contract of `pipeline/tables/fits/`: things fitted offline from a teacher's store, one a file.
 
-A plug-in file holds `Config` (a `TableConfig`) and `fit(stream, config, context) -> Fitted`, and `BASE`, the file of
-another table, when it is fitted in the space of one. A fit streams: its memory does not grow with the number of
-samples. On disk a table is an npz without pickle; beside its arrays it keeps what it was fitted from, so that a
-table of another teacher or store is refused.
+A plug-in file holds `Config` (a `TableConfig`), `fit(stream, config, context) -> Fitted`, and `UNIT`, what one of the
+groups is called into which it parts the pixels ("word"), or None where it parts none. A fit streams: its memory does
+not grow with the number of samples. On disk a table is an npz without pickle; beside its arrays it keeps what it was
+fitted from, so that a table of another teacher or store is refused.
+
+Example:
+    >>> class Config(TableConfig):
+    ...     scale: float = 1.0
+    >>> def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
+    ...     total = sum(config.scale * values.sum(axis=0) for values, _ in stream)
+    ...     return Fitted({"total": total}, {"channels": float(len(total))})
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from zipfile import BadZipFile
 
-import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
+from pipeline.artifacts import arrays
+from pipeline.errors import DamagedArtifactError
 from pipeline.params.base import Block
 
 Array = NDArray[Any]
-_ORIGIN = "origin"
 
 
 class TableConfig(Block):
@@ -51,13 +55,9 @@ class FitContext:
 
     Attributes:
         num_classes: number of classes.
-        seed: for `pipeline.seeding`.
-        base: arrays of the table in whose space it is fitted; None where it has no `BASE`.
     """
 
     num_classes: int
-    seed: int = 0
-    base: Mapping[str, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,86 +73,34 @@ class Fitted:
     quality: dict[str, float]
 
 
-def require_base(context: FitContext, table: str, base: str) -> Mapping[str, Array]:
-    """Return the arrays of the base of a fit.
+def save(path: Path, fitted: Fitted, origin: Mapping[str, Any]) -> None:
+    """Write a table's arrays and what it was fitted from.
 
     Args:
-        context: of the fit.
-        table: the file of the table that is fitted.
-        base: its `BASE`.
-
-    Raises:
-        ParamsError: there is none.
+        path: a scratch path for the npz.
+        fitted: the table.
+        origin: what it was fitted from, anything that json can hold; `made_by` is the stage that made it.
     """
-    if context.base is None:
-        raise ParamsError(
-            f"Table '{table}' is fitted in the space of a table '{base}', and none was given: give 'base: NAME', a fit "
-            f"of '{base}', in its entry of 'derived' in params.yaml (by hand: --base PATH), then: dvc repro"
-        )
-    return context.base
+    arrays.write(path, fitted.arrays, dict(origin))
 
 
-def save(path: Path, fitted: Fitted, origin: dict[str, Any]) -> None:
-    """Write a table's arrays, and what it was fitted from."""
-    text = json.dumps(origin, sort_keys=True)
-    with path.open("wb") as file:  # numpy would add a suffix to a path
-        np.savez(file, allow_pickle=False, **fitted.arrays, **{_ORIGIN: np.array(text)})
-
-
-def load(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+def load(path: Path, hint: str) -> tuple[dict[str, Array], dict[str, Any]]:
     """Read a table: its arrays by name, and what it was fitted from.
+
+    Args:
+        path: the npz.
+        hint: the command that makes it, for instance "dvc repro fit_table@T-words".
 
     Raises:
         MissingArtifactError: there is no such file.
         DamagedArtifactError: it is not a table.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        return arrays, json.loads(str(arrays.pop(_ORIGIN)))
-    except FileNotFoundError:
-        raise MissingArtifactError(
-            f"{path} does not exist. Add it to 'fits' in params.yaml, then: dvc repro"
-        ) from None
-    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
-        raise DamagedArtifactError(f"{path} is not a table ({error}). Delete it, then: dvc repro") from None
+    return arrays.read(path, hint), read_origin(path, hint)
 
 
-def open_base(
-    path: Path | None, table: str, expected: str | None, origin: Mapping[str, Any]
-) -> Mapping[str, Array] | None:
-    """Read the base of a fit, and refuse one that is another table or was fitted to something else.
-
-    Args:
-        path: the base's npz; None is none.
-        table: the file of the table that is fitted.
-        expected: its `BASE`.
-        origin: of the table that is fitted: the base must have the same `weights` and `digest`.
-
-    Returns:
-        The base's arrays; None where none was given.
-
-    Raises:
-        ParamsError: a base is not wanted, or is of another kind.
-        StaleArtifactError: it was fitted from another teacher, other weights or another feature.
-    """
-    if expected is None and path is not None:
-        raise ParamsError(
-            f"Table '{table}' has no base, and {path} was given. Leave 'base' out, then: dvc repro"
-        )
-    if path is None:
-        return None  # a fit that needs one says so
-    arrays, found = load(path)
-    block = found.get("table", {})
-    if block.get("table") != expected:
-        raise ParamsError(
-            f"Table '{table}' is fitted in the space of a table '{expected}', and {path} is a table "
-            f"'{block.get('table')}': give 'base: NAME', a fit of '{expected}', in params.yaml, then: dvc repro"
-        )
-    for key, what in (("teacher", "teacher"), ("weights", "weights of the teacher"), ("digest", "feature")):
-        if found.get(key) != origin[key]:
-            raise StaleArtifactError(
-                f"{path} was fitted to another {what}: found {found.get(key)}, expected {origin[key]}. Fit both tables "
-                "to one feature of one teacher, in params.yaml, then: dvc repro"
-            )
-    return arrays
+def read_origin(path: Path, hint: str) -> dict[str, Any]:
+    """Read what a table was fitted from, and none of its arrays; see `load`."""
+    about = arrays.read_about(path, hint)
+    if not isinstance(about, dict):
+        raise DamagedArtifactError(f"{path} is not a table. Make it again with: {hint}")
+    return about

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.compute import distributed
 from pipeline.compute.machine import Machine
 from pipeline.data.prepared import Prepared
 from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.params.views import ViewParams
-from pipeline.training import result
+from pipeline.training import assembly
+from pipeline.training.assembly import Job, Subject
 from pipeline.training.batches import Views
-from pipeline.training.loop import Moment, Terms, Training
+from pipeline.training.loop import Moment, Terms
 from pipeline.training.setting import Setting, all_slots
 
 
 class CrossEntropy:
-    """Minimises the cross-entropy of labels."""
+    """Minimizes the cross-entropy of labels."""
 
     def __init__(self, network: Network, machine: Machine) -> None:
         self.network, self.machine = network, machine
@@ -41,54 +39,38 @@ class CrossEntropy:
 
 
 def train(
-    scratch: Path,
+    job: Job,
     spec: NetworkSpec,
     recipe: Recipe,
     views: ViewParams,
     prepared: Prepared,
     seed: int,
-    machine: Machine,
-    *,
-    identity: str,
-    title: str,
     anchors: Mapping[str, float] | None = None,
 ) -> None:
-    """Train a network on labels and leave its result in `scratch`: init, last, best and anchor weights.
+    """Train a network on labels and leave its result in the job's scratch folder.
 
     Args:
-        scratch: an existing folder; a checkpoint in it with the same identity is gone on from.
+        job: where it runs.
         spec: the network.
         recipe: how it is trained.
         views: what it sees.
         prepared: the data.
-        seed: of init, order and views.
-        machine: where it runs.
-        identity: of everything that the result depends on.
-        title: of the progress bar.
+        seed: seed of init, order and views.
         anchors: shares of the epochs after which weights are kept, by name.
 
     Raises:
         DivergedError: the loss is not finite.
     """
-    weights = result.begin(scratch, identity, spec, machine.ranks)
     network = build(spec, seed)
-    machine.place(network)
-    save = result.saver(network, weights, machine.ranks)
-    save("init")
-    distributed.synchronized(network, machine.device, machine.ranks)
-    machine.compile(network)
-    setting = Setting.of(prepared, views, machine)
-    batches = setting.batches(recipe, seed, all_slots(setting.space, "all", title))
-    training = Training(
-        modules={"student": network},
-        objective=CrossEntropy(network, machine),
-        batches=replace(batches, ranks=machine.ranks),
-        phases=(Phase("main", recipe),),
-        evaluate=setting.evaluation(network),
-        save=save,
-        scratch=scratch,
-        identity=identity,
-        title=title,
+    job.machine.place(network)
+    setting = Setting.of(prepared, views, job.machine)
+    batches = setting.batches(recipe, seed, all_slots(setting.space, "all", job.title))
+    assembly.train(
+        job,
+        Subject(network, spec),
+        CrossEntropy(network, job.machine),
+        setting,
+        batches,
+        (Phase("main", recipe),),
         anchors={name: max(1, round(share * recipe.epochs)) for name, share in (anchors or {}).items()},
     )
-    result.finish(scratch, training.run(), save, machine)

@@ -1,48 +1,36 @@
-"""Distilling one student: its json of inputs becomes networks, a source, and an objective for the loop."""
+"""Distilling one student: its inputs become a line-up of networks, and an objective for the loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pipeline import plugin, seeding
+from pipeline import seeding
 from pipeline.artifacts import publish
-from pipeline.compute import distributed
 from pipeline.compute.machine import Machine
 from pipeline.data.prepared import Prepared
-from pipeline.distillation.method import (
-    BaseMethod,
-    Batch,
-    Context,
-    MethodConfig,
-    Needs,
-    Tables,
-    Terms,
-    Weights,
-)
+from pipeline.distillation import combination
+from pipeline.distillation.method import BaseMethod, Batch, Context, Tables, Terms, Weights
 from pipeline.distillation.schedule import Lesson, TeacherSchedule
-from pipeline.distillation.transform import TeacherTransform, TransformConfig
-from pipeline.errors import ParamsError, StaleArtifactError
-from pipeline.features import manifest as manifests
-from pipeline.features.extract import stored_features
-from pipeline.features.source import RESIDENT_BYTES, CachedSource, OnlineSource, TeacherSource
-from pipeline.features.teacher import Teacher, on_device
-from pipeline.matching.matching import Matching
+from pipeline.distillation.transform import TeacherTransform
+from pipeline.errors import ParamsError
+from pipeline.features.source import RESIDENT_BYTES, TeacherSource
 from pipeline.networks.network import Network, Shape, Taps, build, probe
 from pipeline.networks.spec import NetworkSpec
-from pipeline.networks.weights import load, state_digest
-from pipeline.params.base import validate
-from pipeline.runs.inputs import RunInputs, Stored, check_data, check_file
-from pipeline.tables import table
-from pipeline.training import result
+from pipeline.networks.weights import save_weights
+from pipeline.runs.comparison import TRANSFORM
+from pipeline.runs.composition import Composition
+from pipeline.runs.inputs import RunInputs, check_data
+from pipeline.runs.sources import Sources
+from pipeline.training import assembly
+from pipeline.training.assembly import Job, Subject
 from pipeline.training.batches import Views
-from pipeline.training.comparison import compare
-from pipeline.training.loop import Moment, Training
+from pipeline.training.loop import Moment
 from pipeline.training.setting import Setting
 
 
@@ -57,7 +45,8 @@ class Distillation(nn.Module):
         source: where they come from.
         machine: where it runs.
         seed: of the run.
-        copies: the stored logits of self-taught copies of the teacher, by the copy's name.
+        copies: where the logits of self-taught copies of the teacher come from, by the copy's name.
+        taps: taps of the student that are read.
     """
 
     def __init__(
@@ -69,6 +58,8 @@ class Distillation(nn.Module):
         source: TeacherSource,
         machine: Machine,
         seed: int,
+        *,
+        taps: tuple[str, ...],
         copies: Mapping[str, TeacherSource] | None = None,
     ) -> None:
         super().__init__()
@@ -76,10 +67,7 @@ class Distillation(nn.Module):
         if transform is not None:
             transform.eval().requires_grad_(False)
         self.source, self.machine, self.seed, self.copies = source, machine, seed, copies or {}
-        read = type(schedule).needs(schedule.config)
-        if transform is not None:
-            read |= type(transform).needs(transform.config)
-        self.taps = tuple(dict.fromkeys((*method.taps, *read.student)))
+        self.taps = taps
 
     def begin(self, views: Views, moment: Moment) -> Callable[[], Taps]:
         """Start fetching the teacher's features of a batch."""
@@ -151,33 +139,12 @@ def _weigh(
     return total
 
 
-def method_of(inputs: RunInputs) -> tuple[type[BaseMethod[Any]], MethodConfig, Needs]:
-    """Return the method's class, its validated settings, and its needs.
-
-    Raises:
-        UnknownNameError: no such method.
-        ParamsError: its settings are wrong.
-    """
-    module = plugin.load("methods", inputs.method)
-    config = validate(module.Config, inputs.config, f"runs.{inputs.run}.config")
-    return module.Method, config, module.Method.needs(config)
-
-
-def distil(
-    scratch: Path,
-    inputs: RunInputs,
-    machine: Machine,
-    *,
-    identity: str,
-    resident_bytes: int = RESIDENT_BYTES,
-) -> None:
-    """Train a student by its inputs and leave its result in `scratch`.
+def distill(inputs: RunInputs, job: Job, *, resident_bytes: int = RESIDENT_BYTES) -> None:
+    """Train a student by its inputs and leave its result in the job's scratch folder.
 
     Args:
-        scratch: an existing folder; a checkpoint in it with the same identity is gone on from.
         inputs: what it is trained from.
-        machine: where it runs.
-        identity: of everything that the result depends on.
+        job: where it runs.
         resident_bytes: largest stored array that is kept on the device.
 
     Raises:
@@ -186,184 +153,115 @@ def distil(
     """
     prepared = Prepared.open(Path(inputs.data))
     check_data(inputs, prepared)
-    seed = inputs.seed
-    setting = Setting.of(prepared, inputs.views, machine)
-    batches = replace(setting.batches(inputs.recipe, seed, inputs.slots), ranks=machine.ranks)
-    tables, matchings = _tables(inputs), _matchings(inputs)
-    source, teacher = _teacher(inputs, tables, machine, resident_bytes)
-    method_class, config, needs = method_of(inputs)
-    transform = _transform(inputs)
-    if transform is not None:
-        needs |= transform[0].needs(transform[1])
-    shapes = _feature_shapes(inputs, source)
-    seen = shapes if transform is None else transform[0].shapes(transform[1], shapes, matchings)
-    student, spec = _student(inputs, method_class, config, seen, tables, seed)
-    result_weights = result.begin(scratch, identity, spec, machine.ranks)
+    setting = Setting.of(prepared, inputs.views, job.machine)
+    batches = setting.batches(inputs.recipe, inputs.seed, inputs.slots)
+
+    sources = Sources.of(inputs, job.machine, resident_bytes)
+    lineup = line_up(inputs, sources, batches.labels.cpu(), job.machine)
+    objective = lineup.objective.to(job.machine.device)
+    assembly.train(
+        job,
+        lineup.subject,
+        objective,
+        setting,
+        batches,
+        objective.method.phases(inputs.recipe),
+        diagnose=objective.diagnose,
+    )
+
+    # Evaluation compares features under the transform as it is now.
+    transform = objective.transform
+    if transform is not None and transform.state_dict() and job.machine.ranks.first:
+        with publish.writing(job.scratch / TRANSFORM) as part:
+            save_weights(transform, part)
+
+
+@dataclass(frozen=True)
+class LineUp:
+    """Who takes part in a distillation.
+
+    Attributes:
+        subject: the student, and what is trained beside it.
+        objective: what they minimize.
+    """
+
+    subject: Subject
+    objective: Distillation
+
+
+def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machine) -> LineUp:
+    """Build the student with what stays in it, and the methods, schedule and transform around it.
+
+    Args:
+        inputs: what the student is trained from.
+        sources: what it reads, opened.
+        labels: labels of the training samples, int64 (N,).
+        machine: where it runs.
+
+    Raises:
+        ParamsError: the student lacks a tap that is read.
+    """
+    seed, composition = inputs.seed, Composition.of(inputs, f"runs.{inputs.run}")
+    seen = sources.shapes
+    if composition.transform is not None:
+        seen = composition.transform.shapes(composition.transform_config, seen, sources.matchings)
+
+    student, spec = _student(inputs, composition, seen, sources.tables)
     machine.place(student)
-    save = result.saver(student, result_weights, machine.ranks)
-    save("init")
+    teacher = sources.teachers.get("last") if inputs.teacher_network else None
     context = Context(
         num_classes=spec.classes,
-        labels=batches.labels.cpu(),
+        labels=labels,
         student=student,
         student_shapes=probe(student, spec.size, spec.channels),
         teacher_shapes=seen,
-        tables=tables,
-        teacher=teacher.network if teacher and inputs.teacher_network else None,
+        tables=sources.tables,
+        teacher=None if teacher is None else teacher.network,
         seed=seed,
-        matchings=matchings,
+        matchings=sources.matchings,
         autocast=machine.autocast,
     )
-    _check_taps(context.student_shapes, needs.student, inputs)
-    untransformed = replace(context, teacher_shapes=shapes)
-    with seeding.scope(seed, "method"):
-        method = method_class(config, context)
+    _check_taps(context.student_shapes, composition.needs.student, inputs)
+
+    # Schedules and transforms see the features as the teacher has them. Each draws from a scope of its own, so that a
+    # method starts alike whatever it is composed with.
+    untransformed = replace(context, teacher_shapes=sources.shapes)
+    method = combination.assemble(composition.methods, context)
     with seeding.scope(seed, "schedule"):
-        schedule = _schedule(inputs, untransformed)
-    frozen = None
-    if transform is not None:
+        schedule = composition.schedule(composition.schedule_config, untransformed)
+    transform = None
+    if composition.transform is not None:
         with seeding.scope(seed, "transform"):
-            frozen = transform[0](transform[1], untransformed)
-    copies = _copies(inputs, machine, resident_bytes)
-    objective = Distillation(student, method, schedule, frozen, source, machine, seed, copies)
-    objective.to(machine.device)
-    modules: dict[str, nn.Module] = {"student": student, "method": method, "schedule": schedule}
-    if frozen is not None and frozen.state_dict():
-        modules["transform"] = frozen
-    for module in modules.values():
-        distributed.synchronized(module, machine.device, machine.ranks)
-    teachers = [one.network for one in getattr(source, "teachers", {}).values()]
-    for network in (*modules.values(), *teachers):
-        machine.place(network)
-    for network in (student, *teachers):
-        machine.compile(network)
-    evaluate = setting.evaluation(student)
-    training = Training(
-        modules=modules,
-        objective=objective,
-        batches=batches,
-        phases=method.phases(inputs.recipe),
-        evaluate=lambda: evaluate() | objective.diagnose(),
-        save=save,
-        scratch=scratch,
-        identity=identity,
-        title=f"{inputs.pair}/{inputs.run} seed {seed}",
+            transform = composition.transform(composition.transform_config, untransformed)
+
+    objective = Distillation(
+        student,
+        method,
+        schedule,
+        transform,
+        sources.features,
+        machine,
+        seed,
+        copies=sources.copies,
+        taps=composition.needs.student,
     )
-    rows = training.run()
-    if machine.ranks.first:
-        said = compare(student, config, frozen, inputs, source, setting)
-        publish.write_json(scratch / "comparison.json", said)
-    result.finish(scratch, rows, save, machine)
-
-
-def _schedule(inputs: RunInputs, context: Context) -> TeacherSchedule[Any]:
-    module = plugin.load("schedules", inputs.schedule)
-    config = validate(module.Config, inputs.schedule_config, f"runs.{inputs.run}.schedule_config")
-    schedule: TeacherSchedule[Any] = module.Schedule(config, context)
-    return schedule
-
-
-def _transform(inputs: RunInputs) -> tuple[type[TeacherTransform[Any]], TransformConfig] | None:
-    if inputs.transform is None:
-        return None
-    module = plugin.load("transforms", inputs.transform)
-    where = f"runs.{inputs.run}.transform_config"
-    return module.Transform, validate(module.Config, inputs.transform_config, where)
-
-
-def _teacher(
-    inputs: RunInputs, tables: Tables, machine: Machine, resident_bytes: int
-) -> tuple[TeacherSource, Teacher | None]:
-    """Open the source of features; the teacher itself is loaded only where it runs or is read."""
-    teachers: dict[str, Teacher] = {}
-    for checkpoint, expected in inputs.weights.items():
-        folder = Path(inputs.weights_folder)
-        check_file(folder / f"{checkpoint}.safetensors", expected)
-        teachers[checkpoint] = Teacher(load(folder, checkpoint)[0], machine, on_device(tables, machine))
-    last = teachers.get("last")
-    if inputs.source == "online":
-        return OnlineSource(teachers, inputs.features), last
-    stores = {name: Path(stored.store) for name, stored in inputs.stored.items()}
-    for name, stored in inputs.stored.items():
-        _check_stored(stored, name)
-    checkpoints = {key.split("/")[0] for stored in inputs.stored.values() for key in stored.digest}
-    slots = inputs.slots if inputs.slots is not None else 0
-    return CachedSource(stores, sorted(checkpoints), slots, machine.device, resident_bytes), last
-
-
-def _copies(inputs: RunInputs, machine: Machine, resident_bytes: int) -> dict[str, TeacherSource]:
-    """Open the stored logits of the self-taught copies that are read."""
-    found: dict[str, TeacherSource] = {}
-    for name, stored in inputs.self_taught.items():
-        _check_stored(stored, "logits")
-        slots = inputs.slots if inputs.slots is not None else 0
-        stores = {"logits": Path(stored.store)}
-        found[name] = CachedSource(stores, ["last"], slots, machine.device, resident_bytes)
-    return found
-
-
-def _check_stored(stored: Stored, name: str) -> None:
-    held = manifests.read(Path(stored.store)).features.get(name)
-    if held is None or any(held.digest.get(key) != value for key, value in stored.digest.items()):
-        raise StaleArtifactError(
-            f"{stored.store} does not hold the '{name}' that this run was resolved with. Run: dvc repro"
-        )
-
-
-def _feature_shapes(inputs: RunInputs, source: TeacherSource) -> dict[str, Shape]:
-    if not inputs.features:
-        return {}
-    if not isinstance(source, OnlineSource):
-        return {
-            name: manifests.read(Path(stored.store)).features[name].shape
-            for name, stored in inputs.stored.items()
-        }
-    teacher, spec = next(iter(source.teachers.values())), inputs.network
-    return {
-        name: feature.shape
-        for name, feature in stored_features(
-            dict.fromkeys(inputs.features, (0, "float32")), teacher, spec.channels, spec.size
-        ).items()
-    }
+    beside: dict[str, nn.Module] = {"method": method, "schedule": schedule}
+    if transform is not None and transform.state_dict():
+        beside["transform"] = transform  # it may change while the student learns
+    running = sources.teachers.values() if inputs.source == "online" else ()
+    return LineUp(Subject(student, spec, beside, [one.network for one in running]), objective)
 
 
 def _student(
-    inputs: RunInputs,
-    method: type[BaseMethod[Any]],
-    config: MethodConfig,
-    teacher_shapes: Mapping[str, Shape],
-    tables: Tables,
-    seed: int,
+    inputs: RunInputs, composition: Composition, teacher_shapes: Mapping[str, Shape], tables: Tables
 ) -> tuple[Network, NetworkSpec]:
-    """Build the student with the method's operations; what it has in common with the plain one starts alike."""
-    spec = inputs.network
-    plain = probe(build(spec, seed), spec.size, spec.channels)
-    operations = method.operations(config, plain, teacher_shapes, tables)
-    update = {"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
-    spec = spec.model_copy(update=update)
-    return build(spec, seed), spec
-
-
-def _matchings(inputs: RunInputs) -> dict[str, Matching]:
-    """Read the matchings; each must be of the very theta0 that its student starts from."""
-    found = {}
-    for key, (name, expected) in inputs.matchings.items():
-        path = Path(name)
-        check_file(path, expected)
-        matching = found[key] = Matching.load(path)
-        if state_digest(build(inputs.network, matching.origin.seed).state_dict()) != matching.origin.theta0:
-            raise StaleArtifactError(
-                f"{path} is of another student: {inputs.network.network} of seed {matching.origin.seed} does not start "
-                "from the weights that it was made with. Make it again with: dvc repro "
-                f"match_channels@{path.parent.name}"
-            )
-    return found
-
-
-def _tables(inputs: RunInputs) -> Tables:
-    for path, expected in inputs.tables.values():
-        check_file(Path(path), expected)
-    return {name: table.load(Path(path))[0] for name, (path, _) in inputs.tables.items()}
+    """Build the student with the methods' operations; what it has in common with the plain one starts alike."""
+    plain = probe(build(inputs.network, inputs.seed), inputs.network.size, inputs.network.channels)
+    operations = combination.operations(composition.methods, plain, teacher_shapes, tables)
+    spec = inputs.network.model_copy(
+        update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
+    )
+    return build(spec, inputs.seed), spec
 
 
 def _check_taps(shapes: Mapping[str, Shape], needed: tuple[str, ...], inputs: RunInputs) -> None:

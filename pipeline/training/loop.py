@@ -110,7 +110,10 @@ class Training:
                 scratch.
         """
         self._check_batches()
-        self._suit_threads()
+        with threads.suited(self._networks(), self._plain_image, self.batches.batch_size):
+            return self._run()
+
+    def _run(self) -> list[Row]:
         path = self.scratch / "checkpoint.safetensors"
         history = self.ranks.agree(self._done(path) if self.ranks.first else [])
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
@@ -155,16 +158,18 @@ class Training:
                 "recipe.batch_size in params.yaml, or set drop_last: false."
             )
 
-    def _suit_threads(self) -> None:
-        """Let small networks compute with one thread; heads, which read maps, add little to the network they end."""
-        plain = self.batches.images.begin(0, torch.tensor([0]))()
-        networks = [
-            one
+    def _networks(self) -> list[Network]:
+        """Return the networks that run in a step; heads, which read maps, add little to the network they end."""
+        return [
+            network
             for module in self.modules.values()
-            for one in module.modules()
-            if isinstance(one, Network) and not isinstance(one, Rest)
+            for network in module.modules()
+            if isinstance(network, Network) and not isinstance(network, Rest)
         ]
-        threads.suit(networks, self.batches.normalize(plain), self.batches.batch_size)
+
+    def _plain_image(self) -> Tensor:
+        """Return the first normalized image (1, C, H, W)."""
+        return self.batches.normalize(self.batches.images.begin(0, torch.tensor([0]))())
 
     def _done(self, path: Path) -> list[Row]:
         """Return the history of the checkpoint that is gone on from."""

@@ -52,10 +52,19 @@ def saver(network: nn.Module, weights: Path, ranks: Ranks = ALONE) -> Callable[[
     return save
 
 
-def finish(scratch: Path, history: list[Row], save: Callable[[str], None], machine: Machine) -> None:
+def finish(
+    scratch: Path, history: list[Row], save: Callable[[str], None], machine: Machine, made_by: str
+) -> None:
     """Write the last weights (the best ones too, where no epoch ran), the history and its summary.
 
     The checkpoint is dropped.
+
+    Args:
+        scratch: the folder of the training.
+        history: one row an epoch.
+        save: writes the network under a name.
+        machine: where it was trained.
+        made_by: DVC's name of the stage.
     """
     machine.ranks.wait()  # a rank that is lost by now must not cost the checkpoint
     if not machine.ranks.first:
@@ -72,6 +81,7 @@ def finish(scratch: Path, history: list[Row], save: Callable[[str], None], machi
     images = sum(float(row["images_per_second"]) * float(row["seconds"]) for row in history)
     best = max(history, key=lambda row: float(row["top1"]), default=None)
     summary = {
+        "made_by": made_by,
         "epochs": len(history),
         "best_epoch": best["epoch"] if best else 0,
         "seconds": seconds,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +157,11 @@ def check(found: list[Record], name: str) -> None:
 
 @pytest.mark.parametrize("name", IN_PROCESS)
 def test_measurements_give_finite_numbers(name: str, bench: Bench) -> None:
-    check(suite.MEASUREMENTS[name](bench), name)
+    check(suite.measure(name, bench), name)
 
 
 def test_every_pair_is_timed_three_ways(bench: Bench) -> None:
-    names = {one.name for one in suite.MEASUREMENTS["cached_step"](bench)}
+    names = {one.name for one in suite.measure("cached_step", bench)}
     sides = ("alone", "cached", "online", "speed_up")
     pairs = ("resnet14-resnet8", "wrn_16_1-resnet8")
     assert names == {f"cached_step/{pair}/{side}" for pair in pairs for side in sides}
@@ -175,7 +177,7 @@ def test_every_option_is_timed_beside_the_default(bench: Bench, monkeypatch: pyt
 
     monkeypatch.setattr("pipeline.networks.network._compiled", lambda: walk)
     monkeypatch.setattr("pipeline.benchmark.options.cannot_compile", lambda device: None)
-    found = suite.MEASUREMENTS["options"](replace(bench, scale=replace(TINY, compiled=True)))
+    found = suite.measure("options", replace(bench, scale=replace(TINY, compiled=True)))
     sides = ("default", "channels_last", "bfloat16", "compile")
     names = {f"options/{what}/{side}" for what in ("step/resnet8", "forward/resnet14") for side in sides}
     assert {one.name for one in found} == names
@@ -185,7 +187,7 @@ def test_every_option_is_timed_beside_the_default(bench: Bench, monkeypatch: pyt
 
 def test_a_machine_without_a_compiler_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.benchmark.options.cannot_compile", lambda device: "a C++ compiler")
-    found = suite.MEASUREMENTS["options"](replace(bench, scale=replace(TINY, compiled=True)))
+    found = suite.measure("options", replace(bench, scale=replace(TINY, compiled=True)))
     notes = [one.note for one in found if one.value is None]
     assert notes == ["not measured: torch.compile needs a C++ compiler"] * 2
 
@@ -213,7 +215,7 @@ def test_peaks_of_an_indexed_folder_are_compared_and_its_decoding_timed(
         return 100.0 if samples == TINY.photographs else 106.0
 
     monkeypatch.setattr(photographs, "apart", here)
-    found = suite.MEASUREMENTS["photographs"](bench)
+    found = suite.measure("photographs", bench)
     check(found, "photographs")
     assert [one.value for one in found[:2]] == pytest.approx([6, 6])
     assert [one.holds for one in found[:2]] == [False, False]
@@ -337,6 +339,13 @@ def test_names_are_selected_in_their_order() -> None:
         suite.select(["read", "reed"])
 
 
+def test_every_measurement_is_a_documented_function() -> None:
+    for name, place in suite.MEASUREMENTS.items():
+        function = pkgutil.resolve_name(f"pipeline.benchmark.{place}")
+        assert function.__doc__, name
+        assert list(signature(function).parameters) == ["bench"], name
+
+
 def test_an_unknown_name_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -364,7 +373,7 @@ def test_the_command_measures_what_is_asked_for(
         seen.append(bench)
         return [record.record("read/it", 3.0, "GB/s", at_least=4)]
 
-    monkeypatch.setitem(suite.MEASUREMENTS, "read", measured)
+    monkeypatch.setattr("pipeline.benchmark.reading.read", measured)
     options: list[Any] = ["--only", "read", "--device", "cpu", "--json", tmp_path / "out.json"]
     assert run(monkeypatch, *options, *(["--quick"] if quick else [])) == 0
     assert seen[0].scale == (QUICK if quick else FULL)

@@ -5,28 +5,34 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from device_fixtures import CPU
+from torch import Tensor
 from training_fixtures import RECIPE, STUDENT, TEACHER, VIEWS, prepared_data
 
 from pipeline.compute import threads
 from pipeline.evaluation.cost import macs
-from pipeline.networks.network import build
+from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec
+from pipeline.params.recipe import Recipe
 from pipeline.training.alone import train
+
+MANY = 3
 
 
 @pytest.fixture
-def chosen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return the list of the numbers of threads that are set; the user has chosen none."""
+def many(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute with several threads, of which the user has chosen no number."""
     for name in threads.CHOSEN:
         monkeypatch.delenv(name, raising=False)
-    numbers: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", numbers.append)
-    return numbers
+    before = torch.get_num_threads()
+    torch.set_num_threads(MANY)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
@@ -47,34 +53,63 @@ def test_counting_leaves_a_network_as_it_is() -> None:
     assert not any(module._forward_hooks for module in one.modules())
 
 
-def test_small_networks_get_one_thread(chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def number_within(networks: list[Network], image: Tensor, batch_size: int) -> int:
+    with threads.suited(networks, lambda: image, batch_size):
+        return torch.get_num_threads()
+
+
+@pytest.mark.usefixtures("many")
+def test_small_networks_get_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     image, one, other = torch.zeros(1, 1, 8, 8), build(STUDENT, 0), build(TEACHER, 0)
     both = threads.macs(one, image) + threads.macs(other, image)
     monkeypatch.setattr(threads, "SMALL", 20 * both + 1)
-    threads.suit([one, other], image, 20)
-    assert chosen == [1]
-    threads.suit([one, other], image, 21)
-    threads.suit([], image, 1)
+    assert number_within([one, other], image, 20) == 1
+    assert number_within([one, other], image, 21) == MANY
+    assert number_within([], image, 1) == MANY
     monkeypatch.setattr(threads, "SMALL", 20 * both)
-    threads.suit([one, other], image, 20)
-    assert chosen == [1]
+    assert number_within([one, other], image, 20) == MANY
 
 
-def test_the_users_own_choice_stands(chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    threads.suit([build(STUDENT, 0)], torch.zeros(1, 1, 8, 8), 1)
-    threads.suit([build(STUDENT, 0).to("meta")], torch.zeros(1, 1, 8, 8, device="meta"), 1)
-    assert chosen == []
+@pytest.mark.usefixtures("many")
+def test_the_number_is_restored_even_after_an_error() -> None:
+    def fail() -> None:
+        with threads.suited([build(STUDENT, 0)], lambda: torch.zeros(1, 1, 8, 8), 1):
+            raise ZeroDivisionError(torch.get_num_threads())
+
+    with pytest.raises(ZeroDivisionError, match="1"):
+        fail()
+    assert torch.get_num_threads() == MANY
 
 
-def test_a_training_chooses(tmp_path: Path, chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    data = prepared_data(tmp_path / "data")
+@pytest.mark.usefixtures("many")
+def test_no_image_is_made_where_networks_alone_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = build(STUDENT, 0)
+    compiled.compile()
+    for network in (build(STUDENT, 0).to("meta"), compiled):
+        with threads.suited([network], lambda: pytest.fail("an image was made"), 1):
+            assert torch.get_num_threads() == MANY
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's own choice stands
+    with threads.suited([build(STUDENT, 0)], lambda: pytest.fail("an image was made"), 1):
+        assert torch.get_num_threads() == MANY
+
+
+@pytest.mark.usefixtures("many")
+def test_a_training_chooses_for_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, seen = prepared_data(tmp_path / "data"), []
+
+    def rate(recipe: Recipe, epoch: int) -> float:
+        seen.append(torch.get_num_threads())
+        return recipe.learning_rate
+
+    monkeypatch.setattr(Recipe, "rate", rate)
     for number, small in enumerate((0, 10**12)):
         monkeypatch.setattr(threads, "SMALL", small)
         scratch = tmp_path / str(number)
         scratch.mkdir()
         train(scratch, STUDENT, RECIPE, VIEWS, data, 0, CPU, identity="a", title="threads")
-    assert chosen == [1]
+        assert set(seen) == {1 if small else MANY}
+        assert torch.get_num_threads() == MANY
+        seen.clear()
 
 
 @pytest.mark.parametrize(

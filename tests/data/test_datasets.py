@@ -16,7 +16,9 @@ import tarfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,9 @@ from PIL import Image
 
 from pipeline import plugin
 from pipeline.artifacts.publish import read_json, scratch, write_json
-from pipeline.data.dataset import ArraySplit, DatasetConfig, Meta, Source
-from pipeline.data.datasets import cifar10, cifar100, digits, fashion_mnist, image_folder, tiny_imagenet
+from pipeline.data.dataset import ArraySplit, DatasetConfig, Source
+from pipeline.data.datasets import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
+from pipeline.data.layout import Meta
 from pipeline.data.preparation import held_out, prepare
 from pipeline.data.prepared import Prepared, to_device
 from pipeline.data.raw import download, image_files
@@ -79,10 +82,36 @@ def one_line(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
 def test_a_plugin_has_config_and_open_source(name: str) -> None:
     module = plugin.load("datasets", name)
     assert issubclass(module.Config, DatasetConfig)
+    assert callable(module.image)
     assert callable(module.open_source)
     assert module.__doc__
     with pytest.raises(ParamsError, match=r"unknown key 'here\.holdot'.*'holdout'"):
         validate(module.Config, {"holdot": 0.1, "path": "x", "size": 8}, "here")
+
+
+# What each source is opened with here: the fixture of its raw files, and settings.
+OPENED: dict[str, tuple[str | None, list[dict[str, Any]]]] = {
+    "cifar": ("batches", [{"classes": 10}, {"classes": 100}]),
+    "digits": (None, [{}]),
+    "fashion_mnist": ("fashion", [{}]),
+    "image_folder": ("folder", [{"size": 6}, {"size": 5, "channels": 1, "storage": "indexed"}]),
+    "tiny_imagenet": ("tiny", [{}]),
+}
+
+
+@pytest.mark.parametrize("name", plugin.names("datasets"))
+def test_facts_of_images_are_known_without_files_and_are_those_of_prepared_data(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    module, (raw, cases) = plugin.load("datasets", name), OPENED[name]
+    for number, settings in enumerate(cases):
+        facts = module.image(module.Config(**settings, **({"path": tmp_path / "nowhere"} if raw else {})))
+        config = module.Config(**settings, **({"path": request.getfixturevalue(raw)} if raw else {}))
+        meta = prepare(module.open_source(config), name, config, tmp_path / str(number))
+        assert (facts.size, facts.channels) == (meta.size, meta.channels)
+        assert facts.classes in (None, len(meta.classes))
+        # Only where the files are the classes may the settings be silent about them.
+        assert (facts.classes is None) == (name in ("image_folder", "tiny_imagenet"))
 
 
 # --- Writer -------------------------------------------------------------------------------------------------
@@ -127,7 +156,7 @@ def test_result_does_not_depend_on_the_block_size(tmp_path: Path, holdout: float
         assert file.read_bytes() == (tmp_path / "1000000" / file.name).read_bytes()
 
 
-def test_measured_normalisation_is_that_of_the_training_images(tmp_path: Path) -> None:
+def test_measured_normalization_is_that_of_the_training_images(tmp_path: Path) -> None:
     source = random_source()
     meta = prepare(source, "made", DatasetConfig(holdout=0.2), tmp_path / "out")
     images = Prepared.open(tmp_path / "out").split("train").images.astype(np.float64) / 255
@@ -136,7 +165,7 @@ def test_measured_normalisation_is_that_of_the_training_images(tmp_path: Path) -
     np.testing.assert_allclose(meta.std, images.std((0, 2, 3)), rtol=1e-12)
 
 
-def test_normalisation_is_the_configs_then_the_published(tmp_path: Path) -> None:
+def test_normalization_is_the_configs_then_the_published(tmp_path: Path) -> None:
     plain = random_source()
     source = Source(plain.classes, 2, 5, plain.train, plain.test, mean=(0.1, 0.2), std=(0.3, 0.4))
     meta = prepare(source, "made", DatasetConfig(), tmp_path / "out")
@@ -366,8 +395,41 @@ def test_a_missing_idx_file_says_where_to_put_it(fashion: Path) -> None:
 # --- Downloads ----------------------------------------------------------------------------------------------
 
 
+URLOPEN = urllib.request.urlopen
+
+
 class _Response(io.BytesIO):
     headers: dict[str, str] = {}
+
+
+class _Labels(BaseHTTPRequestHandler):
+    """A server that calls a packed file an encoded one, as Apache does by its suffix."""
+
+    content = gzip.compress(bytes(5000), mtime=0)
+
+    def do_GET(self) -> None:  # the name that the base class calls
+        self.send_response(200)
+        self.send_header("Content-Encoding", "x-gzip")
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+        self.wfile.write(self.content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_packed_file_stays_packed_whatever_the_server_calls_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(urllib.request, "urlopen", URLOPEN)
+    monkeypatch.setenv("no_proxy", "*")
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Labels) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url, md5 = f"http://127.0.0.1:{server.server_port}/a.tar.gz", hashlib.md5(_Labels.content).hexdigest()
+        path = download.fetch(url, tmp_path / "a.tar.gz", md5, download=True)
+        server.shutdown()
+    assert path.read_bytes() == _Labels.content
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_download_is_kept_only_with_the_right_checksum(
@@ -416,18 +478,15 @@ def python2_pickle(content: dict[str, Any]) -> bytes:
 
 
 CIFAR = {
-    "cifar10": (cifar10, torchvision.datasets.CIFAR10, "labels", 10),
-    "cifar100": (cifar100, torchvision.datasets.CIFAR100, "fine_labels", 100),
+    10: (torchvision.datasets.CIFAR10, "labels"),
+    100: (torchvision.datasets.CIFAR100, "fine_labels"),
 }
 
 
-@pytest.fixture(params=CIFAR)
-def cifar(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Any, Path]:
+def write_cifar(raw: Path, num_classes: int, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write batches of the official form; torchvision's tables get the checksums of these."""
-    module, official, key, num_classes = CIFAR[request.param]
-    folder = tmp_path / "raw" / official.base_folder
+    official, key = CIFAR[num_classes]
+    folder = raw / official.base_folder
     folder.mkdir(parents=True)
     draw = np.random.default_rng(2)
 
@@ -445,45 +504,67 @@ def cifar(
     names = {official.meta["key"]: [f"class {i}" for i in range(num_classes)]}
     checksum = write(official.meta["filename"], names)
     monkeypatch.setattr(official, "meta", official.meta | {"md5": checksum})
-    return module, folder
+    return folder
 
 
-def test_cifar_gives_what_torchvision_reads(cifar: tuple[Any, Path], tmp_path: Path) -> None:
-    module, folder = cifar
-    name = module.__name__.rpartition(".")[2]
-    official = CIFAR[name][1]
-    config = module.Config(path=folder.parent, download=False)
-    source = module.open_source(config)
-    meta = prepare(source, name, config, tmp_path / "out")
+@pytest.fixture
+def batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write both data sets into one folder, as users may."""
+    for num_classes in CIFAR:
+        write_cifar(tmp_path / "raw", num_classes, monkeypatch)
+    return tmp_path / "raw"
+
+
+@pytest.fixture(params=CIFAR)
+def official(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return torchvision's class of a data set whose batches lie in `raw`."""
+    write_cifar(tmp_path / "raw", request.param, monkeypatch)
+    return CIFAR[request.param][0]
+
+
+def cifar_config(official: Any, raw: Path, **settings: Any) -> cifar.Config:
+    classes: Any = next(number for number, (one, _) in CIFAR.items() if one is official)
+    return cifar.Config(classes=classes, path=raw, **settings)
+
+
+def test_cifar_is_the_papers_data_set_unless_the_classes_are_named() -> None:
+    assert cifar.Config().classes == 100
+    with pytest.raises(ParamsError, match=r"'here\.classes' is 20\. Input should be 10 or 100"):
+        validate(cifar.Config, {"classes": 20}, "here")
+
+
+def test_cifar_gives_what_torchvision_reads(official: Any, tmp_path: Path) -> None:
+    config = cifar_config(official, tmp_path / "raw", download=False)
+    source = cifar.open_source(config)
+    meta = prepare(source, "cifar", config, tmp_path / "out")
     assert (meta.mean, meta.std) == (source.mean, source.std)
     assert meta.mean == pytest.approx((0.5, 0.485, 0.44), abs=0.01)
     assert meta.std == pytest.approx((0.26, 0.25, 0.27), abs=0.02)
     data = Prepared.open(tmp_path / "out")
     for split, train in (("train", True), ("test", False)):
-        expected = official(folder.parent, train=train)
+        expected = official(tmp_path / "raw", train=train)
         np.testing.assert_array_equal(data.split(split).images, expected.data.transpose(0, 3, 1, 2))
         np.testing.assert_array_equal(data.split(split).labels, expected.targets)
         assert list(meta.classes) == expected.classes
 
 
 def test_cifar_is_extracted_from_its_archive(
-    cifar: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    official: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, folder = cifar
-    official = CIFAR[module.__name__.rpartition(".")[2]][1]
+    folder = tmp_path / "raw" / official.base_folder
     archive = folder.parent / official.filename
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, folder.name)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.rmtree(folder)
-    config = module.Config(path=folder.parent)
+    config = cifar_config(official, folder.parent)
     with pytest.raises(DataError) as error:
-        module.open_source(config)
+        cifar.open_source(config)
     one_line(error, f"{archive} has md5 {download.md5(archive)}, expected {official.tgz_md5}", "Delete it")
     assert list(folder.parent.iterdir()) == [archive]
 
     monkeypatch.setattr(official, "tgz_md5", download.md5(archive))
-    module.open_source(config)
+    cifar.open_source(config)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     assert sorted(path.name for path in folder.parent.iterdir()) == sorted([archive.name, folder.name])
 
@@ -491,49 +572,48 @@ def test_cifar_is_extracted_from_its_archive(
     archive.write_bytes(b"no archive")
     monkeypatch.setattr(official, "tgz_md5", download.md5(archive))
     with pytest.raises(DataError) as error:
-        module.open_source(config)
+        cifar.open_source(config)
     one_line(error, f"{archive} cannot be extracted")
     assert not folder.exists()
 
 
-def test_cifar_refuses_wrong_checksums_and_missing_files(cifar: tuple[Any, Path]) -> None:
-    module, folder = cifar
-    config = module.Config(path=folder.parent)
+def test_cifar_refuses_wrong_checksums_and_missing_files(official: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "raw" / official.base_folder
+    config = cifar_config(official, folder.parent)
     batch = sorted(folder.glob("*te*t*"))[0]
     content = batch.read_bytes()
     batch.write_bytes(content[:-1] + b"!")
     with pytest.raises(DataError) as error:
-        module.open_source(config)
+        cifar.open_source(config)
     one_line(error, f"{batch} has md5 ", "expected ", f"Delete {folder}")
     batch.unlink()
     with pytest.raises(DataError) as error:
-        module.open_source(config)
+        cifar.open_source(config)
     one_line(error, f"{batch} does not exist", f"Delete {folder}")
     shutil.rmtree(folder)
     with pytest.raises(DataError) as error:
-        module.open_source(config)
+        cifar.open_source(config)
     one_line(error, "Cannot download https", "no network in tests")
     with pytest.raises(DataError) as error:
-        module.open_source(module.Config(path=folder.parent, download=False))
+        cifar.open_source(cifar_config(official, folder.parent, download=False))
     one_line(error, "download is false", str(folder.parent))
 
 
 def test_cifar_never_unpickles_anything_else(
-    cifar: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
+    official: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, folder = cifar
-    official = CIFAR[module.__name__.rpartition(".")[2]][1]
+    folder = tmp_path / "raw" / official.base_folder
     batch = folder / official.test_list[0][0]
     batch.write_bytes(b"cos\nsystem\n(S'touch " + str(folder / "owned").encode() + b"'\ntR.")
     monkeypatch.setattr(official, "test_list", [[batch.name, download.md5(batch)]])
     with pytest.raises(DataError) as error:
-        module.open_source(module.Config(path=folder.parent))
+        cifar.open_source(cifar_config(official, folder.parent))
     one_line(error, f"{batch} is no CIFAR batch", "os.system")
     assert not (folder / "owned").exists()
     batch.write_bytes(pickle.dumps([1]))
     monkeypatch.setattr(official, "test_list", [[batch.name, download.md5(batch)]])
     with pytest.raises(DataError) as error:
-        module.open_source(module.Config(path=folder.parent))
+        cifar.open_source(cifar_config(official, folder.parent))
     one_line(error, str(batch))
 
 
@@ -594,7 +674,7 @@ def test_threads_decode_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_another_size_is_resized_by_the_short_side_and_cropped(tmp_path: Path) -> None:
-    # Columns of one grey each: halved, neighbours average; cropped, the outer ones go.
+    # Columns of one gray each: halved, neighbors average; cropped, the outer ones go.
     columns = np.repeat(np.arange(0, 160, 10, dtype=np.uint8), 8).reshape(16, 8).T  # 8 high, 16 wide
     for split in ("train", "val"):
         (tmp_path / split / "a").mkdir(parents=True)
@@ -608,7 +688,7 @@ def test_another_size_is_resized_by_the_short_side_and_cropped(tmp_path: Path) -
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_eight_bit_mode_becomes_grey_or_colour(tmp_path: Path, mode: str, channels: int) -> None:
+def test_every_eight_bit_mode_becomes_gray_or_color(tmp_path: Path, mode: str, channels: int) -> None:
     suffix = "jpg" if mode == "CMYK" else "png"
     for split in ("train", "val"):
         write_image(tmp_path / split / "a" / f"x.{suffix}", mode=mode)
@@ -618,7 +698,7 @@ def test_every_eight_bit_mode_becomes_grey_or_colour(tmp_path: Path, mode: str, 
     np.testing.assert_array_equal(source.train.images(0, 1)[0], expected.transpose(2, 0, 1))
 
 
-def test_a_palette_with_transparency_gives_its_colours_without_a_warning(tmp_path: Path) -> None:
+def test_a_palette_with_transparency_gives_its_colors_without_a_warning(tmp_path: Path) -> None:
     for split in ("train", "val"):
         path = write_image(tmp_path / split / "a" / "x.png", mode="P")
         with Image.open(path) as image:

@@ -22,10 +22,10 @@ from torchvision.transforms import functional as reference
 from training_fixtures import TIMES, weights
 
 from pipeline import seeding
-from pipeline.data.dataset import Meta
 from pipeline.data.datasets import image_folder
 from pipeline.data.file_index import Box, FileIndex
 from pipeline.data.images import DecodedImages, Forward, MappedImages, open_images, stream_images, views
+from pipeline.data.layout import Meta
 from pipeline.data.normalize import Normalize
 from pipeline.data.preparation import prepare
 from pipeline.data.prepared import Prepared, Split
@@ -213,8 +213,8 @@ def test_boxes_of_oblong_images_keep_to_area_and_ratio() -> None:
     assert ((wide + 0.5) / (tall - 0.5) >= 3 / 4).all()
     assert ((wide - 0.5) / (tall + 0.5) <= 4 / 3).all()
     assert abs(float((tall * wide).mean()) / (480 * 640) - 0.3) < 0.01
-    centre = boxes[:, 0] + tall / 2
-    assert abs(float(centre.mean()) - 240) < 6  # four standard errors
+    center = boxes[:, 0] + tall / 2
+    assert abs(float(center.mean()) - 240) < 6  # four standard errors
 
 
 def test_a_square_box_is_drawn_as_of_copied_images(tmp_path: Path) -> None:
@@ -248,8 +248,8 @@ def test_both_storages_have_the_same_plain_images(tmp_path: Path, params: ViewPa
     np.testing.assert_array_equal(one.split("train").images[4], planes(read(path_of(one.split("train"), 4))))
 
 
-def test_grey_images_are_decoded_to_one_channel(root: Path, tmp_path: Path) -> None:
-    split = indexed(root, tmp_path / "grey", channels=1)[0].split("train")
+def test_gray_images_are_decoded_to_one_channel(root: Path, tmp_path: Path) -> None:
+    split = indexed(root, tmp_path / "gray", channels=1)[0].split("train")
     with Image.open(path_of(split, 3)) as file:
         expected = reference.center_crop(reference.resize(file.convert("L"), [RESIZE]), [SIZE, SIZE])
     assert files_of(split).pixels(3, None).shape == (1, SIZE, SIZE)
@@ -441,7 +441,7 @@ def project(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def test_the_stages_run_on_indexed_data(project: Path) -> None:
     data = Prepared.open(project / "data")
     teacher = Teacher(load(project / "teacher" / "weights")[0], current())
-    manifest = manifests.read(project / "big.zarr")
+    manifest = manifests.read(project / "big.zarr", "dvc repro")
     assert manifest.data == data.meta.fingerprint
     assert json.loads((project / "check_out.json").read_text())["largest_error"] < 1e-4
 

@@ -15,7 +15,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from pipeline import seeding
-from pipeline.data.views import num_slots, permute, slot_of, view_ids, view_space
+from pipeline.data.views import check_size, num_slots, permute, slot_of, view_ids, view_space
 from pipeline.errors import ParamsError
 from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, Slots, ViewParams
 
@@ -73,6 +73,29 @@ def test_crop_flip_of_oblong_images(fill: Literal["zero", "reflect"]) -> None:
         np.testing.assert_array_equal(
             found[view].cpu().numpy(), crop_flip(image[0].cpu().numpy(), view, 2, fill)
         )
+
+
+@pytest.mark.parametrize("fill", ["zero", "reflect"])
+def test_padding_as_large_as_the_images_is_refused(fill: Literal["zero", "reflect"]) -> None:
+    fits, large = (CropFlip(space="crop_flip", padding=padding, fill=fill) for padding in (7, 8))
+    check_size(fits, 8, "datasets.d.views")
+    with pytest.raises(ParamsError) as error:
+        check_size(large, 8, "datasets.d.views")
+    assert str(error.value) == (
+        "params.yaml: datasets.d.views pads images of 8x8 by 8, expected less than 8. "
+        "Set padding to 7 or less, then: dvc repro params"
+    )
+    oblong, views = random_images(3, size=9)[:, :, :, :8], arange(3)
+    view_space(fits).apply(oblong, views, views)
+    with pytest.raises(ParamsError, match="pads images of 8x8 by 8"):
+        view_space(large).apply(oblong, views, views)
+
+
+@pytest.mark.parametrize(
+    "params", [Plain(space="plain"), CropFlip(space="crop_flip", padding=0), RESIZED], ids=str
+)
+def test_what_pads_nothing_takes_images_of_any_size(params: ViewParams) -> None:
+    check_size(params, 1, "datasets.d.views")
 
 
 # What every space keeps.
@@ -138,7 +161,7 @@ def test_permute_sends_a_position_everywhere_alike(size: int) -> None:
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("size", [3, 5, 9, 18, 162])
-def test_permute_sends_neighbours_apart_alike(size: int) -> None:
+def test_permute_sends_neighbors_apart_alike(size: int) -> None:
     """Where position 1 goes, seen from where 0 goes: every distance alike, chi-square p above 1e-5."""
     keys = arange(40_000)
     zero, one = (permute(torch.full_like(keys, position), size, keys) for position in (0, 1))
@@ -181,7 +204,7 @@ def test_no_slots_show_the_plain_view_and_no_end_of_slots_never_repeats() -> Non
 
 @pytest.mark.parametrize("flip", [True, False])
 def test_random_resized_crop_resizes_the_box_that_its_id_draws(flip: bool) -> None:
-    """Against an independent draw of the box, and torch's resize of the cut-out box: at most one grey level."""
+    """Against an independent draw of the box, and torch's resize of the cut-out box: at most one gray level."""
     size, count = 17, 150
     params = RandomResizedCrop(space="random_resized_crop", flip=flip)
     images, index, view = random_images(count, size=size), arange(count) * 31, arange(count) + 1
@@ -197,7 +220,7 @@ def test_random_resized_crop_resizes_the_box_that_its_id_draws(flip: bool) -> No
 
 
 def test_random_resized_crop_draws_boxes_within_its_bounds() -> None:
-    """Boxes read off two ramps. Rounding to pixels moves a side by half a pixel, and a grey level is 1/3 pixel."""
+    """Boxes read off two ramps. Rounding to pixels moves a side by half a pixel, and a gray level is 1/3 pixel."""
     size, count = 64, 2000
     params = RandomResizedCrop(space="random_resized_crop", scale=(0.2, 0.5), ratio=(0.5, 2.0))
     ramp = (arange(size) * 3).to(torch.uint8).expand(size, size)
@@ -229,7 +252,7 @@ def test_random_resized_crop_differs_between_samples_and_ids() -> None:
     assert torch.equal(space.apply(image, one, index), by_sample)
 
 
-def test_a_box_that_never_fits_is_the_largest_centred_square() -> None:
+def test_a_box_that_never_fits_is_the_largest_centered_square() -> None:
     params = RandomResizedCrop(space="random_resized_crop", scale=(1.0, 1.0), ratio=(3.0, 3.5), flip=False)
     image = random_images(4)
     found = view_space(params).apply(image, here(torch.ones(4, dtype=torch.int64)), arange(4))
@@ -255,7 +278,7 @@ def test_slots_are_resolved(params: ViewParams, slots: Slots, expected: int) -> 
         (
             RESIZED,
             "all",
-            "params.yaml: runs.kd.slots is 'all', but this view space has no end. Give a number.",
+            "params.yaml: runs.kd.slots is 'all', but this view space is unbounded. Give a number.",
         ),
         (CROP_FLIP, 51, "params.yaml: runs.kd.slots is 51, but this view space has 50 views."),
     ],

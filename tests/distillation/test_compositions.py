@@ -26,7 +26,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "slkd_dskd": {"method": "dskd", "config": LAST, "schedule": "self_learning"},
     "kcd_dskd": {"method": "dskd", "config": LAST, "transform": "permutation"},
     "kcd_fitnet": {"method": "fitnet", "config": FINAL, "transform": "permutation"},
-    "letkd1_slkd": {"method": "letkd1", "schedule": "self_learning"},
+    "letkd1_slkd": {"method": "letkd", "schedule": "self_learning"},
     "kcd_with_layer": {"method": "mimicry", "transform": "permutation", "config": {"insert": {"final": {
         "layer": "kd_layer", "settings": {"words": 12}}}}},
 }  # fmt: skip

@@ -17,7 +17,7 @@ from test_methods import MATCHINGS, SETTINGS, TABLES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from training_fixtures import RECIPE, Assembled, assemble, frozen_teacher
+from training_fixtures import RECIPE, Assembled, assemble_all, frozen_teacher
 
 from pipeline import plugin
 from pipeline.compute.machine import Machine
@@ -35,15 +35,13 @@ META = torch.device("meta")
 FINAL, INNER = "final", "stage3_block1"
 # Every method as it is, and what its defaults leave out: each kind of code, and other ways through the loss.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in plugin.names("methods")} | {
-    "fitnet standardised": ("fitnet", {"standardise": "moments"}),
-    "letkd1 nearest": ("letkd1", {"places": {FINAL: {"learns": "words", "feature": "final:nearest@words"}}}),
-    "letkd1 top4": ("letkd1", {"places": {FINAL: {"learns": "words", "feature": "final:top4@words"}}}),
-    "letkd2 subclass": (
-        "letkd2",
-        {"places": {INNER: {"learns": "subclasses", "feature": f"{INNER}:subclass@subclasses"}}},
-    ),
-    "quest nearest": ("quest", {"places": {FINAL: {"feature": "final:nearest@words"}}}),
-    "quest top4": ("quest", {"places": {FINAL: {"feature": "final:top4@words"}}}),
+    "fitnet standardized": ("fitnet", {"standardize": "moments"}),
+    "letkd nearest": ("letkd", {"places": {FINAL: {"table": "words", "encoding": "nearest"}}}),
+    "letkd top4": ("letkd", {"places": {FINAL: {"table": "words", "encoding": "top4"}}}),
+    "letkd map of sub-classes": ("letkd", {"places": {INNER: "subclasses"}}),
+    "letkd subclass": ("letkd", {"places": {INNER: {"table": "subclasses", "encoding": "subclass"}}}),
+    "quest nearest": ("quest", {"places": {FINAL: {"table": "words", "encoding": "nearest"}}}),
+    "quest top4": ("quest", {"places": {FINAL: {"table": "words", "encoding": "top4"}}}),
     "dskd equal": ("dskd", {"balance": "equal"}),
     "dskd differentiated": ("dskd", {"detach": False}),
 }
@@ -100,17 +98,17 @@ def matching(ranges: int = 1) -> Matching:
 
 def table(name: str) -> Mapping[str, Any]:
     moments = {"mean": np.zeros(32), "std": np.ones(32)}
-    return moments if name == "moments" else TABLES["letkd2", name]
+    return moments if name == "moments" else TABLES["letkd", name]
 
 
 def build(
-    method: str = "kd",
+    method: str | Mapping[str, Mapping[str, Any]] = "kd",
     settings: Mapping[str, Any] | None = None,
     schedule: tuple[str, Mapping[str, Any]] | None = None,
     transform: tuple[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Assembled, Distillation, Batch]:
     """Return an objective, and a batch with all that it reads, on the CPU."""
-    found = assemble(method, settings, table)
+    found = assemble_all({method: settings or {}} if isinstance(method, str) else method, table)
     context = replace(found.context, teacher=frozen_teacher().network)
     batch = found.batch()
     teacher: TeacherSchedule[Any] = TeacherSchedule(ScheduleConfig(), context)
@@ -153,6 +151,17 @@ def test_a_step_of_every_method_keeps_to_its_device(name: str) -> None:
     found, objective, batch = build(method, settings)
     for phase in found.method.phases(RECIPE):
         step(objective, batch, phase)
+
+
+def test_a_step_of_several_methods_keeps_to_its_device() -> None:
+    methods: dict[str, dict[str, Any]] = {
+        "kd": {},
+        "fitnet": {"standardize": "moments"},
+        "letkd": {},
+        "dskd": {},
+    }
+    _, objective, batch = build(methods)
+    step(objective, batch, Phase("main", RECIPE))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

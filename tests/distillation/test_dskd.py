@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from device_fixtures import here
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -31,10 +32,11 @@ from training_fixtures import (
 from pipeline import plugin, seeding
 from pipeline.distillation.epoch_values import QUANTILES
 from pipeline.distillation.heads import Heads, Projector
-from pipeline.distillation.method import Batch, Context
+from pipeline.distillation.method import Batch, Context, Known
 from pipeline.distillation.methods import byot, dskd
 from pipeline.distillation.transform import TeacherTransform, TransformConfig
 from pipeline.errors import ParamsError, ShapeError, StillhouseError, UnknownNameError
+from pipeline.networks.architecture import architecture
 from pipeline.networks.network import Network, Taps, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import validate
@@ -54,6 +56,13 @@ def context_of(network: Network, size: int, channels: int = 3, **update: Any) ->
 
 def family(name: str, network: str, size: int = 32) -> Network:
     return build(NetworkSpec(family=name, network=network, size=size, channels=3, classes=10), 0)
+
+
+def known_of(name: str, network: str, teacher: tuple[str, str] | None = None) -> Known:
+    """Return what is known of a student, and of a teacher that is the student's own network by default."""
+    specs = [NetworkSpec(family=f, network=n, size=32, channels=3, classes=10)
+             for f, n in ((name, network), teacher or (name, network))]  # fmt: skip
+    return Known(*(architecture(spec) for spec in specs))
 
 
 # ------------------------------------------------------------------ heads on every family
@@ -77,15 +86,17 @@ def test_every_cifar_family_has_heads_of_the_main_branchs_shapes(
 ) -> None:
     student = family(name, network)
     context = context_of(student, 32)
-    heads = Heads(None, context)
-    assert heads.positions == positions
-    assert context.student_shapes[heads.last] == last
+    config = dskd.Config().resolved(known_of(name, network))
+    assert config.heads == positions
+    assert config.tap == config.teacher_feature
+    assert context.student_shapes[config.tap] == last
+    heads = Heads(positions, context)
     taps = student.record(torch.randn(2, 3, 32, 32), (*positions, "logits"))
-    found = heads(taps, (heads.last, "final", "pooled", "logits"))
+    found = heads(taps, (config.tap, "final", "pooled", "logits"))
     assert tuple(found) == positions
     for head in found.values():
         assert {tap: tuple(x.shape[1:]) for tap, x in head.items()} == {
-            tap: context.student_shapes[tap] for tap in (heads.last, "final", "pooled", "logits")
+            tap: context.student_shapes[tap] for tap in (config.tap, "final", "pooled", "logits")
         }
     # From the shallowest: each head has fewer parameters, all its own.
     sizes = [sum(x.numel() for x in heads.heads[position].parameters()) for position in positions]
@@ -97,7 +108,7 @@ def test_every_cifar_family_has_heads_of_the_main_branchs_shapes(
 
 def test_wrns_last_map_is_the_raw_sum_and_final_is_after_the_relu() -> None:
     student = here(family("wrn", "wrn_16_2"))
-    heads = here(Heads(None, context_of(student, 32)))
+    heads = here(Heads(("stage1", "stage2"), context_of(student, 32)))
     taps = student.record(here(torch.randn(2, 3, 32, 32)), heads.positions)
     for head in heads(taps, ("stage3", "final")).values():
         assert head["stage3"].min() < 0
@@ -107,7 +118,7 @@ def test_wrns_last_map_is_the_raw_sum_and_final_is_after_the_relu() -> None:
 @pytest.mark.cpu
 def test_a_head_starts_alike_whichever_others_there_are() -> None:
     torch.manual_seed(1)
-    both = Heads(None, context_of(family("resnet", "resnet8"), 32))
+    both = Heads(("stage1", "stage2"), context_of(family("resnet", "resnet8"), 32))
     torch.manual_seed(2)
     one = Heads(("stage2",), context_of(family("resnet", "resnet8"), 32))
     for name, x in one.heads["stage2"].state_dict().items():
@@ -125,6 +136,8 @@ def test_a_head_starts_alike_whichever_others_there_are() -> None:
     [
         ("resnet", "resnet8", ("stage3",), UnknownNameError, "unit to attach a head to 'stage3'"),
         ("resnet", "resnet8", ("stage9",), UnknownNameError, "Known: stage1, stage2, stem"),
+        ("resnet", "resnet8", ("last",), UnknownNameError, "unit to attach a head to 'stage3'"),
+        ("resnet", "resnet8", ("stage1_block1",), UnknownNameError, "Known: stage1, stage2, stem"),
         ("resnet", "resnet8", ("stage1", "stage1"), ParamsError, "name each once"),
         (
             "timm",
@@ -140,10 +153,73 @@ def test_places_that_have_no_head_are_told_in_one_line(
 ) -> None:
     if name == "timm":
         pytest.importorskip("timm")
-    student = family(name, network)
-    with pytest.raises(error, match=match) as told:
-        Heads(positions, context_of(student, 32))
-    assert "\n" not in str(told.value)
+    known = known_of(name, network)
+    for method in HEADED:
+        config = plugin.load("methods", method).Config(positions=positions)
+        with pytest.raises(error, match=match) as told:
+            config.resolved(known)
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("method", HEADED)
+def test_what_a_headed_method_reads_is_known_before_there_is_a_network(method: str) -> None:
+    module = plugin.load("methods", method)
+    read = module.Method.needs(module.Config().resolved(known_of("vgg", "vgg8"))).student
+    assert set(read) >= {"logits", "stage1", "stage2", "stage3"}
+    assert ("stage4" in read) == (method == "dskd")
+    read = module.Method.needs(module.Config(positions=("stem",)).resolved(known_of("vgg", "vgg8"))).student
+    assert "stem" in read
+    assert "stage1" not in read
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("settings", "tap", "feature"),
+    [
+        ({}, "stage4", "stage4"),
+        ({"map": "final"}, "final", "stage4"),
+        ({"teacher_feature": "final"}, "stage4", "final"),
+        ({"teacher_feature": "last_pre", "relu": False}, "stage4", "stage4_pre"),
+    ],
+)
+def test_dskd_of_vgg_learns_the_last_stage(settings: dict[str, Any], tap: str, feature: str) -> None:
+    """VGG13 -> VGG8 has four stages: the third is not what either ends in."""
+    known = known_of("vgg", "vgg8", ("vgg", "vgg13"))
+    config = dskd.Config(**settings).resolved(known)
+    needs = dskd.Method.needs(config)
+    assert needs.teacher == ("logits", feature)
+    assert needs.student == ("logits", "stage1", "stage2", "stage3", tap)
+    student, teacher = family("vgg", "vgg8"), family("vgg", "vgg13")
+    image, label = torch.randn(2, 3, 32, 32, generator=seeding.generator("vgg")), torch.tensor([1, 0])
+    with torch.no_grad():
+        features = teacher.eval().record(image, needs.teacher)
+    context = context_of(student, 32, teacher_shapes={k: tuple(x.shape[1:]) for k, x in features.items()})
+    method = dskd.Method(config, context)
+    batch = replace(assemble("kd").batch(2), image=image, label=label, teacher=features)
+    taps = student.record(image, needs.student)
+    taps[tap].retain_grad()
+    method(taps, batch)["map"].backward()
+    assert taps[tap].grad is not None
+    assert (taps[tap].grad != 0).any()
+    guided = method.projectors["last"](taps[tap])
+    assert method(taps, batch)["map"].item() == pytest.approx(F.mse_loss(guided, features[feature]).item())
+
+
+@pytest.mark.cpu
+def test_a_mixed_pair_has_each_networks_own_last_stage() -> None:
+    config = dskd.Config().resolved(known_of("resnet", "resnet8", ("vgg", "vgg13")))
+    assert (config.tap, config.teacher_feature) == ("stage3", "stage4")
+    assert config.heads == ("stage1", "stage2")
+
+
+@pytest.mark.cpu
+def test_the_place_of_the_map_is_not_for_params() -> None:
+    known = known_of("resnet", "resnet8")
+    assert dskd.Config(place="stage3").resolved(known) == dskd.Config().resolved(known)
+    with pytest.raises(ParamsError, match="dskd has place 'stage2', and its map is learned at 'stage3'") as e:
+        dskd.Config(place="stage2").resolved(known)
+    assert "\n" not in str(e.value)
 
 
 # ------------------------------------------------------------------ projectors
@@ -230,10 +306,10 @@ def heads_of(found: Assembled) -> Heads:
 def parts(found: Assembled, batch: Batch) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return logits, and projected maps, of every classifier; the last one's name is "last"."""
     taps, method = found.taps(batch), found.method
-    names = ("logits", method.place)
+    names = ("logits", method.config.tap)
     every = heads_of(found)(taps, names) | {"last": {name: taps[name] for name in names}}
     logits = {name: array(head["logits"]) for name, head in every.items()}
-    maps = {name: array(method.projectors[name](head[method.place])) for name, head in every.items()}
+    maps = {name: array(method.projectors[name](head[method.config.tap])) for name, head in every.items()}
     return logits, maps
 
 
@@ -281,7 +357,7 @@ def test_dskd_is_equations_1_to_9(balance: str, detach: bool) -> None:
 @pytest.mark.parametrize("position", ["stage1", "stage2"])
 def test_a_single_position_has_weight_one(position: str) -> None:
     found = assemble("dskd", {"positions": (position,)})
-    assert found.method.taps == ("logits", position, "stage3")
+    assert found.needs.student == ("logits", position, "stage3")
     batch = found.batch(5)
     terms = found.method(found.taps(batch), batch)
     logits, maps = parts(found, batch)
@@ -301,7 +377,7 @@ def test_no_position_leaves_the_last_layers_terms() -> None:
 def test_without_maps_nothing_of_them_is_read() -> None:
     found = assemble("dskd", {"maps": False})
     assert found.needs.teacher == ("logits",)
-    assert found.method.taps == ("logits", "stage1", "stage2")
+    assert found.needs.student == ("logits", "stage1", "stage2")
     assert not list(found.method.projectors)
     batch = found.batch(5)
     assert found.method(found.taps(batch), batch).keys() == {"ce", "kd", "kd_shallow"}
@@ -700,10 +776,9 @@ def test_methods_without_a_teacher_read_none(world: World) -> None:
 @pytest.mark.parametrize(
     ("positions", "match"), [(["stage3"], "unit to attach a head to 'stage3'"), (["stage"], "Did you mean")]
 )
-def test_unknown_positions_end_a_run_in_one_line(world: World, positions: list[str], match: str) -> None:
-    inputs = resolved(world, f"at-{positions[0]}", method="dskd", config={"positions": positions})
+def test_unknown_positions_end_inputs_in_one_line(world: World, positions: list[str], match: str) -> None:
     with pytest.raises(StillhouseError, match=match) as error:
-        world.distil(f"at-{positions[0]}", inputs)
+        resolved(world, f"at-{positions[0]}", method="dskd", config={"positions": positions})
     assert "\n" not in str(error.value)
 
 

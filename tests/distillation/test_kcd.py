@@ -57,12 +57,18 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
     return str(error.value)
 
 
+def kcd_of(world: World, seed: int) -> Matching:
+    """Return the pair's matching."""
+    return Matching.load(world.path(f"artifacts/matchings/pair/pair-kcd/{seed}.npz"), "dvc repro")
+
+
 # ------------------------------------------------------------------ the transform
 
 
 def matching(permutation: Any, channels: int, **recipe: Any) -> Matching:
     origin = Origin(
-        teacher="big", student="small", seed=0, recipe=MatchingParams(**recipe), theta0="0", student_weights="0",
+        made_by="match_channels@p", teacher="big", student="small", seed=0, recipe=MatchingParams(**recipe),
+        theta0="0", student_weights="0",
         teacher_weights="0", digest="0", data="0", classes=CLASSES, channels=channels,
     )  # fmt: skip
     return Matching(origin, {"permutation": np.array(permutation, dtype=np.int64)})
@@ -241,7 +247,7 @@ def test_matching_of_the_stage_is_that_of_the_live_networks(world: World) -> Non
                 file["matrix"][0], expected, atol=1e-4
             )  # batches of other sizes, float32
         rows, columns = linear_sum_assignment(expected, maximize=True)
-        found = Matching.load(world.path(f"artifacts/matchings/pair/pair-kcd/{seed}.npz"))
+        found = Matching.load(world.path(f"artifacts/matchings/pair/pair-kcd/{seed}.npz"), "dvc repro")
         permutation = found.arrays["permutation"][0]
         assert sorted(permutation.tolist()) == list(range(32))
         best = expected[rows, columns].sum()
@@ -257,7 +263,7 @@ def test_matching_of_the_stage_is_that_of_the_live_networks(world: World) -> Non
 
 @pytest.mark.cpu
 def test_origin_names_what_it_was_made_from(world: World) -> None:
-    origin = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/1.npz")).origin
+    origin = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/1.npz"), "dvc repro").origin
     alone = world.path("artifacts/pretrained/small/1/weights")
     assert (origin.teacher, origin.student, origin.seed) == ("big", "small", 1)
     assert origin.student_weights == file_hash(alone / "last.safetensors")
@@ -277,9 +283,9 @@ def test_matching_twice_gives_the_same_bytes(world: World, tmp_path: Path) -> No
 def test_measurements_against_slow_references(world: World) -> None:
     found = json.loads(world.path("artifacts/metrics/matchings/pair-kcd.json").read_text())["0"]
     a, b, label = live(world)
-    permutation = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz")).arrays["permutation"][
-        0
-    ]
+    permutation = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz"), "dvc repro").arrays[
+        "permutation"
+    ][0]
     for name, teacher in (("plain", a), ("transformed", a[:, permutation])):
         shares = []
         for k in range(CLASSES):
@@ -324,9 +330,9 @@ def test_pictures_are_the_mean_maps_of_one_class(world: World) -> None:
         maps = teacher.record(image[torch.from_numpy(np.array(split.labels)) == 0], {"stage2"})[
             "stage2"
         ].mean(0)
-    permutation = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz")).arrays["permutation"][
-        0
-    ]
+    permutation = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz"), "dvc repro").arrays[
+        "permutation"
+    ][0]
     with np.load(world.path("artifacts/matchings/pair/pair-kcd/measured/0.npz")) as file:
         np.testing.assert_allclose(file["teacher_map"], maps, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(file["transformed_map"], maps[permutation], rtol=1e-4, atol=1e-4)
@@ -379,9 +385,9 @@ def test_first_steps_loss_is_by_hand(world: World) -> None:
     (views,) = (
         Setting.of(world.prepared, inputs.views, current()).batches(inputs.recipe, 0, inputs.slots).epoch(0)
     )
-    permutation = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz")).arrays["permutation"][
-        0
-    ]
+    permutation = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz"), "dvc repro").arrays[
+        "permutation"
+    ][0]
     with torch.no_grad():
         image = views.image.cpu()
         ours = build(STUDENT, 0).record(image, {"stage2", "logits"})
@@ -407,7 +413,9 @@ def test_evaluation_tells_the_distance_to_the_teacher(world: World) -> None:
         if moved is None:
             assert "teacher_l2" not in found
             continue
-        order = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz")).arrays["permutation"][0]
+        order = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz"), "dvc repro").arrays[
+            "permutation"
+        ][0]
         taught = theirs["stage2"][:, order] if moved else theirs["stage2"]
         assert found["teacher_l2"] == pytest.approx(
             (ours["stage2"] - taught).flatten(1).norm(dim=1).mean().item(), rel=1e-3
@@ -479,7 +487,7 @@ def resolved(world: World, folder: Path, recipe: dict[str, Any], **run: Any) -> 
 )
 def test_an_ablation_is_a_line_of_params(world: World, tmp_path: Path, recipe: dict[str, Any]) -> None:
     inputs = resolved(world, tmp_path, recipe)
-    found = Matching.load(Path(inputs.matchings["kcd"][0]))
+    found = Matching.load(Path(inputs.matchings["kcd"][0]), "dvc repro")
     assert found.recipe == MatchingParams(**STAGE2, **recipe)
     folder = world.distil("-".join(map(str, recipe.values())), inputs)
     start, end = (load_file(folder / f"weights/{name}.safetensors") for name in ("init", "last"))
@@ -569,7 +577,7 @@ def test_a_teacher_with_fewer_channels_is_greedy_or_refused(world: World, tmp_pa
     one_line(error)
     block = world.blocks(matchings={"kcd": recipe | {"strategy": "greedy"}}) / "matches/pair-kcd.json"
     folder = world.match(tmp_path / "greedy", block=block, metrics=tmp_path / "greedy.json")
-    assert Matching.load(folder / "0.npz").arrays["permutation"].shape == (1, 64)
+    assert Matching.load(folder / "0.npz", "dvc repro").arrays["permutation"].shape == (1, 64)
     numbers = json.loads((tmp_path / "greedy.json").read_text())["0"]
     assert set(numbers["gamma"]) == {"greedy"}
     assert set(numbers["overlap"]) == {"transformed", "students"}
@@ -597,7 +605,7 @@ def refused(world: World, folder: Path, **places: Path) -> str:
 def test_a_permutation_made_from_something_else_is_refused(world: World, tmp_path: Path, field: str) -> None:
     matchings = copied(world, tmp_path)
     path = matchings / "pair-kcd/0.npz"
-    found = Matching.load(path)
+    found = Matching.load(path, "dvc repro")
     other = {"seed": 1}.get(field, "other")
     Matching(found.origin.model_copy(update={field: other}), found.arrays).save(path)
     message = refused(world, tmp_path, matchings=matchings)
@@ -609,7 +617,7 @@ def test_a_permutation_made_from_something_else_is_refused(world: World, tmp_pat
 def test_a_permutation_of_another_theta0_is_refused(world: World, tmp_path: Path) -> None:
     path = tmp_path / "pair-kcd" / "0.npz"
     path.parent.mkdir()
-    found = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/1.npz"))
+    found = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/1.npz"), "dvc repro")
     Matching(found.origin.model_copy(update={"seed": 0}), found.arrays).save(path)
     inputs = world.inputs("kcd", matchings={"kcd": (str(path), file_hash(path))})
     with pytest.raises(StaleArtifactError, match="does not start from the weights") as error:
@@ -641,7 +649,7 @@ def test_what_is_not_asked_for_is_told_with_its_line(world: World, tmp_path: Pat
 def test_a_table_of_the_feature_that_is_permuted_is_refused(world: World, tmp_path: Path) -> None:
     run = {
         "method": "fitnet",
-        "config": {"standardise": "moments"},
+        "config": {"standardize": "moments"},
         "transform_config": {"features": ["stage2"]},
     }
     content = json.loads(world.path("artifacts/params/pairs/pair.json").read_text())
@@ -743,7 +751,7 @@ def test_another_teachers_matching_is_a_line_of_params(world: World, tmp_path: P
 def test_a_matching_changes_the_runs_that_use_it_alone(world: World, tmp_path: Path) -> None:
     matchings = copied(world, tmp_path)
     path = matchings / "pair-kcd/0.npz"
-    found = Matching.load(path)
+    found = Matching.load(path, "dvc repro")
     flipped = {"permutation": found.arrays["permutation"][:, ::-1]}
     Matching(found.origin, flipped).save(path)
     home = str(world.path("artifacts/matchings/pair")).encode()

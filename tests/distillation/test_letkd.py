@@ -12,18 +12,19 @@ import torch
 from device_fixtures import current, here
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from training_fixtures import CLASSES, Assembled, assemble
+from training_fixtures import CLASSES, KNOWN, Assembled, assemble
 
 from pipeline import plugin, seeding
 from pipeline.distillation.losses import pixel_kl
-from pipeline.distillation.method import Batch, Context
-from pipeline.distillation.methods import letkd1, letkd2, quest
-from pipeline.distillation.targets import Subclasses, Target, Words
+from pipeline.distillation.method import Batch, Context, Known
+from pipeline.distillation.methods import letkd, quest
+from pipeline.distillation.targets import Place, Target
 from pipeline.errors import ParamsError, ShapeError
 from pipeline.evaluation import cost
 from pipeline.features import codebook
 from pipeline.features.encoding import Feature
 from pipeline.features.teacher import Teacher, on_device
+from pipeline.networks.architecture import architecture
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.layers.kd_layer import KDLayer
 from pipeline.networks.network import Tap, build, probe
@@ -35,7 +36,9 @@ pytestmark = pytest.mark.usefixtures("device")
 Array = NDArray[Any]
 CLOSE = {"rel": 2e-5}  # float32 against float64
 WIDTH, WORDS, PER_CLASS, AXES = 64, 11, 2, 3
-PLACES = {"final": {"learns": "words"}, "stage3_block1": {"learns": "words", "feature": "stage3_block1"}}
+INNER = "stage3_block1"
+PLACES = {"final": "words", "last_block1": "inner"}  # each learns the words of its own pixels
+TWO = {"final": "words", "last_block1": "subclasses"}  # letKD-2
 
 
 def draw(*shape: int, scale: float = 1.0, seed: int = 0) -> Tensor:
@@ -202,7 +205,7 @@ def test_a_dead_pixel_is_passed_on() -> None:
 
 
 def test_a_fresh_network_draws_its_layers_anew() -> None:
-    network = assemble("letkd1", tables=tables).student.cpu()  # where it is drawn anew
+    network = assemble("letkd", tables=tables).student.cpu()  # where it is drawn anew
     network.inserted["final"].value_scale.data.fill_(9)
     with seeding.scope("other"):
         other = network.fresh()
@@ -286,7 +289,7 @@ def test_kl_is_summed_over_words_and_averaged_over_pixels() -> None:
 
 def test_letkd1_is_the_formula() -> None:
     found, batch = ready(
-        "letkd1", {"places": {"final": {"learns": "words", "temperature": 2.0}}, "alpha": {"final": 0.5}}
+        "letkd", {"places": {"final": {"table": "words", "temperature": 2.0}}, "alpha": {"final": 0.5}}
     )
     taps = found.student.record(batch.image, None)
     terms = found.method(taps, batch)
@@ -302,23 +305,25 @@ def test_letkd1_is_the_formula() -> None:
     logits = taps["logits"].detach().double().log_softmax(dim=1)
     ce = -sum(float(logits[i, y]) for i, y in enumerate(batch.label.tolist())) / len(logits)
     assert terms["ce"].item() == pytest.approx(ce, **CLOSE)
-    assert found.method.weights(batch) == {"ce": 1.0, "words": 1.0}
+    assert found.method.weights(batch) == {"ce": 1.0, "words": 1.0, "subclasses": 1.0}
+    assert letkd.Config().places == {"final": Place(table="words")}
 
 
 def test_letkd1_of_two_places_sums_them() -> None:
-    found, batch = ready("letkd1", {"places": PLACES})
+    found, batch = ready("letkd", {"places": PLACES})
     taps = found.student.record(batch.image, None)
     expected = sum(
         kl(words_of(batch.teacher[place], torch.from_numpy(words_table()["centers"]), 1.0),
            pixels(taps[f"{place}.scores"]))
-        for place in PLACES
+        for place in ("final", INNER)
     )  # fmt: skip
     assert found.method(taps, batch)["words"].item() == pytest.approx(expected, **CLOSE)
-    assert set(found.student.inserted) == set(PLACES)
+    assert set(found.student.inserted) == {"final", INNER}
+    assert found.needs.teacher == ("final", INNER)
 
 
 def test_letkd2_is_the_formula() -> None:
-    found, batch = ready("letkd2")
+    found, batch = ready("letkd", {"places": TWO})
     taps = found.student.record(batch.image, None)
     terms = found.method(taps, batch)
     table = subclass_table()
@@ -330,14 +335,14 @@ def test_letkd2_is_the_formula() -> None:
     np.testing.assert_allclose(pixels(taps["stage3_block1"]), output, rtol=1e-4, atol=1e-5)
     p = words_of(batch.teacher["final"], torch.from_numpy(words_table()["centers"]), 1.0)
     assert terms["words"].item() == pytest.approx(kl(p, pixels(taps["final.scores"])), **CLOSE)
-    assert letkd2.Config().weights == {"ce": 1.0, "words": 1.0, "subclasses": 1.0}
+    assert found.method.weights(batch) == {"ce": 1.0, "words": 1.0, "subclasses": 1.0}
 
 
 def test_quest_is_the_formula() -> None:
     found, batch = ready("quest", {"places": PLACES})
     taps = found.taps(batch)
     expected = other = 0.0
-    for place in PLACES:
+    for place in ("final", INNER):
         predictor = found.method.predictors[place]
         predictor.scale.data.fill_(2.0)
         kernels = [unit(row) for row in predictor.kernels.double().tolist()]
@@ -355,42 +360,45 @@ def test_quest_is_the_formula() -> None:
     assert terms["ce"].item() == pytest.approx(-logits[range(6), batch.label].mean().item(), **CLOSE)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     "place",
-    [{}, {"learns": "words"}, {"table": "other"}, {"feature": "stage3_block1"}, {"feature": "final:halved"},
-     {"feature": "final:nearest@words"}, {"feature": "final:top4@words"}],
+    ["words", {"table": "words"}, {"table": "other"}, {"table": "words", "encoding": None},
+     {"table": "words", "encoding": "nearest"}, {"table": "words", "encoding": "top4"}],
     ids=str,
 )  # fmt: skip
-def test_a_place_that_is_written_out_keeps_its_methods_temperature(place: dict[str, Any]) -> None:
-    for method, t in ((quest, 5.0), (letkd1, 1.0), (letkd2, 1.0)):
+def test_a_place_that_is_written_out_keeps_its_methods_temperature(place: str | dict[str, Any]) -> None:
+    for method, t in ((quest, 5.0), (letkd, 1.0)):
         assert method.Config().places["final"].temperature == t
-        config = validate(method.Config, {"places": {"final": place, "stage2": place}}, "runs.r.config")
-        assert [lesson.temperature for lesson in config.places.values()] == [t, t]
-        config = validate(method.Config, {"places": {"final": place | {"temperature": 2}}}, "runs.r.config")
+        config = validate(method.Config, {"places": {"final": place, "stage2": place}}, "runs.r.letkd")
+        assert [written.temperature for written in config.places.values()] == [t, t]
+        settings = {"table": place} if isinstance(place, str) else place
+        config = validate(method.Config, {"places": {"final": settings | {"temperature": 2}}}, "runs.r.letkd")
         assert config.places["final"].temperature == 2
 
 
-@pytest.mark.parametrize("feature", ["final", "final:nearest@words", "final:top4@words"])
-@pytest.mark.parametrize(("method", "t", "other"), [("quest", 5.0, 1.0), ("letkd1", 1.0, 5.0)])
+@pytest.mark.parametrize("encoding", [None, "nearest", "top4"])
+@pytest.mark.parametrize(("method", "t", "other"), [("quest", 5.0, 1.0), ("letkd", 1.0, 5.0)])
 def test_codes_are_learned_at_the_methods_temperature(
-    method: str, t: float, other: float, feature: str
+    method: str, t: float, other: float, encoding: str | None
 ) -> None:
     def loss(**written: float) -> float:
-        found = assemble(method, {"places": {"final": {"feature": feature} | written}}, tables)
+        place = {"table": "words", "encoding": encoding} | written
+        found = assemble(method, {"places": {"final": place}}, tables)
         batch = found.batch(6)
         return found.method(found.taps(batch), batch)["words"].item()
 
     # A GPU adds up the pixels of a hard code in an order of its own each time.
     assert loss() == pytest.approx(loss(temperature=t), rel=1e-6)
     # One word is the nearest at any temperature.
-    assert (loss() == pytest.approx(loss(temperature=other), rel=1e-6)) == ("nearest" in feature)
+    assert (loss() == pytest.approx(loss(temperature=other), rel=1e-6)) == (encoding == "nearest")
 
 
 def test_kernels_are_a_softmax_of_scaled_activations() -> None:
     """Table 3: p_T = softmax(t a) of the teacher's own 3x3 kernels, at the table's scale."""
     table = {"counts": np.ones(WIDTH, np.int64), "scale": np.float32(0.7)}
-    settings = {"places": {"final": {"learns": "words", "feature": "stage3_conv", "temperature": 2.0}}}
-    found = assemble("letkd1", settings, lambda name: table)
+    settings = {"places": {"final": {"table": "kernels", "temperature": 2.0}}}
+    found = assemble("letkd", settings, lambda name: table)
     batch = found.batch(6)
     taps = found.student.record(batch.image, None)
     assert taps["final.scores"].shape[1] == WIDTH
@@ -401,7 +409,7 @@ def test_kernels_are_a_softmax_of_scaled_activations() -> None:
 
 
 def test_alpha_0_leaves_the_plain_student_s_logits() -> None:
-    found, batch = ready("letkd1", {"places": PLACES, "alpha": {"final": 0.0, "stage3_block1": 0.0}})
+    found, batch = ready("letkd", {"places": PLACES, "alpha": {"final": 0.0, "last_block1": 0.0}})
     plain = assemble("kd").student
     for mode in (True, False):
         found.student.train(mode)
@@ -422,7 +430,7 @@ def reached(found: Assembled, batch: Batch, term: str) -> set[str]:
 
 
 def test_every_term_trains_the_templates_and_the_backbone() -> None:
-    found, batch = ready("letkd2")
+    found, batch = ready("letkd", {"places": TWO})
     every = {name for name, _ in found.student.named_parameters()}
     assert reached(found, batch, "ce") == every
     own = {f"inserted.final.scores.{name}" for name in ("kernels", "scale")}
@@ -437,7 +445,7 @@ def test_every_term_trains_the_templates_and_the_backbone() -> None:
 
 @pytest.mark.cpu
 def test_tables_and_features_are_not_trained() -> None:
-    found, batch = ready("letkd2")
+    found, batch = ready("letkd", {"places": TWO})
     assert not list(found.method.parameters())
     assert not found.method.state_dict()  # the tables are artifacts of their own
     assert not any(x.requires_grad for x in found.method.buffers())
@@ -454,15 +462,14 @@ def test_tables_and_features_are_not_trained() -> None:
 # ------------------------------------------------------------------ codes
 
 
-def target(
-    lesson: Words | Subclasses, table: dict[str, Array], shape: tuple[int, ...], words: int = WORDS
-) -> Target:
+def target(place: Place, table: dict[str, Array], shape: tuple[int, ...], words: int = WORDS) -> Target:
     found = assemble("kd").context
+    place = place.resolved("final", replace(KNOWN, fitted={"words": "final", "subclasses": "final"}))
     context = Context(
-        num_classes=CLASSES, labels=found.labels, student=found.student, tables={lesson.table: table},
-        student_shapes={"final.scores": (words, 4, 4)}, teacher_shapes={lesson.feature: shape},
+        num_classes=CLASSES, labels=found.labels, student=found.student, tables={place.table: table},
+        student_shapes={"final.scores": (words, 4, 4)}, teacher_shapes={place.source: shape},
     )  # fmt: skip
-    return here(Target("final", lesson, context, "final.scores"))
+    return here(Target("final", place, context, "final.scores"))
 
 
 def encoded(name: str, x: Tensor, table: dict[str, Array], label: Tensor | None = None) -> Tensor:
@@ -497,8 +504,8 @@ def test_the_nearest_word_is_the_full_form_of_far_words() -> None:
     assert code.dtype == torch.uint16
     assert torch.equal(code.long(), which)
     full, hard, gradient, same = losses(
-        target(Words(), table, (5, 4, 4)), x,
-        target(Words(feature="final:nearest@words"), table, (4, 4)), code, here(LABEL), WORDS,
+        target(Place(table="words"), table, (5, 4, 4)), x,
+        target(Place(table="words", encoding="nearest"), table, (4, 4)), code, here(LABEL), WORDS,
     )  # fmt: skip
     torch.testing.assert_close(hard, full, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(same, gradient, rtol=1e-5, atol=1e-8)
@@ -509,8 +516,8 @@ def test_sub_class_codes_are_the_full_form() -> None:
     number = CLASSES * PER_CLASS
     code = encoded("final:subclass@subclasses", x, table, here(LABEL))
     full, hard, gradient, same = losses(
-        target(Subclasses(learns="subclasses", feature="final"), table, (5, 4, 4), number), x,
-        target(Subclasses(learns="subclasses", feature="final:subclass@subclasses"), table, (4, 4), number),
+        target(Place(table="subclasses"), table, (5, 4, 4), number), x,
+        target(Place(table="subclasses", encoding="subclass"), table, (4, 4), number),
         code, here(LABEL), number,
     )  # fmt: skip
     torch.testing.assert_close(hard, full, rtol=0, atol=0)
@@ -530,8 +537,8 @@ def test_four_words_are_renormalised(words: int) -> None:
         mass = sum(row[k] for k in best)
         soft.append([row[k] / mass if k in best else 0.0 for k in range(words)])
     scores = draw(3, words, 4, 4, scale=3, seed=9)
-    lesson = Words(feature="final:top4@words", temperature=t)
-    loss = target(lesson, table, (2 * kept, 4, 4), words)(scores, code, here(LABEL)).item()
+    place = Place(table="words", encoding="top4", temperature=t)
+    loss = target(place, table, (2 * kept, 4, 4), words)(scores, code, here(LABEL)).item()
     # A distance is rounded by 2^-11 of itself, so p by t d 2^-11: here less than 1 in 500.
     assert loss == pytest.approx(kl(soft, pixels(scores)), rel=2e-3)
     if words == kept:  # nothing is left out
@@ -595,11 +602,12 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
         return "stage4_block1" if name in ("mobilenetv2_half", "resnet50_cifar") else "stage3_block1"
 
     suffix = ":halved" if student in HALVED else ""
-    config = letkd2.Config.model_validate({"places": {
-        "final": {"learns": "words", "feature": f"final{suffix}"},
-        inner(student): {"learns": "subclasses", "feature": f"{inner(teacher)}{suffix}"},
-    }})  # fmt: skip
-    needs = letkd2.Method.needs(config)
+    fitted = {"words": f"final{suffix}", "subclasses": f"last_block1{suffix}"}
+    known = Known(architecture(spec(student)), architecture(spec(teacher)), fitted)
+    config = letkd.Config.model_validate({"places": TWO}).resolved(known)
+    assert set(config.places) == {"final", inner(student)}
+    needs = letkd.Method.needs(config)
+    assert needs.teacher == (f"final{suffix}", f"{inner(teacher)}{suffix}")
     image = draw(2, 3, 32, 32)
     label = here(torch.tensor([2, 0]))
     features = Teacher(build(spec(teacher), 0), current()).features(image, needs.teacher, label)
@@ -611,22 +619,22 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
     with torch.device("meta"):
         plain = probe(build(spec(student), 0), 32, 3)
     assert plain["final"][1:] == shapes[f"final{suffix}"][1:]
-    operations = letkd2.Method.operations(config, plain, shapes, arrays)
+    operations = letkd.Method.operations(config, plain, shapes, arrays)
     network = here(build(spec(student).model_copy(update={"inserted": dict(operations.insert)}), 0))
     context = Context(
         num_classes=classes, labels=label, student=network, student_shapes=probe(network, 32, 3),
         teacher_shapes=shapes, tables=arrays,
     )  # fmt: skip
-    method = here(letkd2.Method(config, context))
+    method = here(letkd.Method(config, context))
     batch = replace(assemble("kd").batch(2), image=image, label=label, teacher=features)
     terms = method(network.record(image, needs.student), batch)
     assert terms.keys() == {"ce", "words", "subclasses"}
     assert all(term.isfinite() for term in terms.values())
     if suffix:
-        whole = config.model_copy(update={"places": {"final": Words()}})
         far = {"final": (*shapes[f"final{suffix}"][:1], *(2 * side for side in plain["final"][1:]))}
-        with pytest.raises(ShapeError, match=r"Fit the table to 'final:halved' and learn from it") as error:
-            letkd2.Method(whole, replace(context, teacher_shapes=far))
+        whole = letkd.Config().resolved(replace(known, fitted={"words": "final"}))
+        with pytest.raises(ShapeError, match=r"Fit the table to 'final:halved', in params.yaml") as error:
+            letkd.Method(whole, replace(context, teacher_shapes=far))
         assert "\n" not in str(error.value)
 
 
@@ -640,38 +648,138 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
         ({"alpha": {"finale": 0.1}}, "alpha is given for 'finale', and the places are final"),
         ({"insert": {"final": {"layer": "kd_layer"}}}, "insert has a layer at 'final'"),
         ({"places": {}}, "at least 1 item"),
-        ({"places": {"final": {"learns": "words", "feature": "final:nearest@other"}}}, "another table than 'words'"),
-        ({"places": {"final": {"learns": "words", "feature": "final:subclass@words"}}}, "codes nearest, top4"),
-        ({"places": {"final": {"learns": "subclasses", "feature": "final:nearest@subclasses"}}}, "codes subclass"),
-        ({"places": {"final": {"learns": "words", "feature": "final:nearest"}}}, "reads a table: add @table"),
-        ({"places": {"final": {"learns": "words", "temperature": 0}}}, "greater than 0"),
+        ({"places": {"final": {"table": "words", "encoding": "halved"}}}, "'nearest', 'top4' or 'subclass'"),
+        ({"places": {"final": {"table": "words", "learns": "words"}}}, "unknown key"),
+        ({"places": {"final": {"encoding": "nearest"}}}, "table' is missing"),
+        ({"places": {"final": {"table": "words", "temperature": 0}}}, "greater than 0"),
+        ({"weights": {"word": 1.0}}, "Its terms are ce, words, subclasses"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_told_in_one_line(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ParamsError, match=message) as error:
-        validate(letkd1.Config, config, "runs.letkd.config")
+        validate(letkd.Config, config, "runs.letkd.letkd")
     assert "\n" not in str(error.value)
-    assert "runs.letkd.config" in str(error.value)
+    assert "runs.letkd.letkd" in str(error.value)
 
 
 @pytest.mark.cpu
 @pytest.mark.parametrize(
-    ("settings", "table", "message"),
+    ("config", "message"),
     [
-        ({}, {"scores": np.eye(8)}, r"Table 'words' holds scores; a place that learns words needs 'counts'"),
-        ({}, words_table(width=32), r"'final' with 64 channels, and table 'words' was fitted to 32"),
+        ({"places": {"final": "wrds"}}, r"table 'wrds', and 'tables' in params.yaml has words, inner, kernels, sub"),
+        ({"places": {"final": {"table": "words", "feature": "stage2"}}}, r"its table and encoding give 'final'"),
+        ({"places": {"last": "words", "stage3": "words"}}, r"'stage3' of the student under two names"),
+        ({"places": {"last": "words"}, "insert": {"stage3": {"layer": "kd_layer"}}}, r"insert has a layer at 'stage3'"),
+    ],
+)  # fmt: skip
+def test_places_that_do_not_fit_the_networks_are_told_in_one_line(
+    config: dict[str, Any], message: str
+) -> None:
+    settings = validate(letkd.Config, config, "runs.letkd.letkd")
+    with pytest.raises(ParamsError, match=message) as error:
+        settings.resolved(KNOWN)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("place", "feature"),
+    [
+        ("words", "final:halved"),
+        ({"table": "words", "encoding": "top4"}, "final:halved:top4@words"),
+        ("subclasses", "stage3_block1"),
+        ({"table": "subclasses", "encoding": "subclass"}, "stage3_block1:subclass@subclasses"),
+    ],
+    ids=str,
+)
+def test_a_place_reads_its_tables_feature(place: Any, feature: str) -> None:
+    known = replace(KNOWN, fitted={"words": "final:halved", "subclasses": "last_block1"})
+    for method in (letkd, quest)[: 1 if "subclasses" in str(place) else 2]:
+        config = validate(method.Config, {"places": {"last": place}}, "runs.x").resolved(known)
+        assert method.Method.needs(config).teacher == (feature,)
+        assert list(config.places) == ["stage3"]
+
+
+CATALOG = [
+    (family, network)
+    for family in plugin.names("networks")
+    if not getattr(plugin.load("networks", family), "OPEN", False)
+    for network in plugin.load("networks", family).NETWORKS
+]
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(("family", "network"), CATALOG)
+def test_letkds_inner_place_is_after_the_first_block_of_the_last_stage(family: str, network: str) -> None:
+    spec = NetworkSpec(family=family, network=network, size=32, channels=3, classes=10)
+    student = architecture(spec)
+    last = max(tap for tap in student.taps if tap.startswith("stage") and "_" not in tap)
+    config = letkd.Config(places={"last_block1": "words"}).resolved(
+        Known(student, student, {"words": "final"})
+    )
+    table = {"words": words_table(student.taps["final"][0], 3)}
+    operations = letkd.Method.operations(config, student.taps, {"final": student.taps["final"]}, table)
+    assert list(operations.insert) == [f"{last}_block1"]
+    with torch.device("meta"):
+        network_with = build(spec.model_copy(update={"inserted": dict(operations.insert)}), 0)
+        taps = probe(network_with, 32, 3)
+    scores = f"{last}_block1.scores"
+    assert letkd.Method.needs(config).student == ("logits", scores)
+    assert taps[scores] == (3, *student.taps[f"{last}_block1"][1:])
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("method", "place", "table", "message"),
+    [
+        ("letkd", "words", {"mean": np.zeros(64), "std": np.ones(64)}, r"mean, std: neither words nor sub-classes"),
+        ("letkd", "words", words_table(width=32), r"'final' with 64 channels, and table 'words' was fitted to 32"),
         (
-            {"places": {"final": {"learns": "words", "feature": "final:nearest@words"}}},
+            "letkd",
+            {"table": "words", "encoding": "subclass"},
+            words_table(),
+            r"Encoding 'subclass' reads 'mean', and table 'words' holds",
+        ),
+        (
+            "letkd",
+            {"table": "words", "encoding": "nearest"},
             {"counts": np.ones(64), "scale": np.float32(1)},
             r"Encoding 'nearest' reads 'centers', and table 'words' holds counts, scale",
         ),
+        (
+            "letkd",
+            {"table": "subclasses", "temperature": 2.0},
+            subclass_table(),
+            r"its table 'subclasses' holds sub-classes, which have none",
+        ),
+        ("quest", "subclasses", subclass_table(), r"'subclasses', which holds sub-classes, and QuEST learns words"),
     ],
-)
+)  # fmt: skip
 def test_a_table_of_another_kind_is_told_in_one_line(
-    settings: dict[str, Any], table: dict[str, Array], message: str
+    method: str, place: Any, table: dict[str, Array], message: str
 ) -> None:
     with pytest.raises(ParamsError, match=message) as error:
-        assemble("letkd1", settings, lambda name: table)
+        assemble(method, {"places": {"final": place}}, lambda name: table)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("encoding", "table", "message"),
+    [
+        ("nearest", subclass_table(), r"table 'here' holds subclasses, whose encodings are subclass"),
+        ("top4", subclass_table(), r"holds subclasses, whose encodings are subclass"),
+        ("subclass", words_table(), r"'subclass', and its table 'here' holds words, whose encodings are nearest, top4"),
+        ("nearest", {"counts": np.ones(64), "scale": np.float32(1)}, r"holds words, whose encodings are none"),
+    ],
+)  # fmt: skip
+def test_an_encoding_of_another_kind_is_told_before_a_store_is_read(
+    encoding: Any, table: dict[str, Array], message: str
+) -> None:
+    known = replace(KNOWN, fitted={"here": "final"})
+    config = letkd.Config(places={"final": Place(table="here", encoding=encoding)}).resolved(known)
+    with pytest.raises(ParamsError, match=message) as error:
+        letkd.Method.operations(config, {}, {}, {"here": table})
     assert "\n" not in str(error.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import inspect
 import json
 import math
@@ -10,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,10 @@ from device_fixtures import current, here
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
-from training_fixtures import CLASSES, RECIPE, Assembled, assemble, frozen_teacher
+from training_fixtures import CLASSES, KNOWN, RECIPE, Assembled, assemble, frozen_teacher
 
 from pipeline import plugin, seeding
+from pipeline.distillation import method, schedule, transform
 from pipeline.distillation.method import BaseMethod, Batch, MethodConfig, Terms
 from pipeline.distillation.methods import fitnet, kd
 from pipeline.errors import ParamsError, ShapeError
@@ -42,10 +45,9 @@ WORDS = {
 }
 # Arrays of the tables that the defaults of a method or transform name, by plug-in and table.
 TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
-    ("letkd1", "words"): WORDS,
-    ("letkd2", "words"): WORDS,
+    ("letkd", "words"): WORDS,
     ("quest", "words"): WORDS,
-    ("letkd2", "subclasses"): {
+    ("letkd", "subclasses"): {
         "mean": np.random.default_rng(1).normal(size=64).astype(np.float32),
         "scalings": np.random.default_rng(2).normal(size=(64, 3)).astype(np.float32),
         "centers": np.random.default_rng(3).normal(size=(CLASSES * 2, 3)).astype(np.float32),
@@ -57,8 +59,8 @@ TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
 MATCHINGS = {
     ("permutation", "kcd"): Matching(
         Origin(
-            teacher="t", student="s", seed=0, recipe=MatchingParams(), theta0="", student_weights="",
-            teacher_weights="", digest="", data="", classes=CLASSES, channels=32,
+            made_by="match_channels@p", teacher="t", student="s", seed=0, recipe=MatchingParams(), theta0="",
+            student_weights="", teacher_weights="", digest="", data="", classes=CLASSES, channels=32,
         ),
         {"permutation": np.array([[4, 31, 0]])},
     )
@@ -68,15 +70,20 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("schedules", "anchors"): {"anchors": ("anchor_025", "anchor_050", "last")},
     ("tables", "kmeans"): {"clusters": 12},
     ("tables", "lda"): {"components": 3},
-    ("tables", "subclasses"): {"per_class": 2},
+    ("tables", "subclasses"): {"components": 3, "per_class": 2},
     ("transforms", "permutation"): {"features": ("stage2",)},
     ("schedules", "self_taught"): {"names": ("one", "two")},
+}
+# Every method as it is, and what its defaults leave out of its terms.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in METHODS} | {
+    "letkd of two places": ("letkd", {"places": {"final": "words", "last_block1": "subclasses"}}),
 }
 DISK = {"os", "io", "pathlib", "shutil", "tempfile", "pickle", "safetensors", "zarr", "tensorstore", "typer"}
 
 
-def build(name: str) -> Assembled:
-    return assemble(name, tables=lambda table: TABLES[name, table])
+def build(case: str) -> Assembled:
+    name, settings = CASES[case]
+    return assemble(name, settings, lambda table: TABLES[name, table])
 
 
 def steps(found: Assembled) -> list[tuple[Batch, Terms]]:
@@ -117,10 +124,10 @@ def test_config_has_valid_defaults_and_refuses_unknown_keys(name: str) -> None:
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_needs_are_taps_and_features(name: str) -> None:
     found = build(name)
-    assert set(found.needs.student) <= set(found.method.taps) <= set(found.context.student_shapes)
+    assert set(found.needs.student) <= set(found.context.student_shapes)
     for feature in found.needs.teacher:
         assert set(Feature.parse(feature).encodings) <= set(plugin.names("encodings"))
     assert set(found.context.teacher_shapes) == set(found.needs.teacher)
@@ -131,28 +138,30 @@ def test_needs_are_taps_and_features(name: str) -> None:
 def test_inserted_layers_are_named_for_the_inputs(name: str) -> None:
     found, module = build(name), plugin.load("methods", name)
     operations = module.Method.operations(
-        module.Config(), found.context.student_shapes, found.context.teacher_shapes, found.context.tables
+        found.method.config, found.context.student_shapes, found.context.teacher_shapes, found.context.tables
     )
     assert {spec.layer for spec in operations.insert.values()} <= set(getattr(module, "LAYERS", ()))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_terms_are_finite_scalars_and_match_the_weights(name: str) -> None:
-    found, seen = build(name), set()
-    for batch, terms in steps(found):
-        for term, value in terms.items():
-            assert value.shape == (), term
-            assert value.dtype == torch.float32, term
-            assert torch.isfinite(value), term
-            assert term in found.method.weights(batch), f"'{term}' has no default weight"
-        seen |= terms.keys()
+    seen = set()
+    for case in (case for case, (tested, _) in CASES.items() if tested == name):
+        found = build(case)
+        for batch, terms in steps(found):
+            for term, value in terms.items():
+                assert value.shape == (), term
+                assert value.dtype == torch.float32, term
+                assert torch.isfinite(value), term
+                assert term in found.method.weights(batch), f"'{term}' has no default weight"
+            seen |= terms.keys()
     assert seen == found.method.config.weights.keys()  # a weight without a term weighs nothing
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_gradients_reach_the_student_and_the_methods_own_parameters(name: str) -> None:
     found = build(name)
-    reached = dict.fromkeys(found.method.taps, False)
+    reached = dict.fromkeys(found.needs.student, False)
     for phase in found.method.phases(RECIPE):
         batch = found.batch(phase=phase.name)
         taps = found.taps(batch)
@@ -168,7 +177,7 @@ def test_gradients_reach_the_student_and_the_methods_own_parameters(name: str) -
             assert torch.isfinite(parameter.grad).all(), key
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_method_changes_neither_features_nor_taps(name: str) -> None:
     found = build(name)
     for phase in found.method.phases(RECIPE):
@@ -181,7 +190,7 @@ def test_method_changes_neither_features_nor_taps(name: str) -> None:
             torch.testing.assert_close(x, before[tap], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_any_batch_size_works(name: str, size: int) -> None:
     found = build(name)
@@ -191,7 +200,7 @@ def test_any_batch_size_works(name: str, size: int) -> None:
         assert all(torch.isfinite(term) for term in terms.values())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_terms_are_a_function_of_seed_and_batch(name: str) -> None:
     torch.manual_seed(1)
     first = steps(build(name))
@@ -201,7 +210,7 @@ def test_terms_are_a_function_of_seed_and_batch(name: str) -> None:
         assert {key: x.item() for key, x in one.items()} == {key: x.item() for key, x in other.items()}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_state_is_finite_and_survives_a_checkpoint(name: str) -> None:
     found = build(name)
     steps(found)
@@ -214,7 +223,7 @@ def test_state_is_finite_and_survives_a_checkpoint(name: str) -> None:
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_method_does_not_hold_the_student_or_the_teacher(name: str) -> None:
     found = build(name)
     held = {id(x) for x in found.method.parameters()}
@@ -242,6 +251,97 @@ def test_plug_in_touches_no_disk(catalogue: str, name: str) -> None:
         elif isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in {"open", "np.load", "np.save", "torch.load", "torch.save"}, called
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", CASES)
+def test_resolved_settings_are_what_the_json_of_inputs_holds(name: str) -> None:
+    config = build(name).method.config
+    again = validate(type(config), config.model_dump(mode="json"), "runs.x")
+    assert again == config
+    assert again.resolved(KNOWN) == config  # nothing is left to resolve
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_are_merged_over_the_defaults(name: str) -> None:
+    model = plugin.load("methods", name).Config
+    default = model().weights
+    for term in default:
+        merged = validate(model, {"weights": {term: 7}}, "runs.x").weights
+        assert merged == default | {term: 7.0}
+        assert model().weights == default
+    listed = ", ".join(default)
+    with pytest.raises(
+        ParamsError, match=f"'no_such' is no term of this method. Its terms are {listed}"
+    ) as e:
+        validate(model, {"weights": {"no_such": 1.0}}, "runs.x")
+    assert "runs.x.weights" in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("wrong", [3, ["ce"], {"ce": "much"}])
+def test_weights_of_another_form_are_refused(wrong: Any) -> None:
+    with pytest.raises(ParamsError, match=r"runs\.x\.weights"):
+        validate(kd.Config, {"weights": wrong}, "runs.x")
+
+
+@pytest.mark.cpu
+def test_a_plug_in_may_leave_its_weights_to_params() -> None:
+    assert MethodConfig(weights={"anything": 2.0}).weights == {"anything": 2.0}
+    with pytest.raises(ParamsError, match=r"'runs\.x\.weights' is missing"):
+        validate(MethodConfig, {}, "runs.x")
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("name", "settings", "student", "teacher"),
+    [
+        ("fitnet", {"student_tap": "last_block1", "teacher_feature": "last"}, "stage3_block1", "stage3"),
+        ("fitnet", {"teacher_feature": "last:pooled"}, "stage2", "stage3:pooled"),
+        ("mimicry", {"student_tap": "last_pre", "teacher_feature": "last_pre"}, "stage3_pre", "stage3_pre"),
+        ("mimicry", {}, "final", "final"),
+    ],
+)
+def test_last_is_the_last_stage_in_every_setting(
+    name: str, settings: dict[str, Any], student: str, teacher: str
+) -> None:
+    module = plugin.load("methods", name)
+    config = module.Config(**settings).resolved(KNOWN)
+    assert (config.student_tap, config.teacher_feature) == (student, teacher)
+    assert module.Method.compared(config) == (student, teacher)
+    needs = module.Method.needs(config)
+    assert (needs.student, needs.teacher) == (("logits", student), (teacher,))
+
+
+@pytest.mark.cpu
+def test_inserted_layers_stand_at_full_names() -> None:
+    layer = {"layer": "kd_layer", "settings": {"words": 5}}
+    config = validate(kd.Config, {"insert": {"last": layer}}, "runs.x").resolved(KNOWN)
+    assert set(config.insert) == {"stage3"}
+    twice = validate(kd.Config, {"insert": {"last": layer, "stage3": layer}}, "runs.x")
+    with pytest.raises(
+        ParamsError, match="'stage3' of the student under two names, last and stage3"
+    ) as error:
+        twice.resolved(KNOWN)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.cpu
+def test_a_permutation_stands_at_full_names() -> None:
+    module = plugin.load("transforms", "permutation")
+    config = module.Config(features=("last", "stage3", "last:pooled"), student_tap="last").resolved(KNOWN)
+    assert (config.features, config.student_tap) == (("stage3", "stage3:pooled"), "stage3")
+    assert module.Transform.changes(config) == ("stage3", "stage3:pooled")
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("contract", [method, schedule, transform])
+def test_the_example_of_a_contract_runs(contract: ModuleType) -> None:
+    results = doctest.testmod(contract)
+    assert results.attempted >= 3
+    assert results.failed == 0
 
 
 # ------------------------------------------------------------------ other catalogues
@@ -273,15 +373,15 @@ def test_schedule_keeps_its_contract(name: str) -> None:
     batch = found.batch()
     copies = {f"{copy}/logits": batch.teacher["logits"] for copy in module.Schedule.self_taught(config)}
     batch = replace(batch, teacher=batch.teacher | copies)
-    plan = schedule(found.taps(batch), batch)
-    assert plan.lessons
-    assert plan.terms.keys() <= plan.weights.keys()
-    names = [lesson.name for lesson in plan.lessons]
+    teaching = schedule(found.taps(batch), batch)
+    assert teaching.lessons
+    assert teaching.terms.keys() <= teaching.weights.keys()
+    names = [lesson.name for lesson in teaching.lessons]
     assert len(set(names)) == len(names)
     prefixes = tuple(f"{name}_" if name else "" for name in names)
-    assert not any(f"{prefix}{term}" in plan.terms for prefix in prefixes for term in ("ce", "kd"))
+    assert not any(f"{prefix}{term}" in teaching.terms for prefix in prefixes for term in ("ce", "kd"))
     assert all("." in name for name in schedule.diagnose())
-    for lesson in plan.lessons:
+    for lesson in teaching.lessons:
         assert math.isfinite(lesson.weight)
         assert set(found.needs.teacher) <= set(lesson.teacher)
 
@@ -337,15 +437,6 @@ class Blocks:
             yield block, (np.arange(start, start + len(block)) % CLASSES)
 
 
-def _base(name: str | None, stream: Blocks) -> Any:
-    """Fit the table in whose space another one is fitted."""
-    if name is None:
-        return None
-    module = plugin.load("tables", name)
-    config = module.Config(feature="stage2", **SETTINGS.get(("tables", name), {}))
-    return module.fit(stream, config, FitContext(CLASSES)).arrays
-
-
 @pytest.mark.cpu
 @pytest.mark.parametrize("name", plugin.names("tables"))
 def test_table_keeps_its_contract(name: str, tmp_path: Path) -> None:
@@ -353,7 +444,8 @@ def test_table_keeps_its_contract(name: str, tmp_path: Path) -> None:
     assert issubclass(module.Config, TableConfig)
     config = module.Config(feature="stage2", **SETTINGS.get(("tables", name), {}))
     array = np.random.default_rng(0).normal(size=(40, 6, 4, 4)).astype(np.float32)
-    context = FitContext(CLASSES, base=_base(getattr(module, "BASE", None), Blocks(array, 40)))
+    context = FitContext(CLASSES)
+    assert module.UNIT is None or isinstance(module.UNIT, str)
     whole = module.fit(Blocks(array, 40), config, context)
     parts = module.fit(Blocks(array, 7), config, context)
     for key, fitted in whole.arrays.items():
@@ -362,7 +454,7 @@ def test_table_keeps_its_contract(name: str, tmp_path: Path) -> None:
     assert all(math.isfinite(value) for value in whole.quality.values())
     json.dumps(whole.quality)
     save(tmp_path / "table.npz", whole, {"from": name})
-    arrays, origin = load(tmp_path / "table.npz")
+    arrays, origin = load(tmp_path / "table.npz", "dvc repro")
     assert origin == {"from": name}
     for key, fitted in whole.arrays.items():
         np.testing.assert_array_equal(arrays[key], fitted)
@@ -511,20 +603,20 @@ def moments(mean: float, std: float, channels: int = 32) -> Any:
     return lambda table: {"mean": np.full(channels, mean), "std": np.full(channels, std)}
 
 
-def test_fitnet_standardises_the_teacher() -> None:
-    found = assemble("fitnet", {"standardise": "moments"}, moments(2.0, 4.0))
+def test_fitnet_standardizes_the_teacher() -> None:
+    found = assemble("fitnet", {"standardize": "moments"}, moments(2.0, 4.0))
     batch = found.batch(3)
     scaled = {key: (x - 2) / 4 for key, x in batch.teacher.items()}
     _, expected = hint_of(found, replace(batch, teacher=scaled))
     term, _ = hint_of(found, batch)
     assert term == pytest.approx(expected, rel=1e-5)
     assert found.needs.tables == ("moments",)
-    # A standardised hint is negative in half of its places, so the regressor must be able to be.
+    # A standardized hint is negative in half of its places, so the regressor must be able to be.
     assert (found.method.regressor(found.taps(batch)["stage2"]) < 0).any()
 
 
 def test_fitnet_survives_a_constant_channel() -> None:
-    found = assemble("fitnet", {"standardise": "moments"}, moments(0.0, 0.0))
+    found = assemble("fitnet", {"standardize": "moments"}, moments(0.0, 0.0))
     batch = found.batch(3)
     assert torch.isfinite(found.method(found.taps(batch), batch)["hint"])
 
@@ -534,8 +626,8 @@ def test_fitnet_survives_a_constant_channel() -> None:
     "tables", [moments(0.0, 1.0, channels=16), lambda table: {"centres": np.zeros((4, 32))}]
 )
 def test_fitnet_refuses_a_table_of_something_else(tables: Any) -> None:
-    with pytest.raises(ShapeError, match="standardises 32 channels of 'stage2'") as error:
-        assemble("fitnet", {"standardise": "moments"}, tables)
+    with pytest.raises(ShapeError, match="standardizes 32 channels of 'stage2'") as error:
+        assemble("fitnet", {"standardize": "moments"}, tables)
     assert "\n" not in str(error.value)
 
 

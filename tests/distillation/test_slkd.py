@@ -282,7 +282,7 @@ def test_the_teacher_is_neither_held_nor_trained() -> None:
     assert all(torch.equal(x, before[name]) for name, x in teacher.state_dict().items())
 
 
-def test_one_optimiser_does_what_three_of_equal_settings_do() -> None:
+def test_one_optimizer_does_what_three_of_equal_settings_do() -> None:
     ends = []
     for apart in (False, True):
         objective, schedule, found, batch = made()
@@ -518,7 +518,7 @@ def test_defaults_are_the_published_constants() -> None:
 def test_teaching_by_a_method_that_reads_no_logits_is_told(world: World) -> None:
     with pytest.raises(StillhouseError, match="The method reads stage2 of the teacher") as error:
         resolved(world, "no-logits", method="fitnet", schedule_config={"lesson": "method"})
-    assert "schedule_config.lesson" in str(error.value)
+    assert "Set 'lesson' of the run's schedule to logits" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""Accuracy, agreement, confusion and the linear probe, against numpy."""
+"""Accuracy, agreement and the linear probe, against numpy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.accuracy import agreement, confusion, top
+from pipeline.evaluation.accuracy import top
+from pipeline.evaluation.agreement import agreement
 from pipeline.evaluation.probe import fisher
 
 
@@ -36,23 +37,6 @@ def test_agreement_against_numpy() -> None:
     expected = 100 * np.mean(one.numpy() == other.numpy())
     assert agreement(one, other) == pytest.approx(expected, abs=1e-9)
     assert agreement(one, one) == 100.0
-
-
-def test_confusion_against_loops() -> None:
-    logits, label = scores()
-    predicted = logits.argmax(1)
-    expected = np.zeros((9, 9), dtype=np.int64)
-    for row, column in zip(label.tolist(), predicted.tolist(), strict=True):
-        expected[row, column] += 1
-    found = confusion(predicted, label, 9)
-    np.testing.assert_array_equal(found.numpy(), expected)
-    assert found.sum() == 57
-    assert 100 * found.diagonal().sum().item() / 57 == pytest.approx(top(logits, label, 1))
-
-
-def test_confusion_counts_classes_that_nobody_predicts() -> None:
-    found = confusion(torch.tensor([0, 0], dtype=torch.int32), torch.tensor([0, 2], dtype=torch.int32), 4)
-    assert found.tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
 
 
 def test_the_fisher_probe_is_the_closed_form_of_an_lda() -> None:

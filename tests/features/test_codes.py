@@ -100,7 +100,7 @@ def test_a_store_holds_the_codes_of_every_view(world: World) -> None:
     store = world.path("artifacts/features/big.zarr")
     for name, code in CODES.items():
         path = world.path(f"artifacts/codes/big/{name}.zarr")
-        manifest = manifests.read(path)
+        manifest = manifests.read(path, "dvc repro")
         feature = manifest.features[code]
         assert (feature.slots, feature.dtype, feature.shape) == (SLOTS, "uint16", shapes[name])
         assert manifest.tables.keys() == {code.partition("@")[2]}
@@ -443,8 +443,7 @@ def test_too_few_slots_and_other_checkpoints_name_the_cure(world: World, tmp_pat
     encode(world, "big-nearest", block=block, metrics=tmp_path / "metrics.json", **places)
     message = resolve_error(world, tmp_path / "out", codes=codes, tables=tables)
     assert "holds 2 view slots" in message
-    assert "Raise codes.big-nearest.slots, or set 'slots' or 'source: online'" in message
-    assert "dvc repro encode_views@big-nearest" in message
+    assert "Lower 'slots' of the run, or set 'source: online' of the run" in message
     anchors = {"schedule": "anchors", "schedule_config": {"anchors": ["anchor_050", "last"]}}
     pair = world.blocks(runs={"hard": anchors}) / "pairs/pair.json"
     message = resolve_error(world, tmp_path / "out", block=pair)
@@ -513,7 +512,7 @@ def shares(world: World, path: Path, code: str, rows: int = 64) -> tuple[float, 
     """Return the mean and the largest share of codes that differ when they are made again."""
     table = code.partition("@")[2]
     prepared = world.prepared
-    manifest = manifests.read(path)
+    manifest = manifests.read(path, "dvc repro")
     live = Live.of(
         load(world.path("artifacts/teachers/big/weights"))[0],
         manifest.precision,

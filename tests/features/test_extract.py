@@ -91,7 +91,7 @@ def test_the_store_holds_what_the_teacher_gives_on_views_made_by_hand(
     networks, spec = {"last": network(0)[0], "anchor_050": network(1)[0]}, network(0)[1]
     path = tmp_path / "t.zarr"
     manifest = extraction(prepared, networks, spec, shard_bytes=shard_bytes).run(path, no_progress)
-    assert manifests.read(path) == manifest
+    assert manifests.read(path, "dvc repro") == manifest
     assert not (path / "progress.json").exists()
     shown = stored(path, "view", "", "train")
     assert shown.shape == (4, TRAIN)
@@ -336,7 +336,7 @@ def test_the_stage_publishes_a_store_that_its_gate_accepts(stage: Stage, prepare
     assert stage.extract(BLOCK) == 0
     assert sorted(path.name for path in stage.out.parent.iterdir()) == ["small.zarr"]
     assert not {"identity", "progress.json"} & contents(stage.out).keys()
-    manifest = manifests.read(stage.out)
+    manifest = manifests.read(stage.out, "dvc repro")
     assert (manifest.teacher, manifest.data) == ("small", prepared.meta.fingerprint)
     assert {name: stored.slots for name, stored in manifest.features.items()} == {
         "logits": 2,
@@ -437,7 +437,7 @@ def test_what_was_begun_from_something_else_is_not_gone_on_from(
 @pytest.mark.parametrize(
     ("factor", "dtype", "advice"),
     [
-        (1e9, "float16", "Set extract.features.logits.dtype to float32"),
+        (1e9, "float16", "Set the teacher's features.logits.dtype to float32"),
         (float("inf"), "float32", "The teacher has diverged"),
     ],
 )
@@ -467,11 +467,11 @@ def test_values_that_a_dtype_cannot_hold_are_told_and_nothing_is_published(
         ({"logits:attention": {}}, {}, ["Encoding 'attention'", "tap 'logits' has shape (10,)"]),
         ({"stage3:attention@words": {}}, {}, ["'attention' reads no table: drop @words"]),
         ({"stage3:nearest@words": {}}, {}, ["Unknown table 'words'"]),
-        ({"logits": {"slots": 19}}, {}, ["teachers.small.extract.features.logits.slots is 19", "18 views"]),
+        ({"logits": {"slots": 19}}, {}, ["teachers.small.features.logits.slots is 19", "18 views"]),
         (
             {"logits": {}},
             {"views": {"space": "random_resized_crop"}},
-            ["teachers.small.extract.features.logits.slots is 'all'", "no end"],
+            ["teachers.small.features.logits.slots is 'all'", "no end"],
         ),
         ({"logits": {}}, {"checkpoints": ["anchor_050"]}, ["anchor_050.safetensors does not exist"]),
     ],
@@ -502,7 +502,7 @@ def small(device: str, tmp_path_factory: pytest.TempPathFactory) -> Small:
 def differences(small: Small, path: Path, *, rows: int = 1500, mean: float = 0.0) -> dict[str, Difference]:
     """Compare the checkpoint "last" of the store `path`, and return the worst difference of each array.
 
-    `mean` is added to the normalisation's.
+    `mean` is added to the normalization's.
     """
     meta = small.prepared.meta
     normalize = Normalize([m + mean for m in meta.mean], meta.std, current().device)
@@ -560,7 +560,7 @@ def test_slots_and_samples_that_were_shifted_are_found(small: Small, tmp_path: P
     assert differences(small, path, rows=16)["last/train/logits"].share > 1
 
 
-def test_another_normalisation_is_found(small: Small) -> None:
+def test_another_normalization_is_found(small: Small) -> None:
     found = differences(small, small.path, rows=16, mean=0.02)
     assert all(one.share > 1 for one in found.values())
 
@@ -608,13 +608,13 @@ def test_the_gate_refuses_what_the_store_was_not_made_from(
     other, spec = network(9)
     weights = save_teacher(stage.folder / "other seed", {"last": other}, spec)
     data = prepare(stage.folder / "other data", seed=1).folder
-    grey = prepare(stage.folder / "grey").folder
-    meta = json.loads((grey / "meta.json").read_text())
-    (grey / "meta.json").write_text(json.dumps(meta | {"std": [0.5, 0.5]}))
+    gray = prepare(stage.folder / "gray").folder
+    meta = json.loads((gray / "meta.json").read_text())
+    (gray / "meta.json").write_text(json.dumps(meta | {"std": [0.5, 0.5]}))
     for field, places in {
         "weights": {"weights": weights},
         "data": {"data": data},
-        "std": {"data": grey},
+        "std": {"data": gray},
     }.items():
         assert stage.check(**places) == 1
         text = error_line(capsys)
@@ -639,7 +639,7 @@ def test_the_summary_is_numpys(
     values[0, :, 3] = 2
     make_array(tmp_path / "t.zarr", values, 500)
     monkeypatch.setattr(check, "BLOCK_BYTES", 5 * values[0, 0].nbytes)
-    found = check.summarise(tmp_path / "t.zarr", "last", "a")
+    found = check.summarize(tmp_path / "t.zarr", "last", "a")
     plain = values[0].astype(np.float64)
     expected = {
         "mean": plain.mean(),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current, here, running_on
-from feature_fixtures import CROPS, no_progress, prepare
+from feature_fixtures import CROPS, MADE_BY, no_progress, prepare
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -139,17 +139,15 @@ def extracted(folder: Path, prepared: Prepared, network: Network, precision: Pre
     rough = check.rounded(network) if imitated else network
     where = replace(current(), precision="float32" if imitated else precision)
     teacher, meta = Teacher(rough, where), prepared.meta
-    manifest = Manifest(
+    manifest = Manifest.of(
+        meta,
+        CROPS,
+        SPEC,
+        {"last": "0" * 32},
+        precision,
+        stored_features(REQUESTED, teacher, meta.channels, meta.size),
         teacher="small",
-        network=SPEC,
-        weights={"last": "0" * 32},
-        data=meta.fingerprint,
-        samples=meta.samples,
-        mean=meta.mean,
-        std=meta.std,
-        views=CROPS,
-        precision=precision,
-        features=stored_features(REQUESTED, teacher, meta.channels, meta.size),
+        made_by=MADE_BY,
     )
     normalize = Normalize(meta.mean, meta.std, current().device)
     splits, space = prepared.splits, view_space(CROPS)
@@ -239,12 +237,12 @@ def test_slightly_different_weights_are_found(made: Made) -> None:
     assert made.worst(network=moved)["logits"].share > 1
 
 
-def test_another_normalisation_is_found(made: Made) -> None:
+def test_another_normalization_is_found(made: Made) -> None:
     assert all(one.share > 1 for one in made.worst(shift=0.05).values())
 
 
 PLANTED: dict[str, Callable[[Array], Array]] = {
-    "the view of a neighbour": lambda x: np.roll(x, 1, axis=1),
+    "the view of a neighbor": lambda x: np.roll(x, 1, axis=1),
     "a scale of 1 %": lambda x: 1.01 * x,
     "one swapped channel": lambda x: np.moveaxis(swapped(np.moveaxis(x, 2, 0)), 0, 2),
 }

@@ -40,7 +40,7 @@ def cached(small: Small, names: Iterable[str], slots: int, **options: Any) -> Ca
 
 
 def shown(small: Small, slot: int, index: Tensor) -> Tensor:
-    """Return the normalised views that a student sees."""
+    """Return the normalized views that a student sees."""
     space, meta = view_space(small.manifest.views), small.prepared.meta
     image, index = here(torch.from_numpy(small.prepared.splits["train"].images[index.numpy()])), here(index)
     view = space.apply(image, view_ids(space, slot, index), index)
@@ -113,7 +113,7 @@ def test_a_source_without_features_gives_none(small: Small) -> None:
             [
                 "does not hold teacher feature 'stage1'",
                 "it holds logits, stage1:pooled, stage2:attention, stage3",
-                "teachers.small.extract.features",
+                "teachers.small.features",
             ],
         ),
         (
@@ -122,7 +122,7 @@ def test_a_source_without_features_gives_none(small: Small) -> None:
             ["last"],
             [
                 "holds 1 view slots of 'stage3', expected 2",
-                "teachers.small.extract.features.stage3.slots",
+                "teachers.small.features.stage3.slots",
                 "source: online",
             ],
         ),
@@ -133,7 +133,7 @@ def test_a_source_without_features_gives_none(small: Small) -> None:
             [
                 "does not hold checkpoint 'anchor_025'",
                 "it holds anchor_050, last",
-                "teachers.small.extract.checkpoints",
+                "teachers.small.checkpoints",
             ],
         ),
     ],

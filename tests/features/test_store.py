@@ -12,8 +12,10 @@ import zarr
 from feature_fixtures import Small, contents, make_array, shard_ranges, small_store
 
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, StillhouseError
+from pipeline.features import contents as holds
 from pipeline.features import manifest as manifests
 from pipeline.features import store
+from pipeline.features.contents import Contents
 from pipeline.features.manifest import Manifest
 from pipeline.features.store import Layout, StoredArray
 
@@ -177,6 +179,12 @@ def damage(shard: Path, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
+def signed(path: Path) -> None:
+    """Let a store say which stage made it; its folder has another name."""
+    told = Contents(made_by="extract_features@t1", teacher="t1", weights={}, data={}, features={})
+    store.set_manifest(path, told)
+
+
 @pytest.mark.parametrize("slot", [0, 1])
 @pytest.mark.parametrize(
     "kind",
@@ -190,8 +198,9 @@ def damage(shard: Path, kind: str) -> None:
     ],
 )
 def test_a_damaged_shard_is_named(tmp_path: Path, values: np.ndarray[Any, Any], kind: str, slot: int) -> None:
-    """Slot 1 is zeros alone, which zarr would rather leave out: a shard that is missing must not read as zeros."""
-    folder = make_array(tmp_path / "t1.zarr", values, 1000)
+    """Slot 1 is zeros alone, which zarr would rather not write: a shard that is missing must not read as zeros."""
+    folder = make_array(tmp_path / "store.zarr", values, 1000)
+    signed(tmp_path / "store.zarr")
     shards = sorted((folder / "c" / str(slot)).rglob("0/0/0"), key=str)
     assert len(shards) == 1
     damage(shards[0], kind)
@@ -218,7 +227,8 @@ def test_a_damaged_shard_is_named(tmp_path: Path, values: np.ndarray[Any, Any], 
 def test_an_array_without_metadata_is_named(
     tmp_path: Path, values: np.ndarray[Any, Any], metadata: str | None
 ) -> None:
-    folder = make_array(tmp_path / "t1.zarr", values)
+    folder = make_array(tmp_path / "store.zarr", values)
+    signed(tmp_path / "store.zarr")
     if metadata is None:
         (folder / "zarr.json").unlink()
     else:
@@ -227,15 +237,32 @@ def test_an_array_without_metadata_is_named(
         StoredArray(folder)
     text = one_line(caught)
     assert str(folder) in text
-    assert "dvc repro --force extract_features@t1" in text
+    assert f"dvc checkout --force {tmp_path / 'store.zarr'}; or make it with: dvc repro --force extr" in text
+    assert "extract_features@t1" in text
     assert "tensorstore_spec" not in text
+
+
+def test_an_array_of_an_unfinished_store_names_no_stage(tmp_path: Path, values: np.ndarray[Any, Any]) -> None:
+    folder = make_array(tmp_path / "store.zarr", values)
+    (folder / "zarr.json").unlink()
+    with pytest.raises(DamagedArtifactError) as caught:
+        StoredArray(folder)
+    assert one_line(caught).endswith("Make it again with: dvc repro")
 
 
 # Manifest.
 
 
 def test_the_manifest_comes_back_as_it_was_written(made: Small) -> None:
-    assert manifests.read(made.path) == made.manifest
+    assert manifests.read(made.path, "dvc repro") == made.manifest
+
+
+def test_a_reader_of_features_sees_a_part_of_the_manifest(made: Small) -> None:
+    found = holds.read(made.path, "dvc repro")
+    assert found.model_dump() == {name: getattr(made.manifest, name) for name in Contents.model_fields} | {
+        "features": {name: feature.model_dump() for name, feature in made.manifest.features.items()}
+    }
+    assert found.hint == "dvc repro extract_features@small"
 
 
 def edit_attributes(path: Path, **update: Any) -> None:
@@ -253,7 +280,7 @@ def copy_root(made: Small, path: Path) -> Path:
 
 def test_there_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError) as caught:
-        manifests.read(tmp_path / "t1.zarr")
+        manifests.read(tmp_path / "t1.zarr", "dvc repro extract_features@t1")
     assert one_line(caught).endswith("Make it with: dvc repro extract_features@t1")
 
 
@@ -261,9 +288,9 @@ def test_a_store_of_another_layout_is_refused(tmp_path: Path, made: Small) -> No
     path = copy_root(made, tmp_path / "t1.zarr")
     edit_attributes(path, schema_version=99)
     with pytest.raises(StaleArtifactError) as caught:
-        manifests.read(path)
+        manifests.read(path, "dvc repro extract_features@t1")
     text = one_line(caught)
-    assert f"schema version 99, expected {manifests.SCHEMA}" in text
+    assert f"schema version 99, expected {holds.SCHEMA}" in text
     assert "dvc repro extract_features@t1" in text
 
 
@@ -271,15 +298,15 @@ def test_a_store_of_another_layout_is_refused(tmp_path: Path, made: Small) -> No
 def test_a_group_without_a_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "zarr.json").write_text(content)
     with pytest.raises(StaleArtifactError, match="schema version None"):
-        manifests.read(tmp_path)
+        manifests.read(tmp_path, "dvc repro")
 
 
-@pytest.mark.parametrize("update", [{"mean": "grey"}, {"colour": 1}])
+@pytest.mark.parametrize("update", [{"mean": "gray"}, {"color": 1}])
 def test_a_manifest_of_another_form_is_damaged(tmp_path: Path, made: Small, update: dict[str, Any]) -> None:
     path = copy_root(made, tmp_path / "t1.zarr")
     edit_attributes(path, **update)
     with pytest.raises(DamagedArtifactError) as caught:
-        manifests.read(path)
+        manifests.read(path, "dvc repro extract_features@t1")
     text = one_line(caught)
     assert next(iter(update)) in text
     assert "params.yaml" not in text
@@ -288,15 +315,15 @@ def test_a_manifest_of_another_form_is_damaged(tmp_path: Path, made: Small, upda
 
 def test_what_a_store_was_made_from_is_required(made: Small) -> None:
     found: Manifest = made.manifest
-    manifests.require(made.path, found, data=found.data, mean=found.mean, weights={"last": "0" * 32})
+    holds.require(made.path, found, data=found.data, mean=found.mean, weights={"last": "0" * 32})
     with pytest.raises(StaleArtifactError) as caught:
-        manifests.require(made.path, found, weights={"last": "0" * 32, "anchor_050": "1" * 32})
+        holds.require(made.path, found, weights={"last": "0" * 32, "anchor_050": "1" * 32})
     text = one_line(caught)
     assert "other weights" in text
     assert f"found {{'anchor_050': '{'0' * 32}'}}" in text
     assert f"expected {{'anchor_050': '{'1' * 32}'}}" in text
     assert "extract_features@small" in text
     with pytest.raises(StaleArtifactError, match=r"other mean: found \(0.4, 0.5\), expected \(0.5, 0.5\)"):
-        manifests.require(made.path, found, mean=(0.5, 0.5))
+        holds.require(made.path, found, mean=(0.5, 0.5))
     with pytest.raises(StaleArtifactError, match=r"found \{'holdout': None\}"):
-        manifests.require(made.path, found, data={"holdout": "2" * 32})
+        holds.require(made.path, found, data={"holdout": "2" * 32})

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import seeding
+from pipeline.artifacts import arrays
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, ShapeError
 from pipeline.matching.assignment import assign, score
 from pipeline.matching.consistency import FLOOR, SMOOTHING, Statistics, pooled, range_of
@@ -267,10 +268,13 @@ def test_learned_networks_take_neither_ranges_nor_measures(update: dict[str, Any
     assert "\n" not in str(error.value)
 
 
+HINT = "dvc repro match_channels@pair-kcd"
+
+
 def a_matching(**arrays: Array) -> Matching:
     origin = Origin(
-        teacher="t", student="s", seed=0, recipe=MatchingParams(), theta0="0", student_weights="1",
-        teacher_weights="2", digest="3", data="4", classes=10, channels=3,
+        made_by="match_channels@p", teacher="t", student="s", seed=0, recipe=MatchingParams(), theta0="0",
+        student_weights="1", teacher_weights="2", digest="3", data="4", classes=10, channels=3,
     )  # fmt: skip
     return Matching(origin, arrays or {"permutation": np.array([[2, 0, 1]])})
 
@@ -280,23 +284,27 @@ def test_a_matching_survives_the_disk_bit_for_bit(tmp_path: Path) -> None:
     made.save(tmp_path / "a.npz")
     made.save(tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    found = Matching.load(tmp_path / "a.npz")
+    found = Matching.load(tmp_path / "a.npz", HINT)
     assert (found.origin, found.width) == (made.origin, 3)
     np.testing.assert_array_equal(found.arrays["permutation"], [[2, 0, 1]])
 
 
-def test_a_file_that_is_no_matching_is_told_in_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "pair-kcd" / "0.npz"
-    with pytest.raises(MissingArtifactError, match="dvc repro match_channels@pair-kcd"):
-        Matching.load(path)
+def test_a_file_that_is_no_matching_is_reported_in_one_line(tmp_path: Path) -> None:
+    path, origin = tmp_path / "somewhere" / "0.npz", a_matching().origin.model_dump(mode="json")
+    with pytest.raises(MissingArtifactError, match=HINT):
+        Matching.load(path, HINT)
     path.parent.mkdir()
     path.write_bytes(b"nothing")
-    with pytest.raises(DamagedArtifactError, match="is no matching") as error:
-        Matching.load(path)
+    with pytest.raises(DamagedArtifactError, match="cannot be read") as error:
+        Matching.load(path, HINT)
     assert "\n" not in str(error.value)
-    np.savez(path, permutation=np.zeros((1, 3)))
-    with pytest.raises(DamagedArtifactError, match="is no matching"):
-        Matching.load(path)
+
+    others = ({"permutation": np.zeros((1, 3))}, None), ({}, {}), ({"permutation": np.zeros((1, 0))}, origin)
+    for content, about in others:
+        arrays.write(path, content, about)
+        with pytest.raises(DamagedArtifactError) as error:
+            Matching.load(path, HINT)
+        assert str(error.value).endswith(f"Make it again with: {HINT}")
 
 
 def test_what_a_run_asks_for_has_a_name_of_its_own() -> None:

@@ -161,7 +161,7 @@ def test_vgg_has_its_fourth_pool_from_64_pixels_on(size: int, side: int) -> None
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_small_grey_images_train(name: str) -> None:
+def test_small_gray_images_train(name: str) -> None:
     built = build(spec(name, 8, 1, 10), 0).train()
     taps = built.record(torch.randn(4, 1, 8, 8), None)
     assert taps["logits"].shape == (4, 10)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -12,16 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_fixtures import EPOCHS, Links, Project, rows
+from matplotlib.figure import Figure
+from report_fixtures import EPOCHS, Links, Project, provenance_of, rows
 from scipy import stats
 
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.params.project import ALONE
-from pipeline.report import page, statistics
-from pipeline.report.drawing import text
+from pipeline.report import page, sections, statistics
+from pipeline.report.collect import collect as collecting
+from pipeline.report.drawing import intervals, palette, text
+from pipeline.report.sections import overview, settings
 from pipeline.report.sections.confusion import shares
 from pipeline.report.sections.correlation import differences
 from pipeline.report.sections.embedding import embed
+from pipeline.report.statistics import Estimate
 from stages import command, report
 
 
@@ -32,8 +38,23 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 30, 200, 1001])
-def test_t_quantiles_are_those_of_scipy(degrees: int, level: float) -> None:
-    expected = stats.t.ppf((1 + level) / 2, degrees)
+def test_t_quantiles_are_those_of_a_plain_reference(degrees: int, level: float) -> None:
+    """Bisection of P(|T| < sqrt(degrees) tan(angle)): Abramowitz and Stegun 1964, 26.7.3 and 26.7.4."""
+
+    def within(angle: float) -> float:
+        sine, cosine, odd = math.sin(angle), math.cos(angle), degrees % 2
+        term = cosine if odd else 1.0
+        total = 0.0 if degrees == 1 else term
+        for k in range(2 + odd, degrees - 1, 2):
+            term *= cosine**2 * (k - 1) / k
+            total += term
+        return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle) < level else (low, middle)
+    expected = math.tan(low) * math.sqrt(degrees)
     assert statistics.t_quantile(degrees, level) == pytest.approx(expected, rel=1e-9)
 
 
@@ -145,7 +166,7 @@ def test_what_params_no_longer_lists_is_not_reported(project: Project) -> None:
         ("tables/big/features.json", "dvc repro check_features@big"),
     ],
 )
-def test_what_is_missing_is_told_with_the_command_that_makes_it(
+def test_what_is_missing_is_reported_with_the_command_that_makes_it(
     project: Project, path: str, next_command: str
 ) -> None:
     (project.folder / "artifacts" / path).unlink()
@@ -185,14 +206,14 @@ def test_metrics_of_other_settings_and_predictions_of_other_data_are_refused(pro
     ("path", "content", "message"),
     [
         ("metrics/students/big-small/kd/0.json", "{}", "lacks top1"),
-        ("metrics/students/big-small/kd/0.json", "[1]", "is no mapping"),
+        ("metrics/students/big-small/kd/0.json", "[1]", "is not a mapping"),
         ("predictions/students/big-small/kd/0.npz", "no archive", "cannot be read"),
         ("students/big-small/kd/0/history.csv", "epoch,top1\n1,2\n", "has 1 epochs, the metrics say 6"),
         ("students/big-small/kd/0/history.csv", "epoch,top1\n" + "1,x\n" * 6, "top1 'x'"),
         ("metrics/features/big.json", "{}", "lacks"),
     ],
 )
-def test_damaged_files_are_told(project: Project, path: str, content: str, message: str) -> None:
+def test_damaged_files_are_reported(project: Project, path: str, content: str, message: str) -> None:
     (project.folder / "artifacts" / path).write_text(content)
     with pytest.raises(DamagedArtifactError, match=f"{re.escape(path)}.*{message}"):
         project.run()
@@ -206,25 +227,38 @@ def test_a_run_may_not_be_called_student(project: Project) -> None:
         project.run()
 
 
-def test_same_inputs_same_bytes(project: Project) -> None:
-    one, other = project.run("one"), project.run("other")
-    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    assert [str(path) for path in files] == [
+def test_same_inputs_same_bytes_but_for_the_provenance(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The date and the commit stand in two files; the numbers are the same bytes whenever they are made."""
+    first, again, later = (provenance_of("2001-01-01"), provenance_of("2001-01-01"), provenance_of("2002"))
+    folders = []
+    for number, source in enumerate((first, again, later)):
+        monkeypatch.setattr(collecting, "gather", lambda folder, source=source: source)
+        folders.append(project.run(f"report{number}"))
+    files = sorted(str(path.relative_to(folders[0])) for path in folders[0].rglob("*") if path.is_file())
+    assert files == [
         "confusion/big-small.csv",
         "curves.csv",
         "index.html",
+        "provenance.json",
         "results.csv",
         "summary.json",
     ]
     for path in files:
-        assert (one / path).read_bytes() == (other / path).read_bytes()
+        contents = [(folder / path).read_bytes() for folder in folders]
+        assert contents[0] == contents[1], path
+        assert (contents[0] == contents[2]) == (path not in {"index.html", "provenance.json"}), path
 
 
 def test_the_page_loads_nothing_and_its_links_lead_somewhere(project: Project) -> None:
-    html = (project.run() / "index.html").read_text()
+    out = project.run()
+    html = (out / "index.html").read_text()
     links = Links(html)
     assert links.open == []
     assert all(value.startswith("data:image/png;base64,") for value in links.loaded)
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert set(links.files) == files - {"index.html"}
     assert "http" not in html
     assert "@import" not in html
     assert re.findall(r"url\((?!#)", html) == []
@@ -303,7 +337,7 @@ def test_many_runs_and_classes(tmp_path: Path) -> None:
     names = [f"a_rather_long_name_of_a_run_number_{number}" for number in range(30)]
     project = Project(tmp_path, {"big-small": ["kd", *names]}, (0, 1), tuple(map(str, range(30))))
     links = Links((project.run() / "index.html").read_text())
-    assert "25 more in grey" in links.text
+    assert "25 more in gray" in links.text
 
 
 def test_settings_that_differ_are_columns(project: Project) -> None:
@@ -315,7 +349,7 @@ def test_settings_that_differ_are_columns(project: Project) -> None:
 
 def test_probes_of_inserted_layers_are_shown(project: Project) -> None:
     html = (project.run() / "index.html").read_text()
-    assert "Inserted layers" not in html  # no run inserts any
+    assert "Linear probes" not in html  # no run inserts any
     for seed in project.seeds:
         found = {"probe_final.input": 50.0 + seed, "probe_final": 54.0 + seed, "probe_stage2": 31.5}
         project.metrics(f"students/big-small/fitnet/{seed}", **found)
@@ -330,10 +364,10 @@ def test_probes_of_inserted_layers_are_shown(project: Project) -> None:
 
 def _accuracy(project: Project) -> str:
     html = (project.run() / "index.html").read_text()
-    return html[html.index('<section id="pair0-scores">') : html.index('<section id="pair0-curves">')]
+    return html[html.index('<section id="pair0-scores">') : html.index('<section id="pair0-settings">')]
 
 
-def test_fitted_tables_are_shown_whatever_they_tell(project: Project) -> None:
+def test_fitted_tables_are_shown_whatever_they_measure(project: Project) -> None:
     project.fit("moments", {"mean": np.zeros(4), "std": np.ones(4)})
     quality = {"inertia": 12.25, "empty_clusters": 3.0, "by": {"x": 1.5}}
     project.json("metrics/tables/big-moments.json", quality)
@@ -398,13 +432,13 @@ def test_features_are_embedded_alike_again_and_apart_where_they_are(project: Pro
     apart = network.pooled.copy()
     apart[15:] += 100
     places = embed(replace(network, pooled=apart))
-    centres = places[:15].mean(axis=0), places[15:].mean(axis=0)
-    within = max(np.linalg.norm(places[:15] - centres[0], axis=1).max(), 1e-9)
-    assert np.linalg.norm(centres[0] - centres[1]) > within
+    centers = places[:15].mean(axis=0), places[15:].mean(axis=0)
+    within = max(np.linalg.norm(places[:15] - centers[0], axis=1).max(), 1e-9)
+    assert np.linalg.norm(centers[0] - centers[1]) > within
     assert not embed(replace(network, pooled=np.ones_like(apart))).any()
 
 
-def test_costs_are_told_beside_the_student_alone_and_kd(project: Project) -> None:
+def test_costs_are_shown_beside_the_student_alone_and_kd(project: Project) -> None:
     for seed in project.seeds:
         project.metrics(f"students/big-small/kd/{seed}", images_per_second=500.0)
         project.metrics(
@@ -417,9 +451,129 @@ def test_costs_are_told_beside_the_student_alone_and_kd(project: Project) -> Non
     assert cells[-3:] == ["10.0", "5.0", "5000000000.0"]  # of the student alone, of KD, bytes
 
 
-def test_every_section_is_on_the_page() -> None:
-    files = {path.stem for path in (Path(page.__file__).parent / "sections").glob("[!_]*.py")}
-    assert files == {*page.OPENING, *page.OF_PAIR, *page.CLOSING}
+SECTIONS = sorted(path.stem for path in (Path(page.__file__).parent / "sections").glob("[!_]*.py"))
+
+
+def test_every_section_file_is_listed_once_and_in_order() -> None:
+    listed = {group: page.catalog(group) for group in ("opening", "pair", "closing")}
+    names = [module.__name__.rpartition(".")[2] for modules in listed.values() for module in modules]
+    assert sorted(names) == SECTIONS
+    for modules in listed.values():
+        orders = [module.ORDER for module in modules]
+        assert orders == sorted(set(orders))
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_says_its_title_and_what_to_look_for(name: str) -> None:
+    module = importlib.import_module(f"pipeline.report.sections.{name}")
+    assert module.TITLE[0].isupper() or module.TITLE.startswith("t-SNE")
+    assert module.LEAD.endswith(".")
+    assert module.LEAD[0].islower()
+    assert len(module.LEAD) > 30
+
+
+def test_a_new_section_is_its_file_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = project.folder / "more"
+    folder.mkdir()
+    (folder / "added.py").write_text(
+        "from markupsafe import Markup\n"
+        "TITLE, LEAD, GROUP, ORDER = 'Added', 'whether it is there.', 'pair', 55\n"
+        "NUMBERS = {'confusion/{pair}.csv': 'all of it'}\n"
+        "def section(results, pair):\n    return Markup('<p>new {}</p>').format(pair.name)\n"
+    )
+    monkeypatch.setattr(sections, "__path__", [*sections.__path__, str(folder)])
+    html = (project.run() / "index.html").read_text()
+    del sys.modules["pipeline.report.sections.added"]
+    part = html[html.index('<section id="pair0-added">') : html.index('<section id="pair0-confusion">')]
+    assert html.index('<section id="pair0-curves">') < html.index('<section id="pair0-added">')
+    assert "<h3>Added</h3>" in part
+    assert "whether it is there." in part
+    assert "<p>new big-small</p>" in part
+    assert '<a href="confusion/big-small.csv">confusion/big-small.csv</a> (all of it)' in part
+
+
+# Gains.
+
+
+@pytest.mark.parametrize(
+    ("gains", "words", "kind"),
+    [
+        ((2.0, 2.1, 1.9), "excludes zero", "up"),
+        ((2.0, -2.0, 0.5), "includes zero", "quiet"),
+        ((-2.0, -2.1, -1.9), "below zero", "down"),
+    ],
+)
+def test_the_overview_says_whether_a_gain_excludes_zero(
+    project: Project, gains: tuple[float, ...], words: str, kind: str
+) -> None:
+    for seed, gain in zip(project.seeds, gains, strict=True):
+        for run, plus in (("kd", gain), ("fitnet", -30.0)):
+            top1 = project.metrics(f"pretrained/small/{seed}")["top1"] + plus
+            project.metrics(f"students/big-small/{run}/{seed}", top1=top1)
+    html = str(overview.section(project.collect()))
+    row = next(row for row in re.findall(r"<tr>.*?</tr>", html) if "<td>kd</td>" in row)
+    assert re.findall(r'<td class="number (\w+)">(.*?)</td>', row)[-1] == (kind, words)
+    expected = statistics.estimate(gains)
+    assert text.gain(expected) in Links(row).text
+    headline = Links(html[: html.index("</ul>")]).text
+    assert f"{text.gain(expected)} (interval {words})" in headline
+    clear = int(kind == "up")
+    assert f"{clear} of 2 runs clearly gain{'s' if clear else ''}, " in headline
+
+
+def test_one_seed_has_no_verdict(tmp_path: Path) -> None:
+    html = str(overview.section(Project(tmp_path, seeds=(4,)).collect()))
+    assert "One seed cannot show whether a run gains." in html
+    assert "excludes zero" not in html
+    assert "includes zero" not in html
+    assert html.count("one seed, no interval") >= 2
+
+
+def test_intervals_stand_beside_a_zero_line() -> None:
+    ax = Figure().subplots()
+    gains = [
+        ("a", Estimate(2.0, 1.0, 0.5, 3)),
+        ("b", Estimate(0.2, 1.0, 0.5, 3)),
+        ("c", Estimate(-2, 1, 0.5, 3)),
+    ]
+    intervals.paint(ax, gains, "gain")
+    zero, *marks = ax.lines
+    assert list(zero.get_xdata()) == [0, 0]  # type: ignore[arg-type]  # an array or a list
+    colors = [palette.UP, palette.MUTED, palette.DOWN]
+    assert [mark.get_color() for mark in marks] == colors
+    assert [mark.get_markerfacecolor() for mark in marks] == [palette.UP, palette.PAPER, palette.DOWN]
+    spans = [lines.get_segments()[0][:, 0].tolist() for lines in ax.collections[::2]]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(spans, [[1.5, 2.5], [-0.3, 0.7], [-2.5, -1.5]])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
+
+
+# Settings.
+
+
+def test_every_run_shows_its_settings(project: Project) -> None:
+    project.params["runs"]["kd"]["config"] = {"temperature": 3.5, "places": {"final": {"weights": [1, 0.5]}}}
+    project.params["runs"]["kd"]["recipe"] = {"epochs": 7}
+    project.params["runs"]["kd"]["schedule"] = "self_learning"
+    project.write_params()
+    pair = project.collect().pairs[0]
+    html = str(settings.section(project.collect(), pair))
+    assert Links(html).open == []
+    blocks = re.findall(r"<details>.*?</details>", html, re.DOTALL)
+    assert [re.findall(r"<summary><b>(\w+)</b>", block) for block in blocks] == [["kd"], ["fitnet"]]
+    kd, fitnet = ([Links(row).text for row in re.findall(r"<tr>.*?</tr>", block)[1:]] for block in blocks)
+    assert kd == [
+        "methodkd",
+        "methodplaces.final.weights1, 0.5",  # the yaml writer sorts
+        "methodtemperature3.5",
+        "scheduleself_learning",
+        "sourcecached",
+        "slotsall",
+        "recipeepochs7 (student alone: 240)",
+    ]
+    assert fitnet == ["methodfitnet", "schedulefinal", "sourcecached", "slotsall"]
+    shared = Links(html[: html.index("<details>")]).text
+    assert "learning rate0.05" in shared
+    assert "milestones150, 180, 210" in shared
 
 
 def test_the_report_needs_no_torch(project: Project) -> None:
@@ -452,7 +606,7 @@ def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
     assert shown == expected
 
 
-# ------------------------------------------------------------------ consistency of channels
+# Channel consistency.
 
 
 def matched(project: Project) -> Path:
@@ -477,16 +631,16 @@ def matched(project: Project) -> Path:
     return path
 
 
-def test_consistency_is_told_in_tables_and_pictures(project: Project) -> None:
+def test_consistency_is_shown_in_tables_and_pictures(project: Project) -> None:
     matched(project)
     project.metrics("students/big-small/kd/0", teacher_kl=0.25, teacher_l2=3.5)
     for seed in (1, 2):
         project.metrics(f"students/big-small/kd/{seed}", teacher_kl=0.25, teacher_l2=3.5)
     html = (project.run() / "index.html").read_text()
-    said = Links(html)
-    assert not said.loaded or all(link.startswith("data:") for link in said.loaded)
+    page_links = Links(html)
+    assert not page_links.loaded or all(link.startswith("data:") for link in page_links.loaded)
     for words in (
-        "Consistency of channels",
+        "Channel consistency",
         "31.500",
         "30.000",
         "277.190",
@@ -495,17 +649,17 @@ def test_consistency_is_told_in_tables_and_pictures(project: Project) -> None:
         "74.0",
         "0.250",
     ):
-        assert words in said.text, words
-    assert "3.0" in said.text  # dead channels of the teacher, the mean over seeds
-    assert said.text.count("big-small-kcd: ") == 5
-    assert "class dog" in said.text
+        assert words in page_links.text, words
+    assert "3.0" in page_links.text  # dead channels of the teacher, the mean over seeds
+    assert page_links.text.count("big-small-kcd: ") == 5
+    assert "class dog" in page_links.text
 
 
 def test_a_pair_without_matchings_has_no_such_section(project: Project) -> None:
-    assert "Consistency of channels" not in (project.run() / "index.html").read_text()
+    assert "Channel consistency" not in (project.run() / "index.html").read_text()
 
 
-def test_a_matching_that_is_not_there_is_told_with_its_stage(project: Project) -> None:
+def test_a_missing_matching_is_reported_with_its_stage(project: Project) -> None:
     path = matched(project)
     path.write_bytes(b"nothing")
     with pytest.raises(DamagedArtifactError, match="dvc repro match_channels@big-small-kcd"):

@@ -16,10 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
-from report_fixtures import Links, Project
+from report_fixtures import Links, Project, provenance_of
 
-from pipeline.data.dataset import images_path
+from pipeline.data.layout import images_path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
+from pipeline.report.collect import collect as collecting
 from pipeline.report.sections import discriminants, sizes, subclasses
 
 Array = NDArray[Any]
@@ -105,16 +106,16 @@ def test_a_table_without_any_pixel_is_all_empty() -> None:
 
 
 def test_the_caption_says_what_is_counted(project: Project) -> None:
-    project.fit("kmeans", {"counts": COUNTS})
-    project.fit("kernels", {"counts": np.array([5])})
-    project.fit("subclasses", {"counts": np.array([4, 4, 4])})
+    project.fit("kmeans", {"counts": COUNTS}, unit="word")
+    project.fit("kernels", {"counts": np.array([5])}, unit="kernel")
+    project.fit("subclasses", {"counts": np.array([4, 4, 4])}, unit="subclass")
     text = Links(section(project, "sizes")).text
     assert (
         "big-kmeans: 5 words of stage2 by size, 1.23\N{NARROW NO-BREAK SPACE}k pixels in all; 2 empty."
         in text
     )
     assert "big-kernels: 1 kernel of stage2 by size, 5 pixels in all; none empty." in text
-    assert "big-subclasses: 3 sub-classes of stage2" in text
+    assert "big-subclasses: 3 subclasses of stage2" in text
 
 
 # Linear discriminants.
@@ -135,7 +136,7 @@ def test_explained_ratios_and_their_sum(project: Project) -> None:
 SCORES = np.array([[0.81, 0.19, 0], [0, 1, 0], [0.25, 0.25, 0.5]], np.float32)
 
 
-def test_scores_as_colours_by_hand() -> None:
+def test_scores_as_colors_by_hand() -> None:
     image = subclasses.cells(SCORES)
     assert (image[..., :3] == (0, 114, 178)).all()
     expected = [[round(255 * 0.9), round(255 * 0.19**0.5), 0], [0, 255, 0], [128, 128, round(255 * 0.5**0.5)]]
@@ -143,14 +144,15 @@ def test_scores_as_colours_by_hand() -> None:
 
 
 def test_the_page_has_the_scores_pixel_by_pixel(project: Project) -> None:
-    project.fit("subclasses", {"scores": SCORES, "per_class": np.array(1), "counts": np.array([4, 4, 4])})
+    arrays = {"scores": SCORES, "per_class": np.array(1), "counts": np.array([4, 4, 4])}
+    project.fit("subclasses", arrays, unit="subclass")
     html = section(project, "subclasses")
     (address,) = Links(html).loaded
     image = decoded(address)
     flipped = re.search(r'<image [^>]*transform="[^"]*scale\(1 -1\)', html) is not None
     np.testing.assert_array_equal(image[::-1] if flipped else image, subclasses.cells(SCORES))
     text = Links(html).text
-    assert "3 sub-classes, 1 of each class" in text
+    assert "3 subclasses, 1 of each class" in text
     assert "keeps 77.0 % of its pixels, and 77.0 % stay in their class." in text
     assert "largest of" not in text
 
@@ -164,7 +166,7 @@ def test_lines_part_the_classes_and_names_stand_in_their_middle() -> None:
     assert [label.get_text() for label in ax.get_yticklabels()] == ["cat", "dog", "owl"]
 
 
-def test_a_class_is_kept_where_only_the_sub_class_is_wrong(project: Project) -> None:
+def test_a_class_is_kept_where_only_the_subclass_is_wrong(project: Project) -> None:
     scores = np.kron(np.eye(3), np.full((2, 2), 0.5)).astype(np.float32)
     project.fit("subclasses", {"scores": scores, "per_class": np.array(2), "counts": np.full(6, 4)})
     text = Links(section(project, "subclasses")).text
@@ -197,7 +199,7 @@ def boxes(html: str) -> list[list[int]]:
 
 def test_frames_are_the_fields_of_the_nearest_pixels(project: Project) -> None:
     places = [(7, 0, 0), (3, 1, 0), (11, 0, 1)]
-    project.fit("kmeans", {"counts": COUNTS} | examples(places, groups=[2]))
+    project.fit("kmeans", {"counts": COUNTS} | examples(places, groups=[2]), unit="word")
     html = section(project, "templates")
     # Columns 0 to 2 and rows 0 to 1; columns 0 to 2 and rows 1 to 3; columns 2 to 3 and rows 0 to 1.
     assert boxes(html) == [[0, 0, 3, 2], [0, 1, 3, 3], [2, 0, 2, 2]]
@@ -228,16 +230,20 @@ def test_the_images_are_those_of_the_training_split(project: Project) -> None:
 
 def test_places_that_are_not_there_are_left_out(project: Project) -> None:
     project.fit(
-        "kmeans", {"counts": COUNTS} | examples([(7, 0, 0), (-1, -1, -1)], [(-1, -1, -1)] * 2, groups=[0, 3])
+        "kmeans",
+        {"counts": COUNTS} | examples([(7, 0, 0), (-1, -1, -1)], [(-1, -1, -1)] * 2, groups=[0, 3]),
+        unit="word",
     )
     html = section(project, "templates")
     assert len(Links(html).loaded) == len(boxes(html)) == 1
     assert "word 3 2 pixels" in Links(html).text
 
 
-def test_a_field_of_the_whole_image_is_said_and_its_place_has_a_dot(project: Project) -> None:
+def test_a_field_of_the_whole_image_is_named_and_its_place_has_a_dot(project: Project) -> None:
     set_field(project, WHOLE)
-    project.fit("kernels", {"counts": COUNTS} | examples([(7, 0, 0), (3, 1, 0), (5, 0, 1)], groups=[0]))
+    project.fit(
+        "kernels", {"counts": COUNTS} | examples([(7, 0, 0), (3, 1, 0), (5, 0, 1)], groups=[0]), unit="kernel"
+    )
     html = section(project, "templates")
     assert re.findall(r'<circle cx="(\d)" cy="(\d)"', html) == [("1", "1"), ("1", "3"), ("3", "1")]
     assert boxes(html) == []
@@ -254,23 +260,29 @@ def test_fields_of_which_some_are_the_whole_image(project: Project) -> None:
     assert "and where it sees the whole image a dot is its place." in Links(html).text
 
 
-def test_sub_classes_are_called_by_their_class(project: Project) -> None:
+def test_subclasses_are_called_by_their_class(project: Project) -> None:
     arrays = {"counts": np.array([1, 2, 3, 4, 5, 6]), "per_class": np.array(2)}
-    project.fit("subclasses", arrays | examples([(7, 0, 0)], [(3, 0, 0)], [(4, 0, 0)], groups=[5, 2, 0]))
+    project.fit(
+        "subclasses",
+        arrays | examples([(7, 0, 0)], [(3, 0, 0)], [(4, 0, 0)], groups=[5, 2, 0]),
+        unit="subclass",
+    )
     text = Links(section(project, "templates")).text
-    assert "3 of 6 sub-classes." in text
-    assert "cat, sub-class 0 1 pixel, 4.76 %" in text
-    assert "owl, sub-class 1 6 pixels, 28.57 %" in text
-    assert "dog, sub-class 0 3 pixels, 14.29 %" in text
+    assert "3 of 6 subclasses." in text
+    assert "cat, subclass 0 1 pixel, 4.76 %" in text
+    assert "owl, subclass 1 6 pixels, 28.57 %" in text
+    assert "dog, subclass 0 3 pixels, 14.29 %" in text
 
 
 def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
     project = Project(tmp_path, classes=("<b>&", '"x', "owl"))
     set_field(project, FIELD)
     arrays = {"counts": np.ones(3, np.int64), "per_class": np.array(1)}
-    project.fit("subclasses", arrays | {"scores": SCORES} | examples([(0, 0, 0)], groups=[0]))
+    project.fit(
+        "subclasses", arrays | {"scores": SCORES} | examples([(0, 0, 0)], groups=[0]), unit="subclass"
+    )
     assert "<b>&amp;" not in section(project, "templates")
-    assert "<b>&, sub-class 0" in Links(section(project, "templates")).text
+    assert "<b>&, subclass 0" in Links(section(project, "templates")).text
 
 
 # What is read.
@@ -285,13 +297,13 @@ def test_tables_without_pictures_have_no_sections(project: Project) -> None:
 
 
 def test_tables_in_the_space_of_another_one_are_reported_too(project: Project) -> None:
-    project.fit("subclasses", {"counts": np.array([9, 9])})
+    project.fit("subclasses", {"counts": np.array([9, 9])}, unit="subclass")
     project.params["fits"] = {}
     project.fit("lda", {"explained": np.array([0.5])})
     project.params["derived"] = {"big-subclasses": {"teacher": "big", "table": "subclasses", "base": "lda"}}
     project.write_params()
     text = Links((project.run() / "index.html").read_text()).text
-    assert "big-subclasses: 2 sub-classes of stage2 by size" in text
+    assert "big-subclasses: 2 subclasses of stage2 by size" in text
     (project.folder / "artifacts/tables/big/subclasses.npz").unlink()
     with pytest.raises(
         MissingArtifactError, match=r"big/subclasses.npz.*dvc repro derive_table@big-subclasses$"
@@ -299,7 +311,7 @@ def test_tables_in_the_space_of_another_one_are_reported_too(project: Project) -
         project.run()
 
 
-def test_missing_tables_are_told_with_the_command_that_makes_them(project: Project) -> None:
+def test_missing_tables_are_reported_with_the_command_that_makes_them(project: Project) -> None:
     project.fit("kmeans", {"counts": COUNTS})
     for path in ("tables/big/kmeans.npz", "metrics/tables/big-kmeans.json"):
         (project.folder / "artifacts" / path).unlink()
@@ -331,7 +343,7 @@ def test_places_outside_the_data_are_refused(
         project.run()
 
 
-def test_a_store_of_which_no_field_is_known_is_told(project: Project) -> None:
+def test_a_store_of_which_no_field_is_known_is_reported(project: Project) -> None:
     set_field(project, None)
     project.fit("kmeans", {"counts": COUNTS} | examples([(7, 0, 0)], groups=[0]))
     with pytest.raises(
@@ -340,7 +352,7 @@ def test_a_store_of_which_no_field_is_known_is_told(project: Project) -> None:
         project.run()
 
 
-def test_a_table_that_is_no_archive_is_told(project: Project) -> None:
+def test_a_table_that_is_no_archive_is_reported(project: Project) -> None:
     project.fit("kmeans", {"counts": COUNTS})
     (project.folder / "artifacts/tables/big/kmeans.npz").write_text("no archive")
     with pytest.raises(DamagedArtifactError, match=r"kmeans.npz is not a table"):
@@ -366,7 +378,8 @@ def test_what_codes_lose_stands_with_the_caches(project: Project) -> None:
         project.run()
 
 
-def test_same_tables_same_bytes(project: Project) -> None:
+def test_same_tables_same_bytes(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collecting, "gather", lambda folder: provenance_of("2001-01-01"))
     project.fit("subclasses", {"scores": SCORES, "per_class": np.array(1), "counts": np.array([4, 4, 4])})
     project.fit("kmeans", {"counts": COUNTS} | examples([(7, 0, 0)], groups=[0]))
     project.fit("lda", {"explained": np.array([0.5, 0.25])})

@@ -14,7 +14,7 @@ from dvc_project import NETWORK, ONE, RECIPE, Project, make
 from feature_fixtures import CROPS, REQUESTED, extraction, network, no_progress, prepare, run_stage
 from ruamel.yaml import YAML
 
-from pipeline.data.dataset import Meta
+from pipeline.data.layout import Meta
 from pipeline.data.prepared import Prepared
 from pipeline.errors import ParamsError
 from pipeline.features.store import Layout

@@ -94,7 +94,7 @@ def test_the_engine_is_scikit_learns_from_the_same_start(streamed: bool, offset:
     known = KMeans(20, init=first, n_init=1, max_iter=7, tol=0).fit(x)
     mean = x.mean(axis=0)
     moved = Pixels.of(stream, "stage3").map(lambda values: (values - mean).astype(np.float32), 12)
-    rows = moved if streamed else pixels.held(moved, len(x), 12)
+    rows = moved if streamed else pixels.in_memory(moved, len(x), 12)
     assert isinstance(rows, Pixels) == streamed
     found = clustering.lloyd(rows, (first - mean).astype(np.float32), 7)
     np.testing.assert_allclose(found.centers + mean, known.cluster_centers_, atol=1e-5 * (1 + offset))
@@ -102,7 +102,7 @@ def test_the_engine_is_scikit_learns_from_the_same_start(streamed: bool, offset:
 
 
 def test_empty_clusters_go_where_scikit_learn_puts_them() -> None:
-    """To 1e-5: three of the first centres lie where no row is."""
+    """To 1e-5: three of the first centers lie where no row is."""
     x = np.random.default_rng(0).normal(size=(500, 3))
     first = np.concatenate([x[:5], np.full((3, 3), 50.0) + np.arange(3)[:, None]])
     known = KMeans(8, init=first, n_init=1, max_iter=5, tol=0).fit(x)
@@ -217,7 +217,7 @@ def test_nothing_depends_on_blocks_threads_or_memory(monkeypatch: pytest.MonkeyP
     assert fit(stream, clusters=30, seed=1).quality["inertia"] != whole.quality["inertia"]
 
 
-def test_it_ends_when_no_centre_moves() -> None:
+def test_it_ends_when_no_center_moves() -> None:
     found = fit(digit_maps(20), clusters=3, iterations=500)
     assert found.quality["iterations"] < 100
     again = clustering.lloyd(

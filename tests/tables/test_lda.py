@@ -14,6 +14,7 @@ from table_fixtures import MapStream, digit_maps, pixel_rows
 
 from pipeline.errors import DivergedError, ParamsError
 from pipeline.tables import pixels
+from pipeline.tables.discriminants import Scatter
 from pipeline.tables.fits import lda
 from pipeline.tables.table import FitContext, Fitted
 
@@ -117,7 +118,7 @@ def test_means_and_scatter_are_the_loop(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(pixels, "BLOCK_BYTES", 4 * 12 * 256)
     stream = digit_maps(100)
     x, label = pixel_rows(stream), np.repeat(stream.labels, 16)
-    scatter = lda.Scatter(np.zeros(10, np.int64), np.zeros((10, 12)), np.zeros((12, 12)))
+    scatter = Scatter.empty(10, 12)
     for block in pixels.Pixels.of(stream, "stage3"):
         scatter.add(block.x, block.label)
     within = np.zeros((12, 12))
@@ -174,7 +175,7 @@ def broken(stream: MapStream) -> MapStream:
         (broken(digit_maps(30)), 9, DivergedError, "of sample 7 is not finite"),
     ],
 )  # fmt: skip
-def test_what_has_no_such_directions_is_told_in_one_line(
+def test_what_has_no_such_directions_is_reported_in_one_line(
     stream: MapStream, components: int, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:

@@ -17,7 +17,6 @@ from feature_fixtures import Small, attention, pooled, run_stage, small_store
 from numpy.typing import NDArray
 
 from pipeline import plugin
-from pipeline.artifacts.hashing import file_hash
 from pipeline.data.normalize import Normalize
 from pipeline.errors import (
     DamagedArtifactError,
@@ -78,13 +77,14 @@ def test_moments_are_numpys_whatever_the_blocks(shape: tuple[int, ...], size: in
 
 # On disk.
 
+HINT = "dvc repro fit_table@resnet20-words"
 FITTED = Fitted({"mean": np.arange(3.0), "words": np.arange(4, dtype=np.uint16)}, {"channels": 3.0})
 
 
 def test_a_table_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     origin = {"teacher": "resnet20", "config": {"clusters": 4}}
     table.save(tmp_path / "words.npz", FITTED, origin)
-    arrays, found = table.load(tmp_path / "words.npz")
+    arrays, found = table.load(tmp_path / "words.npz", HINT)
     assert found == origin
     assert list(arrays) == list(FITTED.arrays)
     for name, array in FITTED.arrays.items():
@@ -104,9 +104,9 @@ def test_a_table_is_npz_without_pickle_and_the_same_bytes_every_time(tmp_path: P
         table.save(tmp_path / "c.npz", Fitted({"mean": np.array([{}])}, {}), {})
 
 
-def test_a_table_that_is_not_there_names_the_section(tmp_path: Path) -> None:
-    with pytest.raises(MissingArtifactError, match=r"'fits' in params.yaml, then: dvc repro") as caught:
-        table.load(tmp_path / "words.npz")
+def test_a_table_that_is_not_there_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(MissingArtifactError, match=HINT) as caught:
+        table.load(tmp_path / "words.npz", HINT)
     assert str(tmp_path / "words.npz") in str(caught.value)
 
 
@@ -135,12 +135,13 @@ def write_damaged(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "kind", ["text", "empty", "truncated", "flipped byte", "npz of something else", "npy", "pickled"]
 )
-def test_a_damaged_table_is_told_in_one_line(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_table_is_reported_in_one_line(tmp_path: Path, kind: str) -> None:
     write_damaged(tmp_path / "words.npz", kind)
     with pytest.raises(DamagedArtifactError) as caught:
-        table.load(tmp_path / "words.npz")
+        table.load(tmp_path / "words.npz", HINT)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"{tmp_path / 'words.npz'} is not a table")
+    assert str(caught.value).startswith(f"{tmp_path / 'words.npz'} ")
+    assert str(caught.value).endswith(f"Make it again with: {HINT}")
 
 
 # Encodings.
@@ -178,6 +179,23 @@ def test_an_encoding_codes_each_sample_alone(name: str) -> None:
     assert len(codes) == 4
     alone = [feature.encode(x[i : i + 1], {"words": TABLE}, label[i : i + 1]) for i in range(4)]
     torch.testing.assert_close(torch.cat(alone), codes)
+
+
+TABLE_READERS = [
+    name for name in plugin.names("encodings") if hasattr(plugin.load("encodings", name), "ARRAYS")
+]
+
+
+@pytest.mark.parametrize("name", TABLE_READERS)
+def test_an_encoding_has_a_table_to_plan_with(name: str) -> None:
+    """Its code has the shape and the type that a fitted table gives."""
+    module = plugin.load("encodings", name)
+    small_table = module.stand_in(5, 4)
+    assert set(module.ARRAYS) == small_table.keys()
+    x, label = maps(4, 5, 4, 4), torch.tensor([0, 3, 1, 2])
+    feature = Feature("stage3", (name,), "words")
+    planned, fitted = (feature.encode(x, {"words": t}, label) for t in (small_table, TABLE))
+    assert (planned.shape, planned.dtype) == (fitted.shape, fitted.dtype)
 
 
 @pytest.mark.parametrize(
@@ -234,10 +252,10 @@ def test_what_an_encoding_cannot_do_is_told() -> None:
         Feature.parse("stage3:nearest@words").encode(maps(2, 3, 4, 4))
 
 
-# Normalisation.
+# Normalization.
 
 
-def test_normalised_images_are_numpys() -> None:
+def test_normalized_images_are_numpys() -> None:
     """To 1e-5, of float64."""
     mean, std = (0.4914, 0.48, 0.44), (0.2, 0.0625, 1.0)
     image = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 5), np.uint8)
@@ -272,8 +290,8 @@ def fit_arguments(
         folder / "fit.json",
         *("--prepared", small.prepared.folder.parent),
         *("--store", small.path),
-        *("--out", folder / "tables" / "centre.npz"),
-        *("--metrics", folder / "centre.json"),
+        *("--out", folder / "tables" / "center.npz"),
+        *("--metrics", folder / "center.json"),
     ]
 
 
@@ -282,15 +300,16 @@ def test_the_stage_fits_the_plain_training_samples(
 ) -> None:
     """To 1e-10 of numpy on what the store holds."""
     assert run_stage(monkeypatch, fit_table.main, *fit_arguments(small, tmp_path, "stage3")) == 0
-    arrays, origin = table.load(tmp_path / "tables" / "centre.npz")
+    arrays, origin = table.load(tmp_path / "tables" / "center.npz", HINT)
     plain = StoredArray(store.array_path(small.path, "last", "train", "stage3")).all()[0].astype(np.float64)
     channels = np.moveaxis(plain, 1, 0).reshape(plain.shape[1], -1)
     np.testing.assert_allclose(arrays["mean"], channels.mean(axis=1), rtol=1e-10)
     np.testing.assert_allclose(arrays["std"], channels.std(axis=1), rtol=1e-10)
     assert origin["teacher"] == "small"
+    assert origin["made_by"] == "fit_table@fit"
     assert origin["digest"] == small.manifest.features["stage3"].digest["last/train"]
-    assert json.loads((tmp_path / "centre.json").read_text())["channels"] == plain.shape[1]
-    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["centre.npz"]
+    assert json.loads((tmp_path / "center.json").read_text())["channels"] == plain.shape[1]
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["center.npz"]
 
 
 def test_the_stage_refuses_a_feature_that_is_not_stored(
@@ -298,96 +317,27 @@ def test_the_stage_refuses_a_feature_that_is_not_stored(
 ) -> None:
     arguments = fit_arguments(small, tmp_path, "stage4")
     (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "centre.npz").write_text("stale")
+    (tmp_path / "tables" / "center.npz").write_text("stale")
     assert run_stage(monkeypatch, fit_table.main, *arguments) == 1
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
     assert "does not hold teacher feature 'stage4'" in told[0]
-    assert not (tmp_path / "tables" / "centre.npz").exists()
+    assert not (tmp_path / "tables" / "center.npz").exists()
 
 
-# The base of a table.
-
-
-def fitted(monkeypatch: pytest.MonkeyPatch, arguments: list[object]) -> Path:
-    assert run_stage(monkeypatch, fit_table.main, *arguments) == 0
-    return Path(str(arguments[arguments.index("--out") + 1]))
-
-
-def test_the_stage_fits_a_table_in_the_space_of_its_base(
+def test_a_table_of_subclasses_is_fitted_by_one_stage(
     small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = fitted(monkeypatch, fit_arguments(small, tmp_path / "lda", "stage3", "lda", components=4))
-    arguments = fit_arguments(small, tmp_path / "sub", "stage3", "subclasses", per_class=2)
-    arrays, origin = table.load(fitted(monkeypatch, [*arguments, "--base", base]))
-    np.testing.assert_array_equal(arrays["scalings"], table.load(base)[0]["scalings"])
-    assert arrays["centers"].shape == (20, 4)
-    assert origin["base"] == file_hash(base)
-    assert origin["weights"] == small.manifest.weights["last"]
-    assert table.load(base)[1]["base"] is None
-
-
-@pytest.mark.parametrize(
-    ("name", "base", "told"),
-    [
-        (
-            "subclasses",
-            None,
-            "is fitted in the space of a table 'lda', and none was given: give 'base: NAME'",
-        ),
-        ("subclasses", "moments", "is a table 'moments': give 'base: NAME', a fit of 'lda'"),
-        ("moments", "lda", "Table 'moments' has no base"),
-        ("subclasses", "missing", "does not exist"),
-    ],
-)
-def test_the_stage_refuses_a_base_that_is_no_base(
-    small: Small,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    base: str | None,
-    told: str,
-) -> None:
-    options: dict[str, object] = {"components": 4} if base == "lda" else {}
-    arguments = fit_arguments(small, tmp_path / "fit", "stage3", name)
-    if base == "missing":
-        arguments += ["--base", tmp_path / "missing.npz"]
-    elif base is not None:
-        given = fit_arguments(small, tmp_path / "base", "stage3", base, **options)
-        arguments += ["--base", fitted(monkeypatch, given)]
-    assert run_stage(monkeypatch, fit_table.main, *arguments) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert told in line
-    assert "dvc repro" in line
-    assert not (tmp_path / "fit" / "tables" / "centre.npz").exists()
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "told"),
-    [
-        ("teacher", "other", "another teacher: found other, expected small"),
-        ("weights", "f" * 32, f"another weights of the teacher: found {'f' * 32}"),
-        ("digest", "e" * 32, f"another feature: found {'e' * 32}"),
-    ],
-)
-def test_the_stage_refuses_a_base_of_another_store(
-    small: Small,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    key: str,
-    value: str,
-    told: str,
-) -> None:
-    base = fitted(monkeypatch, fit_arguments(small, tmp_path / "lda", "stage3", "lda", components=4))
-    arrays, origin = table.load(base)
-    table.save(base, Fitted(arrays, {}), origin | {key: value})
-    arguments = fit_arguments(small, tmp_path / "sub", "stage3", "subclasses", per_class=2)
-    assert run_stage(monkeypatch, fit_table.main, *arguments, "--base", base) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{base} was fitted to {told}" in line
-    assert line.endswith("then: dvc repro")
+    """Its space is, bit for bit, that of the table `lda` of as many components."""
+    found = {}
+    for name, config in (("lda", {}), ("subclasses", {"per_class": 2})):
+        arguments = fit_arguments(small, tmp_path / name, "stage3", name, components=4, **config)
+        assert run_stage(monkeypatch, fit_table.main, *arguments) == 0
+        found[name], origin = table.load(tmp_path / name / "tables" / "center.npz", HINT)
+        assert origin["weights"] == small.manifest.weights["last"]
+    for key in ("mean", "scalings"):
+        np.testing.assert_array_equal(found["subclasses"][key], found["lda"][key])
+    assert found["subclasses"]["centers"].shape == (20, 4)
 
 
 @pytest.mark.parametrize(
@@ -396,10 +346,11 @@ def test_the_stage_refuses_a_base_of_another_store(
         ("kmeans", "logits", {}, "Feature 'logits' has shape (10,)"),
         ("kmeans", "stage3", {"clusters": 201}, "has 200 pixels, fewer than 'clusters: 201'"),
         ("lda", "stage3", {"components": 10}, "more than the 9 directions"),
+        ("subclasses", "stage3", {"components": 10}, "more than the 9 directions"),
         ("kernels", "stage1:pooled", {}, "is fitted to a map"),
     ],
 )
-def test_the_stage_tells_what_cannot_be_fitted(
+def test_the_stage_reports_what_cannot_be_fitted(
     small: Small,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -45,7 +45,7 @@ from pipeline.distillation.method import (
     Terms,
     Weights,
 )
-from pipeline.distillation.schedule import Lesson, Plan, ScheduleConfig, TeacherSchedule
+from pipeline.distillation.schedule import Lesson, ScheduleConfig, TeacherSchedule, Teaching
 from pipeline.distillation.transform import TeacherTransform, TransformConfig
 from pipeline.errors import (
     DamagedArtifactError,
@@ -119,10 +119,10 @@ class TwoTeachers(TeacherSchedule[ScheduleConfig]):
     def checkpoint(self, epoch: int, epochs: int) -> str:
         return "early" if 2 * epoch < epochs else "last"
 
-    def forward(self, student: Taps, batch: Batch) -> Plan:
+    def forward(self, student: Taps, batch: Batch) -> Teaching:
         logits = self.pupil(batch.image.flatten(1))
         lessons = (Lesson(batch.teacher), Lesson({"logits": logits}, weight=0.5, name="own"))
-        return Plan(lessons, {"pupil_ce": F.cross_entropy(logits, batch.label)}, {"pupil_ce": 3.0})
+        return Teaching(lessons, {"pupil_ce": F.cross_entropy(logits, batch.label)}, {"pupil_ce": 3.0})
 
 
 class Doubled(TeacherTransform[TransformConfig]):
@@ -525,9 +525,9 @@ class Halved(TeacherTransform[TransformConfig]):
 def test_a_transform_may_change_the_shapes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     plug(monkeypatch, "transforms", "halved", Config=TransformConfig, Transform=Halved)
     world.distil("halved", world.inputs("fitnet", transform="halved"))
-    seen = world.inputs("fitnet", transform="halved", config={"standardise": "moments"})
+    seen = world.inputs("fitnet", transform="halved", config={"standardize": "moments"})
     seen = seen.model_copy(update={"tables": world.inputs("standardised").tables})
-    with pytest.raises(ShapeError, match="standardises 16 channels"):  # the table is of all 32
+    with pytest.raises(ShapeError, match="standardizes 16 channels"):  # the table is of all 32
         world.distil("halved-standardised", seen)
 
 
@@ -786,7 +786,7 @@ def test_only_runs_that_read_a_feature_change_with_it(
 
 def refitted(path: Path, **origin: Any) -> None:
     """Write a table as a fit of something else would have left it."""
-    arrays, fitted_from = table.load(path)
+    arrays, fitted_from = table.load(path, "dvc repro")
     table.save(path, table.Fitted(arrays, {}), fitted_from | origin)
 
 

@@ -1,4 +1,4 @@
-"""The digits that scikit-learn brings along: 1,797 grey images of 8x8, 10 classes; nothing to download.
+"""The digits that scikit-learn brings along: 1,797 gray images of 8x8, 10 classes; nothing to download.
 
 They come as one set. It is split by scikit-learn's stratified `train_test_split` with random state 0, by default
 into 1,437 training and 360 test samples, each in their original order. Values 0..16 become 0..255.
@@ -9,18 +9,23 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from pipeline.data.dataset import ArraySplit, DatasetConfig, Source
+from pipeline.data.dataset import ArraySplit, DatasetConfig, ImageFacts, Source
 
 
 class Config(DatasetConfig):
     """Settings of the digits.
 
     Attributes:
-        test_share: share of the samples that is for testing. With few samples for training the test tells
-            methods apart more finely, and they are further apart.
+        test_share: share of the samples that is for testing. A larger one measures more finely, and fewer samples for
+            training set methods further apart.
     """
 
     test_share: float = Field(default=0.2, gt=0, lt=1)
+
+
+def image(config: Config) -> ImageFacts:
+    """Return what the images are like."""
+    return ImageFacts(size=8, channels=1, classes=10)
 
 
 def open_source(config: Config) -> Source:
@@ -29,8 +34,10 @@ def open_source(config: Config) -> Source:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
+
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # (N, 1, 8, 8)
     labels = digits.target.astype(np.int64)
+
     splits = train_test_split(
         np.arange(len(labels)), test_size=config.test_share, random_state=0, stratify=labels
     )

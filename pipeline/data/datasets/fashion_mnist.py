@@ -1,8 +1,8 @@
-"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747): 60,000 + 10,000 grey images, 28x28.
+"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747): 60,000 + 10,000 gray images, 28x28.
 
 Four idx files, plain or with the suffix .gz. Debian's package dataset-fashion-mnist installs them in
 /usr/share/datasets/fashion-mnist; what `path` lacks is downloaded from torchvision's mirror, its checksum
-verified. There is no published normalisation: it is measured on the training images.
+verified. There is no published normalization: it is measured on the training images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dataset import ArraySplit, DatasetConfig, Source
+from pipeline.data.dataset import ArraySplit, DatasetConfig, ImageFacts, Source
 from pipeline.data.raw import download
 from pipeline.errors import DataError
 
@@ -43,6 +43,11 @@ class Config(DatasetConfig):
 
     path: Path = Path("data/raw/fashion_mnist")
     download: bool = True
+
+
+def image(config: Config) -> ImageFacts:
+    """Return what the images are like."""
+    return ImageFacts(size=28, channels=1, classes=len(CLASSES))
 
 
 def open_source(config: Config) -> Source:
@@ -87,9 +92,11 @@ def _read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be unpacked ({error}). Delete it, then: dvc repro") from None
+
     start = 4 + 4 * axes
     if content[:4] != bytes((0, 0, 8, axes)) or len(content) < start:
         raise DataError(f"{path} is no idx file of uint8 with {axes} axes. Delete it, then: dvc repro")
+
     shape = tuple(np.frombuffer(content, ">u4", count=axes, offset=4).tolist())
     if len(content) - start != math.prod(shape):
         raise DataError(

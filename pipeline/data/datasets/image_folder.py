@@ -1,12 +1,12 @@
 """Any classification set kept as folders: `train/<class>/*` and `val/<class>/*`.
 
 Files ending in .bmp, .jpeg, .jpg, .png or .webp count, in any case. Classes are the folders of `train/` in
-alphabetical order. An image is resized, short side to `resize` (bilinear with antialiasing), and its centre is
+alphabetical order. An image is resized, short side to `resize` (bilinear with antialiasing), and its center is
 cropped. What else decoding does is said in `pipeline/data/raw/image_files.py`.
 
 A set that does not fit memory is `storage: indexed`: prepared data hold a list of the files and the hash of each,
 and images are decoded whenever they are read. Random resized crops are then cut out of the whole photograph, not
-out of its size x size centre.
+out of its size x size center.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.data.dataset import DatasetConfig, Files, Source
+from pipeline.data.dataset import DatasetConfig, ImageFacts, Source
+from pipeline.data.layout import Files
 from pipeline.data.raw.image_files import SUFFIXES, FileSplit, files, subfolders
 from pipeline.errors import DataError
 
@@ -28,8 +29,8 @@ class Config(DatasetConfig):
     Attributes:
         path: the folder that holds `train/` and `val/`.
         size: height and width of the prepared images, in pixels.
-        channels: 1 (grey) or 3 (colour).
-        resize: pixels that the short side is resized to before the centre is cropped; None is `size`. ImageNet's
+        channels: 1 (gray) or 3 (color).
+        resize: pixels that the short side is resized to before the center is cropped; None is `size`. ImageNet's
             usual evaluation has size 224 and resize 256.
         storage: "copied" keeps the pixels of all images, "indexed" a list of the files.
     """
@@ -45,9 +46,14 @@ class Config(DatasetConfig):
     def _covers(cls, resize: int | None, info: ValidationInfo) -> int | None:
         if resize is not None and resize < info.data.get("size", 0):
             raise ValueError(
-                f"Expected {info.data['size']} or more, as 'size' is: the centre is cropped out of it"
+                f"Expected {info.data['size']} or more, as 'size' is: the center is cropped out of it"
             )
         return resize
+
+
+def image(config: Config) -> ImageFacts:
+    """Return what the images are like; the folders are the classes."""
+    return ImageFacts(config.size, config.channels, classes=None)
 
 
 def open_source(config: Config) -> Source:
@@ -63,8 +69,10 @@ def open_source(config: Config) -> Source:
                 f"{config.path / 'val' / name} is a class that {config.path / 'train'} does not have. "
                 "Add its training images or remove it."
             )
+
     train = _split(config, config.path / "train", classes)
     test = _split(config, config.path / "val", classes)
+
     files = Files(root=str(config.path), resize=config.resize or config.size)
     indexed = files if config.storage == "indexed" else None
     return Source(classes, config.channels, config.size, train, test, files=indexed)
@@ -87,13 +95,13 @@ def _split(config: Config, folder: Path, classes: list[str]) -> FileSplit:
     for name in classes:
         if not (folder / name).is_dir():
             raise DataError(f"{folder / name} does not exist, expected images of every training class there.")
-        found = files(folder / name)
-        if not found:
+        listed = files(folder / name)
+        if not listed:
             raise DataError(
                 f"{folder / name} holds no images, expected files ending in {', '.join(SUFFIXES)}. "
                 "Add some, or remove the class."
             )
-        paths += found
-        counts.append(len(found))
+        paths += listed
+        counts.append(len(listed))
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
     return FileSplit(paths, labels, config.channels, config.size, config.resize or config.size)

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet (Stanford CS231n): 100,000 + 10,000 colour images of 64x64, 200 classes, official layout.
+"""Tiny-ImageNet (Stanford CS231n): 100,000 + 10,000 color images of 64x64, 200 classes, official layout.
 
 The official test images have no labels, so the validation images are the test split. Classes are the WordNet
 ids of wnids.txt in alphabetical order, as a folder reader would number them; a class name is the id and the
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.dataset import DatasetConfig, Source
+from pipeline.data.dataset import DatasetConfig, ImageFacts, Source
 from pipeline.data.raw.image_files import FileSplit, files, subfolders
 from pipeline.errors import DataError
 
@@ -27,6 +27,11 @@ class Config(DatasetConfig):
     """
 
     path: Path = Path("data/raw/tiny-imagenet-200")
+
+
+def image(config: Config) -> ImageFacts:
+    """Return what the images are like; wnids.txt lists the classes."""
+    return ImageFacts(SIZE, channels=3, classes=None)
 
 
 def open_source(config: Config) -> Source:
@@ -57,13 +62,14 @@ def _train(folder: Path, ids: list[str]) -> FileSplit:
     counts = []
     for wnid in ids:
         images = folder / wnid / "images"
-        found = files(images) if images.is_dir() else []
-        if not found:
+        listed = files(images) if images.is_dir() else []
+        if not listed:
             raise DataError(
                 f"{images} holds no images of a class that wnids.txt lists. Unpack {_ARCHIVE} anew."
             )
-        paths += found
-        counts.append(len(found))
+        paths += listed
+        counts.append(len(listed))
+
     extra = sorted(set(subfolders(folder)) - set(ids))
     if extra:
         raise DataError(
@@ -85,10 +91,12 @@ def _val(folder: Path, ids: list[str]) -> FileSplit:
                 "expected a file name and an id of wnids.txt."
             )
         labels[str(folder / "images" / file)] = label[rest[0]]
-    found = set(files(folder / "images")) if (folder / "images").is_dir() else set()
-    differ = sorted(found ^ set(labels))
+
+    present = set(files(folder / "images")) if (folder / "images").is_dir() else set()
+    differ = sorted(present ^ set(labels))
     if differ:
-        lacks = "is not annotated in" if differ[0] in found else "does not exist, but is annotated in"
+        lacks = "is not annotated in" if differ[0] in present else "does not exist, but is annotated in"
         raise DataError(f"{differ[0]} {lacks} {annotations}. Unpack {_ARCHIVE} anew.")
+
     paths = sorted(labels)
     return FileSplit(paths, np.array([labels[path] for path in paths], np.int64), 3, SIZE, resize=None)

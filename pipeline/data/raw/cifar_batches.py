@@ -12,21 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.data.dataset import ArraySplit, DatasetConfig
-from pipeline.data.raw import download
+from pipeline.data.dataset import ArraySplit
+from pipeline.data.raw import download as downloads
 from pipeline.errors import DataError
-
-
-class Config(DatasetConfig):
-    """Settings of a CIFAR data set.
-
-    Attributes:
-        path: the folder that holds the archive, or the folder that it extracts to.
-        download: download the archive when neither is there.
-    """
-
-    path: Path
-    download: bool = True
 
 
 class Official(Protocol):
@@ -41,22 +29,26 @@ class Official(Protocol):
     meta: dict[str, str]
 
 
-def read(official: Official, config: Config, label_key: str) -> tuple[list[str], ArraySplit, ArraySplit]:
+def read(
+    official: Official, path: Path, label_key: str, *, download: bool
+) -> tuple[list[str], ArraySplit, ArraySplit]:
     """Read class names, training and test samples.
 
     Args:
         official: names and checksums of the files.
-        config: where they are.
+        path: the folder that holds the archive, or the folder that it extracts to.
         label_key: the batches' key of the labels.
+        download: download the archive when neither is there.
 
     Raises:
         DataError: files are missing, cannot be downloaded, or have another checksum.
     """
-    folder = config.path / official.base_folder
+    folder = path / official.base_folder
     if not folder.exists():
-        archive = config.path / official.filename
-        download.fetch(official.url, archive, official.tgz_md5, download=config.download)
-        download.extract(archive, official.base_folder)
+        archive = path / official.filename
+        downloads.fetch(official.url, archive, official.tgz_md5, download=download)
+        downloads.extract(archive, official.base_folder)
+
     meta = _load(folder, official.meta["filename"], official.meta["md5"])
     train, test = (_split(folder, files, label_key) for files in (official.train_list, official.test_list))
     return list(meta[official.meta["key"]]), train, test
@@ -76,7 +68,7 @@ def _load(folder: Path, name: str, checksum: str) -> dict[str, Any]:
             f"{path} does not exist, expected it beside the other batches. Delete {folder}, so that it is "
             "extracted anew, then: dvc repro"
         )
-    download.check(path, checksum, f"Delete {folder}, so that it is extracted anew")
+    downloads.check(path, checksum, f"Delete {folder}, so that it is extracted anew")
     with path.open("rb") as file:
         try:
             batch = _Unpickler(file, encoding="latin1").load()

@@ -1,4 +1,9 @@
-"""Files from the network, accepted only with the right checksum, and the archives among them."""
+"""Files from the network, accepted only with the right checksum, and the archives among them.
+
+Two libraries download too, but not as it is needed here. pooch reads through `requests`, which unpacks a .gz that a
+server labels `Content-Encoding: gzip`; then the checksum is that of another file. torchvision writes to the final name,
+waits without a limit, falls back from https to http, and its CIFAR classes unpickle whatever a batch asks for.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +49,7 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
             f"{path} does not exist, and download is false. Put {url} there, or set download: true under "
             "'prepare' in params.yaml, then: dvc repro"
         )
+
     part = scratch(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -55,11 +61,12 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
         raise DataError(
             f"Cannot download {url} ({reason}). Put the file at {path} by hand, then: dvc repro"
         ) from None
-    found = md5(part)
-    if found != expected:
+
+    actual = md5(part)
+    if actual != expected:
         remove(part)
         raise DataError(
-            f"{url} gave a file with md5 {found}, expected {expected}. Try again, or put the file "
+            f"{url} gave a file with md5 {actual}, expected {expected}. Try again, or put the file "
             f"at {path} by hand, then: dvc repro"
         )
     publish(part, path)
@@ -68,9 +75,9 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
 
 def check(path: Path, expected: str, remedy: str) -> None:
     """Raise DataError when the md5 of `path` is not the expected one; `remedy` is what to do then."""
-    found = md5(path)
-    if found != expected:
-        raise DataError(f"{path} has md5 {found}, expected {expected}. {remedy}, then: dvc repro")
+    actual = md5(path)
+    if actual != expected:
+        raise DataError(f"{path} has md5 {actual}, expected {expected}. {remedy}, then: dvc repro")
 
 
 def extract(archive: Path, folder: str) -> None:

@@ -1,9 +1,9 @@
 """Image files, decoded when they are asked for.
 
-What is done to an image, and no more: the first frame is taken, an alpha channel is dropped, colour becomes
-grey by ITU-R 601 luma and grey becomes colour by repetition. An orientation noted in a photograph's EXIF data
+What is done to an image, and no more: the first frame is taken, an alpha channel is dropped, color becomes
+gray by ITU-R 601 luma and gray becomes color by repetition. An orientation noted in a photograph's EXIF data
 is ignored, as torchvision's ImageFolder does. The plain view is torchvision's evaluation transform: the short
-side is resized (bilinear with antialiasing) and the centre is cropped.
+side is resized (bilinear with antialiasing) and the center is cropped.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class FileSplit:
     Attributes:
         paths: one file a sample; plain strings, which a million samples can afford.
         labels: int64 (N,).
-        channels: 1 (grey) or 3 (colour).
+        channels: 1 (gray) or 3 (color).
         size: height and width to give, in pixels.
-        resize: pixels that the short side is resized to before the centre is cropped; None where an image of
+        resize: pixels that the short side is resized to before the center is cropped; None where an image of
             another size is an error.
     """
 
@@ -55,7 +55,7 @@ class FileSplit:
         """
         paths = self.paths[start:stop]
         out = np.empty((len(paths), self.channels, self.size, self.size), dtype=np.uint8)
-        first = Path(paths[0])  # a dangling link is told of by the decoder
+        first = Path(paths[0])  # a dangling link is reported when it is read
         parts = runs(len(paths), first.stat().st_size if first.is_file() else 0, os.cpu_count() or 1)
 
         def fill(run: NDArray[np.int64]) -> None:
@@ -84,13 +84,13 @@ class FileSplit:
 
 
 def files(folder: Path) -> list[str]:
-    """List the image files right in `folder` by name; hidden files and other suffixes are left out."""
-    found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    return sorted(str(path) for path in found if not path.name.startswith("."))
+    """List the image files right in `folder` by name; without hidden files and other suffixes."""
+    images = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return sorted(str(path) for path in images if not path.name.startswith("."))
 
 
 def subfolders(folder: Path) -> list[str]:
-    """List the names of the folders in `folder`, hidden ones left out."""
+    """List the names of the folders in `folder`, without hidden ones."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
@@ -100,10 +100,10 @@ def runs(count: int, file_bytes: int, threads: int) -> list[NDArray[np.int64]]:
     Args:
         count: number of files, at least one.
         file_bytes: usual size of one; small files are left to a single thread.
-        threads: that there are.
+        threads: number of threads that there are.
     """
-    wanted = min(threads, count) if file_bytes > _WORTH_A_THREAD else 1
-    return np.array_split(np.arange(count), wanted)
+    number = min(threads, count) if file_bytes > _WORTH_A_THREAD else 1
+    return np.array_split(np.arange(count), number)
 
 
 def read(path: str) -> bytes:
@@ -128,7 +128,7 @@ def decode(path: str, content: bytes, channels: int, then: str = "dvc repro") ->
         then: the command that comes after its repair.
 
     Raises:
-        DataError: it is no image, is cut off, or has pixels of more than 8 bits.
+        DataError: it is no image, is truncated, or has pixels of more than 8 bits.
     """
     mode = "L" if channels == 1 else "RGB"
     try:
@@ -137,7 +137,7 @@ def decode(path: str, content: bytes, channels: int, then: str = "dvc repro") ->
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
         raise _unreadable(path, _reason(error), then) from None
     if image.mode.startswith(("I", "F")):
-        # Pillow would clip or scale 16 bits and floats without a word.
+        # Pillow would clip or scale 16 bits and floats silently.
         raise DataError(
             f"{path} holds pixels of mode {image.mode}, expected 8 bits a channel. Convert the file."
         )
@@ -160,7 +160,7 @@ def dimensions(path: str, content: bytes) -> tuple[int, int]:
 
 
 def plain(image: Image.Image, resize: int, size: int) -> Image.Image:
-    """Resize the short side to `resize`, then crop the centre, size x size, as torchvision's transforms do."""
+    """Resize the short side to `resize`, then crop the center, size x size, as torchvision's transforms do."""
     width, height = image.size
     short = min(width, height)
     width, height = resize * width // short, resize * height // short

@@ -32,7 +32,7 @@ class Config(HeadsConfig):
 
     Attributes:
         temperature: T.
-        weights: 1, 1 - a, a and b.
+        weights: 1, 1 - a, a and b of the formula.
     """
 
     temperature: float = Field(default=3.0, gt=0)
@@ -44,9 +44,11 @@ class Method(BaseMethod[Config]):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        self.heads = Heads(config.positions, context)
+        self.heads = Heads(config.heads, context)
+
         widths = context.student.width, context.student_shapes["pooled"][0]
-        ordered = [name for name in context.student.units if name in self.heads.positions]
+        # In the network's order, whatever the order of the settings: the last one has no feature term.
+        ordered = [name for name in context.student.units if name in config.heads]
         self.projectors = nn.ModuleDict()
         for position in ordered[:-1]:
             # Keyed by the place, as heads are.
@@ -55,20 +57,17 @@ class Method(BaseMethod[Config]):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Return the student's logits and pooled features."""
-        return Needs(student=("logits", "pooled"))
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The logits, the pooled features and the places of the heads."""
-        return ("logits", "pooled", *self.heads.positions)
+        """Return the student's logits, its pooled features and the positions of the heads."""
+        return Needs(student=("logits", "pooled", *config.heads))
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce`, and `ce_shallow`, `soft` and `feature`, the sums over the heads."""
         temperature = self.config.temperature
         p = F.softmax(student["logits"].detach() / temperature, dim=1)  # (B, K)
         pooled = student["pooled"].detach()  # (B, D)
+
         ce = F.cross_entropy(student["logits"], batch.label)
+        # Without heads the terms are 0, and stay terms: the history has one set of columns.
         terms = {"ce": ce, "ce_shallow": 0 * ce, "soft": 0 * ce, "feature": 0 * ce}
         for position, head in self.heads(student, ("logits", "pooled")).items():
             terms["ce_shallow"] = terms["ce_shallow"] + F.cross_entropy(head["logits"], batch.label)

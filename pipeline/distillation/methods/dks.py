@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from pipeline.distillation.heads import Heads, HeadsConfig
 from pipeline.distillation.losses import soft_kl
-from pipeline.distillation.method import BaseMethod, Batch, Context, Terms, Weights
+from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
 from pipeline.networks.network import Taps
 
 
@@ -29,18 +29,20 @@ class Method(BaseMethod[Config]):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        self.heads = Heads(config.positions, context)
+        self.heads = Heads(config.heads, context)
 
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The logits and the places of the heads."""
-        return ("logits", *self.heads.positions)
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Return the student's logits and the positions of the heads."""
+        return Needs(student=("logits", *config.heads))
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce`, `ce_shallow` and `synergy`, sums over the heads and over ordered pairs."""
         shallow = [taps["logits"] for taps in self.heads(student, ("logits",)).values()]
         every = [student["logits"], *shallow]  # each (B, K)
+
         ce = F.cross_entropy(student["logits"], batch.label)
+        # What teaches is detached: a classifier learns from the others, and is not pulled by its pupils.
         pairs = (soft_kl(learner, teacher.detach(), 1.0) for teacher, learner in permutations(every, 2))
         return {
             "ce": ce,

@@ -18,7 +18,7 @@ ReLU.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.distillation.epoch_values import Gathered
-from pipeline.distillation.heads import Heads, HeadsConfig, LastMap, Projector
+from pipeline.distillation.heads import Heads, HeadsConfig, Projector
 from pipeline.distillation.losses import soft_kl_rows
-from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
+from pipeline.distillation.method import BaseMethod, Batch, Context, Known, Needs, Terms, Weights
 from pipeline.errors import ParamsError
+from pipeline.networks.architecture import LAST
 from pipeline.networks.network import Taps
 
 
@@ -39,21 +40,45 @@ class Config(HeadsConfig):
     Attributes:
         temperature: tau.
         maps: learn the teacher's last map too; without it there is nothing of it to store (Table 3).
-        teacher_feature: that map: stage3, or stage4 of VGG and of CIFAR's ResNet50.
-        map: where the student's heads learn it: at the end of the last `stage`, or at `final`.
+        teacher_feature: that map; "last" is the map that the teacher's last stage ends in.
+        map: where the student and its heads learn it: at the end of the last `stage`, or at `final`.
+        place: the student tap that `map` means. It depends on the network, and is not for params.yaml.
         relu: end the projectors with a ReLU.
-        balance: weights of the shallow losses: by `loss`, or `equal`.
+        balance: how the shallow losses are weighted: by `loss`, or `equal`.
         detach: keep gradients from the weights.
     """
 
     temperature: float = Field(default=4.0, gt=0)
     maps: bool = True
-    teacher_feature: str = "stage3"
-    map: LastMap = "stage"
+    teacher_feature: str = LAST
+    map: Literal["stage", "final"] = "stage"
+    place: str | None = None
     relu: bool = True
     balance: Literal["loss", "equal"] = "loss"
     detach: bool = True
     weights: Weights = {"ce": 1.0, "kd": 1.0, "kd_shallow": 1.0, "map": 30.0, "map_shallow": 30.0}
+
+    @property
+    def tap(self) -> str:
+        """The student tap where the map is learned, once it is known."""
+        assert self.place is not None, "settings are resolved before they are read"
+        return self.place
+
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with the heads' positions, the teacher's map and the student's place of it.
+
+        Raises:
+            ParamsError: as `HeadsConfig.resolved`, or `place` was given and is another one.
+        """
+        config = super().resolved(known)
+        place = known.student.resolved(LAST) if self.map == "stage" else "final"
+        if self.place not in (None, place):
+            raise ParamsError(
+                f"dskd has place '{self.place}', and its map is learned at '{place}'. Drop 'place' from the run's "
+                "settings, in params.yaml."
+            )
+        feature = known.teacher.resolved(self.teacher_feature)
+        return config.model_copy(update={"teacher_feature": feature, "place": place})
 
 
 class Method(BaseMethod[Config]):
@@ -61,29 +86,26 @@ class Method(BaseMethod[Config]):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        self.heads = Heads(config.positions, context)
-        self.place = self.heads.last if config.map == "stage" else "final"
+        self.heads = Heads(config.heads, context)
         self.projectors = nn.ModuleDict()
         if config.maps:
-            shapes = context.student_shapes[self.place], context.teacher_shapes[config.teacher_feature]
+            shapes = context.student_shapes[config.tap], context.teacher_shapes[config.teacher_feature]
             for name in (*self.heads.positions, "last"):
                 self.projectors[name] = Projector(*shapes, relu=config.relu)
         self.gathered = Gathered()
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Return the logits of both, and the teacher's map."""
-        return Needs(("logits",), ("logits", config.teacher_feature) if config.maps else ("logits",))
-
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The logits, the places of the heads, and the last map."""
-        return ("logits", *self.heads.positions, *((self.place,) if self.config.maps else ()))
+        """Return the logits and last maps of both, and the positions of the heads."""
+        maps = (config.tap,) if config.maps else ()
+        features = (config.teacher_feature,) if config.maps else ()
+        return Needs(("logits", *config.heads, *maps), ("logits", *features))
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce`, `kd`, `map`, and `kd_shallow` and `map_shallow` where there are heads."""
-        names = ("logits", self.place) if self.config.maps else ("logits",)
+        names = ("logits", self.config.tap) if self.config.maps else ("logits",)
         shallow = self.heads(student, names)
+
         t, tau = batch.teacher["logits"], self.config.temperature  # (B, K)
         terms: Terms = {
             "ce": F.cross_entropy(student["logits"], batch.label),
@@ -93,12 +115,13 @@ class Method(BaseMethod[Config]):
             terms["kd_shallow"] = self._balanced(
                 "kd", {name: soft_kl_rows(taps["logits"], t, tau) for name, taps in shallow.items()}, batch
             )
+
         if self.config.maps:
             hint = self._hint(batch)
             terms["map"] = self._distance("last", student, hint).mean()
             if shallow:
-                found = {name: self._distance(name, taps, hint) for name, taps in shallow.items()}
-                terms["map_shallow"] = self._balanced("map", found, batch)
+                distances = {name: self._distance(name, taps, hint) for name, taps in shallow.items()}
+                terms["map_shallow"] = self._balanced("map", distances, batch)
         return terms
 
     def diagnose(self) -> dict[str, float]:
@@ -107,16 +130,17 @@ class Method(BaseMethod[Config]):
 
     def _hint(self, batch: Batch) -> Tensor:
         hint = batch.teacher[self.config.teacher_feature]  # (B, C, H, W)
+        # At the first step alone: reading the answer makes a GPU wait.
         if self.config.relu and batch.step == 0 and (hint < 0).any():
             raise ParamsError(
                 f"Teacher feature '{self.config.teacher_feature}' is negative in places, which projectors that end "
-                "in a ReLU cannot be. Set relu: false in the run's config, in params.yaml."
+                "in a ReLU cannot be. Set relu: false in the run's settings, in params.yaml."
             )
         return hint
 
     def _distance(self, name: str, taps: Taps, hint: Tensor) -> Tensor:
         """Return the mean squared error of every sample (B,)."""
-        guided: Tensor = self.projectors[name](taps[self.place])  # (B, C, H, W)
+        guided: Tensor = self.projectors[name](taps[self.config.tap])  # (B, C, H, W)
         return (guided - hint).square().flatten(1).mean(dim=1)
 
     def _balanced(self, kind: str, losses: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -124,6 +148,8 @@ class Method(BaseMethod[Config]):
         stacked = torch.stack(list(losses.values()))  # (L - 1, B)
         if self.config.balance == "equal":
             return stacked.mean()
+
+        # Losses that are all 0 have weights of 0, not NaN.
         weights = stacked / stacked.sum(dim=0).clamp(min=torch.finfo(stacked.dtype).tiny)
         weights = weights.detach() if self.config.detach else weights
         self.gathered.add(

@@ -3,7 +3,7 @@
 L = CE(y, z_L) + w sum_{l<L} CE(y, z_l)
 
 No teacher: the auxiliary heads learn the labels. What differs: the original has squared hinge losses on small heads
-that fade; here the heads are DSKD's, and w = 1 is a choice, because DSKD does not tell it.
+that fade; here the heads are DSKD's, and w = 1 is a choice, because DSKD does not state it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 
 from pipeline.distillation.heads import Heads, HeadsConfig
-from pipeline.distillation.method import BaseMethod, Batch, Context, Terms, Weights
+from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
 from pipeline.networks.network import Taps
 
 
@@ -26,12 +26,12 @@ class Method(BaseMethod[Config]):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
-        self.heads = Heads(config.positions, context)
+        self.heads = Heads(config.heads, context)
 
-    @property
-    def taps(self) -> tuple[str, ...]:
-        """The logits and the places of the heads."""
-        return ("logits", *self.heads.positions)
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Return the student's logits and the positions of the heads."""
+        return Needs(student=("logits", *config.heads))
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `ce_shallow`, the sum over the heads."""

@@ -7,16 +7,27 @@ transposed with stride 2 from half of it, and else k x k without padding, k = 1 
 What differs: the original trains r and the student's first half in a stage of its own; CRD's tables, which
 everyone compares with, train all at once with weight 100 at the second stage. Where the teacher's map cannot
 be negative the last ReLU is harmless; `relu: false` leaves it out for pre-activations and WRN's raw sums.
-`standardise` names a fitted `moments` table: teacher channels are then scaled to mean 0 and deviation 1 first.
+`standardize` names a fitted `moments` table: teacher channels are then scaled to mean 0 and deviation 1 first.
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.distillation.method import BaseMethod, Batch, Context, MethodConfig, Needs, Terms, Weights
+from pipeline.distillation.method import (
+    BaseMethod,
+    Batch,
+    Context,
+    Known,
+    MethodConfig,
+    Needs,
+    Terms,
+    Weights,
+)
 from pipeline.errors import ShapeError
 from pipeline.networks.network import Shape, Taps
 
@@ -28,14 +39,21 @@ class Config(MethodConfig):
         student_tap: where the student is guided.
         teacher_feature: the hint, a map.
         relu: end the regressor with a ReLU.
-        standardise: a `moments` table of the teacher's feature, or None.
+        standardize: a `moments` table of the teacher's feature, or None.
     """
 
     student_tap: str = "stage2"
     teacher_feature: str = "stage2"
     relu: bool = True
-    standardise: str | None = None
+    standardize: str | None = None
     weights: Weights = {"ce": 1.0, "hint": 100.0}
+
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with tap and feature in full."""
+        return super().resolved(known).model_copy(update={
+            "student_tap": known.student.resolved(self.student_tap),
+            "teacher_feature": known.teacher.resolved(self.teacher_feature),
+        })  # fmt: skip
 
 
 class Method(BaseMethod[Config]):
@@ -48,25 +66,33 @@ class Method(BaseMethod[Config]):
         super().__init__(config, context)
         student = context.student_shapes[config.student_tap]
         teacher = context.teacher_shapes[config.teacher_feature]
-        self.regressor = regressor(student, teacher, relu=config.relu and config.standardise is None)
+        self.regressor = regressor(student, teacher, relu=config.relu and config.standardize is None)
+
         mean, scale = torch.zeros(1), torch.ones(1)
-        if config.standardise is not None:
-            table = context.tables[config.standardise]
-            found = {name: table[name].shape for name in ("mean", "std") if name in table}
-            if found != {"mean": teacher[:1], "std": teacher[:1]}:
+        if config.standardize is not None:
+            table = context.tables[config.standardize]
+            shapes = {name: table[name].shape for name in ("mean", "std") if name in table}
+            if shapes != {"mean": teacher[:1], "std": teacher[:1]}:
                 raise ShapeError(
-                    f"FitNet standardises {teacher[0]} channels of '{config.teacher_feature}', and the table "
-                    f"'{config.standardise}' holds {found}. Fit a 'moments' table to that feature."
+                    f"FitNet standardizes {teacher[0]} channels of '{config.teacher_feature}', and the table "
+                    f"'{config.standardize}' holds {shapes}. Fit a 'moments' table to that feature."
                 )
             mean, scale = torch.from_numpy(table["mean"]).float(), torch.from_numpy(table["std"]).float()
+
+        # A channel that never varies is left as it is, near 0, and not divided by 0.
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("scale", scale.clamp(min=1e-6).view(1, -1, 1, 1), persistent=False)
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Return the two maps, the student's logits and the table."""
-        tables = () if config.standardise is None else (config.standardise,)
+        tables = () if config.standardize is None else (config.standardize,)
         return Needs(("logits", config.student_tap), (config.teacher_feature,), tables)
+
+    @classmethod
+    def compared(cls, config: Config) -> tuple[str, str]:
+        """Return the two maps."""
+        return config.student_tap, config.teacher_feature
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `hint`."""
@@ -88,6 +114,7 @@ def regressor(student: Shape, teacher: Shape, *, relu: bool = True) -> nn.Sequen
         raise ShapeError(
             f"FitNet pairs two maps; found student {student} and teacher {teacher}. Choose other taps."
         )
+
     (c_s, h_s, w_s), (c_t, h_t, w_t) = student, teacher
     layer: nn.Module
     if (h_s, w_s) == (2 * h_t, 2 * w_t):
@@ -101,4 +128,5 @@ def regressor(student: Shape, teacher: Shape, *, relu: bool = True) -> nn.Sequen
             f"FitNet cannot take the student's {h_s}x{w_s} map to the teacher's {h_t}x{w_t}. "
             "Choose a teacher tap of at most twice the size, in params.yaml."
         )
+
     return nn.Sequential(layer, nn.BatchNorm2d(c_t), nn.ReLU() if relu else nn.Identity())

@@ -7,61 +7,86 @@ the path to the logits does not lead through it. It is letKD-1 with alpha = 0 bu
 
 from __future__ import annotations
 
+from typing import Literal, Self
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from pipeline.distillation.method import BaseMethod, Batch, Context, MethodConfig, Needs, Terms, Weights
-from pipeline.distillation.targets import Target, Words, needs, outcomes
+from pipeline.distillation import targets
+from pipeline.distillation.method import (
+    BaseMethod,
+    Batch,
+    Context,
+    Known,
+    MethodConfig,
+    Needs,
+    Terms,
+    Weights,
+)
+from pipeline.distillation.targets import Target, learned, needs, outcomes, resolved_places
+from pipeline.errors import ParamsError
 from pipeline.networks.cosine import CosineScores
 from pipeline.networks.network import Taps
 
 
-class Place(Words):
+class Place(targets.Place):
     """What a place learns: settings as of letKD's words, but for the default of t.
 
     Attributes:
         temperature: t. It was chosen for distances: of kernels, whose activations t multiplies, give 1.
     """
 
+    encoding: Literal["nearest", "top4"] | None = None
     temperature: float = Field(default=5.0, gt=0)
 
 
 class Config(MethodConfig):
-    """Settings.
+    """Settings of QuEST.
 
     Attributes:
-        weights: of `ce` and `words`.
-        places: what each student tap learns; the second place is QUEST (2) of letKD's Table 4.
+        weights: the weights of `ce` and `words`.
+        places: what each student tap learns: a table, or {table, encoding, temperature}. A second place is QUEST (2)
+            of letKD's Table 4.
         scale: what the learnable scale of the scores starts at.
     """
 
     weights: Weights = {"ce": 1.0, "words": 1.0}
-    places: dict[str, Place] = Field(default={"final": Place()}, min_length=1)
+    places: dict[str, Place] = Field(default={"final": Place(table="words")}, min_length=1)
     scale: float = 3.0
+
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with taps in full, and the feature that each place learns from."""
+        return super().resolved(known).model_copy(update={"places": resolved_places(self.places, known)})
 
 
 class Method(BaseMethod[Config]):
-    """QuEST."""
+    """QuEST: the student predicts the teacher's words, and its predictors are dropped afterwards."""
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
         self.targets, self.predictors = nn.ModuleDict(), nn.ModuleDict()
-        for place, words in config.places.items():
-            self.targets[place] = Target(place, words, context, place)
-            channels = context.student_shapes[place][0]
-            self.predictors[place] = CosineScores(channels, outcomes(words, context.tables), config.scale)
+        for tap, place in config.places.items():
+            if learned(tap, place, context.tables) != "words":
+                raise ParamsError(
+                    f"Place '{tap}' learns the table '{place.table}', which holds sub-classes, and QuEST learns words. "
+                    "Name a table that kmeans or kernels made, or the method letkd, in params.yaml."
+                )
+            self.targets[tap] = Target(tap, place, context, tap)
+            channels = context.student_shapes[tap][0]
+            words = outcomes(tap, place, context.tables)
+            self.predictors[tap] = CosineScores(channels, words, config.scale)
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Logits and the places, and what they learn of the teacher."""
+        """Return the logits and the places, and what they learn of the teacher."""
         return needs(config.places, tuple(config.places))
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `words`, summed over the places."""
         words = []
-        for place, lesson in self.config.places.items():
-            scores = self.predictors[place](student[place])  # (B, K, H, W)
-            words.append(self.targets[place](scores, batch.teacher[lesson.feature], batch.label))
+        for tap, place in self.config.places.items():
+            scores = self.predictors[tap](student[tap])  # (B, K, H, W)
+            words.append(self.targets[tap](scores, batch.teacher[place.source], batch.label))
         return {"ce": F.cross_entropy(student["logits"], batch.label), "words": torch.stack(words).sum()}

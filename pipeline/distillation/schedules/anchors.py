@@ -1,6 +1,6 @@
 """Checkpoints of the teacher's own training, one after another (RCO, Jin et al. 2019, arXiv:1904.09149).
 
-The student's epochs are split evenly over the anchors, and it goes on from its own weights at each. The
+The student's epochs are split evenly over the anchors, and it keeps its own weights from one to the next. The
 original moves to the next anchor after a fixed number of epochs and leaves their choice open; the even split
 over the learning-rate schedule of one normal run is a choice.
 """
@@ -13,7 +13,7 @@ from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
 
 
 class Config(ScheduleConfig):
-    """Settings of the anchors.
+    """Settings of the schedule.
 
     Attributes:
         anchors: checkpoints in their order, for instance anchor_025, anchor_050, anchor_075, last.

@@ -17,7 +17,7 @@ fused logits instead.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,19 +27,19 @@ from torch import Tensor, nn
 from pipeline import seeding
 from pipeline.distillation.epoch_values import Gathered
 from pipeline.distillation.losses import soft_kl
-from pipeline.distillation.method import BaseMethod, Batch, Context, MethodConfig, Needs, Terms, Weights
-from pipeline.distillation.schedule import Lesson, Plan, ScheduleConfig, TeacherSchedule
+from pipeline.distillation.method import Batch, Context, Needs, Terms, Weights
+from pipeline.distillation.schedule import Lesson, ScheduleConfig, TeacherSchedule, Teaching
 from pipeline.errors import ParamsError
 from pipeline.networks.network import Network, Taps
 
-LABELS = ("ce",)  # the method's terms that are left when the teacher does not teach
+LABELS = ("ce",)  # the methods' terms that are left when the teacher does not teach
 
 
 class FusedConfig(ScheduleConfig):
     """Settings of what a student learns from fused logits.
 
     Attributes:
-        temperature: tau, of all terms of this schedule.
+        temperature: tau of all terms of this schedule.
         student_weights: a and b of the student's `ce` and `kd` from the fused logits; with `lesson: method`, of
             the method's terms.
         beta: weight of what the student learns from the fused logits.
@@ -119,23 +119,22 @@ FC = TypeVar("FC", bound=FusedConfig)
 
 
 class Fused(TeacherSchedule[FC]):
-    """The teacher's lesson, and what a student learns from the fused logits of other networks."""
+    """The base of schedules that fuse networks: the teacher's lesson, and what is learned from the fused logits."""
 
     def __init__(self, config: FC, context: Context) -> None:
         super().__init__(config, context)
         self.gathered = Gathered()
 
     @classmethod
-    def check(cls, config: FC, method: type[BaseMethod[Any]], settings: MethodConfig) -> None:
-        """Refuse to teach by a method that reads no logits of the teacher."""
-        read = method.needs(settings).teacher
-        if config.lesson == "method" and config.teachers != "teacher" and "logits" not in read:
+    def check(cls, config: FC, needs: Needs) -> None:
+        """Refuse to teach by methods that read no logits of the teacher."""
+        if config.lesson == "method" and config.teachers != "teacher" and "logits" not in needs.teacher:
             raise ParamsError(
-                f"The method reads {', '.join(read) or 'nothing'} of the teacher, and self-learning teachers teach "
-                "by logits. Set schedule_config.lesson of the run to logits, in params.yaml."
+                f"The method reads {', '.join(needs.teacher) or 'nothing'} of the teacher, and self-learning teachers "
+                "teach by logits. Set 'lesson' of the run's schedule to logits, in params.yaml."
             )
 
-    def plan(self, student: Taps, batch: Batch, learned: list[Tensor], *, detach: bool = False) -> Plan:
+    def teach(self, student: Taps, batch: Batch, learned: list[Tensor], *, detach: bool = False) -> Teaching:
         """Return the lessons, and the student's terms `fused_ce` and `fused_kd` unless a lesson has them.
 
         Args:
@@ -148,22 +147,24 @@ class Fused(TeacherSchedule[FC]):
         self.gathered.add(
             batch, _distances({"student": s, "self": fused, "teacher": batch.teacher["logits"]})
         )
+
         # What copies of the teacher have is no feature of the method's.
         own = {name: x for name, x in batch.teacher.items() if "/" not in name}
         lessons = (Lesson(own, terms=LABELS if config.teachers == "self" else None),)
         if config.teachers == "teacher":
-            return Plan(lessons)
+            return Teaching(lessons)
+
         target = fused.detach() if detach else fused
         if config.lesson == "method":
             taught = own | {"logits": target}
-            return Plan((*lessons, Lesson(taught, config.beta, "fused", config.student_weights)))
+            return Teaching((*lessons, Lesson(taught, config.beta, "fused", config.student_weights)))
+
         terms = {
             "fused_ce": F.cross_entropy(s, batch.label),
             "fused_kd": soft_kl(s, target, config.temperature),
         }
-        return Plan(
-            lessons, terms, {f"fused_{name}": config.beta * x for name, x in config.student_weights.items()}
-        )
+        weights = {f"fused_{name}": config.beta * x for name, x in config.student_weights.items()}
+        return Teaching(lessons, terms, weights)
 
     def fused(self, learned: list[Tensor]) -> Tensor:
         """Return the weighted sum of logits (B, K) of every network."""
@@ -193,20 +194,22 @@ class Schedule(Fused[Config]):
         """Return the logits of both, and the teacher's own network."""
         return Needs(student=("logits",), teacher=("logits",), network=True)
 
-    def forward(self, student: Taps, batch: Batch) -> Plan:
-        """Return the plan, with the terms `slt<j>_ce` and `slt<j>_kd` of the networks themselves first."""
+    def forward(self, student: Taps, batch: Batch) -> Teaching:
+        """Return the lessons, with the terms `slt<j>_ce` and `slt<j>_kd` of the networks themselves first."""
         config, t = self.config, batch.teacher["logits"]  # (B, K)
         with self.autocast():
             learned = [network(batch.image) for network in self.networks]
         learned = [x.float() for x in learned]
+
         terms: Terms = {}
         weights: Weights = {}
         for number, c in enumerate(learned, start=1):
             terms[f"slt{number}_ce"] = F.cross_entropy(c, batch.label)
             terms[f"slt{number}_kd"] = soft_kl(c, t, config.temperature)
             weights |= {f"slt{number}_{name}": weight for name, weight in config.weights.items()}
-        plan = self.plan(student, batch, learned, detach=config.detach)
-        return Plan(plan.lessons, terms | plan.terms, weights | plan.weights)
+
+        teaching = self.teach(student, batch, learned, detach=config.detach)
+        return Teaching(teaching.lessons, terms | teaching.terms, weights | teaching.weights)
 
 
 def _distances(outputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ L = L_method(T, s) + beta [a CE(s) + b KL_tau(sum_j w_j c_j, s)]
 
 The copies c_j have been trained once by the stage `train_self_taught`, from the teacher's cached logits and for the
 whole schedule, and are frozen: their stored logits are read, so a step costs what KD's costs, and all students share
-them. Whether the paper fuses two is not told; `names` says which, two for what is fused with w = 0.5.
+them. The paper does not say whether it fuses two; `names` says which, two for what is fused with w = 0.5.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.distillation.method import Batch, Needs
-from pipeline.distillation.schedule import Plan
+from pipeline.distillation.schedule import Teaching
 from pipeline.distillation.schedules.self_learning import Fused, FusedConfig
 from pipeline.networks.network import Taps
 
@@ -47,6 +47,6 @@ class Schedule(Fused[Config]):
         """Return the copies' names."""
         return config.names
 
-    def forward(self, student: Taps, batch: Batch) -> Plan:
-        """Return the plan."""
-        return self.plan(student, batch, [batch.teacher[f"{name}/logits"] for name in self.config.names])
+    def forward(self, student: Taps, batch: Batch) -> Teaching:
+        """Return the lessons, and the student's terms of the fused logits."""
+        return self.teach(student, batch, [batch.teacher[f"{name}/logits"] for name in self.config.names])

@@ -14,13 +14,14 @@ the strategy are the matching's own, and its permutation is the first one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline import seeding
-from pipeline.distillation.method import Batch, Context, Matchings, Needs
+from pipeline.distillation.method import Batch, Context, Known, Matchings, Needs
 from pipeline.distillation.transform import TeacherTransform, TransformConfig
 from pipeline.errors import ParamsError, ShapeError
 from pipeline.matching.assignment import assign
@@ -28,7 +29,7 @@ from pipeline.matching.consistency import Statistics, pooled, range_of
 from pipeline.matching.matching import Wanted
 from pipeline.matching.rearrangement import Rearrangement
 from pipeline.networks.network import Shape, Taps
-from pipeline.params.matching import LEARNED
+from pipeline.params.matchings import LEARNED
 
 
 class Config(TransformConfig):
@@ -36,9 +37,9 @@ class Config(TransformConfig):
 
     Attributes:
         matching: key of `matchings`.
-        features: of the teacher: those that are permuted.
-        teacher: another teacher than the pair's own, whose matching is taken; None is its own.
-        seed: of another student than the run's own, whose matching is taken; None is its own.
+        features: the teacher features that are permuted.
+        teacher: another teacher than the pair's own, whose matching is taken; None is the pair's own.
+        seed: the seed of another student than the run's own, whose matching is taken; None is the run's own.
         dynamic: epochs after which the first of `features` is matched anew; None never does.
         student_tap: what `dynamic` matches it to.
     """
@@ -49,6 +50,13 @@ class Config(TransformConfig):
     seed: int | None = None
     dynamic: int | None = Field(default=None, ge=1)
     student_tap: str = "final"
+
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with tap and features in full."""
+        features = tuple(dict.fromkeys(known.teacher.resolved(name) for name in self.features))
+        return self.model_copy(update={
+            "features": features, "student_tap": known.student.resolved(self.student_tap),
+        })  # fmt: skip
 
 
 class Transform(TeacherTransform[Config]):
@@ -65,8 +73,9 @@ class Transform(TeacherTransform[Config]):
         if dynamic and self.recipe.strategy in LEARNED:
             raise ParamsError(
                 f"Matching '{config.matching}' is a learned network, and 'dynamic' finds permutations. Drop dynamic "
-                "from the run's transform_config, or choose another matching, in params.yaml."
+                "from the run's transform, or choose another matching, in params.yaml."
             )
+
         self.rearrangement = Rearrangement(matching, changes=dynamic)
         self.recorded = nn.ModuleList()
         if dynamic:
@@ -76,8 +85,9 @@ class Transform(TeacherTransform[Config]):
                 raise ShapeError(
                     f"Student tap '{config.student_tap}' has {student} channels, and matching "
                     f"'{config.matching}' gives {matching.width}. Name the matching's own student_tap in the run's "
-                    "transform_config, in params.yaml."
+                    "transform, in params.yaml."
                 )
+
             measure, ranges = self.recipe.measure, self.recipe.ranges
             self.recorded.extend(Statistics(teacher, student, measure) for _ in range(ranges))
             self.register_buffer("finished", torch.tensor(0))  # epochs
@@ -87,10 +97,10 @@ class Transform(TeacherTransform[Config]):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Return the matching; matching anew reads the two features as well."""
-        found = Needs(student=(), matchings=(_wanted(config),))
+        needs = Needs(student=(), matchings=(_wanted(config),))
         if config.dynamic is None:
-            return found
-        return found | Needs(student=(config.student_tap,), teacher=config.features[:1])
+            return needs
+        return needs | Needs(student=(config.student_tap,), teacher=config.features[:1])
 
     @classmethod
     def changes(cls, config: Config) -> tuple[str, ...]:
@@ -107,21 +117,20 @@ class Transform(TeacherTransform[Config]):
             ParamsError: the run does not read a feature that is to be permuted.
             ShapeError: a feature has another number of channels than the one that was matched.
         """
-        matching, found = matchings[_wanted(config).key], dict(teacher)
+        matching, shapes = matchings[_wanted(config).key], dict(teacher)
         for feature in config.features:
             if feature not in teacher:
                 raise ParamsError(
                     f"The transform permutes teacher feature '{feature}', and the run reads "
-                    f"{', '.join(teacher) or 'none'}. Name one of these in its transform_config.features, in "
-                    "params.yaml."
+                    f"{', '.join(teacher) or 'none'}. Name one of these in its 'features', in params.yaml."
                 )
             if len(teacher[feature]) not in (1, 3) or teacher[feature][0] != matching.origin.channels:
                 raise ShapeError(
                     f"Teacher feature '{feature}' has shape {teacher[feature]}, and matching '{config.matching}' was "
                     f"made for {matching.origin.channels} channels. Match that feature in 'matchings' in params.yaml."
                 )
-            found[feature] = (matching.width, *teacher[feature][1:])
-        return found
+            shapes[feature] = (matching.width, *teacher[feature][1:])
+        return shapes
 
     def forward(self, teacher: Taps, batch: Batch) -> Taps:
         """Return the features, those of `features` permuted."""
@@ -135,6 +144,8 @@ class Transform(TeacherTransform[Config]):
         every = self.config.dynamic
         if every is None:
             return
+
+        # The buffers are read once, after a start or a resumption; then the numbers are known here.
         current, finished = self._known or (int(self.current), int(self.finished))
         now = seeding.derive(batch.phase, batch.epoch)
         if now != current:
@@ -145,6 +156,8 @@ class Transform(TeacherTransform[Config]):
             self.current.fill_(now)
             self.finished.fill_(finished)
         self._known = now, finished
+
+        # Only the last epoch before a matching counts for it.
         if (finished + 1) % every == 0:
             ranges = range_of(batch.label, self.recipe.ranges, self.origin.classes)
             a = pooled(batch.teacher[self.config.features[0]])
@@ -159,8 +172,9 @@ class Transform(TeacherTransform[Config]):
             assert isinstance(statistics, Statistics)
             if statistics.count > 0:
                 generator = seeding.generator(self.recipe.seed, self.origin.seed, "match", number)
-                found = assign(statistics.matrix().cpu().numpy(), self.recipe.strategy, generator)
-                self.rearrangement.permutation[number] = torch.as_tensor(found).to(statistics.count.device)
+                permutation = assign(statistics.matrix().cpu().numpy(), self.recipe.strategy, generator)
+                device = statistics.count.device
+                self.rearrangement.permutation[number] = torch.as_tensor(permutation).to(device)
             statistics.reset()
 
 

@@ -2,7 +2,7 @@
 
 The usual student of ImageNet's ResNet50 ("MV1"; letKD's tables call it MNV2). A stem of stride 2, then blocks
 of a channel-wise 3x3 and a 1x1 convolution, in four stages of output stride 4, 8, 16 and 32. torch's default
-initialisation, as in the public distillation code.
+initialization, as in the public distillation code.
 """
 
 from __future__ import annotations

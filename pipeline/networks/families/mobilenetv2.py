@@ -64,4 +64,4 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
                 inputs = outputs
         units[f"stage{k}"] = Stage(f"stage{k}", blocks, activation=None)
     tail = Activated("final", *conv_bn(inputs, 1280, 1))
-    return Network(units, 1280, classes, tail=tail, initialise=fan_out_small_linear)
+    return Network(units, 1280, classes, tail=tail, initialize=fan_out_small_linear)

@@ -106,7 +106,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
                 blocks.append(Bottleneck(inputs, width, stride, setting.expansion))
                 inputs = width * setting.expansion
         units[f"stage{k}"] = Stage(f"stage{k}", blocks, conv=True)
-    return Network(units, inputs, classes, initialise=fan_out)
+    return Network(units, inputs, classes, initialize=fan_out)
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:

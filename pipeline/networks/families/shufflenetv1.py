@@ -2,7 +2,7 @@
 
 As the distillation literature uses it: a 1x1 stem of 24 channels at stride 1, three stages of 4, 8 and 4
 blocks, each beginning at stride 2, and a ReLU after the channel-wise convolution, which the paper does not
-have. torch's default initialisation.
+have. torch's default initialization.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 As the distillation literature uses it: a 1x1 stem of 24 channels at stride 1, three stages of 4, 8 and 4
 blocks, each beginning at stride 2, and a last 1x1 convolution of 1024 channels (the tail). torch's default
-initialisation.
+initialization.
 
 A block transforms half of the channels and passes the other half on. So `stage<k>_pre` is the two halves
 before the ReLU and before the shuffle: its channels are not in the order of `stage<k>`.

@@ -3,7 +3,7 @@
 Names are timm's, with or without a tag: `convnext_tiny`, `vit_small_patch16_224.augreg_in1k`. Maps come from
 timm's `forward_intermediates`, always as (B, C, H, W): the last four resolutions are `stage1` to `stage4` and
 the one before them is `stem`; a model of one resolution (a transformer) is cut into four parts of equal
-depth. `final` is the map that the head pools, for a transformer its normalised patch tokens, and `pooled`
+depth. `final` is the map that the head pools, for a transformer its normalized patch tokens, and `pooled`
 what its classifier reads.
 
 A teacher is only read: layers can be inserted at `pooled` and `logits` alone, and there are no auxiliary
@@ -100,17 +100,19 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
         raise MachineError(
             f"Network '{name}' needs timm, which is not installed. Install it with: pip install -e '.[timm]'"
         ) from None
+
     if not timm.is_model(name):
         known = timm.list_models()
         near = difflib.get_close_matches(name, known, n=8, cutoff=0.3) or known[:8]
         raise unknown_name(
             "timm model", name, near, f"timm has {len(known)}; list them with timm.list_models()."
         )
+
     model = _create(name, size, channels, classes, pretrained=weights == "imagenet")
     if not hasattr(model, "forward_intermediates"):
-        raise ParamsError(f"timm model '{name}' does not tell its intermediate maps. Choose another one.")
+        raise ParamsError(f"timm model '{name}' does not give its intermediate maps. Choose another one.")
     classifier = _take_classifier(name, model)
-    return TimmNetwork(name, model, classifier, _levels([one["reduction"] for one in _info(model)]))
+    return TimmNetwork(name, model, classifier, _levels([level["reduction"] for level in _info(model)]))
 
 
 def _create(name: str, size: int, channels: int, classes: int, *, pretrained: bool) -> nn.Module:
@@ -119,6 +121,7 @@ def _create(name: str, size: int, channels: int, classes: int, *, pretrained: bo
     options: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
     try:
         config = timm.get_pretrained_cfg(name)
+        # A transformer's positions belong to one size; the others take any, and refuse the argument.
         if config is not None and config.fixed_input_size:
             options["img_size"] = size
         with tensors_only():

@@ -40,7 +40,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
         "stage4": Stage("stage4", blocks[13:], activation=None),
     }
     tail = Activated("final", last[0], last[1], activation=F.relu6)
-    network = Network(units, body.last_channel, classes, tail=tail, initialise=fan_out_small_linear)
+    network = Network(units, body.last_channel, classes, tail=tail, initialize=fan_out_small_linear)
     if weights == "imagenet":
         state = pretrained.fetch(MobileNet_V2_Weights.IMAGENET1K_V1, channels)
         pretrained.fill(network, body, state, "classifier.1.")

@@ -83,7 +83,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
         "stage3": Stage("stage3", body.layer3, conv=True),
         "stage4": Stage("stage4", body.layer4, conv=True),
     }
-    network = Network(units, width, classes, initialise=fan_out)
+    network = Network(units, width, classes, initialize=fan_out)
     if weights == "imagenet":
         pretrained.fill(network, body, pretrained.fetch(setting.weights, channels), "fc.")
     return network

@@ -47,4 +47,4 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
             units["stem"] = Activated("stem", *between[:-1])
         else:
             units[f"stage{k}"] = Stage(f"stage{k}", blocks)
-    return Network(units, inputs, classes, initialise=fan_out_small_linear)
+    return Network(units, inputs, classes, initialize=fan_out_small_linear)

@@ -96,10 +96,10 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
         units[f"stage{k}"] = WideStage(f"stage{k}", before, blocks)
         before = f"stage{k}"
     tail = Activated(before, nn.BatchNorm2d(inputs))
-    return Network(units, inputs, classes, tail=tail, initialise=_initialise)
+    return Network(units, inputs, classes, tail=tail, initialize=_initialize)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     fan_out(module)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)

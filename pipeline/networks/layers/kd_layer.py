@@ -1,8 +1,8 @@
 """letKD's layer g: 1x1 - BN - ReLU - 1x1 beside an identity, x + alpha g(x); it stays at inference.
 
 The first 1x1 scores K words by scaled cosine, and its scores are what the teacher supervises; BN and ReLU stand
-on another branch. The second 1x1 reads the K-vector of a pixel, L2-normalised, with output filters that are
-normalised too, times a learnable scale. Nothing is frozen: cross-entropy trains the templates as well.
+on another branch. The second 1x1 reads the K-vector of a pixel, L2-normalized, with output filters that are
+normalized too, times a learnable scale. Nothing is frozen: cross-entropy trains the templates as well.
 """
 
 from __future__ import annotations

@@ -10,21 +10,21 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artifacts import arrays
 from pipeline.data.prepared import Prepared
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
-from pipeline.params import project
-from pipeline.params.base import read
-from pipeline.params.pairs import PairBlock
-from pipeline.params.project import ALONE
-from pipeline.params.runs import RunParams
+from pipeline.params.pairs import PairBlock, RunBlock
+from pipeline.params.sections import ALONE
+from pipeline.params.views import view_params
+from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.fits import codes, fits
 from pipeline.report.collect.mapping import mapping, require
 from pipeline.report.collect.matched import matched
+from pipeline.report.collect.settings import alone_settings, run_settings
+from pipeline.report.provenance import gather
 from pipeline.report.results import Dataset, History, Matched, Pair, Results, Run, Teacher, Trained
 
 NEEDED = (
@@ -68,7 +68,7 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
     """Read everything that is reported.
 
     Args:
-        params: params.yaml.
+        params: folder of the blocks of params.yaml.
         artifacts: folder of all artifacts.
         prepared: folder of all prepared data sets.
 
@@ -78,30 +78,33 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
         StaleArtifactError: something was made from other settings or data.
         DamagedArtifactError: a file cannot be read.
     """
-    sections = project.check(read(params))
+    blocks = Blocks.of(params)
+    sections = blocks.sections
     datasets = {
-        name: Dataset(name, Prepared.open(prepared / name), block.views)
-        for name, block in sections.datasets.items()
+        name: Dataset(
+            name,
+            Prepared.open(prepared / name),
+            view_params(entry.views, f"datasets.{name}.views"),
+        )
+        for name, entry in sections.datasets.items()
     }
     teachers = {
-        name: _teacher(artifacts, name, datasets[block.dataset]) for name, block in sections.teachers.items()
+        name: _teacher(artifacts, name, datasets[entry.dataset]) for name, entry in sections.teachers.items()
     }
-    blocks = project.blocks(sections)
     pairs = []
     for name in sections.pairs:
-        block = blocks[f"pairs/{name}"]
-        assert isinstance(block, PairBlock)
-        matchings = matched(artifacts, name, sections)
+        block = blocks.pair(name)
+        matchings = matched(artifacts, name, blocks)
         pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds, matchings))
-    fitted, coded = fits(artifacts, sections, teachers), codes(artifacts, sections)
-    return Results(sections.seeds, datasets, teachers, tuple(pairs), fitted, coded)
+    fitted, coded = fits(artifacts, blocks, teachers), codes(artifacts, blocks)
+    return Results(sections.seeds, datasets, teachers, tuple(pairs), fitted, coded, gather(Path()))
 
 
 def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
     source = _Source(f"teachers/{name}", f"evaluate_teacher@{name}", f"train_teacher@{name}", {})
     trained = _trained(artifacts, source, dataset, 0)
     hint = f"dvc repro check_features@{name}"
-    store = mapping(artifacts / "tables" / name / "features.json", hint, ("features",))
+    store = mapping(artifacts / "checks" / f"{name}.json", hint, ("features",))
     needed = ("precision", "largest_error", "largest_share", "error", "bytes", "files")
     check = mapping(artifacts / "metrics" / "features" / f"{name}.json", hint, needed)
     return Teacher(name, dataset, trained, store, check)
@@ -128,9 +131,12 @@ def _pair(
         agreeing = trained.prediction == teacher.trained.prediction
         trained.metrics["agreement"] = 100 * float(agreeing.mean())
         alone.append(trained)
-    runs = [Run(ALONE, "alone", tuple(alone))]
+
+    recipe = block.student.recipe
+    runs = [Run(ALONE, "alone", tuple(alone), alone_settings(recipe))]
     for run, settings in block.runs.items():
-        asked = about | {"pair": name, "run": run, "method": settings.method, "teacher": teacher.name}
+        methods = " + ".join(plug.name for plug in settings.methods)
+        asked = about | {"pair": name, "run": run, "methods": methods, "teacher": teacher.name}
         students = []
         for seed in seeds:
             source = _Source(
@@ -141,16 +147,18 @@ def _pair(
                 ("agreement",),
             )
             students.append(_trained(artifacts, source, dataset, seed))
-        runs.append(Run(run, _method(settings), tuple(students)))
+        runs.append(Run(run, _composition(settings), tuple(students), run_settings(settings, recipe)))
+
     return Pair(name, teacher, student, tuple(runs), matchings)
 
 
-def _method(settings: RunParams) -> str:
-    words = [settings.method]
+def _composition(settings: RunBlock) -> str:
+    """Return methods, transform and schedule in words."""
+    words = [plug.name for plug in settings.methods]
     if settings.transform is not None:
-        words.append(settings.transform)
-    if settings.schedule != "final":
-        words.append(settings.schedule)
+        words.append(settings.transform.name)
+    if settings.schedule.name != "final":
+        words.append(settings.schedule.name)
     return " + ".join(words)
 
 
@@ -159,28 +167,31 @@ def _trained(artifacts: Path, source: _Source, dataset: Dataset, seed: int) -> T
     path = artifacts / "metrics" / f"{source.key}.json"
     metrics = mapping(path, hint, (*NEEDED, *source.needed))
     require(path, hint, metrics, source.expected)
-    arrays = _arrays(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
+    predictions = _predictions(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
     epochs = int(metrics["epochs"])  # none where weights were taken as they are
-    file = artifacts / source.key / "history.csv"
-    history = _history(file, f"dvc repro {source.trained}", epochs) if epochs else {}
-    return Trained(seed, metrics, arrays["last"], history, *(arrays[name] for name in ARRAYS[1:]))
+
+    folder, made_by = artifacts / source.key, f"dvc repro {source.trained}"
+    history = _history(folder / "history.csv", made_by, epochs) if epochs else {}
+    device = str(mapping(folder / "training.json", made_by, ("device",))["device"])
+    return Trained(
+        seed=seed,
+        metrics=metrics,
+        prediction=predictions["last"],
+        history=history,
+        correlation=predictions["correlation"],
+        pooled=predictions["pooled"],
+        pooled_index=predictions["pooled_index"],
+        device=device,
+    )
 
 
-def _arrays(path: Path, hint: str, dataset: Dataset) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            fingerprint = str(archive["fingerprint"])
-            fits = fingerprint == dataset.prepared.meta.fingerprint["test"]
-            arrays = {name: np.array(archive[name]) for name in ARRAYS} if fits else {}
-    except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-    except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
-        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
-    if not fits:
+def _predictions(path: Path, hint: str, dataset: Dataset) -> dict[str, NDArray[Any]]:
+    fingerprint = str(arrays.read(path, hint, ("fingerprint",))["fingerprint"])
+    if fingerprint != dataset.prepared.meta.fingerprint["test"]:
         raise StaleArtifactError(
             f"{path} was made with other data than {dataset.prepared.folder}. Make it again with: {hint}"
         )
-    return arrays
+    return arrays.read(path, hint, ARRAYS)
 
 
 def _history(path: Path, hint: str, epochs: int) -> History:

@@ -5,66 +5,64 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
-from pipeline.params import project
-from pipeline.params.project import Sections
+from pipeline.errors import DamagedArtifactError, StaleArtifactError
 from pipeline.params.tables import FitBlock
+from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.mapping import mapping, require
 from pipeline.report.results import PLACES, Code, Fit, Teacher
 from pipeline.tables import table
 
-STAGES = {"fits": "fit_table", "derived": "derive_table"}
 
-
-def fits(artifacts: Path, sections: Sections, teachers: Mapping[str, Teacher]) -> tuple[Fit, ...]:
-    """Read the fitted tables, those in the space of another one last.
+def fits(artifacts: Path, blocks: Blocks, teachers: Mapping[str, Teacher]) -> tuple[Fit, ...]:
+    """Read the fitted tables that are asked for.
 
     Raises:
-        MissingArtifactError: something that params.yaml lists has not been made.
-        StaleArtifactError: a table was made from other settings, or for another teacher or other data.
+        MissingArtifactError: a table has not been made.
+        StaleArtifactError: it was made from other settings, or for another teacher or other data.
         DamagedArtifactError: a file cannot be read.
     """
-    blocks = project.blocks(sections)
-    found = []
-    for section, stage in STAGES.items():
-        for name, asked in getattr(sections, section).items():
-            block = blocks[f"{section}/{name}"]
-            assert isinstance(block, FitBlock)
-            hint = f"dvc repro {stage}@{name}"
-            quality = mapping(artifacts / "metrics" / "tables" / f"{name}.json", hint, ())
-            path = artifacts / "tables" / asked.teacher / f"{asked.table}.npz"
-            if not path.exists():
-                raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}")
-            arrays, origin = table.load(path)
-            require(path, hint, origin, {"teacher": asked.teacher})
-            if origin.get("table") != block.settings():
-                raise StaleArtifactError(
-                    f"{path} was fitted with other settings than params.yaml has. Make it again with: {hint}"
-                )
-            feature = str(block.config.get("feature", ""))
-            fit = Fit(name, teachers[asked.teacher], asked.table, block.table, feature, quality, arrays)
-            _check_places(path, hint, fit)
-            found.append(fit)
-    return tuple(found)
+    return tuple(
+        _fit(artifacts, teachers[name], block)
+        for name in blocks.sections.teachers
+        for block in blocks.asked(name).tables.values()
+        if block is not None
+    )
 
 
-def codes(artifacts: Path, sections: Sections) -> tuple[Code, ...]:
+def _fit(artifacts: Path, teacher: Teacher, block: FitBlock) -> Fit:
+    place, hint = Path(block.teacher, block.name), f"dvc repro {block.stage}"
+    quality = mapping(artifacts / "metrics" / "tables" / f"{place}.json", hint, ())
+    path = artifacts / "tables" / f"{place}.npz"
+    arrays, origin = table.load(path, hint)
+    require(path, hint, origin, {"teacher": block.teacher})
+    if origin.get("table") != {"table": block.table, "config": block.config}:
+        raise StaleArtifactError(
+            f"{path} was fitted with other settings than params.yaml has. Make it again with: {hint}"
+        )
+    fit = Fit(f"{place}", teacher, block.name, block.table, str(block.config["feature"]), quality, arrays)
+    _check_places(path, hint, fit)
+    return fit
+
+
+def codes(artifacts: Path, blocks: Blocks) -> tuple[Code, ...]:
     """Read what the codes lose.
 
     Raises:
-        MissingArtifactError: a code that params.yaml lists has not been made.
-        StaleArtifactError: it was made for another feature or table.
+        MissingArtifactError: a code that runs ask for has not been made.
         DamagedArtifactError: a file cannot be read.
     """
-    found = []
-    for name, asked in sections.codes.items():
-        path, hint = artifacts / "metrics" / "codes" / f"{name}.json", f"dvc repro encode_views@{name}"
-        metrics = mapping(path, hint, ("code", "slots", "mean_kl_lost"))
-        require(path, hint, metrics, {"code": asked.code})
-        found.append(
-            Code(name, asked.teacher, asked.code, int(metrics["slots"]), float(metrics["mean_kl_lost"]))
-        )
-    return tuple(found)
+    losses = []
+    for teacher in blocks.sections.teachers:
+        for block in blocks.asked(teacher).codes.values():
+            if block is None:
+                continue
+            hint = f"dvc repro {block.stage}"
+            path = artifacts / "metrics" / "codes" / teacher / f"{block.table}.json"
+            metrics = mapping(path, hint, block.codes)
+            for code in block.codes:
+                lost, slots = metrics[code]["mean_kl_lost"], metrics[code]["slots"]
+                losses.append(Code(teacher, code, int(slots), float(lost)))
+    return tuple(losses)
 
 
 def _check_places(path: Path, hint: str, fit: Fit) -> None:

@@ -22,17 +22,18 @@ def mapping(path: Path, hint: str, needed: Iterable[str]) -> dict[str, Any]:
         MissingArtifactError: it is not there.
         DamagedArtifactError: it cannot be read, or lacks a name.
     """
-    found = read_json(path, hint)
-    if not isinstance(found, dict):
-        raise DamagedArtifactError(f"{path} is no mapping of names. Make it again with: {hint}")
-    lacking = [name for name in needed if name not in found]
+    content = read_json(path, hint)
+    if not isinstance(content, dict):
+        raise DamagedArtifactError(f"{path} is not a mapping of names. Make it again with: {hint}")
+
+    lacking = [name for name in needed if name not in content]
     if lacking:
         raise DamagedArtifactError(f"{path} lacks {', '.join(lacking)}. Make it again with: {hint}")
-    return dict(found)
+    return dict(content)
 
 
 def require(path: Path, hint: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a file whose content says that it was made for something else than params.yaml.
+    """Refuse a file whose content says that it was made from other settings than params.yaml has.
 
     Raises:
         StaleArtifactError: a value differs.

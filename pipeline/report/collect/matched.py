@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from zipfile import BadZipFile
 
-import numpy as np
-
-from pipeline.errors import DamagedArtifactError, MissingArtifactError
-from pipeline.params.project import Sections
+from pipeline.artifacts import arrays
+from pipeline.params.matchings import MatchBlock
+from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.mapping import mapping
 from pipeline.report.results import Matched
 
 MAPS = ("teacher_map", "transformed_map", "student_map")
 
 
-def matched(artifacts: Path, pair: str, sections: Sections) -> tuple[Matched, ...]:
+def matched(artifacts: Path, pair: str, blocks: Blocks) -> tuple[Matched, ...]:
     """Read the matchings of a pair, with the maps of the first seed.
 
     Raises:
-        MissingArtifactError: a matching that params.yaml lists has not been made.
+        MissingArtifactError: a matching that runs ask for has not been made.
         DamagedArtifactError: a file cannot be read.
     """
-    names = [name for name, match in sections.matches.items() if match.pair == pair]
-    return tuple(_matched(artifacts, name, sections) for name in names)
+    return tuple(
+        matching
+        for folder, block in blocks.matchings(pair)
+        for matching in _matched(artifacts, folder, block)
+    )
 
 
-def _matched(artifacts: Path, name: str, sections: Sections) -> Matched:
-    match, hint = sections.matches[name], f"dvc repro match_channels@{name}"
-    seeds = tuple(map(str, sections.seeds))
-    measured = mapping(artifacts / "metrics" / "matchings" / f"{name}.json", hint, seeds)
-    path = artifacts / "matchings" / match.pair / name / "measured" / f"{seeds[0]}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: np.array(archive[key]) for key in MAPS}
-    except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-    except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
-        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
-    recipe = sections.matchings[match.matching]
-    return Matched(name, match.teacher, recipe, tuple(measured[seed] for seed in seeds), arrays)
+def _matched(artifacts: Path, folder: str, block: MatchBlock) -> Iterator[Matched]:
+    hint, seeds = f"dvc repro {block.stage}", tuple(map(str, block.seeds))
+    metrics = artifacts / "metrics" / "matchings" / block.pair / f"{folder}.json"
+    every = mapping(metrics, hint, block.recipes) if block.recipes else {}
+    for name, recipe in block.recipes.items():
+        path = artifacts / "matchings" / block.pair / folder / name / "measured" / f"{seeds[0]}.npz"
+        maps, measured = arrays.read(path, hint, MAPS), every[name]
+        yield Matched(name, block.teacher, recipe, tuple(measured[seed] for seed in seeds), maps)

@@ -1,4 +1,4 @@
-"""Figures: drawn with matplotlib, kept as inline SVG whose text and colours are the page's.
+"""Figures: drawn with matplotlib, kept as inline SVG whose text and colors are the page's.
 
 The same data give the same bytes: no date, and identifiers that come from the figure's name.
 """
@@ -89,7 +89,7 @@ def draw(
 
 def line(ax: Axes, values: NDArray[np.float64], style: Style) -> None:
     """Draw a value an epoch, (epochs,), in a run's style."""
-    settings: dict[str, Any] = {"color": style.colour, "linewidth": 1.6 if style.named else 0.7}
+    settings: dict[str, Any] = {"color": style.color, "linewidth": 1.6 if style.named else 0.7}
     if style.dash:
         settings["dashes"] = style.dash
     ax.plot(range(1, len(values) + 1), values, **settings)

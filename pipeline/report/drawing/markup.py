@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -70,7 +70,7 @@ def mean(value: Estimate, digits: int = 2, kind: str = "") -> Cell:
 
 
 def gain(value: Estimate, digits: int = 2) -> Cell:
-    """Return the cell of a gain with half its interval; its colour says which side of 0 the interval is on."""
+    """Return the cell of a gain with half its interval; its color says which side of zero the interval is on."""
     shown: Content = text.signed(value.mean, digits)
     if value.half is not None:
         shown = Markup("{} <small>{} {}</small>").format(shown, text.ABOUT, text.fixed(value.half, digits))
@@ -78,7 +78,7 @@ def gain(value: Estimate, digits: int = 2) -> Cell:
 
 
 def figures(drawn: Iterable[Markup], columns: int = 2) -> Markup:
-    """Return figures side by side, where the screen is wide enough."""
+    """Return figures side by side where the screen is wide enough."""
     return Markup('<div class="figures of{}">{}</div>').format(columns, Markup("\n").join(drawn))
 
 
@@ -87,24 +87,24 @@ def legend(entries: Iterable[tuple[str, Style]], rest: int = 0) -> Markup:
 
     Args:
         entries: names and styles.
-        rest: number of runs that are drawn in grey.
+        rest: number of runs that are drawn in gray.
     """
     items = [Markup("<li>{} {}</li>").format(swatch(style), name) for name, style in entries]
     if rest:
-        items.append(Markup("<li>{} more in grey</li>").format(rest))
+        items.append(Markup("<li>{} more in gray</li>").format(rest))
     return Markup('<ul class="legend">{}</ul>').format(Markup().join(items))
 
 
 def swatch(style: Style) -> Markup:
-    """Return a short line in a run's colour and dash, with its mark."""
+    """Return a short line in a run's color and dash, with its mark."""
     from pipeline.report.drawing.palette import SHADES
 
-    colour = Markup("var(--{})").format(SHADES[style.colour])
+    color = Markup("var(--{})").format(SHADES[style.color])
     dash = " ".join(f"{1.5 * length:g}" for length in style.dash)
     return Markup(
         '<svg class="swatch" viewBox="0 0 26 12" aria-hidden="true"><path d="M1 6H25" '
         'style="stroke:{0};stroke-dasharray:{1}"/><path d="{2}" style="fill:{0}"/></svg>'
-    ).format(colour, dash or "none", _MARK_PATHS[style.mark])
+    ).format(color, dash or "none", _MARK_PATHS[style.mark])
 
 
 _MARK_PATHS = {
@@ -122,6 +122,26 @@ def note(content: Content) -> Markup:
     return Markup('<p class="note">{}</p>').format(content)
 
 
+def numbers(files: Mapping[str, str]) -> Markup:
+    """Return the line that links the files of a section's numbers.
+
+    Args:
+        files: what a file holds, by its path beside the page.
+    """
+    links = [
+        Markup('<a href="{}">{}</a>{}').format(path, path, f" ({remark})" if remark else "")
+        for path, remark in files.items()
+    ]
+    return Markup('<p class="numbers">These numbers: {}</p>').format(Markup(", ").join(links))
+
+
+def folded(title: Content, content: Markup, *, opened: bool = False) -> Markup:
+    """Return a block that a click on its title opens."""
+    return Markup("<details{}><summary>{}</summary>{}</details>").format(
+        Markup(" open") if opened else Markup(), title, content
+    )
+
+
 def facts(entries: Iterable[tuple[Content, Content]]) -> Markup:
     """Return a list of terms and values."""
     items = [Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(term, value) for term, value in entries]
@@ -129,7 +149,7 @@ def facts(entries: Iterable[tuple[Content, Content]]) -> Markup:
 
 
 def strong(content: Content) -> Markup:
-    """Return emphasised text."""
+    """Return emphasized text."""
     return Markup("<b>{}</b>").format(content)
 
 

@@ -1,7 +1,7 @@
-"""Colours of the report: names, so that the page's style sheet decides between light and dark.
+"""Colors of the report: names, so that the page's style sheet decides between light and dark.
 
-A figure is drawn in the light colours, and each is then replaced by its variable of `page.css`. The series can be
-told apart by people who are colour-blind (after Okabe and Ito 2008); marks and dashes tell them apart as well.
+A figure is drawn in the light colors, and each is then replaced by its variable of `page.css`. The series can be
+told apart by people who are color-blind (after Okabe and Ito 2008); marks and dashes tell them apart as well.
 """
 
 from __future__ import annotations
@@ -9,14 +9,21 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from pipeline.params.project import ALONE
+from pipeline.params.sections import ALONE
 from pipeline.report.results import BASELINE, Pair
 
 INK, MUTED, FAINT, GRID, PAPER = "#1f2329", "#626870", "#b3b0aa", "#e3e0da", "#fffefc"
+UP, DOWN = "#0a7553", "#b23a14"
 SERIES = ("#0072b2", "#cf7a00", "#00916a", "#b04f93", "#3a9bd9", "#c4451c")
-SHADES = {INK: "ink", MUTED: "muted", FAINT: "faint", GRID: "grid", PAPER: "paper"} | {
-    colour: f"series{number}" for number, colour in enumerate(SERIES)
-}
+SHADES = {
+    INK: "ink",
+    MUTED: "muted",
+    FAINT: "faint",
+    GRID: "grid",
+    PAPER: "paper",
+    UP: "up",
+    DOWN: "down",
+} | {color: f"series{number}" for number, color in enumerate(SERIES)}
 MARKS = ("o", "s", "D", "^", "v", "P")
 DASHES = ((), (5.0, 2.0), (1.5, 1.5))
 
@@ -26,13 +33,13 @@ class Style:
     """How a run is drawn, the same in all figures of its pair.
 
     Attributes:
-        colour: of `SERIES`, or a grey.
+        color: of `SERIES`, or a gray.
         mark: of its dots.
         dash: of its lines; empty is solid.
-        named: it stands in the legend; the others are in grey.
+        named: it stands in the legend; the others are in gray.
     """
 
-    colour: str
+    color: str
     mark: str
     dash: tuple[float, ...]
     named: bool = True
@@ -41,24 +48,25 @@ class Style:
 def styles(pair: Pair) -> dict[str, Style]:
     """Return the style of every run of a pair.
 
-    The student alone, the baseline and the best of the others have a colour of their own; so a pair with thirty
+    The student alone, the baseline and the best of the others have a color of their own; so a pair with thirty
     runs is still a picture.
     """
     known = [name for name in (ALONE, BASELINE) if any(run.name == name for run in pair.runs)]
     ranked = [run.name for run in pair.ranked() if run.name not in known]
-    chosen = {*known, *ranked[: len(SERIES) - 1]}  # the first colour is the baseline's
-    found, used = {}, 1
+    chosen = {*known, *ranked[: len(SERIES) - 1]}  # the first color is the baseline's
+
+    styled, used = {}, 1
     for run in pair.runs:
         if run.name not in chosen:
-            found[run.name] = Style(FAINT, "o", (), named=False)
+            styled[run.name] = Style(FAINT, "o", (), named=False)
         elif run.name == ALONE:
-            found[run.name] = Style(MUTED, "o", (1.5, 1.5))
+            styled[run.name] = Style(MUTED, "o", (1.5, 1.5))
         elif run.name == BASELINE:
-            found[run.name] = Style(SERIES[0], MARKS[0], ())
+            styled[run.name] = Style(SERIES[0], MARKS[0], ())
         else:
-            found[run.name] = series(used)
+            styled[run.name] = series(used)
             used += 1
-    return found
+    return styled
 
 
 def series(number: int) -> Style:
@@ -68,7 +76,7 @@ def series(number: int) -> Style:
 
 
 def variables(svg: str) -> str:
-    """Replace the colours of the palette in `svg` by variables of the style sheet."""
+    """Replace the colors of the palette in `svg` by variables of the style sheet."""
 
     def variable(match: re.Match[str]) -> str:
         name = SHADES.get(match[0].lower())

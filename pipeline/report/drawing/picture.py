@@ -9,21 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def png(image: NDArray[np.uint8], largest: int, colours: int | None = None) -> str:
+def png(image: NDArray[np.uint8], largest: int, colors: int | None = None) -> str:
     """Return an image as the address of a png that holds it.
 
     Args:
-        image: uint8 (C, H, W); one channel is grey, of more the first three are shown.
+        image: uint8 (C, H, W); one channel is gray, of more the first three are shown.
         largest: a larger one is shrunk to this many pixels.
-        colours: that are kept of a coloured image, for a page with many of them; None keeps all.
+        colors: that are kept of a colored image, for a page with many of them; None keeps all.
     """
     from PIL import Image
 
-    grey = len(image) == 1
-    picture = Image.fromarray(image[0] if grey else np.moveaxis(image[:3], 0, -1).copy())
+    gray = len(image) == 1
+    picture = Image.fromarray(image[0] if gray else np.moveaxis(image[:3], 0, -1).copy())
     picture.thumbnail((largest, largest))
-    if colours is not None and not grey:
-        picture = picture.quantize(colours)
+    if colors is not None and not gray:
+        picture = picture.quantize(colors)
     file = io.BytesIO()
     picture.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

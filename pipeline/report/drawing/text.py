@@ -40,6 +40,13 @@ def gain(value: Estimate, digits: int = 2) -> str:
     return f"{signed(value.mean, digits)} {ABOUT} {value.half:.{digits}f}"
 
 
+def verdict(value: Estimate) -> str:
+    """Write whether the interval of a gain excludes zero."""
+    if value.half is None:
+        return "one seed, no interval"
+    return ("includes zero", "excludes zero", "below zero")[value.verdict]
+
+
 def amount(value: float, unit: str = "") -> str:
     """Write a count in three digits, with k, M or G."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -1,4 +1,4 @@
-"""What the stores of the teachers' outputs hold, what they weigh, and how true they are."""
+"""What the stores of the teachers' outputs hold, how large they are, and whether they match the live teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from markupsafe import Markup
 from pipeline.report.drawing import markup, text
 from pipeline.report.results import Code, Results, Teacher
 
-TITLE = "Caches"
+TITLE = "Feature caches"
+LEAD = "whether the stored features are those of the live teacher, and whether channels are dead."
+GROUP, ORDER = "closing", 30
 
 
 def section(results: Results) -> Markup:
@@ -44,6 +46,7 @@ def _teacher(teacher: Teacher, codes: list[Code]) -> Markup:
             ("share of what rounding explains", f"{100 * float(check['largest_share']):.0f} %"),
         ]
     )
+
     errors = _errors(check["error"])
     described = teacher.store["features"]
     checkpoints = len({array.split("/")[0] for array in check["error"]}) or 1
@@ -51,6 +54,7 @@ def _teacher(teacher: Teacher, codes: list[Code]) -> Markup:
         _row(name, described.get(name), errors.get(name), teacher, checkpoints)
         for name in dict.fromkeys([*described, *errors])
     ]
+
     head = [
         "feature",
         "shape",
@@ -74,7 +78,6 @@ def _codes(codes: list[Code]) -> Markup:
         return Markup()
     rows: list[markup.Row] = [
         [
-            code.name,
             code.code,
             markup.Cell(str(code.slots), code.slots),
             markup.Cell(text.plain(code.lost), code.lost),
@@ -82,17 +85,17 @@ def _codes(codes: list[Code]) -> Markup:
         for code in codes
     ]
     words = (
-        "Codes are stores of their own, made with a fitted table. What one loses is the mean KL divergence, in nats, "
+        "Codes are stores of their own, made with a fitted table. Lost is the mean KL divergence, in nats, "
         "between the words that it keeps and the teacher's whole distribution over words, of the plain training pixels."
     )
-    table = markup.table(["codes", "code", "slots", "mean KL lost"], rows, 2)
+    table = markup.table(["code", "slots", "mean KL lost"], rows, 1)
     return Markup("<h4>Codes of the views</h4>{}{}").format(table, markup.note(words))
 
 
-def _errors(found: dict[str, float]) -> dict[str, float]:
+def _errors(errors: dict[str, float]) -> dict[str, float]:
     """Return the largest error of each feature over checkpoints and splits."""
     worst: dict[str, float] = {}
-    for array, error in found.items():
+    for array, error in errors.items():
         name = array.split("/", 2)[2]
         worst[name] = max(error, worst.get(name, 0.0))
     return worst
@@ -108,7 +111,9 @@ def _row(
     rows = sum(
         number * (feature["slots"] + 1 if split == "train" else 1) for split, number in samples.items()
     )
+    # Every row, of every checkpoint: what the store would take without compression.
     size = rows * math.prod(feature["shape"]) * np.dtype(feature["dtype"]).itemsize * checkpoints
+
     dead, channels = feature["dead_channels"], feature["channels"]
     return [
         name,

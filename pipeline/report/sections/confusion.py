@@ -16,14 +16,17 @@ from pipeline.report.results import Dataset, Pair, Results, Trained
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Confusion"
+TITLE = "Confusion matrices"
+LEAD = "which mistakes of the teacher the student repeats, and which are its own."
+GROUP, ORDER = "pair", 60
+NUMBERS = {"confusion/{pair}.csv": "every test sample of the best run, first seed"}
+
 MOST_WRITTEN = 20  # classes; with more, names and numbers would not be readable
 MOST_PAIRS = 10
 MORE, LESS, WHITE = (0.769, 0.271, 0.110), (0.0, 0.447, 0.698), "#ffffff"
 
-Shares = NDArray[
-    np.float64
-]  # (K, K): of the samples of a class (row), which part is taken for which, in percent
+# (K, K): of the samples of a class (row), which part is taken for which, in percent.
+Shares = NDArray[np.float64]
 
 
 def section(results: Results, pair: Pair) -> Markup:
@@ -42,6 +45,7 @@ def section(results: Results, pair: Pair) -> Markup:
             True,
         ),
     ]
+
     pictures = [
         draw(
             f"{pair.name}/confusion/{name}",
@@ -52,9 +56,10 @@ def section(results: Results, pair: Pair) -> Markup:
         )
         for name, caption, values, difference in drawn
     ]
+
     lead = markup.note(
         "Rows are the labels, columns what was predicted by the last epoch, in percent of the row's class. "
-        "Colour grows with the square root, so that rare mistakes are seen."
+        "Color grows with the square root, so that rare mistakes are seen."
     )
     return lead + markup.figures(pictures, 3) + _words(dataset.classes, teacher, student, run.name)
 
@@ -66,23 +71,26 @@ def shares(dataset: Dataset, networks: list[Trained] | tuple[Trained, ...]) -> S
     for network in networks:
         places = label * size + network.prediction.astype(np.int64)
         counts += np.bincount(places, minlength=size**2).reshape(size, size)
-    found: Shares = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    return found
+
+    percent: Shares = 100 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    return percent
 
 
 def _matrix(ax: Axes, values: Shares, classes: tuple[str, ...], difference: bool) -> None:
     size = len(classes)
     top = max(5.0, float(np.abs(values).max())) if difference else 100.0
     strength = 0.92 * np.sqrt(np.abs(values) / top)
-    colour = np.where(values[..., None] > 0, MORE if difference else LESS, LESS)
-    image = np.concatenate([colour, strength[..., None]], axis=2)  # (K, K, RGBA): the page shines through
+    color = np.where(values[..., None] > 0, MORE if difference else LESS, LESS)
+    image = np.concatenate([color, strength[..., None]], axis=2)  # (K, K, RGBA): the page shines through
     ax.imshow(np.round(255 * image).astype(np.uint8), interpolation="none")
     ax.grid(visible=False)
     for spine in ax.spines.values():
         spine.set_visible(True)
+
     if size > MOST_WRITTEN:
         ax.locator_params(nbins=6, integer=True)
         return
+
     names = [text.short(name, 12) for name in classes]
     slanted = max(map(len, names)) > 2
     ax.set_xticks(range(size), names)
@@ -91,6 +99,8 @@ def _matrix(ax: Axes, values: Shares, classes: tuple[str, ...], difference: bool
             label.set(rotation=90, rotation_mode="anchor", ha="right", va="center")
     ax.set_yticks(range(size), names)
     ax.tick_params(length=0)
+
+    # Zeros stay blank, so that mistakes stand out.
     for row, column in zip(*np.nonzero(np.abs(values) >= 0.05), strict=True):
         value = float(values[row, column])
         short = text.fixed(value, 0 if abs(value) >= 9.95 else 1)
@@ -99,6 +109,7 @@ def _matrix(ax: Axes, values: Shares, classes: tuple[str, ...], difference: bool
 
 
 def _words(classes: tuple[str, ...], teacher: Shares, student: Shares, name: str) -> Markup:
+    # Mistakes alone: the diagonal is what is right.
     wrong = np.where(np.eye(len(classes), dtype=bool), 0.0, student)
     places = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
     items = []
@@ -113,6 +124,7 @@ def _words(classes: tuple[str, ...], teacher: Shares, student: Shares, name: str
                     text.fixed(teacher[row, column], 1),
                 )
             )
+
     if not items:
         return markup.note(f"{name} takes no class for another.")
     return Markup("<h4>What {} confuses most</h4><ol class=words>{}</ol>").format(name, Markup().join(items))

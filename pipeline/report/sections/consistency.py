@@ -1,4 +1,4 @@
-"""How far the channels of teacher and student are apart, before and after they are matched (KCD, arXiv:2103.16844)."""
+"""How consistent the channels of teacher and student are, before and after they are matched (KCD, arXiv:2103.16844)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from pipeline.report.results import Matched, Pair, Results, Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Consistency of channels"
-STRATEGIES = ("identity", "random", "greedy", "bipartite", "learned")
+TITLE = "Channel consistency"
+LEAD = (
+    "how much matching raises \N{GREEK CAPITAL LETTER GAMMA} over the teacher's own order of channels, "
+    "and whether the distilled student ends up closer to the teacher."
+)
+GROUP, ORDER = "pair", 80
+NUMBERS = {"results.csv": "distances of the runs: teacher_kl, teacher_l2"}
+
 OVERLAPS = (
     ("plain", "student and teacher"),
-    ("students", "two students from other inits"),
+    ("students", "two students from different inits"),
     ("transformed", "student and transformed teacher"),
 )
 MOST_CHANNELS = 64  # rows of a picture
@@ -31,23 +37,22 @@ Maps = NDArray[np.float64]  # (C, H * W)
 
 def section(results: Results, pair: Pair) -> Markup:
     """Return what every matching of the pair measured, and the students' distance to the teacher."""
-    runs = [run for run in pair.runs if run.setting("teacher_kl") is not None]
+    runs = [run for run in pair.runs if run.shared("teacher_kl") is not None]
     if not pair.matchings:
         return Markup()
     parts = [_gammas(pair), _overlaps(pair), _distances(pair, runs)]
-    return Markup().join(parts) + Markup().join(_pictures(pair, one) for one in pair.matchings)
+    return Markup().join(parts) + Markup().join(_pictures(pair, matched) for matched in pair.matchings)
 
 
 def _gammas(pair: Pair) -> Markup:
-    shown = [
-        name for name in STRATEGIES if any(one.estimate("gamma", name) is not None for one in pair.matchings)
-    ]
+    shown = _strategies(pair)
     rows: list[markup.Row] = []
-    for one in pair.matchings:
-        scores = [_cell(one, ("gamma", name), 3) for name in shown]
-        dead = [_cell(one, ("dead", side), 1) for side in ("student", "teacher")]
-        recipe = one.recipe
-        rows.append([one.name, recipe.measure, recipe.strategy, *scores, *dead])
+    for matched in pair.matchings:
+        scores = [_cell(matched, ("gamma", name), 3) for name in shown]
+        dead = [_cell(matched, ("dead", side), 1) for side in ("student", "teacher")]
+        recipe = matched.recipe
+        rows.append([matched.name, recipe.measure, recipe.strategy, *scores, *dead])
+
     head = ["matching", "measure", "strategy", *(f"\N{GREEK CAPITAL LETTER GAMMA} {name}" for name in shown)]
     head += ["dead, student", "dead, teacher"]
     words = (
@@ -59,42 +64,58 @@ def _gammas(pair: Pair) -> Markup:
     return markup.table(head, rows, 3) + markup.note(words)
 
 
+def _strategies(pair: Pair) -> list[str]:
+    """Return the strategies that were measured, the least consistent first."""
+    best: dict[str, float] = {}
+    for matched in pair.matchings:
+        for name in matched.numbers[0].get("gamma", {}):
+            estimate = matched.estimate("gamma", name)
+            if estimate is not None:
+                best[name] = max(estimate.mean, best.get(name, estimate.mean))
+    return sorted(best, key=lambda name: (best[name], name))
+
+
 def _overlaps(pair: Pair) -> Markup:
     tops = list(
         dict.fromkeys(
             top
-            for one in pair.matchings
-            for kinds in one.numbers
-            for found in kinds["overlap"].values()
-            for top in found
+            for matched in pair.matchings
+            for kinds in matched.numbers
+            for shares in kinds["overlap"].values()
+            for top in shares
         )
     )
+
     if not tops:
         return Markup()
     rows: list[markup.Row] = []
-    for one in pair.matchings:
+    for matched in pair.matchings:
         for key, words in OVERLAPS:
-            if any(one.estimate("overlap", key, top) is not None for top in tops):
-                rows.append([one.name, words, *(_cell(one, ("overlap", key, top), 1) for top in tops)])
+            if any(matched.estimate("overlap", key, top) is not None for top in tops):
+                rows.append(
+                    [matched.name, words, *(_cell(matched, ("overlap", key, top), 1) for top in tops)]
+                )
     head = ["matching", "between", *(f"top {top.removeprefix('top')}, %" for top in tops)]
     return markup.table(head, rows, 2) + markup.note(
-        "Which share of the most active channels of a class two networks have in common, the mean over classes."
+        "The share of a class's most active channels that two networks have in common, mean over classes."
     )
 
 
 def _distances(pair: Pair, runs: list[Run]) -> Markup:
     rows: list[markup.Row] = []
-    for one in pair.matchings:
+    for matched in pair.matchings:
         for key, words in (("theta0", "before training"), ("alone", "trained alone")):
-            cells = [_cell(one, (key, name), 3) for name in ("kl", "l2", "l2_transformed")]
-            rows.append([words, one.name, *cells])
+            cells = [_cell(matched, (key, name), 3) for name in ("kl", "l2", "l2_transformed")]
+            rows.append([words, matched.name, *cells])
+
     for run in runs:
         l2 = (
             markup.mean(run.estimate("teacher_l2"), 3)
-            if run.setting("teacher_l2") is not None
+            if run.shared("teacher_l2") is not None
             else markup.NOTHING
         )
-        moved = "+" in run.method
+        # With a transform, the maps that a method compares are the transformed ones.
+        moved = bool(run.settings.transform)
         sides = [markup.NOTHING, l2] if moved else [l2, markup.NOTHING]
         rows.append([run.name, run.method, markup.mean(run.estimate("teacher_kl"), 3), *sides])
     head = ["student", "by", "KL of predictions", "L2 of maps", "L2 to the transformed"]
@@ -103,12 +124,12 @@ def _distances(pair: Pair, runs: list[Run]) -> Markup:
     )
 
 
-def _pictures(pair: Pair, one: Matched) -> Markup:
-    flat = {name: x.reshape(len(x), -1).astype(np.float64) for name, x in one.arrays.items()}
-    if any(x.ndim != 3 or not x.any() for x in one.arrays.values()):
+def _pictures(pair: Pair, matched: Matched) -> Markup:
+    flat = {name: x.reshape(len(x), -1).astype(np.float64) for name, x in matched.arrays.items()}
+    if any(x.ndim != 3 or not x.any() for x in matched.arrays.values()):
         return Markup()  # vectors have no picture
     shown = {name.removesuffix("_map"): x[:MOST_CHANNELS] for name, x in flat.items()}
-    name = pair.dataset.classes[one.recipe.pictured]
+    name = pair.dataset.classes[matched.recipe.pictured]
     student = shown["student"]
     drawn = [
         ("student", "the student alone", student),
@@ -120,8 +141,8 @@ def _pictures(pair: Pair, one: Matched) -> Markup:
     top = max(float(np.abs(x).max()) for _, _, x in drawn) or 1.0
     pictures = [
         draw(
-            f"{pair.name}/consistency/{one.name}/{key}",
-            f"{one.name}: {words}.",
+            f"{pair.name}/consistency/{matched.name}/{key}",
+            f"{matched.name}: {words}.",
             2.6,
             partial(_maps, values=values, top=top),
             THIRD,
@@ -139,8 +160,8 @@ def _pictures(pair: Pair, one: Matched) -> Markup:
 
 def _maps(ax: Axes, values: Maps, top: float) -> None:
     strength = np.sqrt(np.abs(values) / top).clip(0, 1)
-    colour = np.where(values[..., None] > 0, MORE, LESS)
-    image = np.concatenate([colour, strength[..., None]], axis=2)  # (C, H * W, RGBA): the page shines through
+    color = np.where(values[..., None] > 0, MORE, LESS)
+    image = np.concatenate([color, strength[..., None]], axis=2)  # (C, H * W, RGBA): the page shines through
     ax.imshow(np.round(255 * image).astype(np.uint8), interpolation="none", aspect="auto")
     ax.grid(visible=False)
     ax.set_xlabel("pixel")
@@ -148,6 +169,6 @@ def _maps(ax: Axes, values: Maps, top: float) -> None:
     ax.locator_params(nbins=5, integer=True)
 
 
-def _cell(one: Matched, place: tuple[str, ...], digits: int) -> markup.Cell:
-    found = one.estimate(*place)
-    return markup.NOTHING if found is None else markup.mean(found, digits)
+def _cell(matched: Matched, place: tuple[str, ...], digits: int) -> markup.Cell:
+    estimate = matched.estimate(*place)
+    return markup.NOTHING if estimate is None else markup.mean(estimate, digits)

@@ -1,4 +1,4 @@
-"""Whether classes go together in the student's logits as they do in the teacher's."""
+"""Whether classes are related in the student's logits as they do in the teacher's."""
 
 from __future__ import annotations
 
@@ -17,25 +17,34 @@ from pipeline.report.statistics import estimate
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Correlation of logits"
-COLOUR = (0.690, 0.310, 0.576)
+TITLE = "Logit correlation"
+LEAD = (
+    "whether a run brings the student's relations between classes closer to the teacher's: paler is closer."
+)
+GROUP, ORDER = "pair", 90
+
+COLOR = (0.690, 0.310, 0.576)
 Matrix = NDArray[np.float64]  # (K, K)
 
 
 def section(results: Results, pair: Pair) -> Markup:
     """Return how far each run is from the teacher, and pictures of some."""
     rows: list[markup.Row] = [
-        [run.name, markup.mean(estimate([float(one.mean()) for one in differences(pair, run)]), 4)]
+        [run.name, markup.mean(estimate([float(matrix.mean()) for matrix in differences(pair, run)]), 4)]
         for run in pair.runs
     ]
+
+    # One scale for all pictures, so that they can be compared.
     shown = {run.name: np.mean(differences(pair, run), axis=0) for run in pair.compared}
     top = max(float(matrix.max()) for matrix in shown.values())
+
     over = f", mean over {len(results.seeds)} seeds" if len(results.seeds) > 1 else ""
     pictures = [
         draw(f"{pair.name}/{name}/correlation", f"{name}{over}.", 3.0,
              partial(_matrix, values=matrix, top=top), THIRD)
         for name, matrix in shown.items()
     ]  # fmt: skip
+
     lead = markup.note(
         "The logits of every two classes have a correlation over the test split, the student's and the teacher's. "
         f"Shown is how far they are apart; the darkest is {text.fixed(top)}."
@@ -52,7 +61,7 @@ def differences(pair: Pair, run: Run) -> list[Matrix]:
 
 def _matrix(ax: Axes, values: Matrix, top: float) -> None:
     strength = values / max(top, 1e-9)
-    image = np.concatenate([np.broadcast_to(COLOUR, (*values.shape, 3)), strength[..., None]], axis=2)
+    image = np.concatenate([np.broadcast_to(COLOR, (*values.shape, 3)), strength[..., None]], axis=2)
     ax.imshow(np.round(255 * image).astype(np.uint8), interpolation="none")
     ax.grid(visible=False)
     for spine in ax.spines.values():

@@ -7,7 +7,13 @@ from markupsafe import Markup
 from pipeline.report.drawing import markup, text
 from pipeline.report.results import BASELINE, Pair, Results
 
-TITLE = "Cost"
+TITLE = "Training and inference cost"
+LEAD = (
+    "what a run's gain costs in training time and memory; inference should cost what the student alone costs."
+)
+GROUP, ORDER = "pair", 110
+
+NUMBERS = {"results.csv": "one row for each run and seed"}
 
 
 def section(results: Results, pair: Pair) -> Markup:
@@ -30,22 +36,22 @@ def section(results: Results, pair: Pair) -> Markup:
     ]
 
     for run in pair.runs:
-        found = {
+        means = {
             name: run.estimate(name).mean
             for name in ("params", "macs", "latency_ms", "train_seconds", "images_per_second", "peak_bytes")
         }
-        speed = found["images_per_second"]
+        speed = means["images_per_second"]
         rows.append(
             [
                 run.name,
-                str(run.setting("network")),
-                markup.Cell(text.amount(found["params"]), found["params"]),
-                markup.Cell(text.amount(found["macs"]), found["macs"]),
-                markup.Cell(f"{text.fixed(found['latency_ms'])} ms", found["latency_ms"]),
-                markup.Cell(text.duration(found["train_seconds"]), found["train_seconds"]),
+                str(run.shared("network")),
+                markup.Cell(text.amount(means["params"]), means["params"]),
+                markup.Cell(text.amount(means["macs"]), means["macs"]),
+                markup.Cell(f"{text.fixed(means['latency_ms'])} ms", means["latency_ms"]),
+                markup.Cell(text.duration(means["train_seconds"]), means["train_seconds"]),
                 markup.Cell(text.amount(speed), speed),
                 *(_times(base / speed if speed else 0.0) for base in speeds),
-                markup.Cell(text.amount(found["peak_bytes"], "B"), found["peak_bytes"]),
+                markup.Cell(text.amount(means["peak_bytes"], "B"), means["peak_bytes"]),
             ]
         )
 
@@ -63,7 +69,7 @@ def section(results: Results, pair: Pair) -> Markup:
 
     return markup.table(head, rows, 2) + markup.note(
         "Parameters and multiply-accumulates are those of inference: what a method adds for training alone does not "
-        "count. Latency is one image on the CPU. Training is the mean over seeds, evaluation left out. "
+        "count. Latency is one image on the CPU. Training is the mean over seeds, without evaluation. "
         "A step costs that many of the named run's steps. Peak memory is the training "
         "process's, on a GPU the GPU's."
     )

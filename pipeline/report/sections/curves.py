@@ -18,7 +18,11 @@ from pipeline.report.results import Pair, Results, Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Training"
+TITLE = "Training curves"
+LEAD = "whether training has settled before its last epoch, and whether each term of a loss still falls."
+GROUP, ORDER = "pair", 30
+NUMBERS = {"curves.csv": "one row for each run, seed and epoch"}
+
 Curves = NDArray[np.float64]  # (S, epochs)
 
 
@@ -27,14 +31,17 @@ def section(results: Results, pair: Pair) -> Markup:
     runs = [run for run in pair.runs if run.students[0].history]
     if not runs:
         return Markup()
+
     styles = palette.styles(pair)
-    runs.sort(key=lambda run: styles[run.name].named)  # grey below colour
+    runs.sort(key=lambda run: styles[run.name].named)  # gray below color
+
     band = (
         ": the mean over seeds, and the band from the lowest to the highest" if len(results.seeds) > 1 else ""
     )
     pictures = [
         draw(f"{pair.name}/top1", f"Top-1 by epoch{band}.", 2.7, partial(_accuracy, runs=runs, styles=styles))
     ]
+
     shared = [run for run in runs if "ce" in run.terms]
     if shared:
         paint: Callable[[Axes], None] = partial(
@@ -43,6 +50,8 @@ def section(results: Results, pair: Pair) -> Markup:
         pictures.append(
             draw(f"{pair.name}/ce", "Cross-entropy with the labels (ce), unweighted, by epoch.", 2.7, paint)
         )
+
+    # The other terms are a run's own: a picture for each run.
     own: list[Markup] = []
     for run in sorted(runs, key=lambda run: [other.name for other in pair.runs].index(run.name)):
         names = [name for name in run.terms if name != "ce"]
@@ -51,6 +60,7 @@ def section(results: Results, pair: Pair) -> Markup:
             title = f"{run.name}: {names[0] if len(names) == 1 else 'terms'}"
             paint = partial(_terms, runs=[run], styles=styles, names=names, title=text.short(title, 40))
             own.append(draw(f"{pair.name}/{run.name}/terms", words, 2.3, paint, THIRD))
+
     named = [(run.name, styles[run.name]) for run in pair.runs if run in runs and styles[run.name].named]
     rest = sum(not styles[run.name].named for run in runs)
     parts = [markup.legend(named, rest), markup.figures(pictures)]
@@ -66,6 +76,7 @@ def _accuracy(ax: Axes, runs: list[Run], styles: dict[str, Style]) -> None:
         _line(ax, curves, styles[run.name])
         floors.append(curves[:, curves.shape[1] // 4 :].min())
         tops.append(curves.max())
+
     low, high = min(floors), max(tops)
     # The first epochs say little and would press the rest against the top.
     ax.set_ylim(low - 0.08 * (high - low + 0.1), high + 0.06 * (high - low + 0.1))
@@ -78,10 +89,11 @@ def _terms(ax: Axes, runs: list[Run], styles: dict[str, Style], names: list[str]
         for number, name in enumerate(names):
             curves, style = _curves(run, name), styles[run.name]
             dash = style.dash if len(names) == 1 else DASHES[number % len(DASHES)]
-            _line(ax, curves, Style(style.colour, style.mark, dash, style.named))
+            _line(ax, curves, Style(style.color, style.mark, dash, style.named))
             positive &= bool(np.nanmin(curves) > 0)
             last = int(np.flatnonzero(np.isfinite(curves).all(axis=0))[-1])
             ends.append((name, last + 1, float(curves[:, last].mean())))
+
     if positive:
         logarithmic(ax)
     by_epoch(ax, title)
@@ -94,6 +106,7 @@ def _labels(ax: Axes, ends: list[tuple[str, int, float]]) -> None:
     ax.autoscale_view()
     to_axes = ax.transData + ax.transAxes.inverted()
     heights = sorted((float(to_axes.transform((epoch, value))[1]), name) for name, epoch, value in ends)
+
     below = -1.0
     for height, name in heights:
         below = max(below + 0.095, height)
@@ -111,7 +124,7 @@ def _line(ax: Axes, curves: Curves, style: Style) -> None:
     if style.named and len(curves) > 1:
         epochs = np.arange(1, curves.shape[1] + 1)
         low, high = curves.min(axis=0), curves.max(axis=0)
-        ax.fill_between(epochs, low, high, color=style.colour, alpha=0.16, linewidth=0)
+        ax.fill_between(epochs, low, high, color=style.color, alpha=0.16, linewidth=0)
     line(ax, curves.mean(axis=0), style)
 
 

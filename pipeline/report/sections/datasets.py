@@ -1,4 +1,4 @@
-"""The data sets: facts, and a sample of each class."""
+"""The data sets: facts, and one sample of each class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.picture import png
 from pipeline.report.results import Dataset, Results
 
-TITLE = "Data"
+TITLE = "Datasets"
+LEAD = "whether the images and their labels are what you expect."
+GROUP, ORDER = "closing", 90
+
 MOST_SHOWN = 20  # classes of which a sample is shown
 LARGEST = 112  # pixels of it
 

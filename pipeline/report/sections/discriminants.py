@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Linear discriminants"
+LEAD = "after how many directions the line flattens: further ones separate the classes no better."
+GROUP, ORDER = "closing", 60
 
 
 def section(results: Results) -> Markup:

@@ -1,4 +1,4 @@
-"""How well the classes are apart in what the classifiers read: t-SNE of pooled features."""
+"""How well separated the classes are in what the classifiers read: t-SNE of pooled features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from pipeline.report.results import Pair, Results, Trained
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Features"
+TITLE = "t-SNE of features"
+LEAD = "whether the classes form separate groups, in the student as in the teacher."
+GROUP, ORDER = "pair", 100
+
 FEWEST = 12  # samples; of fewer a picture says nothing
 
 
@@ -28,18 +31,20 @@ def section(results: Results, pair: Pair) -> Markup:
     labels = pair.dataset.labels[pair.teacher.trained.pooled_index]
     if len(labels) < FEWEST:
         return Markup()
+
     styles = {int(label): _style(number) for number, label in enumerate(np.unique(labels))}
     pictures = [
         draw(f"{pair.name}/{name}/embedding", f"{name}.", 3.0,
              partial(_points, places=embed(network), labels=labels, styles=styles), THIRD)
         for name, network in networks.items()
     ]  # fmt: skip
+
     legend = markup.legend(
         [(text.short(pair.dataset.classes[label], 14), s) for label, s in styles.items()], 0
     )
     lead = markup.note(
         f"t-SNE of the pooled features of {len(labels)} test samples, of the first seed. Distances between groups mean "
-        "little; whether groups are apart does."
+        "little; whether groups are separate does."
     )
     return lead + legend + markup.figures(pictures, 3)
 
@@ -53,15 +58,16 @@ def embed(network: Trained) -> NDArray[np.float64]:
     x = (x - x.mean(axis=0)) / max(float(x.std()), 1e-12)  # a dead network has features that are all equal
     if not x.any():
         return np.zeros((len(x), 2))
+
     # Work this small is slower with more threads, by far on a busy machine.
     with threadpool_limits(1):
-        found = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x)
-    places: NDArray[np.float64] = found.astype(np.float64)
+        embedded = TSNE(perplexity=min(30.0, (len(x) - 1) / 3), init="pca", random_state=0).fit_transform(x)
+    places: NDArray[np.float64] = embedded.astype(np.float64)
     return places
 
 
 def _style(number: int) -> Style:
-    """Return colour and mark of a class; ten classes are ten different ones."""
+    """Return color and mark of a class; ten classes are ten different ones."""
     place = number % len(SERIES)
     return Style(SERIES[place], MARKS[(place + number // len(SERIES)) % len(MARKS)], ())
 
@@ -71,7 +77,7 @@ def _points(
 ) -> None:
     for label, style in styles.items():
         x, y = places[labels == label].T
-        ax.scatter(x, y, s=9, color=style.colour, marker=style.mark, linewidths=0, alpha=0.8)
+        ax.scatter(x, y, s=9, color=style.color, marker=style.mark, linewidths=0, alpha=0.8)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(visible=False)

@@ -1,53 +1,112 @@
-"""What came out: one line a pair, and all runs on all pairs."""
+"""What came out: which runs gain over the student alone, in a sentence, a picture and a table."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from markupsafe import Markup
 
-from pipeline.params.project import ALONE
-from pipeline.report.drawing import markup, text
-from pipeline.report.results import Pair, Results
+from pipeline.report.drawing import intervals, markup, text
+from pipeline.report.drawing.figure import draw
+from pipeline.report.results import Pair, Results, Run
 
 TITLE = "Overview"
+LEAD = (
+    "which runs gain over the student alone: those whose whole interval lies to the right of the zero line."
+)
+GROUP, ORDER = "opening", 10
+NUMBERS = {"results.csv": "one row for each run and seed", "summary.json": "means over seeds"}
+
+MOST_OPEN = 20  # rows; a longer table is folded
 
 
 def section(results: Results) -> Markup:
-    """Return the headlines and, with several pairs, the table of all gains."""
+    """Return the headlines, a picture of all gains, and their tables."""
     if not results.pairs:
         return markup.note("params.yaml has no pairs: teachers and data sets are all there is to report.")
+
     lines = Markup('<ul class="headline">{}</ul>').format(Markup().join(map(_headline, results.pairs)))
-    notes = [_how(results)]
-    if len(results.pairs) > 1 and any(len(pair.runs) > 1 for pair in results.pairs):
-        notes = [_matrix(results), *notes]
-    return lines + Markup().join(notes)
+    parts = [lines]
+    distilled = [pair for pair in results.pairs if len(pair.runs) > 1]
+    if distilled:
+        parts += [markup.figures(map(_picture, distilled)), _verdicts(distilled)]
+    if len(results.pairs) > 1 and distilled:
+        parts.append(_matrix(results))
+    return Markup().join([*parts, _how(results)])
 
 
 def _headline(pair: Pair) -> Markup:
+    """Return the best run of a pair, and how many of its runs gain."""
     alone, teacher = pair.alone.estimate("top1"), pair.teacher.trained.metrics["top1"]
     reach = f"student alone {text.mean(alone)}, teacher {text.fixed(teacher)}"
     best = pair.best
     if best is pair.alone:
         return Markup("<li>Nothing is distilled on <b>{}</b> <small>{}</small></li>").format(pair.name, reach)
+
     gain = best.gain(pair.alone)
     details = [f"top-1 {text.mean(best.estimate('top1'))}", reach, text.count(gain.count, "seed")]
-    if gain.half is not None and gain.verdict == 0:
-        details.insert(0, "0 lies inside the interval")
     if len(pair.runs) > 2:
         details.append(f"best of {len(pair.runs) - 1} runs")
-    return Markup("<li{}><b>{}</b> gains <b>{}</b> over {} on <b>{}</b> <small>{}</small></li>").format(
-        Markup(("", ' class="up"', ' class="down"')[gain.verdict]),
-        best.name,
-        text.gain(gain),
-        ALONE,
-        pair.name,
-        "; ".join(details),
+
+    interval = f"interval {text.verdict(gain)}" if gain.half is not None else text.verdict(gain)
+    words = Markup(
+        "<b>{}</b> is the best on <b>{}</b>, with a gain over the student alone of <b>{}</b> ({})."
+    ).format(best.name, pair.name, text.gain(gain), interval)
+    kind = Markup(("", ' class="up"', ' class="down"')[gain.verdict])
+    return Markup("<li{}>{} {} <small>{}</small></li>").format(kind, words, _clear(pair), "; ".join(details))
+
+
+def _clear(pair: Pair) -> str:
+    """Return how many runs of a pair gain, in words."""
+    gains = [run.gain(pair.alone) for run in pair.runs[1:]]
+    if any(gain.half is None for gain in gains):
+        return "One seed cannot show whether a run gains."
+    clear, worse = (sum(gain.verdict == verdict for gain in gains) for verdict in (1, -1))
+    words = f"{clear} of {text.count(len(gains), 'run')} clearly gain{'s' if clear == 1 else ''}"
+    if worse:
+        words += f", {worse} clearly lose{'s' if worse == 1 else ''}"
+    return words + "."
+
+
+def _picture(pair: Pair) -> Markup:
+    runs = _by_gain(pair)
+    gains = [(run.name, run.gain(pair.alone)) for run in runs]
+    interval = (
+        "with 95 % intervals: in color where they exclude zero"
+        if gains[0][1].half is not None
+        else "one seed"
     )
+    return draw(
+        f"overview/{pair.name}",
+        f"{pair.name}: gain in top-1 over the student alone, {interval}.",
+        intervals.height(len(runs)),
+        partial(intervals.paint, gains=gains, title="gain over the student alone, points of top-1"),
+    )
+
+
+def _verdicts(pairs: list[Pair]) -> Markup:
+    """Return a row for each run: its gain, and whether the interval excludes zero."""
+    rows: list[markup.Row] = []
+    for pair in pairs:
+        for run in _by_gain(pair):
+            gain = run.gain(pair.alone)
+            kind = ("quiet", "up", "down")[gain.verdict]
+            rows.append(
+                [pair.name, run.name, run.method, markup.gain(gain), markup.Cell(text.verdict(gain), None, kind)]
+            )  # fmt: skip
+    table = markup.table(["pair", "run", "method", "gain over the student alone", "interval"], rows, 3)
+    return markup.folded("Gain of every run", table, opened=len(rows) <= MOST_OPEN)
+
+
+def _by_gain(pair: Pair) -> list[Run]:
+    return [run for run in pair.ranked() if run is not pair.alone]
 
 
 def _matrix(results: Results) -> Markup:
     names = dict.fromkeys(run.name for pair in results.pairs for run in pair.runs[1:])
-    found = {pair.name: {run.name: run.gain(pair.alone) for run in pair.runs[1:]} for pair in results.pairs}
+    gains = {pair.name: {run.name: run.gain(pair.alone) for run in pair.runs[1:]} for pair in results.pairs}
     best = {pair.name: pair.best.name for pair in results.pairs}
+
     rows: list[markup.Row] = [
         [
             "teacher, top-1",
@@ -55,20 +114,23 @@ def _matrix(results: Results) -> Markup:
         ],
         ["student alone, top-1", *(markup.mean(pair.alone.estimate("top1")) for pair in results.pairs)],
     ]
+
     for name in names:
         row: list[markup.Cell | markup.Content] = [name]
         for pair in results.pairs:
-            gain = found[pair.name].get(name)
+            gain = gains[pair.name].get(name)
             cell = markup.NOTHING if gain is None else markup.gain(gain)
             if name == best[pair.name]:
                 cell = markup.Cell(cell.content, cell.order, f"{cell.kind} best")
             row.append(cell)
         rows.append(row)
+
     head = ["gain over student", *(pair.name for pair in results.pairs)]
     return markup.table(head, rows)
 
 
 def _how(results: Results) -> Markup:
+    """Return how the numbers are measured, and what they cannot show."""
     splits = {pair.dataset.chooser for pair in results.pairs}
     words = (
         f"Top-1 is the accuracy of the last epoch on the test split, in percent; {text.ABOUT} after a mean is the "
@@ -77,16 +139,17 @@ def _how(results: Results) -> Markup:
     )
     if len(results.seeds) > 1:
         words += (
-            f"{text.ABOUT} after a gain is half its 95 % t-interval over {len(results.seeds)} seeds; in colour "
-            "where the interval leaves out 0. It does not make up for choosing the best of many runs. "
+            f"{text.ABOUT} after a gain is half its 95 % t-interval over {len(results.seeds)} seeds; in color where "
+            "the interval excludes zero. It does not correct for choosing the best of many runs. "
         )
     else:
-        words += "With one seed there is no telling a gain from luck, so no interval is shown. "
+        words += "One seed cannot tell a gain from luck, so no interval is shown. "
+
     if splits == {"holdout"}:
         words += "The best epoch is chosen on the holdout split."
     else:
         words += (
-            "The best epoch is chosen on the test split, so its accuracy is too high; declare a holdout "
-            "(datasets, prepare) to choose it on data of its own."
+            "The best epoch is chosen on the test split, so its accuracy is too high; declare a holdout in "
+            "params.yaml to choose it on data of its own."
         )
     return markup.note(words)

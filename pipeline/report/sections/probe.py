@@ -1,4 +1,4 @@
-"""What a linear probe finds before and after the layers that stay in a pair's students."""
+"""How well a linear probe classifies before and after the layers that methods insert into a pair's students."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from pipeline.report.drawing import markup
 from pipeline.report.results import Pair, Results, Run
 from pipeline.report.statistics import estimate, gain
 
-TITLE = "Inserted layers"
+TITLE = "Linear probes of inserted layers"
+LEAD = "whether the classes are easier to separate after an inserted layer than before it."
+GROUP, ORDER = "pair", 70
+
 PREFIX, INPUT = "probe_", ".input"
 
 
@@ -26,8 +29,8 @@ def section(results: Results, pair: Pair) -> Markup:
 
 def _places(run: Run) -> list[str]:
     """Return the taps of a run's layers."""
-    found = [name.removeprefix(PREFIX) for name in run.students[0].metrics if name.startswith(PREFIX)]
-    return [name for name in found if not name.endswith(INPUT)]
+    taps = [name.removeprefix(PREFIX) for name in run.students[0].metrics if name.startswith(PREFIX)]
+    return [name for name in taps if not name.endswith(INPUT)]
 
 
 def _row(run: Run, place: str) -> markup.Row:

@@ -1,4 +1,4 @@
-"""How the pixels are shared out between words, kernels or sub-classes."""
+"""How the pixels are spread over words, kernels or subclasses."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Cluster sizes"
+LEAD = (
+    "whether the pixels spread over all clusters: a steep start or empty clusters say that there are "
+    "too many."
+)
+GROUP, ORDER = "closing", 50
+
 UNEVEN = 30  # times as large as the smallest: from there on the axis is logarithmic
 
 
@@ -25,7 +31,9 @@ def section(results: Results) -> Markup:
     pictures = [_figure(fit) for fit in results.fits if fit.has("counts")]
     if not pictures:
         return Markup()
-    words = "The dashed line is an even share. Empty is what no pixel of the training data falls to."
+    words = (
+        "The dashed line is an even share. A cluster is empty if no pixel of the training data falls to it."
+    )
     return Markup("<section>{}{}</section>").format(markup.figures(pictures), markup.note(words))
 
 
@@ -46,19 +54,23 @@ def paint(ax: Axes, counts: NDArray[np.int64], unit: str) -> None:
     sizes = np.sort(counts)[::-1]
     some, number = int((sizes > 0).sum()), len(sizes)
     edges = np.arange(number + 1) + 0.5  # the rank is the middle of its step
+    # One huge cluster would press the others against the axis.
     uneven = some > 0 and sizes[0] > UNEVEN * sizes[some - 1]
     floor = 0.5 * float(sizes[some - 1]) if uneven else 0.0
     shape: dict[str, Any] = {"baseline": floor, "fill": True, "color": palette.SERIES[0], "linewidth": 0}
     ax.stairs(sizes[:some].astype(float), edges[: some + 1], **shape)
     ax.axhline(sizes.mean(), color=palette.MUTED, linewidth=1, dashes=(3, 2))
+
     if some < number:
-        colour = palette.SERIES[5]
-        ax.axvspan(edges[some], edges[-1], color=colour, alpha=0.25, linewidth=0)
-        ax.axvline(edges[some], color=colour, linewidth=1.2)  # seen where there are few of many
-        ax.set_title(f"{number - some} empty", loc="right", color=colour)
+        color = palette.SERIES[5]
+        ax.axvspan(edges[some], edges[-1], color=color, alpha=0.25, linewidth=0)
+        ax.axvline(edges[some], color=color, linewidth=1.2)  # seen where there are few of many
+        ax.set_title(f"{number - some} empty", loc="right", color=color)
+
     if uneven:
         logarithmic(ax)
         ax.set_ylim(floor)
+
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text.amount(value)))
     ax.set_xlim(edges[0], edges[-1])
     ax.locator_params(axis="x", integer=True)

@@ -1,4 +1,4 @@
-"""Which sub-classes the teacher takes for which: the score matrix of letKD's discriminative layer."""
+"""Which subclasses the teacher takes for which: the score matrix of letKD's discriminative layer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from pipeline.report.results import Fit, Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Sub-classes"
-COLOUR = (0, 114, 178)  # the first of `palette.SERIES`
+TITLE = "Subclass scores"
+LEAD = "whether the diagonal is dark: then a pixel's own subclass is also the nearest of all."
+GROUP, ORDER = "closing", 70
+
+COLOR = (0, 114, 178)  # the first of `palette.SERIES`
 MOST_WIDE = 1000  # cells of a picture
 MOST_WRITTEN = 20  # class names along an axis
 
@@ -29,9 +32,9 @@ def section(results: Results) -> Markup:
     if not pictures:
         return Markup()
     words = (
-        "Rows are the sub-class of a pixel within its own class (h1), columns the one that is nearest of all classes "
+        "Rows are the subclass of a pixel within its own class (h1), columns the one that is nearest of all classes "
         "(h2), as a share of the row's pixels. Lines part the classes: within a square on the diagonal the class is "
-        "right. Colour grows with the square root, so that rare mistakes are seen."
+        "right. Color grows with the square root, so that rare mistakes are seen."
     )
     return Markup("<section>{}{}</section>").format(markup.figures(pictures), markup.note(words))
 
@@ -43,7 +46,7 @@ def _figure(fit: Fit) -> Markup:
     right = 100 * float(scores[label[:, None] == label].sum()) / number
     caption = (
         f"{fit.name}: {text.count(number, fit.unit, fit.units)}, {per_class} of each class. On average a "
-        f"sub-class keeps {text.fixed(100 * float(np.diag(scores).mean()), 1)} % of its pixels, and "
+        f"subclass keeps {text.fixed(100 * float(np.diag(scores).mean()), 1)} % of its pixels, and "
         f"{text.fixed(right, 1)} % stay in their class."
     )
     if step > 1:
@@ -63,7 +66,7 @@ def cells(scores: NDArray[np.float32]) -> NDArray[np.uint8]:
     parts = np.pad(scores, (0, padding)).reshape(len(scores) // step + bool(padding), step, -1, step)
     strength = np.sqrt(parts.max(axis=(1, 3)))  # (m, m)
     image = np.empty((*strength.shape, 4), np.uint8)
-    image[..., :3] = COLOUR
+    image[..., :3] = COLOR
     image[..., 3] = np.round(255 * np.clip(strength, 0, 1))
     return image
 
@@ -81,15 +84,18 @@ def paint(ax: Axes, scores: NDArray[np.float32], per_class: int, classes: tuple[
     ax.grid(visible=False)
     for spine in ax.spines.values():
         spine.set_visible(True)
+
     width = 0.8 if len(classes) <= MOST_WRITTEN else 0.3
     for edge in np.arange(1, number // per_class) * per_class - 0.5:
         ax.axhline(edge, color=palette.FAINT, linewidth=width)
         ax.axvline(edge, color=palette.FAINT, linewidth=width)
+
     ax.set_ylabel("h1")
     ax.set_xlabel("h2")
     if len(classes) > MOST_WRITTEN:
         ax.locator_params(nbins=6, integer=True)
         return
+
     names = [text.short(name, 12) for name in classes]
     middle = np.arange(len(classes)) * per_class + (per_class - 1) / 2
     ax.set_xticks(middle, names)

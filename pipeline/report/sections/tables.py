@@ -10,6 +10,8 @@ from pipeline.report.drawing import markup, text
 from pipeline.report.results import Fit, Results
 
 TITLE = "Fitted tables"
+LEAD = "how well each table fits its features, before any student learns from it."
+GROUP, ORDER = "closing", 40
 
 
 def section(results: Results) -> Markup:
@@ -21,7 +23,7 @@ def section(results: Results) -> Markup:
 
 def _plugin(name: str, fits: list[Fit]) -> Markup:
     numbers = {fit.name: dict(_flat(fit.quality)) for fit in fits}
-    columns = list(dict.fromkeys(column for found in numbers.values() for column in found))
+    columns = list(dict.fromkeys(column for quality in numbers.values() for column in quality))
     rows: list[markup.Row] = [
         [
             fit.name,
@@ -37,13 +39,13 @@ def _plugin(name: str, fits: list[Fit]) -> Markup:
 
 
 def _flat(quality: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
+    flat: list[tuple[str, Any]] = []
     for key, value in quality.items():
         if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{key}.")
+            flat += _flat(value, f"{prefix}{key}.")
         elif isinstance(value, int | float | str | None):
-            found.append((prefix + key, value))
-    return found
+            flat.append((prefix + key, value))
+    return flat
 
 
 def _cell(value: Any) -> markup.Cell:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Teachers"
-MOST = 8  # lines of one colour each
+LEAD = "whether each teacher is good enough to teach: compare its top-1 to its students alone."
+GROUP, ORDER = "closing", 20
+
+MOST = 8  # lines of one color each
 
 
 def section(results: Results) -> Markup:

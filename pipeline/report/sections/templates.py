@@ -1,4 +1,4 @@
-"""What words, kernels and sub-classes mean: the training pixels that are nearest to each, and what they see."""
+"""Exemplars of words, kernels and subclasses: the training pixels that are nearest to each, and what they see."""
 
 from __future__ import annotations
 
@@ -10,20 +10,23 @@ from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.picture import png
 from pipeline.report.results import PLACES, Field, Fit, Results
 
-TITLE = "What the templates mean"
+TITLE = "Codebook exemplars"
+LEAD = "whether the pixels of a row show the same part or texture: then the word has a meaning."
+GROUP, ORDER = "closing", 80
+
 LARGEST = 48  # pixels of an image
-COLOURS = 64
+COLORS = 64
 
 
 def section(results: Results) -> Markup:
-    """Return a gallery for each table that has examples."""
+    """Return a gallery for each table that has exemplars."""
     parts = [_fit(fit) for fit in results.fits if fit.has("counts", "gallery", *PLACES)]
     if not parts:
         return Markup()
     words = (
         "Each row shows the pixels of the teacher's map that are nearest to one word, strongest in one kernel or "
-        "nearest to one sub-class, the best first and each in another training image. What few images say is filled up "
-        "with pixels that fall to something else."
+        "nearest to one subclass, the best first and each in another training image. Where few images have any, the "
+        "row is filled up with pixels that fall to another one."
     )
     return markup.note(words) + Markup().join(parts)
 
@@ -32,8 +35,8 @@ def _fit(fit: Fit) -> Markup:
     field, size = fit.teacher.field(fit.feature), fit.teacher.dataset.prepared.meta.size
     places = np.stack([fit.arrays[name] for name in PLACES], axis=2)  # (G, P, 3)
     rows = [
-        _row(fit, int(group), examples, field)
-        for group, examples in zip(fit.arrays["gallery"], places, strict=True)
+        _row(fit, int(group), exemplars, field)
+        for group, exemplars in zip(fit.arrays["gallery"], places, strict=True)
     ]
     lead = Markup("{} of {}. {}").format(
         len(rows),
@@ -46,7 +49,7 @@ def _fit(fit: Fit) -> Markup:
 
 
 def _seen(feature: str, field: Field, size: int) -> str:
-    """Say what a pixel of the map sees."""
+    """Return what a pixel of the map sees, in words."""
     height, width = (int((spans[:, 1] - spans[:, 0]).max()) + 1 for spans in (field.rows, field.columns))
     narrow = [bool((spans[:, 1] - spans[:, 0] + 1 < size).any()) for spans in (field.rows, field.columns)]
     if not any(narrow):
@@ -59,15 +62,18 @@ def _seen(feature: str, field: Field, size: int) -> str:
     return words + (", and where it sees the whole image a dot is its place." if whole else ".")
 
 
-def _row(fit: Fit, group: int, examples: NDArray[np.int64], field: Field) -> Markup:
+def _row(fit: Fit, group: int, exemplars: NDArray[np.int64], field: Field) -> Markup:
     counts = fit.arrays["counts"]
     name = f"{fit.unit} {group}"
     if fit.has("per_class"):
         label, number = divmod(group, int(fit.arrays["per_class"]))
         name = f"{fit.teacher.dataset.classes[label]}, {fit.unit} {number}"
+
     share = 100 * float(counts[group]) / max(1, int(counts.sum()))
     shown = [
-        _example(fit, sample, row, column, field) for sample, row, column in examples.tolist() if sample >= 0
+        _exemplar(fit, sample, row, column, field)
+        for sample, row, column in exemplars.tolist()
+        if sample >= 0
     ]
     pixels = f"{counts[group]:,} {'pixel' if counts[group] == 1 else 'pixels'}"
     return Markup("<figure><div>{}</div><figcaption><b>{}</b> {}, {} %</figcaption></figure>").format(
@@ -75,7 +81,7 @@ def _row(fit: Fit, group: int, examples: NDArray[np.int64], field: Field) -> Mar
     )
 
 
-def _example(fit: Fit, sample: int, row: int, column: int, field: Field) -> Markup:
+def _exemplar(fit: Fit, sample: int, row: int, column: int, field: Field) -> Markup:
     """Return a training image on which the field of a place of the map is marked."""
     split, size = fit.teacher.dataset.prepared.split("train"), fit.teacher.dataset.prepared.meta.size
     title = (
@@ -85,7 +91,7 @@ def _example(fit: Fit, sample: int, row: int, column: int, field: Field) -> Mark
         '<svg viewBox="0 0 {0} {0}" role="img"><title>{1}</title>'
         '<image width="{0}" height="{0}" preserveAspectRatio="none" href="{2}"/>{3}</svg>'
     ).format(
-        size, title, png(np.asarray(split.images[sample]), LARGEST, COLOURS), _mark(field, row, column, size)
+        size, title, png(np.asarray(split.images[sample]), LARGEST, COLORS), _mark(field, row, column, size)
     )
 
 

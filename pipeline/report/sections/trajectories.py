@@ -1,4 +1,4 @@
-"""How student, self-learning teachers and teacher draw near to each other while they are trained."""
+"""How student, self-learning teachers and teacher approach each other during training."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Learning trajectories"
+LEAD = "whether the self-learning teachers stay between student and teacher, and close to the student."
+GROUP, ORDER = "pair", 50
+
+NUMBERS = {"curves.csv": "columns that begin with distance"}
 
 
 def section(results: Results, pair: Pair) -> Markup:
-    """Return a picture a run that has self-learning teachers."""
+    """Return a picture for each run that has self-learning teachers."""
     runs = [run for run in pair.runs if run.diagnostics("distance")]
     if not runs:
         return Markup()
     names = list(dict.fromkeys(name for run in runs for name in run.diagnostics("distance")))
     styles = {name: palette.series(number) for number, name in enumerate(names)}
+
     lead = markup.note(
         "Mean distance of the class probabilities of training samples, by epoch: 0 is the same, 1.41 two certain and "
         "different classes. The self-learning teachers count as one, by their fused logits."
     )
+
     legend = markup.legend([(_words(name), style) for name, style in styles.items()], 0)
     pictures = [
         draw(
@@ -44,9 +50,9 @@ def section(results: Results, pair: Pair) -> Markup:
 
 
 def _words(name: str) -> str:
-    one, _, other = name.partition(".")[2].partition("-")
+    first, _, second = name.partition(".")[2].partition("-")
     called = {"self": "self-learning"}
-    return f"{called.get(one, one)} to {called.get(other, other)}"
+    return f"{called.get(first, first)} to {called.get(second, second)}"
 
 
 def _distances(ax: Axes, run: Run, styles: dict[str, Style]) -> None:

@@ -16,7 +16,14 @@ from pipeline.report.results import Pair, Results, Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Weights of shallow layers"
+TITLE = "DSKD layer weights"
+LEAD = (
+    "whether samples differ in the layer that teaches them: wide bands say so, and a layer near zero "
+    "is not used."
+)
+GROUP, ORDER = "pair", 40
+NUMBERS = {"curves.csv": "columns that begin with weight"}
+
 KINDS = {"kd": "logits", "map": "maps"}
 
 
@@ -30,11 +37,13 @@ def section(results: Results, pair: Pair) -> Markup:
         for place in places:
             _, kind, position = place.split(".")
             words = f"{run.name}: {position}, {KINDS.get(kind, kind)}."
-            style = Style(styles[run.name].colour if styles[run.name].named else palette.SERIES[0], "o", ())
+            # A run in gray has no color of its own to be drawn in.
+            style = Style(styles[run.name].color if styles[run.name].named else palette.SERIES[0], "o", ())
             paint = partial(
                 _bands, run=run, place=place, style=style, title=f"{position}, {KINDS.get(kind, kind)}"
             )
             pictures.append(draw(f"{pair.name}/{run.name}/{place}", words, 2.2, paint, THIRD))
+
     if not pictures:
         return Markup()
     lead = markup.note(
@@ -46,15 +55,15 @@ def section(results: Results, pair: Pair) -> Markup:
 
 def _bands(ax: Axes, run: Run, place: str, style: Style, title: str) -> None:
     def column(percent: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        found: np.ndarray[tuple[int], np.dtype[np.float64]] = np.stack(
+        values: np.ndarray[tuple[int], np.dtype[np.float64]] = np.stack(
             [student.column(f"{place}.{percent}") for student in run.students]
         ).mean(axis=0)
-        return found
+        return values
 
     median = column(50)
     epochs = np.arange(1, len(median) + 1)
     for low, high in ((5, 95), (25, 75)):
-        ax.fill_between(epochs, column(low), column(high), color=style.colour, alpha=0.18, linewidth=0)
+        ax.fill_between(epochs, column(low), column(high), color=style.color, alpha=0.18, linewidth=0)
     line(ax, median, style)
     ax.set_ylim(0, 1)
     by_epoch(ax, title)

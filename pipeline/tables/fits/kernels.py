@@ -1,7 +1,7 @@
 """Words without clustering: the kernels of the teacher's last 3x3 convolution (letKD, 4.2.1 and its Table 3).
 
 A pixel whose activations before the batch norm are a_k has p_T = softmax_k(scale * a_k): kernel k is a template,
-as a cluster's centre is. The paper states no scale; 1 is taken. Nothing is fitted but what shows how the kernels
+as a cluster's center is. The paper states no scale; 1 is taken. Nothing is fitted but what shows how the kernels
 are used. The feature is a stored map of those activations.
 """
 
@@ -21,12 +21,14 @@ from pipeline.tables.table import FitContext, Fitted, Stream, TableConfig
 
 Array = NDArray[Any]
 
+UNIT: str | None = "kernel"
+
 
 class Config(TableConfig):
     """Settings.
 
     Attributes:
-        scale: factor of the activations.
+        scale: the activations' factor.
     """
 
     scale: float = Field(default=1.0, gt=0)
@@ -52,6 +54,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
             for piece in pieces(x):
                 softness.add(config.scale * piece)
             advance(len(x))
+
     groups = exemplars.chosen(counts)
 
     def score(block: Block) -> Array:
@@ -59,8 +62,8 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
             (config.scale * piece).log_softmax(dim=1)[:, torch.from_numpy(groups)]
             for piece in pieces(block.x)
         ]
-        found: Array = torch.cat(log).numpy()
-        return found
+        scores: Array = torch.cat(log).numpy()
+        return scores
 
     shown = exemplars.exemplars(pixels, groups, score, *stream.shape[2:])
     arrays: dict[str, Array] = {"scale": np.array(config.scale, np.float32), "counts": counts}

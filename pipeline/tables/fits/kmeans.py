@@ -1,8 +1,8 @@
 """Words: K-means of the pixels of a teacher's map (letKD, Gorgun et al. 2023, 4.2.1; QuEST, Jain et al. 2020).
 
-For centres rho_k a pixel x has the distribution p_T = softmax_k(-t ||x - rho_k||^2). letKD's text leaves out the
+For centers rho_k a pixel x has the distribution p_T = softmax_k(-t ||x - rho_k||^2). letKD's text omits the
 minus sign and t; its code has t = 1 and QuEST's t = 5. The paper's code clusters with faiss: 20 iterations from
-random pixels. Here the first centres are k-means++'s, and no pixel is left out unless `max_samples` says so.
+random pixels. Here the first centers are k-means++'s, and every pixel counts unless `max_samples` says otherwise.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pydantic import Field
 from pipeline import progress, seeding
 from pipeline.errors import ParamsError
 from pipeline.tables import clustering, exemplars
-from pipeline.tables.pixels import Block, Pixels, Points, held
+from pipeline.tables.pixels import Block, Pixels, Points, in_memory
 from pipeline.tables.softness import Softness, pieces
 from pipeline.tables.table import FitContext, Fitted, Stream, TableConfig
 
 Array = NDArray[Any]
+
+UNIT: str | None = "word"
 
 
 class Config(TableConfig):
@@ -29,8 +31,8 @@ class Config(TableConfig):
 
     Attributes:
         clusters: number of words.
-        iterations: of Lloyd, at most; it ends earlier when no centre moves.
-        seed: of the draws.
+        iterations: Lloyd's, at most; it ends earlier when no center moves.
+        seed: decides the draws.
         max_samples: number of images, drawn at random, whose pixels are clustered; None is all.
         temperature: t of p_T, a factor.
     """
@@ -56,18 +58,19 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     if count < config.clusters:
         raise ParamsError(
             f"Feature '{config.feature}' has {count:,} pixels, fewer than 'clusters: {config.clusters}'. Lower it in "
-            "the table's config in params.yaml, then: dvc repro"
+            "the table's settings in params.yaml, then: dvc repro"
         )
     mean = _mean(pixels)  # taken away, because the rounding of distances grows with x
-    points = held(pixels.map(lambda x: x - mean, pixels.channels), count, pixels.channels)
-    found = clustering.fit(
+    points = in_memory(pixels.map(lambda x: x - mean, pixels.channels), count, pixels.channels)
+    clusters = clustering.fit(
         points, count, config.clusters, config.iterations, config.seed, f"k-means of {config.feature}"
     )
-    counts, quality = _quality(points, count, found.centers, config.temperature)
+
+    counts, quality = _quality(points, count, clusters.centers, config.temperature)
     groups = exemplars.chosen(counts)
-    shown = exemplars.exemplars(points, groups, _nearness(found.centers[groups]), *stream.shape[2:])
+    shown = exemplars.exemplars(points, groups, _nearness(clusters.centers[groups]), *stream.shape[2:])
     arrays = {
-        "centers": (found.centers + mean).astype(np.float32),
+        "centers": (clusters.centers + mean).astype(np.float32),
         "counts": counts,
         "temperature": np.array(config.temperature, np.float32),
     }
@@ -76,10 +79,10 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         "samples": float(pixels.num_samples),
         "pixels": float(count),
         "empty_clusters": float((counts == 0).sum()),
-        "relocated": float(found.relocated),
+        "relocated": float(clusters.relocated),
         "largest_share": float(counts.max() / count),
         "smallest_share": float(counts.min() / count),
-        "iterations": float(found.iterations),
+        "iterations": float(clusters.iterations),
     }
     return Fitted(arrays | shown, sizes | quality)
 
@@ -91,8 +94,8 @@ def _sampled(pixels: Pixels, config: Config) -> Pixels:
         return pixels
     if wanted > num:
         raise ParamsError(
-            f"'max_samples: {wanted}' is more than the {num:,} training samples. Lower it, or leave it out for all "
-            "of them, in the table's config in params.yaml, then: dvc repro"
+            f"'max_samples: {wanted}' is more than the {num:,} training samples. Lower it, or drop it to use all "
+            "of them, in the table's settings in params.yaml, then: dvc repro"
         )
     draw = np.random.default_rng(seeding.derive(config.seed, "samples"))
     samples = np.zeros(num, bool)
@@ -124,6 +127,7 @@ def _quality(points: Points, count: int, centers: Array, t: float) -> tuple[Arra
             for piece in pieces(x):  # -t ||x - rho||^2, without the ||x||^2 that softmax cancels
                 softness.add(torch.addmm(square, piece, center.T, beta=-t, alpha=2 * t))
             advance(len(x))
+
     return counts, {
         "inertia": inertia,
         "inertia_per_pixel": inertia / count,
@@ -132,7 +136,7 @@ def _quality(points: Points, count: int, centers: Array, t: float) -> tuple[Arra
 
 
 def _nearness(centers: Array) -> Callable[[Block], Array]:
-    """Return the score of pixels: minus the squared distance to each of centres (G, C)."""
+    """Return the score of pixels: minus the squared distance to each of centers (G, C)."""
 
     def score(block: Block) -> Array:
         distances = [clustering.squared_distances(block.x, center) for center in centers]

@@ -10,6 +10,8 @@ import numpy as np
 
 from pipeline.tables.table import FitContext, Fitted, Stream, TableConfig
 
+UNIT: str | None = None
+
 
 class Config(TableConfig):
     """No settings beside the feature."""
@@ -24,6 +26,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         square += ((x - x.mean(axis=0)) ** 2).sum(axis=0) + delta**2 * count * len(x) / total
         mean += delta * len(x) / total
         count = total
+
     std = np.sqrt(square / count)
     quality = {"channels": float(len(std)), "constant_channels": float((std == 0).sum())}
     return Fitted({"mean": mean, "std": std}, quality)

@@ -1,12 +1,13 @@
-"""Sub-classes: what the teacher tells apart within and between classes (letKD, 4.2.2, steps 2 and 3).
+"""Sub-classes: what the teacher tells apart within and between classes (letKD, 4.2.2).
 
-In LDA space z each class has K centres of its own (K-means over its pixels): sub-class K * c + k. h1(z, c) is the
-nearest centre of the pixel's own class, h2(z) the nearest prototype of all classes, where a prototype is the mean of
-the pixels that h1 gives to its centre. S[i, j] is the share of the pixels of sub-class i for which h2 says j: the
+LDA comes first: it finds the space z in which the pixels' classes differ most (`pipeline.tables.discriminants`). There
+each class has K centers of its own (K-means over its pixels): sub-class K * c + k. h1(z, c) is the
+nearest center of the pixel's own class, h2(z) the nearest prototype of all classes, where a prototype is the mean of
+the pixels that h1 gives to its center. S[i, j] is the share of the pixels of sub-class i for which h2 says j: the
 p_T of a pixel is the row S[h1(z, c)].
 
 It is estimated on all plain training pixels; the paper's code drops the remainder of its last chunk. Its prototypes
-are numerically almost its centres, and h1 in training uses the centres: so it is here. A sub-class without pixels
+are numerically almost its centers, and h1 in training uses the centers: so it is here. A sub-class without pixels
 has no prototype, so h2 never says it, and its row is one on itself.
 """
 
@@ -21,26 +22,29 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline import progress, seeding
-from pipeline.errors import ParamsError, StaleArtifactError
-from pipeline.tables import clustering, exemplars
+from pipeline.errors import ParamsError
+from pipeline.tables import clustering, discriminants, exemplars
 from pipeline.tables import pixels as rows
+from pipeline.tables.discriminants import Discriminants
 from pipeline.tables.pixels import Block, Pixels, Points
-from pipeline.tables.table import FitContext, Fitted, Stream, TableConfig, require_base
+from pipeline.tables.table import FitContext, Fitted, Stream, TableConfig
 
 Array = NDArray[Any]
 
-BASE = "lda"
+UNIT: str | None = "sub-class"
 
 
 class Config(TableConfig):
     """Settings.
 
     Attributes:
+        components: directions of the LDA that are kept, the most discriminating first.
         per_class: sub-classes of each class.
-        iterations: of Lloyd in each class, at most.
-        seed: of the draws.
+        iterations: Lloyd's in each class, at most.
+        seed: decides the draws.
     """
 
+    components: int = Field(default=60, ge=1)
     per_class: int = Field(default=8, ge=1)
     iterations: int = Field(default=20, ge=1)
     seed: int = 0
@@ -65,14 +69,14 @@ class OfClass:
 
 @dataclass(frozen=True)
 class Subclasses:
-    """Centres and prototypes.
+    """Centers and prototypes.
 
     Attributes:
         centers: float32 (M, D), those of class 0 first.
-        prototypes: mean of the members of each, float32 (M, D); its centre where it has none.
+        prototypes: mean of each one's members, float32 (M, D); its center where it has none.
         some: which have members, bool (M,).
-        per_class: of each class.
-        inertia: sum of squared distances to the nearest centre of the pixel's class.
+        per_class: sub-classes of each class.
+        inertia: sum of squared distances to the nearest center of the pixel's class.
         relocated: empty clusters that were moved, over all iterations and classes.
     """
 
@@ -91,11 +95,11 @@ class Subclasses:
         """Return the score of pixels in sub-classes `groups`: minus the squared distance, in their own class."""
 
         def score(block: Block) -> Array:
-            found = np.full((len(block.x), len(groups)), -np.inf, np.float32)
+            scores = np.full((len(block.x), len(groups)), -np.inf, np.float32)
             for column, group in enumerate(groups):
                 mine = block.label == group // self.per_class
-                found[mine, column] = -clustering.squared_distances(block.x[mine], self.centers[group])
-            return found
+                scores[mine, column] = -clustering.squared_distances(block.x[mine], self.centers[group])
+            return scores
 
         return score
 
@@ -103,55 +107,55 @@ class Subclasses:
 def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     """Fit sub-classes to a stream of maps (N, C, H, W), for M = classes * per_class of them in D dimensions.
 
-    Arrays: `mean` (C,) and `scalings` (C, D) of the base, float64; `centers` and `prototypes` float32 (M, D);
-    `scores` float32 (M, M); `counts` int64 (M,), what h1 gives to each; `per_class` int64 (); and the exemplars of
-    `pipeline.tables.exemplars`.
+    Arrays: `mean` (C,) and `scalings` (C, D) of the LDA, float64, as the table `lda` has them; `centers` and
+    `prototypes` float32 (M, D); `scores` float32 (M, M); `counts` int64 (M,), what h1 gives to each; `per_class`
+    int64 (); and the exemplars of `pipeline.tables.exemplars`.
 
     Raises:
-        ParamsError: there is no base, the feature is no map of floats, or a class has too few pixels.
-        StaleArtifactError: the base has another number of channels.
+        ParamsError: the feature is no map of floats, there are fewer directions than components, or a class has
+            too few pixels.
         DivergedError: the feature holds values that are not finite.
     """
-    base = require_base(context, "subclasses", BASE)
     pixels = Pixels.of(stream, config.feature)
-    space = _projected(pixels, base["mean"], base["scalings"])
-    found = _clustered(space, _class_counts(pixels, config, context.num_classes), config)
-    joint = _joint(space, found)
+    space = discriminants.fit(pixels, config.components, context.num_classes)
+    projected = _projected(pixels, space)
+
+    class_counts = _class_counts(pixels, config, context.num_classes)
+    subclasses = _clustered(projected, class_counts, config)
+
+    joint = _joint(projected, subclasses)
     counts = joint.sum(axis=1)
     scores = joint / np.maximum(counts, 1)[:, None]
     empty = np.flatnonzero(counts == 0)
     scores[empty, empty] = 1
+
     groups = exemplars.chosen(counts)
-    shown = exemplars.exemplars(space, groups, found.nearness(groups), *stream.shape[2:])
+    shown = exemplars.exemplars(projected, groups, subclasses.nearness(groups), *stream.shape[2:])
     arrays = {
-        "mean": base["mean"],
-        "scalings": base["scalings"],
-        "centers": found.centers,
-        "prototypes": found.prototypes,
+        "mean": space.mean,
+        "scalings": space.scalings,
+        "centers": subclasses.centers,
+        "prototypes": subclasses.prototypes,
         "scores": scores.astype(np.float32),
         "counts": counts,
         "per_class": np.array(config.per_class, np.int64),
     }
-    return Fitted(arrays | shown, _quality(scores, counts, joint, found))
+    quality = _quality(scores, counts, joint, subclasses)
+    return Fitted(arrays | shown, quality | {"explained": float(space.explained.sum())})
 
 
-def _projected(pixels: Pixels, mean: Array, scalings: Array) -> Pixels:
-    """Return the pixels in LDA space."""
+def _projected(pixels: Pixels, space: Discriminants) -> Pixels:
+    """Return the pixels in LDA space, float32 (n, D)."""
     from threadpoolctl import ThreadpoolController
 
-    if len(mean) != pixels.channels:
-        raise StaleArtifactError(
-            f"The base of table 'subclasses' was fitted to {len(mean)} channels, and feature '{pixels.feature}' has "
-            f"{pixels.channels}. Fit table '{BASE}' to the same feature in params.yaml, then: dvc repro"
-        )
-    single, threads = scalings.astype(np.float32), ThreadpoolController()
+    scalings, threads = space.scalings.astype(np.float32), ThreadpoolController()
 
     def project(x: Array) -> Array:
         with threads.limit(limits=1):  # the product's last bits depend on them, and K-means on those
-            found: Array = (x - mean).astype(np.float32) @ single
-        return found
+            z: Array = (x - space.mean).astype(np.float32) @ scalings
+        return z
 
-    return pixels.map(project, single.shape[1])
+    return pixels.map(project, scalings.shape[1])
 
 
 def _class_counts(pixels: Pixels, config: Config, num_classes: int) -> Array:
@@ -162,7 +166,7 @@ def _class_counts(pixels: Pixels, config: Config, num_classes: int) -> Array:
     if counts.min() < config.per_class:
         raise ParamsError(
             f"Class {counts.argmin()} has {counts.min()} pixels of feature '{config.feature}', fewer than "
-            f"'per_class: {config.per_class}'. Lower it in the table's config in params.yaml, then: dvc repro"
+            f"'per_class: {config.per_class}'. Lower it in the table's settings in params.yaml, then: dvc repro"
         )
     return counts
 
@@ -174,14 +178,16 @@ def _clustered(space: Pixels, counts: Array, config: Config) -> Subclasses:
         for label, points in _by_class(space, counts, config):
             seed = seeding.derive(config.seed, "subclasses", label)
             first = clustering.start(points, int(counts[label]), config.per_class, seed)
-            found = clustering.lloyd(points, first, config.iterations)
-            members = clustering.members(points, found.centers)
+            clusters = clustering.lloyd(points, first, config.iterations)
+
+            members = clustering.members(points, clusters.centers)
             mean = members.sums / np.maximum(members.counts, 1)[:, None]
-            centers.append(found.centers)
-            prototypes.append(np.where(members.counts[:, None] > 0, mean, found.centers))
+            centers.append(clusters.centers)
+            prototypes.append(np.where(members.counts[:, None] > 0, mean, clusters.centers))
             some.append(members.counts > 0)
-            inertia, relocated = inertia + members.inertia, relocated + found.relocated
+            inertia, relocated = inertia + members.inertia, relocated + clusters.relocated
             advance(1, note=f"class {label}")
+
     stacked = np.concatenate(prototypes).astype(np.float32)
     return Subclasses(
         np.concatenate(centers), stacked, np.concatenate(some), config.per_class, inertia, relocated
@@ -218,36 +224,37 @@ def _of(block: Block, label: int) -> Block:
     return Block(block.x[mine], block.label[mine], block.pixel[mine])
 
 
-def _joint(space: Pixels, found: Subclasses) -> Array:
+def _joint(space: Pixels, subclasses: Subclasses) -> Array:
     """Count how often h1 says i and h2 says j, int64 (M, M)."""
-    joint = np.zeros((len(found.centers), len(found.centers)), np.int64)
-    ids = np.flatnonzero(found.some)
-    anywhere = clustering.Nearest(found.prototypes[ids])
+    joint = np.zeros((len(subclasses.centers), len(subclasses.centers)), np.int64)
+    ids = np.flatnonzero(subclasses.some)  # h2 never says one without pixels
+    anywhere = clustering.Nearest(subclasses.prototypes[ids])
     own = [
-        clustering.Nearest(found.centers[found.of_class(label)])
-        for label in range(len(joint) // found.per_class)
+        clustering.Nearest(subclasses.centers[subclasses.of_class(label)])
+        for label in range(len(joint) // subclasses.per_class)
     ]
+
     with progress.bar("decisions of the sub-classes", len(space)) as advance:
         for block in space:
             for label in np.unique(block.label):
                 x = block.x[block.label == label]
-                h1 = label * found.per_class + own[label](x)
+                h1 = label * subclasses.per_class + own[label](x)
                 np.add.at(joint, (h1, ids[anywhere(x)]), 1)
             advance(len(block.x))
     return joint
 
 
-def _quality(scores: Array, counts: Array, joint: Array, found: Subclasses) -> dict[str, float]:
+def _quality(scores: Array, counts: Array, joint: Array, subclasses: Subclasses) -> dict[str, float]:
     """Return how tight the sub-classes are, and how often the teacher confuses them."""
-    label = np.arange(len(counts)) // found.per_class
+    label = np.arange(len(counts)) // subclasses.per_class
     entropy = -(scores * np.log(np.where(scores > 0, scores, 1))).sum(axis=1)
     return {
         "subclasses": float(len(counts)),
         "pixels": float(counts.sum()),
         "empty": float((counts == 0).sum()),
-        "relocated": float(found.relocated),
-        "inertia": found.inertia,
-        "inertia_per_pixel": found.inertia / float(counts.sum()),
+        "relocated": float(subclasses.relocated),
+        "inertia": subclasses.inertia,
+        "inertia_per_pixel": subclasses.inertia / float(counts.sum()),
         "mean_diagonal": float(np.diag(scores).mean()),
         "true_class_share": float(joint[label[:, None] == label].sum() / counts.sum()),
         "mean_row_entropy": float(entropy.mean()),

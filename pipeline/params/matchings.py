@@ -1,4 +1,4 @@
-"""The sections of params.yaml that match a teacher's channels to a student's (KCD, arXiv:2103.16844)."""
+"""The sections `matchings` and `borrowed` of params.yaml: a teacher's channels in a student's order (KCD)."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class MatchingParams(Block):
         return self
 
 
-class MatchParams(Block):
-    """Asks for one matching of one pair, in all seeds.
+class BorrowedParams(Block):
+    """Asks for a matching of a pair's students with another teacher of the same network (KCD's Table 3).
 
     Attributes:
         pair: a key of `pairs`, whose students are taught with it.
-        teacher: a key of `teachers`: the pair's own, or another one of the same network (KCD's Table 3).
+        teacher: a key of `teachers`, not the pair's own.
         student: the pair's student.
         matching: a key of `matchings`.
     """
@@ -67,29 +67,52 @@ class MatchParams(Block):
     matching: str
 
 
-class MatchBlock(MatchParams, StageBlock):
-    """What `match_channels` depends on beside student, teacher and store.
+class Match(Block):
+    """One matching of one student with one teacher, in all seeds.
 
     Attributes:
-        name: key of `matches`.
-        dataset: of both.
-        seeds: of the students.
-        recipe: the matching.
+        matching: key of `matchings`.
+        recipe: how it is made.
+        teacher: key of `teachers`.
+        student: key of `students`.
+        dataset: data set of both.
     """
 
-    name: str
-    dataset: str
-    seeds: tuple[int, ...]
+    matching: str
     recipe: MatchingParams
+    teacher: str
+    student: str
+    dataset: str
 
 
-class MatchesBlock(Block):
-    """What `list_matches` depends on.
+class MatchBlock(StageBlock):
+    """What `match_channels` depends on beside students, teacher and store.
 
     Attributes:
         pair: key of `pairs`.
-        matches: which of `matches` are of this pair, by name.
+        teacher: key of `teachers`.
+        student: key of `students`.
+        dataset: data set of both.
+        seeds: seeds of the students.
+        recipes: the matchings that runs of the pair ask for, by key of `matchings`.
     """
 
     pair: str
-    matches: dict[str, MatchParams]
+    teacher: str
+    student: str
+    dataset: str
+    seeds: tuple[int, ...]
+    recipes: dict[str, MatchingParams]
+
+    def matches(self) -> list[Match]:
+        """Return the matchings one by one."""
+        return [
+            Match(
+                matching=name,
+                recipe=recipe,
+                teacher=self.teacher,
+                student=self.student,
+                dataset=self.dataset,
+            )
+            for name, recipe in self.recipes.items()
+        ]

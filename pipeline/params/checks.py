@@ -1,0 +1,167 @@
+"""What can be said of params.yaml without a plug-in: names that are paths, and names that name each other.
+
+It takes a quarter of a second, so it can run before any stage whose command is made of these names
+(`stages.check_params`). What plug-ins know is checked in `pipeline/runs/check.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipeline.errors import ParamsError, unknown_name
+from pipeline.params.base import validate
+from pipeline.params.sections import ALONE, Sections
+from pipeline.params.teacher import anchor_name
+
+OWN = "own"  # folder of the matchings with a pair's own teacher; borrowed ones stand beside it
+LISTS = ("seeds", "distill")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def check(content: Mapping[str, Any]) -> Sections:
+    """Check all of params.yaml, except what plug-ins know.
+
+    Args:
+        content: what the yaml holds.
+
+    Raises:
+        ParamsError: a section is wrong.
+        UnknownNameError: an entry names another that is not there.
+    """
+    _check_values(content)
+    params = validate(Sections, content, "")
+    _check_lists(content)
+    _check_names(params)
+    _check_recipes(params)
+
+    for section in ("teachers", "students"):
+        for name, network in getattr(params, section).items():
+            _known(f"dataset of {section}.{name}:", network.dataset, params.datasets)
+    for name, teacher in params.teachers.items():
+        kept = ("init", "last", "best", *map(anchor_name, teacher.anchors))
+        for checkpoint in teacher.checkpoints:
+            _known(f"checkpoint of teachers.{name}.checkpoints:", checkpoint, kept)
+        for table in teacher.tables:
+            _known(f"table of teachers.{name}.tables:", table, params.tables)
+
+    _check_pairs(params)
+    _check_copies(params)
+    _check_borrowed(params)
+    _check_distill(params)
+    return params
+
+
+def _check_values(content: Mapping[str, Any]) -> None:
+    """Refuse a section without a value, which DVC cannot merge with its default."""
+    for section in Sections.model_fields:
+        if section in content and content[section] is None:
+            empty = "[]" if section in LISTS else "{}"
+            raise ParamsError(f"params.yaml: '{section}' has no value. Write {section}: {empty}")
+
+
+def _check_lists(content: Mapping[str, Any]) -> None:
+    """Refuse a list that is left out: dvc.yaml can have a default for a mapping, and for no list."""
+    for section in LISTS:
+        if section not in content:
+            raise ParamsError(f"params.yaml: '{section}' is missing, which DVC needs. Add {section}: []")
+
+
+def _check_names(params: Sections) -> None:
+    """Check the keys of all sections: a name becomes a file, a stage and a part of commands."""
+    for section in Sections.model_fields:
+        entries = getattr(params, section)
+        for name in entries if isinstance(entries, dict) else ():
+            if not _NAME.fullmatch(name):
+                raise ParamsError(
+                    f"params.yaml: '{section}.{name}' becomes a file's name. Use letters, digits and any of _.+-"
+                )
+
+
+def _check_recipes(params: Sections) -> None:
+    for section in ("teachers", "students"):
+        for name, network in getattr(params, section).items():
+            params.recipe(network.recipe, f"{section}.{name}.recipe")
+
+
+def _check_pairs(params: Sections) -> None:
+    for name, pair in params.pairs.items():
+        _known(f"teacher of pairs.{name}:", pair.teacher, params.teachers)
+        _known(f"student of pairs.{name}:", pair.student, params.students)
+        _check_same_data(f"pairs.{name}", params, pair.teacher, pair.student)
+        for run in pair.overrides:
+            _known(f"run of pairs.{name}.overrides:", run, params.runs)
+            params.run(name, run)
+
+
+def _check_copies(params: Sections) -> None:
+    for name, copy in params.copies.items():
+        _known(f"teacher of copies.{name}:", copy.teacher, params.teachers)
+        _known(f"student of copies.{name}:", copy.student, params.students)
+        _check_same_data(f"copies.{name}", params, copy.teacher, copy.student)
+
+
+def _check_borrowed(params: Sections) -> None:
+    """Check that borrowed matchings are of a pair's own student, of networks that exist, and each there once."""
+    first: dict[tuple[str, str, str], str] = {}
+    for name, borrowed in params.borrowed.items():
+        _known(f"pair of borrowed.{name}:", borrowed.pair, params.pairs)
+        _known(f"teacher of borrowed.{name}:", borrowed.teacher, params.teachers)
+        _known(f"matching of borrowed.{name}:", borrowed.matching, params.matchings)
+        pair = params.pairs[borrowed.pair]
+
+        if name == OWN:
+            raise ParamsError(f"params.yaml: borrowed.{name} has the name of another folder. Rename it.")
+        if borrowed.student != pair.student:
+            raise ParamsError(
+                f"params.yaml: borrowed.{name} has student '{borrowed.student}', and its pair '{borrowed.pair}' has "
+                f"'{pair.student}'. Name that one."
+            )
+        lender, own = params.teachers[borrowed.teacher], params.teachers[pair.teacher]
+        if (lender.dataset, lender.network) != (own.dataset, own.network) or borrowed.teacher == pair.teacher:
+            raise ParamsError(
+                f"params.yaml: borrowed.{name} has teacher '{borrowed.teacher}', expected the network of "
+                f"'{pair.teacher}' of its pair, trained on the same data from another seed."
+            )
+        other = first.setdefault((borrowed.pair, borrowed.teacher, borrowed.matching), name)
+        if other != name:
+            raise ParamsError(
+                f"params.yaml: borrowed.{other} and borrowed.{name} ask for the same matching. Ask for it once."
+            )
+
+
+def _check_distill(params: Sections) -> None:
+    for item in params.distill:
+        pair, slash, run = item.partition("/")
+        if not slash:
+            raise ParamsError(f"params.yaml: distill has '{item}', expected pair/run.")
+        if run == ALONE:
+            raise ParamsError(
+                f"params.yaml: distill has '{item}', but '{ALONE}' is the student alone. Rename the run."
+            )
+        _known(f"pair of distill '{item}':", pair, params.pairs)
+        _known(f"run of distill '{item}':", run, params.runs)
+
+    for section in ("seeds", "distill"):
+        values = getattr(params, section)
+        if len(set(values)) < len(values):
+            raise ParamsError(f"params.yaml: {section} contains duplicates. Name each once.")
+    if params.distill and not params.seeds:
+        raise ParamsError(
+            "params.yaml: distill asks for students, and seeds is empty. Add a seed: seeds: [0]"
+        )
+
+
+def _check_same_data(where: str, params: Sections, teacher: str, student: str) -> None:
+    of_teacher, of_student = params.teachers[teacher].dataset, params.students[student].dataset
+    if of_teacher != of_student:
+        raise ParamsError(
+            f"params.yaml: {where} has a teacher of data set '{of_teacher}' and a student of '{of_student}'. "
+            "Pair networks of one data set."
+        )
+
+
+def _known(kind: str, name: str, valid: Iterable[str]) -> None:
+    if name not in valid:
+        raise unknown_name(kind, name, valid)

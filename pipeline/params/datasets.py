@@ -1,0 +1,34 @@
+"""The `datasets` section of params.yaml."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.params.base import Block, StageBlock
+from pipeline.params.plug import Plug
+
+
+class DatasetParams(Block):
+    """A data set.
+
+    Attributes:
+        source: a file of `pipeline/data/datasets`, with its settings.
+        views: the augmented views that training may show: plain, crop_flip or random_resized_crop.
+    """
+
+    source: Plug
+    views: Plug = Plug.of("plain")
+
+
+class PrepareBlock(StageBlock):
+    """What `prepare_data` depends on.
+
+    Attributes:
+        dataset: key of `datasets`.
+        source: a file of `pipeline/data/datasets`.
+        settings: the settings of the source.
+    """
+
+    dataset: str
+    source: str
+    settings: dict[str, Any]

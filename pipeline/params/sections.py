@@ -1,0 +1,109 @@
+"""All sections of params.yaml, each of which may be left out or be empty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from pipeline.errors import unknown_name
+from pipeline.params.base import Block, empty_as, validate
+from pipeline.params.copies import CopyParams
+from pipeline.params.datasets import DatasetParams
+from pipeline.params.matchings import BorrowedParams, MatchingParams
+from pipeline.params.pairs import PairParams
+from pipeline.params.plug import Plug, plugs
+from pipeline.params.recipe import Recipe
+from pipeline.params.runs import RunParams
+from pipeline.params.students import StudentParams
+from pipeline.params.teachers import TeacherParams
+
+ALONE = "student"  # what the report calls a student that is trained alone
+
+
+class Sections(Block):
+    """All of params.yaml.
+
+    Attributes:
+        seeds: seeds of the students; for one seed all runs share init, order and views.
+        recipes: how networks are trained, by name.
+        datasets: data sets by name.
+        teachers: teachers by name.
+        students: students by name.
+        pairs: teacher-student pairs by name.
+        tables: recipes of fitted tables by name: a file of `pipeline/tables/fits`, with its settings. A table is
+            made for every teacher of which a run asks for it.
+        matchings: recipes of channel matchings by name; made for every pair of which a run asks for one.
+        runs: runs by name.
+        distill: what to distill, as "pair/run".
+        copies: self-taught copies of teachers by name (SLKD*).
+        borrowed: matchings of a pair's students with another teacher, by name (KCD's Table 3).
+    """
+
+    seeds: tuple[int, ...] = ()
+    recipes: dict[str, Recipe] = {}
+    datasets: dict[str, DatasetParams] = {}
+    teachers: dict[str, TeacherParams] = {}
+    students: dict[str, StudentParams] = {}
+    pairs: dict[str, PairParams] = {}
+    tables: dict[str, Plug] = {}
+    matchings: dict[str, Annotated[MatchingParams, BeforeValidator(empty_as({}))]] = {}
+    runs: dict[str, RunParams] = {}
+    distill: tuple[str, ...] = ()
+    copies: dict[str, CopyParams] = {}
+    borrowed: dict[str, BorrowedParams] = {}
+
+    def recipe(self, named: Plug | None, where: str) -> Recipe:
+        """Return a recipe by its name, its changes merged.
+
+        Args:
+            named: key of `recipes`, with changes; None is the default recipe.
+            where: the place that names it, for instance "students.resnet8.recipe".
+
+        Raises:
+            UnknownNameError: there is no such recipe.
+            ParamsError: a change is wrong.
+        """
+        if named is None:
+            return Recipe()
+        if named.name not in self.recipes:
+            raise unknown_name(f"recipe of {where}:", named.name, self.recipes)
+        base = self.recipes[named.name].model_dump(mode="json")
+        return validate(Recipe, merged(base, named.settings), f"{where}.{named.name}")
+
+    def run(self, pair: str, run: str) -> RunParams:
+        """Return a run as a pair has it: its overrides merged.
+
+        Raises:
+            ParamsError: an override is wrong.
+        """
+        where = f"pairs.{pair}.overrides.{run}"
+        base, changes = self.runs[run].model_dump(mode="json"), dict(self.pairs[pair].overrides.get(run, {}))
+
+        # A plug-in of another name takes the place of the run's, one of the same name gets its settings.
+        for key in ("methods", "schedule", "transform"):
+            if changes.get(key) is not None:
+                try:
+                    changes[key] = plugs(changes[key])
+                except ValueError:
+                    continue  # the validation below says what is wrong
+                if base[key] is not None and changes[key].keys() != base[key].keys() and key != "methods":
+                    base[key] = {}
+        return validate(RunParams, merged(base, changes), where)
+
+    def runs_of(self, pair: str) -> list[str]:
+        """Return the runs that `distill` asks of a pair, in their order."""
+        parted = (item.partition("/") for item in self.distill)
+        return [run for name, _, run in parted if name == pair]
+
+
+def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `update` merged into it, mapping by mapping."""
+    result = dict(base)
+    for key, value in update.items():
+        inner = result.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = merged(inner, value)
+        result[key] = value
+    return result

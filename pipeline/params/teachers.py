@@ -1,0 +1,98 @@
+"""The `teachers` section of params.yaml, and what is extracted from a teacher.
+
+Apart from how it is trained (`teacher.py`), so that a new setting here retrains no teacher.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from pipeline.params.base import Block, StageBlock, empty_as
+from pipeline.params.plug import Plug
+from pipeline.params.teacher import anchor_name
+from pipeline.params.views import Slots, ViewParams
+
+
+class FeatureParams(Block):
+    """What the store keeps of one teacher feature, beside the plain view.
+
+    Attributes:
+        slots: augmented view slots; "all" is every view of a finite space, and 0 the plain view alone.
+        dtype: type of the stored numbers; integer codes keep their own.
+    """
+
+    slots: Slots = "all"
+    dtype: Literal["float16", "float32"] = "float16"
+
+
+Feature = Annotated[FeatureParams, BeforeValidator(empty_as({}))]
+
+
+class TeacherParams(Block):
+    """A teacher: a network, how it is trained, and what its store holds.
+
+    Attributes:
+        dataset: a key of `datasets`.
+        network: a network by name, or "family/name": "timm/convnext_tiny".
+        weights: "imagenet" starts from the library's pretrained weights; with `recipe.epochs: 0` they stay.
+        seed: seed of its init, order and views.
+        recipe: a key of `recipes`, with changes if there are any; left out, it is CRD's recipe for CIFAR-100.
+        anchors: shares of its training, in (0, 1), after which a checkpoint is kept.
+        features: what its store holds, by feature name, "tap" or "tap:encoding": "last", "stage3:attention".
+        checkpoints: checkpoints that are stored: "last", "best", "init" (the untrained teacher), or anchors,
+            for instance "anchor_050".
+        compression: compression of the chunks; half-zero maps shrink by 1.7 with zstd, logits hardly.
+        tables: settings of table recipes that differ for this teacher, by key of `tables`. A table that is named
+            here is made whether a run reads it or not.
+    """
+
+    dataset: str
+    network: str
+    weights: Literal["none", "imagenet"] = "none"
+    seed: int = 0
+    recipe: Plug | None = None
+    anchors: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    features: dict[str, Feature] = Field(default={"logits": FeatureParams()}, min_length=1)
+    checkpoints: tuple[str, ...] = Field(default=("last",), min_length=1)
+    compression: Literal["none", "zstd"] = "none"
+    tables: dict[str, Annotated[dict[str, Any], BeforeValidator(empty_as({}))]] = {}
+
+    @field_validator("anchors")
+    @classmethod
+    def _named_apart(cls, anchors: tuple[float, ...]) -> tuple[float, ...]:
+        names = [anchor_name(share) for share in anchors]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"They are kept as {', '.join(names)}: expected shares that differ by a hundredth or more"
+            )
+        return anchors
+
+
+class ExtractBlock(StageBlock):
+    """What `extract_features` depends on beside the teacher and its data.
+
+    Attributes:
+        teacher: key of `teachers`.
+        views: the view space of the augmented slots.
+        features: what the store holds, by feature name.
+        checkpoints: checkpoints that are stored.
+        compression: compression of the chunks.
+    """
+
+    teacher: str
+    views: ViewParams
+    features: dict[str, FeatureParams]
+    checkpoints: tuple[str, ...]
+    compression: Literal["none", "zstd"]
+
+
+class CodeBlock(StageBlock):
+    """What a stage depends on whose settings are all in its command: its code.
+
+    Attributes:
+        teacher: key of `teachers`.
+    """
+
+    teacher: str

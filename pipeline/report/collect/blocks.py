@@ -1,0 +1,60 @@
+"""The blocks of params.yaml that `stages.params` has written: what is reported, and what it must be made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.params import checks
+from pipeline.params.base import load, read
+from pipeline.params.matchings import MatchBlock
+from pipeline.params.pairs import PairBlock
+from pipeline.params.sections import Sections
+from pipeline.params.tables import AskedBlock
+from pipeline.params.teacher import TrainBlock
+
+HINT = "dvc repro params"
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A folder of blocks.
+
+    Attributes:
+        folder: the folder.
+        sections: all of params.yaml.
+    """
+
+    folder: Path
+    sections: Sections
+
+    @classmethod
+    def of(cls, folder: Path) -> Blocks:
+        """Open a folder of blocks.
+
+        Raises:
+            ParamsError: it holds no params, or they are wrong.
+        """
+        return cls(folder, checks.check(read(folder / "project.json")))
+
+    def training(self, teacher: str) -> TrainBlock:
+        """Return how a teacher is trained."""
+        return load(TrainBlock, self.folder / "teachers" / teacher / "train.json", HINT)
+
+    def asked(self, teacher: str) -> AskedBlock:
+        """Return which tables and codes runs ask of a teacher."""
+        return load(AskedBlock, self.folder / "teachers" / teacher / "asked.json", HINT)
+
+    def pair(self, name: str) -> PairBlock:
+        """Return a pair with its runs."""
+        return load(PairBlock, self.folder / "pairs" / f"{name}.json", HINT)
+
+    def matchings(self, pair: str) -> list[tuple[str, MatchBlock]]:
+        """Return the matchings of a pair by their folder: those with its own teacher, and borrowed ones."""
+        own = load(MatchBlock, self.folder / "matchings" / f"{pair}.json", HINT)
+        borrowed = [
+            (name, load(MatchBlock, self.folder / "borrowed" / f"{name}.json", HINT))
+            for name, entry in self.sections.borrowed.items()
+            if entry.pair == pair
+        ]
+        return [(checks.OWN, own), *borrowed]

@@ -1,0 +1,31 @@
+"""From the blocks of params.yaml to how the students of a run are trained."""
+
+from __future__ import annotations
+
+from pipeline.params.pairs import RunBlock
+from pipeline.params.recipe import Recipe
+from pipeline.report.results import Settings
+
+
+def alone_settings(recipe: Recipe) -> Settings:
+    """Return the settings of a student that is trained alone."""
+    return Settings(recipe.model_dump(mode="json"))
+
+
+def run_settings(run: RunBlock, recipe: Recipe) -> Settings:
+    """Return the settings of a run.
+
+    Args:
+        run: the run, with the pair's overrides merged in.
+        recipe: the student's, which the run may change.
+    """
+    own, plain = run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
+    return Settings(
+        recipe=own,
+        changed=tuple(name for name, value in own.items() if value != plain[name]),
+        methods={plug.name: plug.settings for plug in run.methods},
+        schedule={run.schedule.name: run.schedule.settings},
+        transform={} if run.transform is None else {run.transform.name: run.transform.settings},
+        source=run.source,
+        slots=run.slots,
+    )

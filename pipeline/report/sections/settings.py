@@ -1,0 +1,69 @@
+"""How each run of a pair was trained: methods, schedule, transform, source, slots, and changes of the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from pipeline.report.drawing import markup, text
+from pipeline.report.results import Pair, Plugins, Results, Run
+
+TITLE = "Settings of the runs"
+LEAD = "whether runs that are compared differ in the method alone, or in their schedule, slots or recipe too."
+GROUP, ORDER = "pair", 20
+
+
+def section(results: Results, pair: Pair) -> Markup:
+    """Return the student's recipe, and a folded block for each run."""
+    recipe = [(name.replace("_", " "), _words(value)) for name, value in pair.alone.settings.recipe.items()]
+    blocks = [_run(run, pair.alone) for run in pair.runs if run is not pair.alone]
+    note = markup.note("A setting that is not named here has its default.") if blocks else Markup()
+
+    shared = Markup("<h4>Recipe of {}, for all runs that do not change it</h4>{}").format(
+        pair.student, markup.facts(recipe)
+    )
+    return shared + Markup().join(blocks) + note
+
+
+def _run(run: Run, alone: Run) -> Markup:
+    settings = run.settings
+    slots = "unbounded" if run.shared("slots") is None else str(settings.slots)
+    rows: list[markup.Row] = [
+        *_plugins("method", settings.methods),
+        *_plugins("schedule", settings.schedule),
+        *_plugins("transform", settings.transform),
+        ["source", "", settings.source],
+        ["slots", "", slots],
+        *(
+            ["recipe", name, f"{_words(settings.recipe[name])} (student alone: {_words(alone.settings.recipe[name])})"]
+            for name in settings.changed
+        ),
+    ]  # fmt: skip
+    title = Markup("<b>{}</b> <small>{}</small>").format(run.name, run.method)
+    return markup.folded(title, markup.table(["part", "setting", "value"], rows, 3))
+
+
+def _plugins(part: str, plugins: Plugins) -> list[markup.Row]:
+    """Return one row for each setting of plug-ins, after a row with the plug-in's name."""
+    rows: list[markup.Row] = []
+    for name, settings in plugins.items():
+        rows.append([part, "", markup.strong(name)])
+        rows += [[part, setting, value] for setting, value in _flat(settings)]
+    return rows
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Give settings with dotted names: those of a mapping within a mapping become rows of their own."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, _words(value)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_words, value)) or "none"
+    return text.plain(value)

@@ -1,0 +1,256 @@
+"""The blocks that stages depend on: one json each, with its settings and the hash of the code that they run.
+
+DVC tracks keys that are there, and a key that is left to its default is not. So the stage `params` writes every block
+as a json with its defaults filled in, and each stage depends on its own block: an edit reruns what reads it, and
+spelling out a default reruns nothing. What runs ask for decides which tables, codes and matchings are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeVar
+
+from pipeline import plugin
+from pipeline.artifacts import closure
+from pipeline.features.encoding import Feature, encodings_of, tables_of
+from pipeline.params.base import Block, StageBlock
+from pipeline.params.copies import CopyBlock
+from pipeline.params.datasets import PrepareBlock
+from pipeline.params.matchings import MatchBlock, MatchingParams
+from pipeline.params.pairs import PairBlock
+from pipeline.params.students import StudentBlock
+from pipeline.params.tables import AskedBlock, EncodeBlock, FitBlock, Matched
+from pipeline.params.teacher import TrainBlock
+from pipeline.params.teachers import CodeBlock, ExtractBlock
+from pipeline.runs.project import Kind, Project
+
+S = TypeVar("S", bound=StageBlock)
+
+
+def blocks(project: Project) -> dict[str, Block]:
+    """Return all blocks, by file name without its ending.
+
+    Raises:
+        ParamsError: something in params.yaml does not fit together.
+    """
+    params = project.params
+    every: dict[str, Block] = {"project": params}
+    for name in project.views:  # which looks at the settings of sources and views
+        every[f"datasets/{name}"] = _prepare(project, name)
+    for name in params.teachers:
+        every |= _teacher(project, name)
+        every[f"teachers/{name}/asked"] = asked(project, name)
+    for name in params.students:
+        every[f"students/{name}"] = _student(project, name)
+    for name in params.copies:
+        every[f"copies/{name}"] = _copy(project, name)
+    for name in params.pairs:
+        every[f"pairs/{name}"] = _pair(project, name)
+        every[f"matchings/{name}"] = _match(project, name)
+    for name in params.borrowed:
+        every[f"borrowed/{name}"] = _borrowed(project, name)
+    return every
+
+
+def asked(project: Project, teacher: str) -> AskedBlock:
+    """Return what runs ask to be made of a teacher's store: tables, codes, and features to match."""
+    params, own = project.params, project.params.teachers[teacher]
+    tables = dict.fromkeys(own.tables)
+    codes: dict[str, dict[str, int]] = {}
+    matched: dict[tuple[str, str], None] = {}
+    for pair, _, run in project.distilled():
+        names = params.pairs[pair]
+        if names.teacher == teacher:
+            tables |= dict.fromkeys((*run.tables, *tables_of(run.features)))
+            for feature in run.features if run.source == "cached" else ():
+                if (table := Feature.parse(feature).table) is not None and run.slots is not None:
+                    slots = codes.setdefault(table, {})
+                    slots[feature] = max(run.slots, slots.get(feature, 0))
+        for wanted in run.matchings:
+            if (wanted.teacher or names.teacher) == teacher:
+                recipe = project.matching(teacher, names.student, wanted.matching)
+                matched[recipe.teacher_feature, recipe.teacher_checkpoint] = None
+    for borrowed in params.borrowed.values():
+        if borrowed.teacher == teacher:
+            recipe = project.matching(teacher, borrowed.student, borrowed.matching)
+            matched[recipe.teacher_feature, recipe.teacher_checkpoint] = None
+    for table in tables:
+        project.check_table(teacher, table)
+
+    return AskedBlock(
+        teacher=teacher,
+        tables={name: _fit(project, teacher, name) if name in tables else None for name in params.tables},
+        codes={
+            name: _encode(project, teacher, name, codes[name]) if name in codes else None
+            for name in params.tables
+        },
+        matched=tuple(Matched(feature=feature, checkpoint=point) for feature, point in sorted(matched)),
+    )
+
+
+def _prepare(project: Project, name: str) -> PrepareBlock:
+    source = project.params.datasets[name].source
+    block = PrepareBlock(
+        stage=f"prepare_data@{name}", dataset=name, source=source.name, settings=source.settings
+    )
+    return _coded(block, ["stages.prepare_data", plugin.module("datasets", source.name)])
+
+
+def _teacher(project: Project, name: str) -> dict[str, Block]:
+    """Return what training, extraction, its check and evaluation depend on: another feature retrains no teacher."""
+    teacher, spec = project.params.teachers[name], project.spec("teachers", name)
+    features, views = project.features(name), project.views[teacher.dataset]
+    for feature, stored in features.items():
+        project.slots(name, stored.slots, f"teachers.{name}.features.{feature}.slots")
+    family = plugin.module("networks", spec.family)
+    encodings = [plugin.module("encodings", encoding) for encoding in encodings_of(features)]
+
+    train = TrainBlock(
+        stage=f"train_teacher@{name}",
+        teacher=name,
+        dataset=teacher.dataset,
+        family=spec.family,
+        network=spec.network,
+        weights=teacher.weights,
+        seed=teacher.seed,
+        recipe=project.recipe("teachers", name),
+        anchors=teacher.anchors,
+        views=views,
+    )
+    extract = ExtractBlock(
+        stage=f"extract_features@{name}",
+        teacher=name,
+        views=views,
+        features=features,
+        checkpoints=teacher.checkpoints,
+        compression=teacher.compression,
+    )
+    check = CodeBlock(stage=f"check_features@{name}", teacher=name)
+    evaluate = CodeBlock(stage=f"evaluate_teacher@{name}", teacher=name)
+    return {
+        f"teachers/{name}/train": _coded(train, ["stages.train_teacher", family]),
+        f"teachers/{name}/extract": _coded(extract, ["stages.extract_features", family, *encodings]),
+        f"teachers/{name}/check": _coded(check, ["stages.check_features", family, *encodings]),
+        f"teachers/{name}/evaluate": _coded(evaluate, ["stages.evaluate", family]),
+    }
+
+
+def _fit(project: Project, teacher: str, name: str) -> FitBlock:
+    plug = project.params.tables[name].name
+    block = FitBlock(
+        stage=f"fit_table@{teacher}-{name}",
+        teacher=teacher,
+        dataset=project.params.teachers[teacher].dataset,
+        name=name,
+        table=plug,
+        config=project.table(teacher, name).model_dump(mode="json"),
+    )
+    return _coded(block, ["stages.fit_table", plugin.module("tables", plug)])
+
+
+def _encode(project: Project, teacher: str, table: str, codes: dict[str, int]) -> EncodeBlock:
+    own = project.params.teachers[teacher]
+    block = EncodeBlock(
+        stage=f"encode_views@{teacher}-{table}",
+        teacher=teacher,
+        dataset=own.dataset,
+        table=table,
+        codes=codes,
+        views=project.views[own.dataset],
+        compression=own.compression,
+    )
+    encodings = [plugin.module("encodings", encoding) for encoding in encodings_of(codes)]
+    return _coded(block, ["stages.encode_views", _family(project, "teachers", teacher), *encodings])
+
+
+def _student(project: Project, name: str) -> StudentBlock:
+    student, spec = project.params.students[name], project.spec("students", name)
+    project.architecture("students", name)  # which can read the images
+    return StudentBlock(
+        stage=f"student_inputs@{name}",
+        student=name,
+        dataset=student.dataset,
+        family=spec.family,
+        network=spec.network,
+        recipe=project.recipe("students", name),
+        views=project.views[student.dataset],
+    )
+
+
+def _copy(project: Project, name: str) -> CopyBlock:
+    copy = project.params.copies[name]
+    project.check_copy(name)
+    teacher = project.params.teachers[copy.teacher]
+    block = CopyBlock(
+        stage=f"train_copy@{name}",
+        name=name,
+        teacher=copy.teacher,
+        dataset=teacher.dataset,
+        recipe=project.recipe("students", copy.student),
+        views=project.views[teacher.dataset],
+        seed=copy.seed,
+        temperature=copy.temperature,
+        weights=copy.weights,
+        slots=copy.slots,
+        compression=teacher.compression,
+    )
+    learned = (plugin.module("methods", "kd"), plugin.module("schedules", "final"))
+    return _coded(block, ["stages.train_copy", *learned, _family(project, "teachers", copy.teacher)])
+
+
+def _pair(project: Project, name: str) -> PairBlock:
+    params, pair = project.params, project.params.pairs[name]
+    lent = {key: entry for key, entry in params.borrowed.items() if entry.pair == name}
+    return PairBlock(
+        stage=f"inputs@{name}",
+        pair=name,
+        teacher=pair.teacher,
+        teacher_family=project.spec("teachers", pair.teacher).family,
+        student=_student(project, pair.student),
+        seeds=params.seeds,
+        runs={run: project.run(name, run) for run in params.runs_of(name)},
+        borrowed={f"{entry.teacher}/{entry.matching}": key for key, entry in lent.items()},
+    )
+
+
+def _match(project: Project, name: str) -> MatchBlock:
+    pair = project.params.pairs[name]
+    recipes = {
+        wanted.matching: project.matching(pair.teacher, pair.student, wanted.matching)
+        for run in project.params.runs_of(name)
+        for wanted in project.run(name, run).matchings
+        if wanted.teacher is None
+    }
+    return _matched(project, f"match_channels@{name}", name, pair.teacher, recipes)
+
+
+def _borrowed(project: Project, name: str) -> MatchBlock:
+    entry = project.params.borrowed[name]
+    project.check_matching(entry.teacher, entry.student, entry.matching)
+    recipes = {entry.matching: project.matching(entry.teacher, entry.student, entry.matching)}
+    return _matched(project, f"match_borrowed@{name}", entry.pair, entry.teacher, recipes)
+
+
+def _matched(
+    project: Project, stage: str, pair: str, teacher: str, recipes: dict[str, MatchingParams]
+) -> MatchBlock:
+    student = project.params.pairs[pair].student
+    block = MatchBlock(
+        stage=stage,
+        pair=pair,
+        teacher=teacher,
+        student=student,
+        dataset=project.params.students[student].dataset,
+        seeds=project.params.seeds if recipes else (),
+        recipes=recipes,
+    )
+    families = (_family(project, "teachers", teacher), _family(project, "students", student))
+    return _coded(block, ["stages.match_channels", *families] if recipes else [])
+
+
+def _family(project: Project, kind: Kind, name: str) -> str:
+    return plugin.module("networks", project.spec(kind, name).family)
+
+
+def _coded(block: S, modules: Iterable[str]) -> S:
+    return block.model_copy(update={"code_hash": closure.digest(modules)})

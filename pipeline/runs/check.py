@@ -1,0 +1,46 @@
+"""The whole check of params.yaml: what `dvc repro params` says before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline import plugin
+from pipeline.params import checks
+from pipeline.params.base import validate
+from pipeline.params.recipe import Recipe
+from pipeline.params.sections import Sections, merged
+from pipeline.runs.blocks import blocks
+from pipeline.runs.composition import check_settings
+from pipeline.runs.project import Project
+
+
+def check(content: Mapping[str, Any]) -> Sections:
+    """Check all of params.yaml: names, settings of plug-ins, taps, features, tables, matchings, copies, slots.
+
+    Args:
+        content: what the yaml holds.
+
+    Raises:
+        StillhouseError: the first thing that is wrong, and what to write.
+    """
+    return project(content).params
+
+
+def project(content: Mapping[str, Any]) -> Project:
+    """Check all of params.yaml and return it brought to life; see `check`."""
+    checked = Project(checks.check(content))
+    params = checked.params
+
+    # Also of what nobody asks for yet: it will be asked for by a line of 'distill'.
+    for name, run in params.runs.items():
+        check_settings(run, f"runs.{name}")
+        validate(Recipe, merged(Recipe().model_dump(mode="json"), run.recipe), f"runs.{name}.recipe")
+    for pair, entry in params.pairs.items():
+        for name in entry.overrides:
+            check_settings(params.run(pair, name), f"pairs.{pair}.overrides.{name}")
+    for name, table in params.tables.items():
+        validate(plugin.load("tables", table.name).Config, table.settings, f"tables.{name}.{table.name}")
+
+    blocks(checked)
+    return checked

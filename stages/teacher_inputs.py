@@ -1,0 +1,68 @@
+"""List what runs ask to be made of a teacher's store, with the hash of each feature that it is made from.
+
+A table's stage depends on its own json alone, so another feature in the store refits no table: the same bytes go in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stages import command
+
+
+def main(
+    block: Annotated[Path, typer.Argument(help="The teacher's asked.json, made by stages.params.")],
+    store: Annotated[Path, typer.Option(help="The teacher's store.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder to make: tables/NAME.json, codes/NAME.json and matched.json.")
+    ],
+    mark: command.Mark = None,
+) -> None:
+    """Write one json of inputs for every table of params.yaml, null where nobody asks for it."""
+    from pipeline.artifacts import publish
+    from pipeline.features import contents
+    from pipeline.params.base import load
+    from pipeline.params.tables import AskedBlock, EncodeInputs, FitInputs, Source
+
+    asked = load(AskedBlock, block)
+    stored = contents.read(store, f"dvc repro extract_features@{asked.teacher}")
+
+    def source(feature: str, checkpoint: str) -> Source:
+        contents.check_stored(store, stored, feature, [checkpoint], 0)
+        digest = stored.features[feature].digest[f"{checkpoint}/train"]
+        return Source(weights=stored.weights[checkpoint], digest=digest, data=stored.data)
+
+    with publish.building(out) as scratch:
+        for name, fit in asked.tables.items():
+            table = (
+                None if fit is None else FitInputs(**dict(fit), source=source(fit.config["feature"], "last"))
+            )
+            _write(scratch / "tables" / f"{name}.json", table)
+        for name, encode in asked.codes.items():
+            weights = stored.weights.get("last", "")
+            codes = (
+                None if encode is None else EncodeInputs(**dict(encode), weights=weights, data=stored.data)
+            )
+            _write(scratch / "codes" / f"{name}.json", codes)
+        matched = {
+            f"{match.checkpoint}/{match.feature}": source(match.feature, match.checkpoint).model_dump(
+                mode="json"
+            )
+            for match in asked.matched
+        }
+        publish.write_json(scratch / "matched.json", matched)
+    command.mark(mark)
+
+
+def _write(path: Path, block: object) -> None:
+    from pipeline.artifacts import publish
+    from pipeline.params.base import Block
+
+    publish.write_json(path, block.model_dump(mode="json") if isinstance(block, Block) else None)
+
+
+if __name__ == "__main__":
+    command.run(main)
