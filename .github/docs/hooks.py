@@ -73,12 +73,15 @@ def plugins(catalogue: str) -> str:
 
 
 def modules(catalogue: str) -> str:
-    """Return the mark of mkdocstrings for every plug-in of a catalogue."""
-    options = "{show_root_heading: false, heading_level: 4}"
-    return "\n".join(
-        f"### `{name}`\n\n::: {plugin.module(catalogue, name)}\n    options: {options}\n"
-        for name in plugin.names(catalogue)
-    )
+    """Return every plug-in of a catalogue: its whole docstring, and a table of its settings where it has any."""
+    options = "{members: false, show_root_heading: false, show_root_toc_entry: false}"
+    parts = []
+    for name in plugin.names(catalogue):
+        module = plugin.load(catalogue, name)
+        parts.append(f"### `{name}`\n\n::: {module.__name__}\n    options: {options}\n")
+        if module.Config.model_fields:
+            parts.append(f"**Settings**\n\n{table(module.Config)}")
+    return "\n".join(parts)
 
 
 def networks() -> str:

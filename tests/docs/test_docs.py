@@ -235,7 +235,10 @@ def test_every_key_and_plugin_is_on_a_page(site: Path, hooks: ModuleType) -> Non
         for name in plugin.names(catalogue):
             assert f"<code>{name}</code>" in plugins
     methods = (site / "methods" / "index.html").read_text("utf-8")
-    assert all(f'id="{plugin.module("methods", name)}.Config"' in methods for name in plugin.names("methods"))
+    for name in plugin.names("methods"):
+        summary = str(plugin.load("methods", name).__doc__).partition(":")[0].partition("(")[0]
+        assert f">{name}</code>" in methods
+        assert summary.strip() in methods
 
 
 def test_every_key_has_a_sentence(hooks: ModuleType) -> None:
