@@ -105,7 +105,7 @@ def run(main: Callable[..., Any]) -> None:
             main(*values, **options)
         except KeyboardInterrupt as error:
             _exit(
-                "interrupted. Run the same command again: a training or an extraction goes on where it was, "
+                "interrupted. Run the same command again: a training or an extraction resumes where it stopped, "
                 "anything else starts over.",
                 INTERRUPTED,
                 error,
