@@ -161,6 +161,12 @@ def test_named_commands_and_files_exist() -> None:
             assert (ROOT / path).is_file() or path in EXAMPLES, f"{page.name} names {path}"
 
 
+def test_every_stage_is_on_its_page() -> None:
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+    page = (DOCS / "stages.md").read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)[@`]", page.partition("## By hand")[0], re.M) == list(stages)
+
+
 def test_named_machine_options_are_those_of_the_commands() -> None:
     known = set(re.findall(r"STILLHOUSE_\w+", (ROOT / "stages" / "command.py").read_text("utf-8")))
     page = (DOCS / "stages.md").read_text("utf-8")
