@@ -220,7 +220,7 @@ def _method(name: str) -> type[BaseMethod[Any]]:
 
 def _in_words(layer: LayerSpec) -> str:
     settings = ", ".join(f"{key}: {value}" for key, value in layer.settings.items())
-    return f"{layer.layer} {{{settings}}}"
+    return f"{layer.name} {{{settings}}}"
 
 
 def _repeated(groups: Iterable[Iterable[str]]) -> set[str]:

@@ -126,9 +126,9 @@ def check_file(path: Path, expected: str) -> None:
         MissingArtifactError: there is no such file.
         StaleArtifactError: it differs.
     """
-    found = file_hash(path)
-    if found != expected:
+    actual = file_hash(path)
+    if actual != expected:
         raise StaleArtifactError(
-            f"{path} is not the file that this run was resolved with: found {found[:8]}, expected "
+            f"{path} is not the file that this run was resolved with: found {actual[:8]}, expected "
             f"{expected[:8]}. Run: dvc repro"
         )

@@ -31,8 +31,8 @@ def begin(scratch: Path, identity: str, spec: NetworkSpec, ranks: Ranks = ALONE)
     weights = scratch / "weights"
     if not ranks.first:
         return weights
-    found = checkpoint.state(scratch / "checkpoint.safetensors")
-    if found is None or found["identity"] != identity:
+    interrupted = checkpoint.state(scratch / "checkpoint.safetensors")
+    if interrupted is None or interrupted["identity"] != identity:
         for path in scratch.iterdir():
             publish.remove(path)
     weights.mkdir(exist_ok=True)

@@ -111,6 +111,28 @@ def test_methods_have_closures_of_their_own() -> None:
     assert "pipeline/training/loop.py" in distill
 
 
+@pytest.mark.parametrize("name", plugin.names("tables"))
+def test_a_fit_reads_only_what_is_its_own(name: str) -> None:
+    """No edit of a network, of a machine or of how features are extracted refits a table."""
+    paths = [str(path) for path in closure.closure(["stages.fit_table", plugin.module("tables", name)])]
+    assert "pipeline/features/contents.py" in paths
+    foreign = (
+        "networks/",
+        "compute/",
+        "distillation/",
+        "training/",
+        "runs/",
+        "evaluation/",
+        "report/",
+        "matching/",
+    )
+    assert [path for path in paths if path.startswith(tuple(f"pipeline/{room}" for room in foreign))] == []
+    for path in ("features/teacher.py", "features/extract.py", "features/manifest.py", "params/teacher.py"):
+        assert f"pipeline/{path}" not in paths
+    plugins = {path for path in paths if path.startswith("pipeline/tables/fits/")}
+    assert plugins == {f"pipeline/tables/fits/{name}.py"}
+
+
 def test_the_teachers_chain_does_not_depend_on_methods_or_distilling() -> None:
     for stage in ("train_teacher", "extract_features", "prepare_data"):
         paths = set(code_hashes([f"stages.{stage}"]))

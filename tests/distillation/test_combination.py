@@ -329,7 +329,7 @@ def test_a_prefixed_name_that_is_another_terms_is_told(monkeypatch: pytest.Monke
 
 # ------------------------------------------------------------------ what cannot be combined
 
-LAYER = {"layer": "kd_layer", "settings": {"words": 5, "alpha": 1.0}}
+LAYER = {"kd_layer": {"words": 5, "alpha": 1.0}}
 
 
 @pytest.mark.cpu

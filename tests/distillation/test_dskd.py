@@ -214,11 +214,13 @@ def test_a_mixed_pair_has_each_networks_own_last_stage() -> None:
 
 
 @pytest.mark.cpu
-def test_the_place_of_the_map_is_not_for_params() -> None:
+def test_the_tap_of_the_map_is_not_for_params() -> None:
     known = known_of("resnet", "resnet8")
-    assert dskd.Config(place="stage3").resolved(known) == dskd.Config().resolved(known)
-    with pytest.raises(ParamsError, match="dskd has place 'stage2', and its map is learned at 'stage3'") as e:
-        dskd.Config(place="stage2").resolved(known)
+    assert dskd.Config(student_tap="stage3").resolved(known) == dskd.Config().resolved(known)
+    with pytest.raises(
+        ParamsError, match="dskd has student_tap 'stage2', and its map is learned at 'stage3'"
+    ) as e:
+        dskd.Config(student_tap="stage2").resolved(known)
     assert "\n" not in str(e.value)
 
 

@@ -410,7 +410,7 @@ def test_example_of_a_schedule(written: Importer) -> None:
 
 def test_example_of_a_layer(written: Importer) -> None:
     spec = NetworkSpec(family="resnet", network="resnet8", size=8, channels=1, classes=4)
-    layer = LayerSpec(layer="channel_scale", settings={"start": 2.0})
+    layer = LayerSpec.of("channel_scale", start=2.0)
     plain, scaled = build(spec, 0), build(spec.model_copy(update={"inserted": {"final": layer}}), 0)
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     one, other = (network.eval().record(x, ("final",))["final"] for network in (plain, scaled))

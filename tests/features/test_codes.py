@@ -32,9 +32,9 @@ from feature_fixtures import CutOffError, cut_off_bar
 from safetensors.torch import load_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
-from training_fixtures import STUDENT, World
+from training_fixtures import KNOWN, STUDENT, World
 
-from pipeline import progress, seeding
+from pipeline import plugin, progress, seeding
 from pipeline.data.normalize import Normalize
 from pipeline.data.views import view_space
 from pipeline.errors import MissingArtifactError, ParamsError, StaleArtifactError, StillhouseError
@@ -53,6 +53,7 @@ from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import on_device
 from pipeline.networks.network import build
 from pipeline.networks.weights import load
+from pipeline.params.base import validate
 from pipeline.params.recipe import Recipe
 from pipeline.training.loop import Training
 
@@ -310,19 +311,26 @@ def test_quest_learns_from_codes_and_keeps_a_plain_student(world: World) -> None
     assert float(history(folder)[1]["words"]) < float(history(folder)[0]["words"])
 
 
-@pytest.mark.parametrize(("method", "t", "other"), [("quest", 5.0, 1.0), ("letkd1", 1.0, 5.0)])
+@pytest.mark.parametrize(("method", "t", "other"), [("quest", 5.0, 1.0), ("letkd", 1.0, 5.0)])
 def test_a_run_is_the_same_with_its_place_written_out(
     world: World, method: str, t: float, other: float
 ) -> None:
     def trained(name: str, config: dict[str, Any]) -> bytes:
+        model = plugin.load("methods", method).Config
+        config = validate(model, config, "runs.x").resolved(KNOWN).model_dump(mode="json")
         inputs = world.inputs("letkd1", method=method, config=config)
         folder = world.distil(f"{method}-{name}", inputs)
         return (folder / "weights/last.safetensors").read_bytes()
 
     default = trained("default", {})
-    for name, place in (("empty", {}), ("feature", {"feature": "final"}), ("t", {"temperature": t})):
+    written: dict[str, Any] = {
+        "name": "words",
+        "table": {"table": "words"},
+        "t": {"table": "words", "temperature": t},
+    }
+    for name, place in written.items():
         assert trained(name, {"places": {"final": place}}) == default, name
-    assert trained("other", {"places": {"final": {"temperature": other}}}) != default
+    assert trained("other", {"places": {"final": {"table": "words", "temperature": other}}}) != default
 
 
 # ------------------------------------------------------------------ what a run depends on
@@ -414,9 +422,7 @@ def test_codes_of_something_else_are_refused_with_the_command(
 
 @pytest.mark.cpu
 def test_an_unknown_layer_is_told_by_its_name(world: World, tmp_path: Path) -> None:
-    pair = (
-        world.blocks(runs={"kd": {"config": {"insert": {"final": {"layer": "kd_layr"}}}}}) / "pairs/pair.json"
-    )
+    pair = world.blocks(runs={"kd": {"config": {"insert": {"final": "kd_layr"}}}}) / "pairs/pair.json"
     message = resolve_error(world, tmp_path / "out", block=pair)
     assert "'kd_layr'" in message
     assert "Did you mean 'kd_layer'?" in message

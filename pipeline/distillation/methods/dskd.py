@@ -42,7 +42,7 @@ class Config(HeadsConfig):
         maps: learn the teacher's last map too; without it there is nothing of it to store (Table 3).
         teacher_feature: that map; "last" is the map that the teacher's last stage ends in.
         map: where the student and its heads learn it: at the end of the last `stage`, or at `final`.
-        place: the student tap that `map` means. It depends on the network, and is not for params.yaml.
+        student_tap: the tap that `map` means. It depends on the network, and is not for params.yaml.
         relu: end the projectors with a ReLU.
         balance: how the shallow losses are weighted: by `loss`, or `equal`.
         detach: keep gradients from the weights.
@@ -52,7 +52,7 @@ class Config(HeadsConfig):
     maps: bool = True
     teacher_feature: str = LAST
     map: Literal["stage", "final"] = "stage"
-    place: str | None = None
+    student_tap: str | None = None
     relu: bool = True
     balance: Literal["loss", "equal"] = "loss"
     detach: bool = True
@@ -61,24 +61,25 @@ class Config(HeadsConfig):
     @property
     def tap(self) -> str:
         """The student tap where the map is learned, once it is known."""
-        assert self.place is not None, "settings are resolved before they are read"
-        return self.place
+        assert self.student_tap is not None, "settings are resolved before they are read"
+        return self.student_tap
 
     def resolved(self, known: Known) -> Self:
-        """Return these settings with the heads' positions, the teacher's map and the student's place of it.
+        """Return these settings with the heads' positions, the teacher's map and the student's tap for it.
 
         Raises:
-            ParamsError: as `HeadsConfig.resolved`, or `place` was given and is another one.
+            ParamsError: as `HeadsConfig.resolved`, or `student_tap` was given and is another tap.
         """
         config = super().resolved(known)
-        place = known.student.resolved(LAST) if self.map == "stage" else "final"
-        if self.place not in (None, place):
+        tap = known.student.resolved(LAST) if self.map == "stage" else "final"
+        # A run's json of inputs holds the tap; params.yaml chooses it by `map`.
+        if self.student_tap not in (None, tap):
             raise ParamsError(
-                f"dskd has place '{self.place}', and its map is learned at '{place}'. Drop 'place' from the run's "
-                "settings, in params.yaml."
+                f"dskd has student_tap '{self.student_tap}', and its map is learned at '{tap}'. Set 'map' to stage or "
+                "final instead, in params.yaml."
             )
         feature = known.teacher.resolved(self.teacher_feature)
-        return config.model_copy(update={"teacher_feature": feature, "place": place})
+        return config.model_copy(update={"teacher_feature": feature, "student_tap": tap})
 
 
 class Method(BaseMethod[Config]):

@@ -17,6 +17,7 @@ fused logits instead.
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Literal, Self, TypeVar
 
 import torch
@@ -171,7 +172,7 @@ class Fused(TeacherSchedule[FC]):
         return torch.stack([w * c for w, c in zip(self.config.shares, learned, strict=True)]).sum(dim=0)
 
     def diagnose(self) -> dict[str, float]:
-        """Return the mean distances of Figure 2, "distance.<one>-<other>"."""
+        """Return the mean distances of Figure 2, "distance.<first>-<second>"."""
         return self.gathered.means()
 
 
@@ -215,11 +216,9 @@ class Schedule(Fused[Config]):
 def _distances(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return how far the probabilities of every two outputs lie apart, a Euclidean distance (B,)."""
     p = {name: logits.detach().softmax(dim=1) for name, logits in outputs.items()}
-    names = list(p)
     return {
-        f"distance.{one}-{other}": torch.linalg.vector_norm(p[one] - p[other], dim=1)
-        for place, one in enumerate(names)
-        for other in names[place + 1 :]
+        f"distance.{first}-{second}": torch.linalg.vector_norm(p[first] - p[second], dim=1)
+        for first, second in combinations(p, 2)
     }
 
 
