@@ -174,8 +174,9 @@ def jobs(world: World) -> dict[str, Job]:
 
 def write_words(world: World) -> None:
     """Write a table of words beside the store, as a fit to what it holds now."""
-    held = read_manifest(world.path("artifacts/features/big.zarr")).features["stage2"]
+    held = read_manifest(world.path("artifacts/features/big.zarr"), "dvc repro").features["stage2"]
     origin = {
+        "made_by": "fit_table@big-words",
         "table": {"config": {"feature": "stage2"}},
         "teacher": "big",
         "digest": held.digest["last/train"],
