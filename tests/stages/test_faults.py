@@ -256,7 +256,7 @@ MOMENTS = {
         Fault(MANIFEST),
         Fault(MANIFEST, 1, "after"),
     ],
-    "check": [Fault("pipeline.features.check:summarise"), Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],
+    "check": [Fault("pipeline.features.check:summarize"), Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],
     "fit": [Fault(SAVEZ, 1, "after"), Fault(REPLACE, 1, "after"), Fault(TEXT, 1, "half")],
     "encode": [
         Fault(SHARD, 3),
