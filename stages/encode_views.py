@@ -39,10 +39,10 @@ def main(
     from pipeline.tables import table as tables
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
-    arrays, origin = tables.load(table, "dvc repro")
     hint = "dvc repro"
+    arrays, origin = tables.load(table, hint)
     contents.require_source(table, origin, store, contents.read(store, hint))
-    fitted_to, table_hash = origin["table"]["config"]["feature"], hashing.file_hash(table)
+    fitted_to, table_hash = origin["feature"], hashing.file_hash(table)
     stage = f"encode_views@{block.stem}"
     encoder = Encoder(
         asked,

@@ -39,6 +39,7 @@ def main(
         origin = {
             "made_by": f"fit_table@{block.stem}",
             "table": fit.settings(),
+            "feature": config.feature,
             "teacher": stored.teacher,
             "weights": stored.weights["last"],
             "digest": stored.features[config.feature].digest["last/train"],

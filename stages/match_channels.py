@@ -39,21 +39,12 @@ def main(
     data = Prepared.open(prepared / match.dataset)
     numbers: dict[str, Any] = {}
     classes, counts = [], None
+    stage = f"match_channels@{match.name}"
     with publish.replacing(metrics), publish.building(out) as scratch:
         (scratch / "measured").mkdir()
         for seed in match.seeds:
-            student, stage = students / str(seed), f"match_channels@{match.name}"
-            matcher = Matcher(
-                match,
-                seed,
-                student,
-                weights,
-                store,
-                data,
-                where,
-                stage,
-                f"dvc repro extract_features@{match.teacher}",
-            )
+            alone, hint = students / str(seed), f"dvc repro extract_features@{match.teacher}"
+            matcher = Matcher(match, seed, alone, weights, store, data, where, made_by=stage, hint=hint)
             with progress.bar(f"{match.name} seed {seed}", matcher.num_samples()) as advance:
                 matching, sums = matcher.run(advance)
             numbers[str(seed)], pictures = measured(matcher, matching, sums)

@@ -178,6 +178,7 @@ def write_words(world: World) -> None:
     origin = {
         "made_by": "fit_table@big-words",
         "table": {"config": {"feature": "stage2"}},
+        "feature": "stage2",
         "teacher": "big",
         "digest": held.digest["last/train"],
     }
