@@ -672,8 +672,8 @@ def test_a_seed_that_is_not_there_is_told(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "match"),
     [
-        ({"teacher_feature": "stage1"}, "Add it to teachers.big.extract.features in params.yaml"),
-        ({"teacher_checkpoint": "init"}, "Add it to teachers.big.extract.checkpoints in params.yaml"),
+        ({"teacher_feature": "stage1"}, "Add it to teachers.big.features in params.yaml"),
+        ({"teacher_checkpoint": "init"}, "Add it to teachers.big.checkpoints in params.yaml"),
         ({"student_tap": "stage9"}, r"reads student tap 'stage9'. 'small' has stem_pre, "),
         ({"ranges": 5}, r"matchings.kcd.ranges is 5, and 'toy' has 4 classes"),
         ({"pictured": 4}, r"matchings.kcd.pictured is 4, and 'toy' has 4 classes"),

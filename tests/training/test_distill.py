@@ -859,9 +859,9 @@ def test_a_missing_table_names_the_line_to_add(world: World, tmp_path: Path) -> 
     ("runs", "match"),
     [
         ({"fitnet": {"config": {"teacher_feature": "stage1"}}},
-         "does not hold teacher feature 'stage1'; it holds logits, stage2. Add it to teachers.big.extract.features"),
+         "does not hold teacher feature 'stage1'; it holds logits, stage2. Add it to teachers.big.features"),
         ({"kd": {"schedule": "anchors", "schedule_config": {"anchors": ["anchor_025", "last"]}}},
-         "does not hold checkpoint 'anchor_025'; it holds anchor_050, last. Add it to teachers.big.extract.check"),
+         "does not hold checkpoint 'anchor_025'; it holds anchor_050, last. Add it to teachers.big.checkpoints"),
         ({"online": {"schedule": "anchors", "schedule_config": {"anchors": ["anchor_025"]}}},
          "Add the share to teachers.big.anchors in params.yaml"),
         ({"kd": {"slots": 10}}, "runs.kd.slots is 10, but this view space has 9 views"),
