@@ -25,7 +25,8 @@ from ruamel.yaml import YAML
 
 from pipeline.errors import ParamsError, StillhouseError
 from pipeline.params.base import read
-from pipeline.params.project import check
+from pipeline.params.sections import Sections
+from pipeline.runs.check import check
 from stages import check_params, params
 from stages.params import CHECKED, PASSED
 
