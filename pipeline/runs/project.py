@@ -6,34 +6,40 @@ promise, so a tap, a feature or a size that does not exist is an error here, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from pipeline import plugin
 from pipeline.data.dataset import ImageFacts
 from pipeline.data.views import check_size, num_slots, view_space
 from pipeline.distillation.method import Known
-from pipeline.errors import ParamsError, ShapeError, UnknownNameError, unknown_name
+from pipeline.errors import ParamsError, UnknownNameError, unknown_name
 from pipeline.features.encoding import Feature, tables_of
 from pipeline.networks.architecture import Architecture, architecture
 from pipeline.networks.catalogue import family_of
 from pipeline.networks.spec import NetworkSpec
-from pipeline.params.base import validate
+from pipeline.params.base import placed, validate
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.pairs import RunBlock, WantedMatching
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.sections import Sections, merged
 from pipeline.params.students import StudentParams
-from pipeline.params.teachers import FeatureParams, TeacherParams
+from pipeline.params.teachers import FeatureParams, TeacherParams, checkpoints_of
 from pipeline.params.views import Slots, ViewParams, view_params
 from pipeline.runs.composition import Composition
+from pipeline.runs.rehearsal import feature_shape, rehearse
 from pipeline.tables.table import TableConfig
 
-CLASSES = 10  # where only the files know: no shape but the logits' depends on it
+CLASSES = (
+    10  # where only the files know: no shape depends on it but the logits' and the number of sub-classes
+)
 Kind = Literal["teachers", "students"]
+_STAGE = re.compile(r"(?P<stage>stage\d+)(?P<place>(_\w+)?)")
 
 
 class Project:
@@ -60,7 +66,8 @@ class Project:
         """
         known = {}
         for name, dataset in self.params.datasets.items():
-            module = plugin.load("datasets", dataset.source.name)
+            with placed(f"datasets.{name}.source"):
+                module = plugin.load("datasets", dataset.source.name)
             place = f"datasets.{name}.source.{dataset.source.name}"
             known[name] = module.image(validate(module.Config, dataset.source.settings, place))
         return known
@@ -89,7 +96,7 @@ class Project:
             UnknownNameError: no family has the network.
         """
         network: TeacherParams | StudentParams = getattr(self.params, kind)[name]
-        with _placed(f"{kind}.{name}.network"):
+        with placed(f"{kind}.{name}.network"):
             family, known = family_of(network.network)
         images = self.images[network.dataset]
         return NetworkSpec(
@@ -110,7 +117,7 @@ class Project:
         spec = self.spec(kind, name)
         key = spec.model_dump_json(exclude={"weights"})
         if key not in self._architectures:
-            with _placed(f"{kind}.{name}"):
+            with placed(f"{kind}.{name}"):
                 self._architectures[key] = architecture(spec)
         return self._architectures[key]
 
@@ -165,6 +172,17 @@ class Project:
         network = self.architecture("teachers", teacher)
         return config.model_copy(update={"feature": network.resolved(config.feature)})
 
+    def _stand_ins(self, teacher: str, names: Iterable[str]) -> dict[str, dict[str, NDArray[Any]]]:
+        """Return arrays of the sizes of a teacher's tables, by table; without those of which none are known."""
+        taps, classes = self.architecture("teachers", teacher).taps, self.spec("teachers", teacher).classes
+        arrays = {}
+        for name in names:
+            module, config = plugin.load("tables", self.params.tables[name].name), self.table(teacher, name)
+            if hasattr(module, "stand_in"):
+                channels = feature_shape(taps, config.feature, classes)[0]
+                arrays[name] = module.stand_in(config, channels, classes)
+        return arrays
+
     def known(self, teacher: str, student: str) -> Known:
         """Return what settings of a pair's runs are filled in from."""
         fitted = {name: self.table(teacher, name).feature for name in self.params.tables}
@@ -192,8 +210,9 @@ class Project:
     def _run(self, pair: str, run: str) -> RunBlock:
         names, settings = self.params.pairs[pair], self.params.run(pair, run)
         where = f"pairs.{pair}.overrides.{run}" if run in names.overrides else f"runs.{run}"
-        with _placed(f"{where} (of pair {pair})"):
-            composition = Composition.of(settings, where, self.known(names.teacher, names.student))
+        known = self.known(names.teacher, names.student)
+        with placed(f"{where} (of pair {pair})"):
+            composition = Composition.of(settings, where, known)
 
         changed = merged(self.recipe("students", names.student).model_dump(mode="json"), settings.recipe)
         recipe = validate(Recipe, changed, f"{where}.recipe")
@@ -220,6 +239,13 @@ class Project:
         )
         self._check_student_taps(names.student, needs.student, where)
         self._check_reads(names.teacher, block, where)
+        with placed(f"{where} (of pair {pair})"):
+            rehearse(
+                composition,
+                self.spec("students", names.student),
+                known,
+                self._stand_ins(names.teacher, needs.tables),
+            )
         self._check_copies(names.teacher, block, where)
         self._check_matchings(pair, block, where)
         return block
@@ -237,14 +263,18 @@ class Project:
         for tap in taps:
             # What an inserted layer computes is recorded as "<tap>.<name>".
             if tap.partition(".")[0] not in network.taps:
-                raise _no_tap(
-                    f"{where} reads student tap", tap, self.params.students[student].network, network
-                )
+                name = self.params.students[student].network
+                raise _no_tap(f"student tap of {where}:", tap, name, network)
 
     def _check_feature(self, teacher: str, name: str, where: str) -> None:
-        network, feature = self.architecture("teachers", teacher), Feature.parse(name)
+        network, spec = self.architecture("teachers", teacher), self.spec("teachers", teacher)
+        with placed(where):
+            feature = Feature.parse(name)
         if feature.tap not in network.taps:
-            raise _no_tap(f"{where} names tap", feature.tap, self.params.teachers[teacher].network, network)
+            known = self.params.teachers[teacher].network
+            raise _no_tap(f"teacher tap of {where}:", feature.tap, known, network)
+        with placed(where):
+            feature_shape(network.taps, name, spec.classes)  # which the encodings can encode
 
     def _check_reads(self, teacher: str, run: RunBlock, where: str) -> None:
         """Check that the teacher has what a run reads, and that its store holds it where the run is cached."""
@@ -266,6 +296,9 @@ class Project:
                 self.check_table(teacher, table)
         kept = self.params.teachers[teacher]
         for checkpoint in run.checkpoints:
+            if checkpoint not in (names := checkpoints_of(kept)):
+                hint = f"Training keeps anchor_025 where teachers.{teacher}.anchors has 0.25."
+                raise unknown_name(f"checkpoint of {where}:", checkpoint, names, hint)
             if run.source == "cached" and checkpoint not in kept.checkpoints:
                 raise ParamsError(
                     f"params.yaml: {where} learns from checkpoint '{checkpoint}', and the store of teacher '{teacher}' "
@@ -427,22 +460,11 @@ class Project:
 
 def _no_tap(what: str, tap: str, name: str, network: Architecture) -> UnknownNameError:
     """Return the error for a tap that a network does not have; it advises the one that the last stage has."""
-    stage, _, rest = tap.partition("_")
     hint = ""
-    if stage.startswith("stage") and network.stages and stage not in network.stages:
-        place = f"_{rest}" if rest else ""
-        last = network.stages[-1]
+    if ":" in tap:
+        hint = "A student's tap has no encoding."
+    elif (match := _STAGE.fullmatch(tap)) and network.stages and match["stage"] not in network.stages:
+        last, place = network.stages[-1], match["place"]
         if last + place in network.taps:
             hint = f"The last stage of {name} is {last}: write {last}{place}, or last{place}."
-    return unknown_name(f"tap: {what}", tap, network.taps, hint)
-
-
-@contextmanager
-def _placed(where: str) -> Iterator[None]:
-    """Say in an error where in params.yaml its cause stands, unless it says so itself."""
-    try:
-        yield
-    except (ParamsError, ShapeError, UnknownNameError) as error:
-        if str(error).startswith("params.yaml"):
-            raise
-        raise type(error)(f"params.yaml: {where}: {error}") from None
+    return unknown_name(what, tap, network.taps, hint)
