@@ -100,12 +100,12 @@ def run(main: Callable[..., Any]) -> None:
     """Run `main` as a typer command; an error that the user or the machine caused is one line and exit status 1."""
 
     @functools.wraps(main)
-    def told(*values: Any, **options: Any) -> None:
+    def reporting(*values: Any, **options: Any) -> None:
         try:
             main(*values, **options)
         except KeyboardInterrupt as error:
             _exit(
-                "interrupted. Run the same command again: a training or an extraction goes on where it was, "
+                "interrupted. Run the same command again: a training or an extraction resumes where it stopped, "
                 "anything else starts over.",
                 INTERRUPTED,
                 error,
@@ -120,7 +120,7 @@ def run(main: Callable[..., Any]) -> None:
 
     # Plain help: rich's would take longer to import than the command to answer.
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command()(told)
+    app.command()(reporting)
     app()
 
 
@@ -160,7 +160,7 @@ def _exit(line: str, status: int = 1, error: BaseException | None = None) -> NoR
 def _of_machine(error: Exception) -> str | None:
     """Return the line for a disk or a memory that is full or closed to us; None where it is our mistake."""
     text = " ".join(str(error).split())
-    # torch is not imported here, so its errors are told by their names and texts.
+    # torch is not imported here, so its errors are recognized by their names and texts.
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

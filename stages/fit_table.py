@@ -57,6 +57,7 @@ def main(
             "teacher": stored.teacher,
             "weights": stored.weights["last"],
             "digest": digest,
+            "unit": module.UNIT or "cluster",
         }
         with publish.writing(out) as part:
             table.save(part, fitted, origin)

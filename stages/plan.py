@@ -12,6 +12,7 @@ import typer
 from stages import command
 
 if TYPE_CHECKING:
+    from pipeline.data.layout import Meta
     from pipeline.runs.planning import Item, Plan
 
 # Stages of seconds that rewrite their outs on most edits, changed or not: only what changes in them counts.
@@ -65,7 +66,6 @@ def main(
 
     content = read(params)
 
-    from pipeline.data.prepared import Prepared
     from pipeline.errors import MachineError
     from pipeline.runs.check import project
     from pipeline.runs.planning import plan
@@ -73,7 +73,7 @@ def main(
     checked = project(content)
     names = {teacher.dataset for teacher in checked.params.teachers.values()}
     names |= {student.dataset for student in checked.params.students.values()}
-    found = plan(checked, {name: Prepared.open(prepared / name).meta for name in sorted(names)})
+    found = plan(checked, {name: _meta(prepared, name) for name in sorted(names)})
     state = _state(params)
     needs = _needs(found, state, artifacts)
     if json:
@@ -89,6 +89,12 @@ def main(
                 "free. Lower the slots of the largest features in params.yaml, or take them out of the teacher's "
                 "features and learn with 'source: online', or free disk with: dvc gc --workspace"
             )
+
+
+def _meta(prepared: Path, name: str) -> Meta:
+    from pipeline.data.prepared import Prepared
+
+    return Prepared.open(prepared / name, f"dvc repro prepare_data@{name}").meta
 
 
 def _made(item: Item, state: State) -> int:

@@ -32,7 +32,7 @@ def main(
 
     from pipeline.data.preparation import prepare
 
-    meta = prepare(plug.open_source(config), asked.source, config, out)
+    meta = prepare(plug.open_source(config), asked.source, config, out, made_by=asked.stage)
     counts = ", ".join(f"{split} {number}" for split, number in meta.samples.items())
     print(f"{out}: {meta.channels}x{meta.size}x{meta.size}, {len(meta.classes)} classes, {counts}")
 

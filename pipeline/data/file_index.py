@@ -57,6 +57,7 @@ class FileIndex:
 
     Attributes:
         folder: the prepared data, for errors.
+        made_by: the DVC stage that made them, for errors.
         root: the folder that the paths start from.
         records: `record_type` (N,), mapped from disk.
         channels: 1 (gray) or 3 (color).
@@ -65,6 +66,7 @@ class FileIndex:
     """
 
     folder: Path
+    made_by: str
     root: Path
     records: NDArray[Any]
     channels: int
@@ -101,7 +103,7 @@ class FileIndex:
 
     @property
     def _again(self) -> str:
-        return f"dvc repro --force prepare_data@{self.folder.name}"
+        return f"dvc repro --force {self.made_by}"
 
     def _path(self, row: int) -> Path:
         return self.root / os.fsdecode(self.records["path"][row])

@@ -38,6 +38,7 @@ class Meta(Block):
 
     Attributes:
         schema_version: version of this layout.
+        made_by: the DVC stage that made it, for instance "prepare_data@digits".
         source: the plug-in that the data came from.
         classes: class names.
         channels: channels of an image.
@@ -50,6 +51,7 @@ class Meta(Block):
     """
 
     schema_version: int = SCHEMA
+    made_by: str = "prepare_data"
     source: str
     classes: tuple[str, ...]
     channels: int

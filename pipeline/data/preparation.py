@@ -30,7 +30,13 @@ BLOCK_BYTES = 16 * 2**20
 
 
 def prepare(
-    source: Source, name: str, config: DatasetConfig, out: Path, *, block_bytes: int = BLOCK_BYTES
+    source: Source,
+    name: str,
+    config: DatasetConfig,
+    out: Path,
+    *,
+    made_by: str = "prepare_data",
+    block_bytes: int = BLOCK_BYTES,
 ) -> Meta:
     """Write `source` as prepared data.
 
@@ -39,6 +45,7 @@ def prepare(
         name: the plug-in that opened it.
         config: its settings.
         out: the folder to make; it appears only when it is whole.
+        made_by: the DVC stage that makes it.
         block_bytes: images are decoded, hashed and written in blocks of about this size; the result does not
             depend on it.
 
@@ -72,6 +79,7 @@ def prepare(
 
         mean, std = _normalization(source, config, counts)
         meta = Meta(
+            made_by=made_by,
             source=name,
             classes=tuple(source.classes),
             channels=source.channels,

@@ -36,6 +36,7 @@ class Split:
         fingerprint: hash of the images, labels and class names.
         classes: class names.
         folder: the prepared data that it is a part of.
+        made_by: the DVC stage that made it.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Split:
     fingerprint: str
     classes: tuple[str, ...]
     folder: Path
+    made_by: str
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,16 +66,20 @@ class Prepared:
     splits: dict[str, Split]
 
     @classmethod
-    def open(cls, folder: Path) -> Self:
+    def open(cls, folder: Path, hint: str = "dvc repro") -> Self:
         """Open `folder` and check that its arrays are those that its `meta.json` names; images stay on disk.
+
+        Args:
+            folder: the prepared data.
+            hint: the command that makes them, for the error where they cannot say so themselves.
 
         Raises:
             MissingArtifactError: the folder or one of its files is not there.
             StaleArtifactError: it was written in another layout.
             DamagedArtifactError: a file is not what `meta.json` says.
         """
-        hint = f"dvc repro prepare_data@{folder.name}"
         meta = _read_meta(meta_path(folder), hint)
+        hint = f"dvc repro {meta.made_by}"
         splits = {split: _open_split(folder, split, meta, hint) for split in meta.samples}
         return cls(folder, meta, splits)
 
@@ -105,7 +111,7 @@ def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, t
         raise DamagedArtifactError(
             f"{images_path(split.folder, split.name)} or its labels are not what was prepared: they hash to "
             f"{digest.hexdigest()[:8]}, meta.json says {split.fingerprint[:8]}. Make them again with: "
-            f"dvc repro --force prepare_data@{split.folder.name}"
+            f"dvc repro --force {split.made_by}"
         )
     return torch.from_numpy(images).to(device), torch.from_numpy(np.array(split.labels)).to(device)
 
@@ -143,9 +149,9 @@ def _open_split(folder: Path, split: str, meta: Meta, hint: str) -> Split:
     else:
         records = _open_array(files_path(folder, split), (number,), None, hint)
         images = FileIndex(
-            folder, Path(meta.files.root), records, meta.channels, meta.size, meta.files.resize
+            folder, meta.made_by, Path(meta.files.root), records, meta.channels, meta.size, meta.files.resize
         )
-    return Split(split, images, labels, meta.fingerprint[split], meta.classes, folder)
+    return Split(split, images, labels, meta.fingerprint[split], meta.classes, folder, meta.made_by)
 
 
 def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any] | None, hint: str) -> NDArray[Any]:

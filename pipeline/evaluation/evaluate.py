@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.artifacts.arrays import read
 from pipeline.artifacts.hashing import file_hash
 from pipeline.artifacts.publish import read_json
 from pipeline.compute.machine import Machine
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
+from pipeline.errors import DamagedArtifactError, StaleArtifactError
 from pipeline.evaluation.accuracy import top
 from pipeline.evaluation.agreement import agreement, correlation
 from pipeline.evaluation.cost import latency, macs, num_params
@@ -139,24 +139,16 @@ def shown(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
-    path = Path(inputs["teacher_evaluation"])
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}  # all: their checksums are checked
-        made_from = str(arrays["fingerprint"]), str(arrays["weights"])
-        predicted = torch.from_numpy(arrays["last"])
-    except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro") from None
-    except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise DamagedArtifactError(
-            f"{path} does not hold predictions ({reason}). Delete it, then: dvc repro"
-        ) from None
-    if made_from[0] != fingerprint:
-        raise StaleArtifactError(f"{path} was made with other data. Make it again with: dvc repro")
-    if made_from[1] != inputs["teacher_weights"]:
-        raise StaleArtifactError(f"{path} is of another teacher. Make it again with: dvc repro")
-    return predicted
+    path, hint = Path(inputs["teacher_evaluation"]), f"dvc repro evaluate_teacher@{inputs['teacher']}"
+    predictions = read(path, hint)  # all arrays: their checksums are checked
+    made_from = {name: str(predictions.get(name)) for name in ("fingerprint", "weights")}
+    if "last" not in predictions:
+        raise DamagedArtifactError(f"{path} does not hold predictions. Make it again with: {hint}")
+    if made_from["fingerprint"] != fingerprint:
+        raise StaleArtifactError(f"{path} was made with other data. Make it again with: {hint}")
+    if made_from["weights"] != inputs["teacher_weights"]:
+        raise StaleArtifactError(f"{path} is of another teacher. Make it again with: {hint}")
+    return torch.from_numpy(predictions["last"])
 
 
 def _summary(path: Path) -> dict[str, float | int]:

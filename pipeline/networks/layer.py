@@ -10,18 +10,13 @@ Example:
 
 from __future__ import annotations
 
-from typing import Any
-
-from pipeline.params.base import Block
+from pipeline.params.plug import Plug
 
 
-class LayerSpec(Block):
-    """A layer by name: everything that is needed to build it again beside saved weights.
+class LayerSpec(Plug):
+    """A layer by name with its settings: everything that is needed to build it again beside saved weights.
 
     Attributes:
-        layer: a file of `pipeline/networks/layers`.
+        name: a file of `pipeline/networks/layers`.
         settings: its own settings.
     """
-
-    layer: str
-    settings: dict[str, Any] = {}

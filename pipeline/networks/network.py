@@ -230,7 +230,7 @@ def _insert(network: Network, spec: NetworkSpec, seed: tuple[int | str, ...]) ->
     for name, layer in spec.inserted.items():
         if name not in shapes:
             raise unknown_name("tap", name, shapes)
-        make = plugin.load("layers", layer.layer).build
+        make = plugin.load("layers", layer.name).build
         channels = shapes[name][0]
 
         # Bound first, so that a TypeError from inside the layer is not taken for a user's.
@@ -238,7 +238,7 @@ def _insert(network: Network, spec: NetworkSpec, seed: tuple[int | str, ...]) ->
             inspect.signature(make).bind(name, channels, **layer.settings)
         except TypeError as error:
             raise ParamsError(
-                f"Layer '{layer.layer}' at '{name}' has other settings: {error}. Change them in params.yaml."
+                f"Layer '{layer.name}' at '{name}' has other settings: {error}. Change them in params.yaml."
             ) from None
 
         with seeding.scope(*seed, "layer", name):

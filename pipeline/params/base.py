@@ -81,17 +81,17 @@ def parse(content: str, path: Path) -> dict[str, Any]:
         ParamsError: it is not yaml, or another top level.
     """
     try:
-        found = YAML(typ="safe").load(content)
+        loaded = YAML(typ="safe").load(content)
     except (YAMLError, ValueError) as error:  # the latter of dates that no calendar has
         raise ParamsError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise ParamsError(f"{path} holds {type(found).__name__}, expected a mapping of blocks.")
-    named: dict[str, Any] = _named(found, path)
+    if not isinstance(loaded, dict):
+        raise ParamsError(f"{path} holds {type(loaded).__name__}, expected a mapping of blocks.")
+    named: dict[str, Any] = _named(loaded, path)
     return named
 
 
 def _named(content: Any, path: Path) -> Any:
-    """Return `content` with all keys as text: what is checked must have the names that DVC gives to stages."""
+    """Return `content`, all of whose keys are text: DVC has no stage for another one."""
     if isinstance(content, list):
         return [_named(part, path) for part in content]
     if not isinstance(content, dict):
@@ -148,23 +148,23 @@ def load_asked(model: type[B], path: Path, hint: str = "dvc repro params") -> B 
 
 
 def _one_line(error: ValidationError, model: type[BaseModel], content: Any, where: str, file: str) -> str:
-    # What is unknown explains what is missing, so it is told first.
-    found = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    path = _path(found["loc"], content)
+    # What is unknown explains what is missing, so it is reported first.
+    details = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    path = _path(details["loc"], content)
     place = ".".join(part for part in (where, *path) if part)
-    if found["type"] == "extra_forbidden":
-        key = str(found["loc"][-1])
-        known = sorted(_fields(model, found["loc"][:-1]))
+    if details["type"] == "extra_forbidden":
+        key = str(details["loc"][-1])
+        known = sorted(_fields(model, details["loc"][:-1]))
         near = difflib.get_close_matches(key, known, n=1)
         guess = f" Did you mean '{near[0]}'?" if near else ""
         return f"{file}: unknown key '{place}'.{guess} Known keys: {', '.join(known) or 'none'}."
-    if found["type"] == "missing":
-        return f"{file}: '{'.'.join((place, str(found['loc'][-1]))).removeprefix('.')}' is missing. Add it."
+    if details["type"] == "missing":
+        return f"{file}: '{'.'.join((place, str(details['loc'][-1]))).removeprefix('.')}' is missing. Add it."
     # A union has an error for each of its members.
     messages = [item["msg"] for item in error.errors() if _path(item["loc"], content) == path]
     first, *others = (message.removeprefix("Value error, ") for message in dict.fromkeys(messages))
     message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-    return f"{file}: '{place}' is {found['input']!r}. {message}."
+    return f"{file}: '{place}' is {details['input']!r}. {message}."
 
 
 def _path(location: tuple[int | str, ...], content: Any) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_serializer, model_validator
 
@@ -35,7 +35,7 @@ class Plug(Block):
         return {self.name: self.settings}
 
     @classmethod
-    def of(cls, name: str, **settings: Any) -> Plug:
+    def of(cls, name: str, **settings: Any) -> Self:
         """Return the plug-in `name` with these settings."""
         return cls.model_validate({name: settings})
 

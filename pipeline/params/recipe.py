@@ -46,7 +46,7 @@ class Recipe(Block):
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training, with an optimiser of its own.
+    """A part of the training, with an optimizer of its own.
 
     Attributes:
         name: what `Batch.phase` says.

@@ -157,5 +157,5 @@ def _layers(methods: Mapping[str, MethodConfig]) -> Iterator[str]:
     for name, config in methods.items():
         yield from getattr(plugin.load("methods", name), "LAYERS", ())
         for layer in config.insert.values():
-            plugin.load("layers", layer.layer)  # its name is the user's: an unknown one is an error
-            yield layer.layer
+            plugin.load("layers", layer.name)  # its name is the user's: an unknown one is an error
+            yield layer.name

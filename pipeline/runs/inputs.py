@@ -18,6 +18,10 @@ from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import ViewParams
 
+TRANSFORM = (
+    "transform.safetensors"  # in a student's folder: the state that a transform ended in, if it has one
+)
+
 
 class StudentInputs(Block):
     """What a student alone is trained from.
@@ -126,9 +130,9 @@ def check_file(path: Path, expected: str) -> None:
         MissingArtifactError: there is no such file.
         StaleArtifactError: it differs.
     """
-    found = file_hash(path)
-    if found != expected:
+    actual = file_hash(path)
+    if actual != expected:
         raise StaleArtifactError(
-            f"{path} is not the file that this run was resolved with: found {found[:8]}, expected "
+            f"{path} is not the file that this run was resolved with: found {actual[:8]}, expected "
             f"{expected[:8]}. Run: dvc repro"
         )

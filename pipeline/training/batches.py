@@ -18,12 +18,12 @@ from pipeline.params.recipe import cut
 
 @dataclass(frozen=True)
 class Views:
-    """Normalised views of some training samples, all from one slot.
+    """Normalized views of some training samples, all from one slot.
 
     Attributes:
         slot: the slot.
         index: of the samples, int64 (B,), on the CPU.
-        image: normalised (B, C, H, W).
+        image: normalized (B, C, H, W).
         label: int64 (B,).
         share: of the global batch, which the ranks divide among them; 1 in one process.
     """

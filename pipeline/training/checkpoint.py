@@ -16,7 +16,7 @@ from pipeline.artifacts import publish
 
 
 def save(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Write modules, the optimiser's momentum and `state` (json) in one step.
+    """Write modules, the optimizer's momentum and `state` (json) in one step.
 
     Args:
         path: the file.
@@ -37,14 +37,14 @@ def state(path: Path) -> dict[str, Any] | None:
     """Return the `state` of a checkpoint, or None when there is none that can be read."""
     try:
         with safe_open(path, "pt") as file:
-            found: dict[str, Any] = json.loads(file.metadata()["state"])
-            return found
+            content: dict[str, Any] = json.loads(file.metadata()["state"])
+            return content
     except Exception:  # a checkpoint is only worth having: without it, training starts at the beginning
         return None
 
 
 def restore(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
-    """Fill modules and the optimiser's momentum from a checkpoint."""
+    """Fill modules and the optimizer's momentum from a checkpoint."""
     with safe_open(path, "pt") as file:
         for name, x in _tensors(modules).items():
             x.detach().copy_(file.get_tensor(name))

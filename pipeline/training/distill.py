@@ -23,9 +23,8 @@ from pipeline.features.source import RESIDENT_BYTES, TeacherSource
 from pipeline.networks.network import Network, Shape, Taps, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import save_weights
-from pipeline.runs.comparison import TRANSFORM
 from pipeline.runs.composition import Composition
-from pipeline.runs.inputs import RunInputs, check_data
+from pipeline.runs.inputs import TRANSFORM, RunInputs, check_data
 from pipeline.runs.sources import Sources
 from pipeline.training import assembly
 from pipeline.training.assembly import Job, Subject
@@ -39,7 +38,7 @@ class Distillation(nn.Module):
 
     Args:
         student: the network that is trained.
-        method: what it is trained to minimise.
+        method: what it is trained to minimize.
         schedule: who teaches.
         transform: what is done to the teacher's features first, or None.
         source: where they come from.
@@ -105,11 +104,11 @@ class Distillation(nn.Module):
         loss = _weigh(plan.terms, plan.weights, terms, none, 1.0, "", "schedule")
         for lesson in plan.lessons:
             taught = self._lesson(lesson, batch)
-            found = self.method(taps, taught)
+            computed = self.method(taps, taught)
             if lesson.terms is not None:
-                found = {name: term for name, term in found.items() if name in lesson.terms}
+                computed = {name: term for name, term in computed.items() if name in lesson.terms}
             given = self.method.weights(taught) if lesson.weights is None else lesson.weights
-            loss = loss + _weigh(found, given, terms, none, lesson.weight, lesson.name, "method")
+            loss = loss + _weigh(computed, given, terms, none, lesson.weight, lesson.name, "method")
         return loss, terms
 
     def diagnose(self) -> dict[str, float]:
@@ -124,16 +123,16 @@ class Distillation(nn.Module):
 
 
 def _weigh(
-    found: Terms, weights: Weights, terms: Terms, total: Tensor, scale: float, prefix: str, what: str
+    computed: Terms, weights: Weights, terms: Terms, total: Tensor, scale: float, prefix: str, what: str
 ) -> Tensor:
-    """Add `found` to `terms` under their full names and return `total` and their weighted sum."""
-    missing = found.keys() - weights.keys()
+    """Add `computed` to `terms` under their full names and return `total` and their weighted sum."""
+    missing = computed.keys() - weights.keys()
     if missing:
         raise ParamsError(
             f"Term '{min(missing)}' of the {what} has no weight; found weights for {', '.join(sorted(weights))}. "
-            "Give all of them in the run's config.weights, or none, in params.yaml."
+            "Give it a default weight in the plug-in's Config."
         )
-    for name, term in found.items():
+    for name, term in computed.items():
         terms[f"{prefix}_{name}" if prefix else name] = term
         total = total + scale * weights[name] * term
     return total

@@ -1,7 +1,7 @@
 """The training loop: SGD over phases of epochs, with a history, checkpoints, and the best epoch kept.
 
 What is trained, and on which loss, is the caller's. Every random draw is keyed by seed and epoch, so a run that
-is cut off goes on from its checkpoint and ends bit for bit where it would have ended.
+is interrupted resumes from its checkpoint and ends bit for bit where it would have ended.
 
 Several ranks (`pipeline.compute.distributed`) divide every batch. Each weighs its loss, a mean over its part, by
 its part's share, and the gradients are summed. So what is a mean over samples (cross-entropy, soft targets, a map's
@@ -55,7 +55,7 @@ class Moment:
 
 
 class Objective(Protocol):
-    """What one step minimises."""
+    """What one step minimizes."""
 
     def begin(self, views: Views, moment: Moment) -> Callable[[], Any]:
         """Start fetching what the step needs; returns the function that waits for it."""
@@ -72,7 +72,7 @@ class Training:
 
     Attributes:
         modules: what is checkpointed, by name; "student" is the network that is saved.
-        objective: what a step minimises.
+        objective: what a step minimizes.
         batches: the training split; of several ranks that divide it, the first evaluates and keeps the checkpoint.
         phases: in their order.
         evaluate: gives the columns of the history that belong to an epoch's end; "top1" picks the best epoch.
@@ -172,10 +172,10 @@ class Training:
         return self.batches.normalize(self.batches.images.begin(0, torch.tensor([0]))())
 
     def _done(self, path: Path) -> list[Row]:
-        """Return the history of the checkpoint that is gone on from."""
+        """Return the history of the checkpoint that training resumes from."""
         resumed = checkpoint.state(path)
-        found: list[Row] = resumed["history"] if resumed and resumed["identity"] == self.identity else []
-        return found
+        history: list[Row] = resumed["history"] if resumed and resumed["identity"] == self.identity else []
+        return history
 
     def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer, before: int) -> Row:
         rate = phase.recipe.rate(epoch)
@@ -261,7 +261,7 @@ class Training:
                 self.save(name)
 
     def _optimizer(self, phase: Phase, trained: set[int]) -> torch.optim.Optimizer:
-        """Return a phase's optimiser of the parameters `trained`, by id, that the phase does not freeze."""
+        """Return a phase's optimizer of the parameters `trained`, by id, that the phase does not freeze."""
         parameters = []
         for key, module in self.modules.items():
             for name, parameter in module.named_parameters():
@@ -273,7 +273,7 @@ class Training:
 
 
 def sgd(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
-    """Return the optimiser of a recipe."""
+    """Return the optimizer of a recipe."""
     return EagerSGD(
         parameters,
         lr=recipe.learning_rate,

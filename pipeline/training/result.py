@@ -31,8 +31,8 @@ def begin(scratch: Path, identity: str, spec: NetworkSpec, ranks: Ranks = ALONE)
     weights = scratch / "weights"
     if not ranks.first:
         return weights
-    found = checkpoint.state(scratch / "checkpoint.safetensors")
-    if found is None or found["identity"] != identity:
+    interrupted = checkpoint.state(scratch / "checkpoint.safetensors")
+    if interrupted is None or interrupted["identity"] != identity:
         for path in scratch.iterdir():
             publish.remove(path)
     weights.mkdir(exist_ok=True)
@@ -87,7 +87,7 @@ def finish(
         "seconds": seconds,
         "images_per_second": images / seconds if seconds else 0.0,
         "peak_bytes": machine.peak_bytes(),
-        "device": machine.device.type,
+        "device": machine.hardware,
     }
     write_json(scratch / "training.json", summary)
     publish.remove(scratch / "checkpoint.safetensors")

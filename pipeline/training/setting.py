@@ -52,12 +52,12 @@ class Setting:
         split = self.plain("holdout" if "holdout" in self.prepared.meta.samples else "test")
 
         def evaluate() -> dict[str, float]:
-            found = logits(network, split, self.machine)
-            return {"top1": top(found, split.labels, 1), "top5": top(found, split.labels, 5)}
+            scores = logits(network, split, self.machine)
+            return {"top1": top(scores, split.labels, 1), "top5": top(scores, split.labels, 5)}
 
         return evaluate
 
 
 def all_slots(space: ViewSpace, slots: Slots, what: str) -> int | None:
-    """Resolve the slots of a training that needs no store: all of an endless space is None."""
+    """Resolve the slots of a training that needs no store: all of an unbounded space is None."""
     return None if slots == "all" and space.count is None else num_slots(space, slots, what)

@@ -143,7 +143,7 @@ def test_a_changed_byte_is_told_where_the_split_goes_to_the_device(prepared: Pat
     split = Prepared.open(prepared).split("train")
     with pytest.raises(DamagedArtifactError) as error:
         to_device(split, "cpu")
-    one_line(error, str(prepared / "train_images.npy"), "dvc repro --force prepare_data@some")
+    one_line(error, str(prepared / "train_images.npy"), "dvc repro --force prepare_data")
     to_device(Prepared.open(prepared).split("test"), "cpu")
 
 
@@ -311,7 +311,7 @@ def test_damage_is_one_line_with_the_next_command(
     damage(prepared)
     with pytest.raises(kind) as error:
         Prepared.open(prepared)
-    one_line(error, text, "dvc repro prepare_data@some")
+    one_line(error, text, "dvc repro")
 
 
 # --- Digits -------------------------------------------------------------------------------------------------

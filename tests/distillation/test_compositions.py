@@ -27,8 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "kcd_dskd": {"method": "dskd", "config": LAST, "transform": "permutation"},
     "kcd_fitnet": {"method": "fitnet", "config": FINAL, "transform": "permutation"},
     "letkd1_slkd": {"method": "letkd", "schedule": "self_learning"},
-    "kcd_with_layer": {"method": "mimicry", "transform": "permutation", "config": {"insert": {"final": {
-        "layer": "kd_layer", "settings": {"words": 12}}}}},
+    "kcd_with_layer": {"method": "mimicry", "transform": "permutation", "config": {"insert": {"final": {"kd_layer": {"words": 12}}}}},
 }  # fmt: skip
 EXPECTED = {
     "slkd_dskd": {"ce", "kd", "kd_shallow", "map", "map_shallow", "slt1_kd", "slt2_kd", "fused_kd"},

@@ -230,7 +230,7 @@ def test_parameters_and_macs_of_the_paper_s_sizes(
     family: str, network: str, inner: str, added: int, ratio: float, more: int
 ) -> None:
     def counted(**words: int) -> tuple[int, int, dict[str, tuple[int, ...]]]:
-        layers = {tap: LayerSpec(layer="kd_layer", settings={"words": k}) for tap, k in words.items()}
+        layers = {tap: LayerSpec.of("kd_layer", words=k) for tap, k in words.items()}
         spec = NetworkSpec(family=family, network=network, size=32, channels=3, classes=100, inserted=layers)
         with torch.device("meta"):
             built = build(spec, 0)
@@ -646,7 +646,7 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
     ("config", "message"),
     [
         ({"alpha": {"finale": 0.1}}, "alpha is given for 'finale', and the places are final"),
-        ({"insert": {"final": {"layer": "kd_layer"}}}, "insert has a layer at 'final'"),
+        ({"insert": {"final": "kd_layer"}}, "insert has a layer at 'final'"),
         ({"places": {}}, "at least 1 item"),
         ({"places": {"final": {"table": "words", "encoding": "halved"}}}, "'nearest', 'top4' or 'subclass'"),
         ({"places": {"final": {"table": "words", "learns": "words"}}}, "unknown key"),
@@ -669,7 +669,7 @@ def test_wrong_settings_are_told_in_one_line(config: dict[str, Any], message: st
         ({"places": {"final": "wrds"}}, r"table 'wrds', and 'tables' in params.yaml has words, inner, kernels, sub"),
         ({"places": {"final": {"table": "words", "feature": "stage2"}}}, r"its table and encoding give 'final'"),
         ({"places": {"last": "words", "stage3": "words"}}, r"'stage3' of the student under two names"),
-        ({"places": {"last": "words"}, "insert": {"stage3": {"layer": "kd_layer"}}}, r"insert has a layer at 'stage3'"),
+        ({"places": {"last": "words"}, "insert": {"stage3": "kd_layer"}}, r"insert has a layer at 'stage3'"),
     ],
 )  # fmt: skip
 def test_places_that_do_not_fit_the_networks_are_told_in_one_line(
@@ -786,5 +786,5 @@ def test_an_encoding_of_another_kind_is_told_before_a_store_is_read(
 @pytest.mark.cpu
 def test_layers_with_other_settings_are_told_in_one_line() -> None:
     with pytest.raises(ParamsError, match=r"Layer 'kd_layer' at 'stage2'.*missing.*'words'") as error:
-        assemble("kd", {"insert": {"stage2": LayerSpec(layer="kd_layer", settings={"alpha": 1.0})}})
+        assemble("kd", {"insert": {"stage2": LayerSpec.of("kd_layer", alpha=1.0)}})
     assert "\n" not in str(error.value)

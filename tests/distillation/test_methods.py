@@ -317,7 +317,7 @@ def test_last_is_the_last_stage_in_every_setting(
 
 @pytest.mark.cpu
 def test_inserted_layers_stand_at_full_names() -> None:
-    layer = {"layer": "kd_layer", "settings": {"words": 5}}
+    layer = {"kd_layer": {"words": 5}}
     config = validate(kd.Config, {"insert": {"last": layer}}, "runs.x").resolved(KNOWN)
     assert set(config.insert) == {"stage3"}
     twice = validate(kd.Config, {"insert": {"last": layer, "stage3": layer}}, "runs.x")

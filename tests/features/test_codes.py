@@ -422,9 +422,7 @@ def test_codes_of_something_else_are_refused_with_the_command(
 
 @pytest.mark.cpu
 def test_an_unknown_layer_is_told_by_its_name(world: World, tmp_path: Path) -> None:
-    pair = (
-        world.blocks(runs={"kd": {"config": {"insert": {"final": {"layer": "kd_layr"}}}}}) / "pairs/pair.json"
-    )
+    pair = world.blocks(runs={"kd": {"config": {"insert": {"final": "kd_layr"}}}}) / "pairs/pair.json"
     message = resolve_error(world, tmp_path / "out", block=pair)
     assert "'kd_layr'" in message
     assert "Did you mean 'kd_layer'?" in message

@@ -324,7 +324,7 @@ def test_parameters_depend_on_the_seed_alone(name: str) -> None:
 @pytest.mark.usefixtures("layers")
 def test_an_inserted_layer_leaves_the_rest_s_start_alone() -> None:
     plain = state("resnet8", 3)
-    moved = LayerSpec(layer="moved")
+    moved = LayerSpec.of("moved")
     with_layer = state("resnet8", 3, inserted={"stage3_block1": moved, "final": moved})
     assert all(torch.equal(plain[key], with_layer[key]) for key in plain)
     scales = [with_layer[f"inserted.{tap}.scale"] for tap in ("stage3_block1", "final")]
@@ -336,7 +336,7 @@ def test_an_inserted_layer_leaves_the_rest_s_start_alone() -> None:
 
 @pytest.mark.usefixtures("layers")
 def test_a_saved_network_comes_back(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    what = spec("shufflenetv2", 16, 1, 10, inserted={"stage3": LayerSpec(layer="moved")})
+    what = spec("shufflenetv2", 16, 1, 10, inserted={"stage3": LayerSpec.of("moved")})
     built = build(what, 1)
     built.record(torch.randn(4, 1, 16, 16), ["pooled"])  # moves BN's statistics
     weights.save_spec(what, tmp_path)

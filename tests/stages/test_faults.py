@@ -56,6 +56,7 @@ SMALL = merged(
 EVERY_EPOCH = {"pipeline.training.loop:CHECKPOINT_SECONDS": -1.0}
 BLOCKS = {"pipeline.data.preparation:prepare": {"block_bytes": 9000}}
 SHARDS = {"pipeline.features.extract:Extraction": {"shard_bytes": 4000}}
+COPY_SHARDS = {"pipeline.training.copies:Extraction": {"shard_bytes": 4000}}
 CODE_SHARDS = {"pipeline.features.codes:Extraction": {"shard_bytes": 4000}}
 
 
@@ -166,7 +167,7 @@ def jobs(world: World) -> dict[str, Job]:
                       metrics="metrics/codes/big/words.json"),
         "encode_nothing": job("encode_views", asked / "codes/idle.json", *places, "--table", a / "tables/big/idle.npz",
                               out="codes/big/idle", metrics="metrics/codes/big/idle.json"),
-        "copy": job("train_copy", a / "params/copies/copy.json", *places, *cpu, settings=EVERY_EPOCH | SHARDS,
+        "copy": job("train_copy", a / "params/copies/copy.json", *places, *cpu, settings=EVERY_EPOCH | COPY_SHARDS,
                     out="copies/big/copy"),
         "student_inputs": job("student_inputs", a / "params/students/small.json", "--data", data, "--code",
                               a / "code", out="inputs/students/small.json"),

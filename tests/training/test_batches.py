@@ -115,7 +115,7 @@ def test_torchvisions_resnet18_learns_from_17_images_of_32x32_in_batches_of_8(tm
     assert network.state_dict()["units.stem.1.num_batches_tracked"].item() == 2
 
 
-LAYER = {"final": {"layer": "kd_layer", "settings": {"words": 5}}}
+LAYER = {"final": {"kd_layer": {"words": 5}}}
 RECIPES = {"recipe": SEVENTEEN.model_dump(mode="json")}
 SMALL = merged(
     changed(PARAMS, "distill", [f"pair/{run}" for run in ("kd", "dskd", "layer", "slkd")]),

@@ -203,7 +203,8 @@ def test_transform_comes_before_the_method_and_is_not_trained() -> None:
 
 @pytest.mark.cpu
 def test_a_term_without_a_weight_is_told_in_one_line() -> None:
-    found = assemble("kd", {"weights": {"ce": 1.0}})
+    found = assemble("kd")
+    found.method.config = found.method.config.model_copy(update={"weights": {"ce": 1.0}})
     batch = found.batch()
     made = Distillation(
         found.student, found.method, TeacherSchedule(ScheduleConfig(), found.context), None,
@@ -385,7 +386,7 @@ class ToyMethod(BaseMethod[ToyConfig]):
     def operations(
         cls, config: ToyConfig, student: Mapping[str, Shape], teacher: Mapping[str, Shape], tables: Tables
     ) -> Operations:
-        return Operations({"stage2": LayerSpec(layer="gate", settings={"start": 2.0})})
+        return Operations({"stage2": LayerSpec.of("gate", start=2.0)})
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         return {
@@ -456,7 +457,7 @@ def test_a_head_is_trained_and_dropped(toy: World, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.cpu
 def test_a_layer_at_an_unknown_tap_is_told_in_one_line(toy: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = Operations({"stage9": LayerSpec(layer="gate", settings={"start": 1.0})})
+    spec = Operations({"stage9": LayerSpec.of("gate", start=1.0)})
     monkeypatch.setattr(ToyMethod, "operations", classmethod(lambda cls, *arguments: spec))
     with pytest.raises(UnknownNameError, match="Unknown tap 'stage9'") as error:
         toy.distil("toy-tap", toy.inputs("kd", method="toy", config={}))

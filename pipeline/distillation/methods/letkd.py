@@ -109,9 +109,8 @@ class Method(BaseMethod[Config]):
     ) -> Operations:
         """Insert a layer at every place, as wide as its table."""
         layers = {
-            tap: LayerSpec(
-                layer="kd_layer",
-                settings={"words": outcomes(tap, place, tables), "alpha": config.alpha.get(tap, 1.0)},
+            tap: LayerSpec.of(
+                "kd_layer", words=outcomes(tap, place, tables), alpha=config.alpha.get(tap, 1.0)
             )
             for tap, place in config.places.items()
         }

@@ -1,6 +1,6 @@
 """Linear discriminant analysis of pixels, each labeled with its image's class (letKD, 4.2.2, step 1).
 
-How it is computed is told in `pipeline.tables.discriminants`. The table `subclasses` fits the same space for itself;
+How it is computed: `pipeline.tables.discriminants`. The table `subclasses` fits the same space for itself;
 this one is for looking at it.
 """
 
