@@ -40,7 +40,6 @@ def main(
     from pipeline.data.prepared import Prepared
     from pipeline.features import contents
     from pipeline.features.codes import Encoder
-    from pipeline.runs.resolve import code_store
     from pipeline.tables import table as tables
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
@@ -65,7 +64,7 @@ def main(
                 made_by=asked.stage,
                 hint=hint,
             )
-            stored = encoder.run(code_store(scratch, code)).features[code]
+            stored = encoder.run(contents.code_store(scratch, code)).features[code]
             numbers[code] = {"slots": stored.slots, "mean_kl_lost": encoder.lost()}
         publish.write_json(metrics, numbers)
 
