@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from pipeline.params.project import ALONE
 from report_fixtures import EPOCHS, Links, Project, provenance_of, rows
 from scipy import stats
 
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
-from pipeline.params.project import ALONE
 from pipeline.report import page, sections, statistics
 from pipeline.report.collect import collect as collecting
 from pipeline.report.drawing import intervals, palette, text
