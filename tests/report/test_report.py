@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from pipeline.params.project import ALONE
 from report_fixtures import EPOCHS, Links, Project, provenance_of, rows
 from scipy import stats
 
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
+from pipeline.params.sections import ALONE
 from pipeline.report import page, sections, statistics
 from pipeline.report.collect import collect as collecting
 from pipeline.report.drawing import intervals, palette, text
@@ -780,7 +780,7 @@ def test_borrowed_matchings_stand_beside_the_pairs_own(project: Project) -> None
 def test_measurements_that_lack_a_seed_are_damaged(project: Project) -> None:
     matched(project)
     project.json("metrics/matchings/big-small/own.json", {"kcd": {"0": NUMBERS, "1": NUMBERS}})
-    with pytest.raises(DamagedArtifactError, match=r"own.json lacks kcd: 2. .*match_channels@big-small$"):
+    with pytest.raises(DamagedArtifactError, match=r"own.json: kcd lacks 2. .*match_channels@big-small$"):
         project.run()
 
 
@@ -791,8 +791,8 @@ def test_a_pair_without_matchings_has_no_such_section(project: Project) -> None:
 def test_a_missing_matching_is_reported_with_its_stage(project: Project) -> None:
     path = matched(project)
     path.write_bytes(b"nothing")
-    with pytest.raises(DamagedArtifactError, match="dvc repro match_channels@big-small$"):
+    with pytest.raises(DamagedArtifactError, match=r"dvc repro match_channels@big-small$"):
         project.collect()
     path.unlink()
-    with pytest.raises(MissingArtifactError, match="dvc repro match_channels@big-small$"):
+    with pytest.raises(MissingArtifactError, match=r"dvc repro match_channels@big-small$"):
         project.collect()

@@ -357,7 +357,7 @@ def test_what_codes_lose_stands_with_the_caches(project: Project) -> None:
     ):
         project.run()
     project.json("metrics/codes/big/kmeans.json", {"stage2:nearest@kmeans": {"slots": 9}})
-    with pytest.raises(DamagedArtifactError, match=r"lacks stage2:nearest@kmeans: mean_kl_lost. "):
+    with pytest.raises(DamagedArtifactError, match=r"json: stage2:nearest@kmeans lacks mean_kl_lost. "):
         project.run()
 
 

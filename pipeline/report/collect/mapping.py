@@ -22,7 +22,7 @@ def mapping(path: Path, hint: str, needed: Iterable[str]) -> dict[str, Any]:
         MissingArtifactError: it is not there.
         DamagedArtifactError: it cannot be read, or lacks a name.
     """
-    return _checked(path, hint, read_json(path, hint), "", needed)
+    return _checked(f"{path}", hint, read_json(path, hint), needed)
 
 
 def inner(
@@ -40,16 +40,16 @@ def inner(
     Raises:
         DamagedArtifactError: it is something else, or lacks a name.
     """
-    return _checked(path, hint, content[key], f"{key}: ", needed)
+    return _checked(f"{path}: {key}", hint, content[key], needed)
 
 
-def _checked(path: Path, hint: str, content: Any, place: str, needed: Iterable[str]) -> dict[str, Any]:
+def _checked(place: str, hint: str, content: Any, needed: Iterable[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise DamagedArtifactError(f"{path}: {place}expected a mapping of names. Make it again with: {hint}")
+        raise DamagedArtifactError(f"{place} is not a mapping of names. Make it again with: {hint}")
 
     lacking = [name for name in needed if name not in content]
     if lacking:
-        raise DamagedArtifactError(f"{path} lacks {place}{', '.join(lacking)}. Make it again with: {hint}")
+        raise DamagedArtifactError(f"{place} lacks {', '.join(lacking)}. Make it again with: {hint}")
     return dict(content)
 
 
