@@ -95,7 +95,8 @@ def _nothing(results: Results) -> Section:
     # Without seeds the pairs of params.yaml are not even collected.
     needed = {"datasets": results.datasets, "teachers": results.teachers, "pairs": results.pairs}
     lacking = [name for name, entries in needed.items() if not entries] if results.seeds else ["seeds"]
-    words = f"params.yaml has no {' and no '.join(lacking)}: no student is trained, so no accuracies are compared."
+    listed = " or ".join(filter(None, [", ".join(lacking[:-1]), lacking[-1]]))
+    words = f"params.yaml has no {listed}: no student is trained, so no accuracies are compared."
     if results.teachers:
         words += " What follows is about its teachers and data sets."
     return Section("nothing", "There is nothing to report", Markup("{}").format(words), Markup())

@@ -562,6 +562,7 @@ def test_every_run_shows_its_settings(project: Project) -> None:
     assert Links(html).open == []
     blocks = re.findall(r"<details>.*?</details>", html, re.DOTALL)
     assert [re.findall(r"<summary><b>(\w+)</b>", block) for block in blocks] == [["kd"], ["fitnet"]]
+    assert re.findall(r"<small>(.*?)</small>", html) == ["changes epochs, milestones of the recipe", ""]
     kd, fitnet = ([Links(row).text for row in re.findall(r"<tr>.*?</tr>", block)[1:]] for block in blocks)
     assert kd == [
         "methodkd",
@@ -664,9 +665,9 @@ def test_a_gain_whose_interval_includes_zero_is_said_to(project: Project) -> Non
         (("seeds", "datasets", "teachers", "students", "pairs", "runs", "distill"), "has no seeds:"),
         (
             ("datasets", "teachers", "students", "pairs", "runs", "distill"),
-            "no datasets and no teachers and no",
+            "has no datasets, teachers or pairs:",
         ),
-        (("teachers", "students", "pairs", "runs", "distill"), "has no teachers and no pairs:"),
+        (("teachers", "students", "pairs", "runs", "distill"), "has no teachers or pairs:"),
         (("pairs", "runs", "distill"), "has no pairs:"),
         (("seeds", "distill"), "has no seeds:"),
     ],

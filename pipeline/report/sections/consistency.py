@@ -122,7 +122,7 @@ def _distances(pair: Pair, runs: list[Run]) -> Markup:
         moved = bool(run.settings.transform)
         sides = [markup.NOTHING, l2] if moved else [l2, markup.NOTHING]
         rows.append([run.name, run.composition, markup.mean(run.estimate("teacher_kl"), 3), *sides])
-    head = ["student", "by", "KL of predictions", "L2 of maps", "L2 to the transformed"]
+    head = ["student", "matching or composition", "KL of predictions", "L2 of maps", "L2 to the transformed"]
     return markup.table(head, rows, 2) + markup.note(
         "On the test split. A run's maps are compared where its method compares them itself."
     )

@@ -41,7 +41,11 @@ def _run(run: Run, alone: Run) -> Markup:
             for name in settings.changed
         ),
     ]  # fmt: skip
-    title = Markup("<b>{}</b> <small>{}</small>").format(run.name, run.composition)
+    # What a folded block would hide: another composition than the name says, and another recipe.
+    words = [run.composition] if run.composition != run.name else []
+    if settings.changed:
+        words.append(f"changes {', '.join(settings.changed)} of the recipe")
+    title = Markup("<b>{}</b> <small>{}</small>").format(run.name, "; ".join(words))
     return markup.folded(title, markup.table(["part", "setting", "value"], rows, 3))
 
 
