@@ -204,12 +204,13 @@ class Combined(BaseMethod[CombinedConfig]):
 
     def _merged(self, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Return values by the terms' names in the sum, without the labels that do not count."""
+        counted = LABELS in self.names.values()
         return {
             # A term without a default weight is a plug-in's fault, and the trainer's error names it.
             self.names.get((name, term), f"{name}_{term}"): value
             for name, values in by_method.items()
             for term, value in values.items()
-            if term != LABELS or (name, term) in self.names
+            if term != LABELS or (name, term) in self.names or not counted
         }
 
 
