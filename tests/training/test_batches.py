@@ -122,7 +122,7 @@ SMALL = merged(
         "recipes": {"quick": {"batch_size": 8}},
         "teachers": {"big": {"features": {"final": {"dtype": "float32"}}}},
         "runs": {
-            "dskd": {"methods": "dskd"},
+            "dskd": {"methods": {"dskd": {"map": "final", "teacher_feature": "final"}}},
             "layer": {"methods": {"kd": {"insert": LAYER}}},
             "slkd": {"methods": "kd", "schedule": "self_learning"},
         },
