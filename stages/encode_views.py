@@ -59,7 +59,7 @@ def main(
                 store,
                 arrays,
                 hashing.file_hash(table),
-                origin["table"]["config"]["feature"],
+                origin["feature"],
                 where,
                 batch_size,
                 made_by=asked.stage,

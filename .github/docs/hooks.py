@@ -36,7 +36,6 @@ _NAMES: dict[Any, str] = {
     bool: "true or false",
     type(None): "null",
     Any: "anything",
-    Plug: "name, or {name: settings}",
     Path: "path",
 }
 
@@ -158,10 +157,8 @@ def attributes(model: type[BaseModel]) -> dict[str, str]:
 
 def models(annotation: Any) -> list[type[BaseModel]]:
     """Return the models that an annotation names, wherever they stand in it; a plug-in has a page of its own."""
-    if annotation is Plug:
-        return []
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return [] if issubclass(annotation, Plug) else [annotation]
     found = [model for argument in get_args(annotation) for model in models(argument)]
     return list(dict.fromkeys(found))
 
@@ -183,6 +180,8 @@ def _words(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in _NAMES:
         return _NAMES[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, Plug):
+        return "name, or {name: settings}"
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):

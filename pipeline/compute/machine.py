@@ -49,6 +49,12 @@ class Machine:
         else:
             network.to(self.device)
 
+    @property
+    def hardware(self) -> str:
+        """The device in words: "cpu", or the GPU's name, "cuda: NVIDIA H200"."""
+        kind = self.device.type
+        return f"{kind}: {torch.cuda.get_device_name(self.device)}" if kind == "cuda" else kind
+
     def peak_bytes(self) -> int:
         """Return the most memory that this process has used so far: on a GPU its own, else the resident size."""
         if self.device.type == "cuda":

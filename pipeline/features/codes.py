@@ -135,7 +135,7 @@ class Encoder:
         identity = hashing.identity(manifest, self.extraction.compression, code)
         filled = fill(scratch, self.extraction, identity, self.title)
 
-        # The gate that `check_features` is to a teacher's store, at once: few rows are enough for one feature.
+        # What `check_features` does for a teacher's store is done here at once: it is one feature, and few rows.
         machine, splits = self.teacher.machine, {"train": self.split}
         live = Live.of(self.teacher.network, machine.precision, machine.device, self.normalize, self.table)
         largest = worst(compare(scratch, filled, live, "last", splits, self.space, rows=ROWS))

@@ -178,7 +178,7 @@ def _open(path: Path, **options: Any) -> Any:
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path.absolute())},
         "metadata": options.pop("metadata", {}),
-        # Chunks of zeros are written too, so that one that is not there is an error and never reads as zeros.
+        # Chunks of zeros are written too, so that a missing one is an error and never reads as zeros.
         "store_data_equal_to_fill_value": True,
         "fill_missing_data_reads": False,
     }

@@ -25,12 +25,9 @@ from pipeline.features.teacher import Teacher, as_float32
 from pipeline.networks.network import Network, Taps, probe
 from pipeline.networks.weights import load, load_weights
 from pipeline.runs.composition import Composition
-from pipeline.runs.inputs import RunInputs
+from pipeline.runs.inputs import TRANSFORM, RunInputs
 from pipeline.runs.sources import RESOLVED, Sources
 
-TRANSFORM = (
-    "transform.safetensors"  # in a student's folder: the state that a transform ended in, if it has one
-)
 Fetch = Callable[
     [int, Tensor, Tensor], Tensor
 ]  # of the samples from a position on: images, labels -> feature

@@ -18,6 +18,10 @@ from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import ViewParams
 
+TRANSFORM = (
+    "transform.safetensors"  # in a student's folder: the state that a transform ended in, if it has one
+)
+
 
 class StudentInputs(Block):
     """What a student alone is trained from.

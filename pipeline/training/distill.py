@@ -23,9 +23,8 @@ from pipeline.features.source import RESIDENT_BYTES, TeacherSource
 from pipeline.networks.network import Network, Shape, Taps, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import save_weights
-from pipeline.runs.comparison import TRANSFORM
 from pipeline.runs.composition import Composition
-from pipeline.runs.inputs import RunInputs, check_data
+from pipeline.runs.inputs import TRANSFORM, RunInputs, check_data
 from pipeline.runs.sources import Sources
 from pipeline.training import assembly
 from pipeline.training.assembly import Job, Subject

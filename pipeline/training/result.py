@@ -87,7 +87,7 @@ def finish(
         "seconds": seconds,
         "images_per_second": images / seconds if seconds else 0.0,
         "peak_bytes": machine.peak_bytes(),
-        "device": machine.device.type,
+        "device": machine.hardware,
     }
     write_json(scratch / "training.json", summary)
     publish.remove(scratch / "checkpoint.safetensors")

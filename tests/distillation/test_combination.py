@@ -490,13 +490,20 @@ def test_a_schedule_asks_what_all_methods_read_together() -> None:
 
 @pytest.mark.cpu
 @pytest.mark.usefixtures("toys")
-@pytest.mark.parametrize(("methods", "term"), [(("one",), "more"), (("one", "kd"), "one_more")])
+@pytest.mark.parametrize(
+    ("methods", "unweighted", "term"),
+    [
+        (("one",), "more", "more"),
+        (("one", "kd"), "more", "one_more"),
+        (("one",), "ce", "ce"),
+        (("one", "two"), "ce", "one_ce"),
+    ],
+)
 def test_a_plug_ins_term_without_a_weight_is_told_at_the_first_step(
-    methods: tuple[str, ...], term: str
+    methods: tuple[str, ...], unweighted: str, term: str
 ) -> None:
-    made, batch, _ = objective(
-        {name: {"terms": ("toy", "more")} if name == "one" else {} for name in methods}
-    )
+    settings = {"one": {"terms": ("toy", unweighted)}}
+    made, batch, _ = objective({name: settings.get(name, {}) for name in methods})
     with pytest.raises(ParamsError, match=f"Term '{term}' of the method has no weight") as error:
         step(made, batch)
     assert "\n" not in str(error.value)

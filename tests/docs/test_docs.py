@@ -161,6 +161,30 @@ def test_named_commands_and_files_exist() -> None:
             assert (ROOT / path).is_file() or path in EXAMPLES, f"{page.name} names {path}"
 
 
+def test_the_quickstart_speaks_of_the_shipped_params() -> None:
+    params = YAML(typ="safe").load((ROOT / "params.yaml").read_text("utf-8"))
+    page = (DOCS / "quickstart.md").read_text("utf-8")
+    keys = re.findall(r"`([a-z]+(?:\.\w+)+): \S+`", page) + re.findall(r"-S '([\w.]+)=", page)
+    assert len(keys) >= 4
+    for key in keys:
+        inner = params
+        for part in key.split("."):
+            assert part in inner, f"quickstart.md names {key}"
+            inner = inner[part]
+    named = re.findall(r"distill@([\w.-]+)/(\w+)-\d|`- ([\w.-]+)/(\w+)`", page)
+    assert len(named) >= 2
+    for pair, run, other_pair, other_run in named:
+        assert (pair or other_pair) in params["pairs"]
+        assert (run or other_run) in params["runs"]
+    assert set(re.findall(r"check_features@(\w+)", page)) <= set(params["teachers"])
+
+
+def test_every_stage_is_on_its_page() -> None:
+    stages = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+    page = (DOCS / "stages.md").read_text("utf-8")
+    assert re.findall(r"^\| `(\w+)[@`]", page.partition("## By hand")[0], re.M) == list(stages)
+
+
 def test_named_machine_options_are_those_of_the_commands() -> None:
     known = set(re.findall(r"STILLHOUSE_\w+", (ROOT / "stages" / "command.py").read_text("utf-8")))
     page = (DOCS / "stages.md").read_text("utf-8")

@@ -179,7 +179,7 @@ def test_codes_are_read_and_learned_from_by_what_cuda_can_do(world: World, run: 
 
 
 @pytest.mark.cpu
-def test_gaps_of_cuda_are_told() -> None:
+def test_gaps_of_cuda_are_reported() -> None:
     """What the test above rests on."""
     code = torch.zeros(2, 3, 4, dtype=torch.uint16)
     index = torch.tensor([0, 2])
@@ -492,7 +492,7 @@ def test_a_table_of_something_else_is_not_encoded_with(world: World, tmp_path: P
 
 
 @pytest.mark.parametrize(("name", "after"), [("big-nearest", 8), ("big-top4", 11), ("big-subclass", 20)])
-def test_a_run_that_is_cut_off_goes_on_to_the_same_bytes(
+def test_an_interrupted_run_resumes_to_the_same_bytes(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: int
 ) -> None:
     monkeypatch.setattr(encoding, "Extraction", partial(Extraction, shard_bytes=2500))  # many shards

@@ -174,9 +174,11 @@ def jobs(world: World) -> dict[str, Job]:
 
 def write_words(world: World) -> None:
     """Write a table of words beside the store, as a fit to what it holds now."""
-    held = read_manifest(world.path("artifacts/features/big.zarr")).features["stage2"]
+    held = read_manifest(world.path("artifacts/features/big.zarr"), "dvc repro").features["stage2"]
     origin = {
+        "made_by": "fit_table@big-words",
         "table": {"config": {"feature": "stage2"}},
+        "feature": "stage2",
         "teacher": "big",
         "digest": held.digest["last/train"],
     }
@@ -255,7 +257,7 @@ MOMENTS = {
         Fault(MANIFEST),
         Fault(MANIFEST, 1, "after"),
     ],
-    "check": [Fault("pipeline.features.check:summarise"), Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],
+    "check": [Fault("pipeline.features.check:summarize"), Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],
     "fit": [Fault(SAVEZ, 1, "after"), Fault(REPLACE, 1, "after"), Fault(TEXT, 1, "half")],
     "encode": [
         Fault(SHARD, 3),

@@ -205,9 +205,9 @@ def test_transform_comes_before_the_method_and_is_not_trained() -> None:
 
 
 @pytest.mark.cpu
-def test_a_term_without_a_weight_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_term_without_a_weight_is_told_in_one_line() -> None:
     found = assemble("kd")
-    monkeypatch.setattr(found.method, "weights", lambda batch: {"ce": 1.0})
+    found.method.config = found.method.config.model_copy(update={"weights": {"ce": 1.0}})
     batch = found.batch()
     made = Distillation(
         found.student, found.method, TeacherSchedule(ScheduleConfig(), found.context), None,

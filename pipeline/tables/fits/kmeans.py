@@ -50,7 +50,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     Beside them `counts` int64 (K,), `temperature` float32 (), and the exemplars of `pipeline.tables.exemplars`.
 
     Raises:
-        ParamsError: the feature is no map of floats, or has fewer images or pixels than are asked for.
+        ParamsError: the feature is no map of floats, or has fewer images or pixels than the settings say.
         DivergedError: it holds values that are not finite.
     """
     pixels = _sampled(Pixels.of(stream, config.feature), config)

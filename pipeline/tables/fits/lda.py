@@ -1,7 +1,7 @@
 """Linear discriminant analysis of pixels, each labeled with its image's class (letKD, 4.2.2, step 1).
 
-How it is computed: `pipeline.tables.discriminants`. The table `subclasses` fits the same space for itself;
-this one is for looking at it.
+`pipeline.tables.discriminants` computes it. The table `subclasses` fits the same space for itself; this one is for
+looking at it.
 """
 
 from __future__ import annotations
