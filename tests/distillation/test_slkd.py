@@ -65,7 +65,9 @@ def made(
     needed = (*found.needs.teacher, *Schedule.needs(schedule.config).teacher)
     teacher = frozen_teacher().features(batch.image, needed, batch.label)
     batch = replace(batch, teacher=teacher)
-    objective = Distillation(found.student, found.method, schedule, None, Fixed(teacher), current(), 0)
+    taps = (found.needs | Schedule.needs(schedule.config)).student
+    source, where = Fixed(teacher), current()
+    objective = Distillation(found.student, found.method, schedule, None, source, where, 0, taps=taps)
     return objective, schedule, found, batch
 
 

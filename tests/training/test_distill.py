@@ -806,7 +806,7 @@ def test_only_runs_that_read_a_table_change_with_it(world: World, tmp_path: Path
     [
         ({"teacher": "tall"}, "was fitted to teacher 'tall', expected 'big'"),
         ({"digest": "0"}, "was fitted to another 'stage2' than"),
-        ({"table": {"config": {"feature": "stage1"}}}, "was fitted to another 'stage1' than"),
+        ({"feature": "stage1"}, "was fitted to another 'stage1' than"),
     ],
 )
 def test_a_table_of_another_teacher_or_store_is_refused(
