@@ -6,7 +6,6 @@ promise, so a tap, a feature or a size that does not exist is an error here, and
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
@@ -17,8 +16,8 @@ from pipeline import plugin
 from pipeline.data.dataset import ImageFacts
 from pipeline.data.views import check_size, num_slots, view_space
 from pipeline.distillation.method import Known
-from pipeline.errors import ParamsError, UnknownNameError, unknown_name
-from pipeline.features.encoding import Feature, tables_of
+from pipeline.errors import ParamsError
+from pipeline.features.encoding import tables_of
 from pipeline.networks.architecture import Architecture, architecture
 from pipeline.networks.catalogue import family_of
 from pipeline.networks.spec import NetworkSpec
@@ -29,8 +28,9 @@ from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.sections import Sections, merged
 from pipeline.params.students import StudentParams
-from pipeline.params.teachers import FeatureParams, TeacherParams, checkpoints_of
+from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.views import Slots, ViewParams, view_params
+from pipeline.runs import demands
 from pipeline.runs.composition import Composition
 from pipeline.runs.rehearsal import feature_shape, rehearse
 from pipeline.tables.table import TableConfig
@@ -39,7 +39,6 @@ CLASSES = (
     10  # where only the files know: no shape depends on it but the logits' and the number of sub-classes
 )
 Kind = Literal["teachers", "students"]
-_STAGE = re.compile(r"(?P<stage>stage\d+)(?P<place>(_\w+)?)")
 
 
 class Project:
@@ -138,7 +137,7 @@ class Project:
         known: dict[str, FeatureParams] = {}
         for name, feature in self.params.teachers[teacher].features.items():
             resolved = network.resolved(name)
-            self._check_feature(teacher, resolved, where)
+            demands.check_feature(self, teacher, resolved, where)
             if tables_of([resolved]):
                 raise ParamsError(
                     f"params.yaml: {where} has '{name}', which is encoded with a table. Drop it: codes are made "
@@ -237,8 +236,7 @@ class Project:
             matchings=tuple(WantedMatching(**wanted._asdict()) for wanted in needs.matchings),
             plugins=composition.plugins,
         )
-        self._check_student_taps(names.student, needs.student, where)
-        self._check_reads(names.teacher, block, where)
+        demands.check_run(self, pair, block, needs.student, where)
         with placed(f"{where} (of pair {pair})"):
             rehearse(
                 composition,
@@ -246,8 +244,6 @@ class Project:
                 known,
                 self._stand_ins(names.teacher, needs.tables),
             )
-        self._check_copies(names.teacher, block, where)
-        self._check_matchings(pair, block, where)
         return block
 
     def _run_slots(self, teacher: str, slots: Slots, online: bool, where: str) -> int | None:
@@ -255,163 +251,6 @@ class Project:
         if online and slots == "all" and space.count is None:
             return None
         return num_slots(space, slots, f"{where}.slots")
-
-    # Checks
-
-    def _check_student_taps(self, student: str, taps: tuple[str, ...], where: str) -> None:
-        network = self.architecture("students", student)
-        for tap in taps:
-            # What an inserted layer computes is recorded as "<tap>.<name>".
-            if tap.partition(".")[0] not in network.taps:
-                name = self.params.students[student].network
-                raise _no_tap(f"student tap of {where}:", tap, name, network)
-
-    def _check_feature(self, teacher: str, name: str, where: str) -> None:
-        network, spec = self.architecture("teachers", teacher), self.spec("teachers", teacher)
-        with placed(where):
-            feature = Feature.parse(name)
-        if feature.tap not in network.taps:
-            known = self.params.teachers[teacher].network
-            raise _no_tap(f"teacher tap of {where}:", feature.tap, known, network)
-        with placed(where):
-            feature_shape(network.taps, name, spec.classes)  # which the encodings can encode
-
-    def _check_reads(self, teacher: str, run: RunBlock, where: str) -> None:
-        """Check that the teacher has what a run reads, and that its store holds it where the run is cached."""
-        for name in run.tables:
-            if name not in self.params.tables:
-                raise unknown_name(f"table of {where}:", name, self.params.tables, "Add it to 'tables'.")
-            if self.table(teacher, name).feature in run.changes:
-                raise ParamsError(
-                    f"params.yaml: {where} reads table '{name}', which is fitted to "
-                    f"'{self.table(teacher, name).feature}', and its transform changes that feature. Drop the "
-                    "transform, or take the feature out of its features."
-                )
-            self.check_table(teacher, name)
-        for name in run.features:
-            self._check_feature(teacher, name, where)
-            for table in tables_of([name]):
-                if table not in self.params.tables:
-                    raise unknown_name(f"table of {where}:", table, self.params.tables, "Add it to 'tables'.")
-                self.check_table(teacher, table)
-        kept = self.params.teachers[teacher]
-        for checkpoint in run.checkpoints:
-            if checkpoint not in (names := checkpoints_of(kept)):
-                hint = f"Training keeps anchor_025 where teachers.{teacher}.anchors has 0.25."
-                raise unknown_name(f"checkpoint of {where}:", checkpoint, names, hint)
-            if run.source == "cached" and checkpoint not in kept.checkpoints:
-                raise ParamsError(
-                    f"params.yaml: {where} learns from checkpoint '{checkpoint}', and the store of teacher '{teacher}' "
-                    f"holds {', '.join(kept.checkpoints)}. Add it to teachers.{teacher}.checkpoints."
-                )
-        if run.source == "cached":
-            self._check_stored(teacher, run, where)
-
-    def _check_stored(self, teacher: str, run: RunBlock, where: str) -> None:
-        stored = self.features(teacher)
-        for name in run.features:
-            if tables_of([name]):
-                if any(checkpoint != "last" for checkpoint in run.checkpoints):
-                    raise ParamsError(
-                        f"params.yaml: {where} learns from the codes '{name}' of {', '.join(run.checkpoints)}, and "
-                        "codes are made of the last checkpoint. Set 'source: online' of the run."
-                    )
-                continue  # made where a run asks for it
-            if name not in stored:
-                raise ParamsError(
-                    f"params.yaml: {where} reads '{name}' of teacher '{teacher}', whose store holds "
-                    f"{', '.join(stored)}. Add it to teachers.{teacher}.features, or set 'source: online' of the run."
-                )
-            place = f"teachers.{teacher}.features.{name}.slots"
-            slots = self.slots(teacher, stored[name].slots, place)
-            if run.slots is not None and slots < run.slots:
-                raise ParamsError(
-                    f"params.yaml: {where} shows {run.slots} view slots, and {place} is {slots}. Raise it, or set "
-                    "'slots' or 'source: online' of the run."
-                )
-
-    def check_table(self, teacher: str, name: str) -> None:
-        """Check that a teacher's store holds what a table is fitted to.
-
-        Raises:
-            ParamsError: it does not; the message says what to add.
-        """
-        feature, stored = self.table(teacher, name).feature, self.features(teacher)
-        self._check_feature(teacher, feature, f"tables.{name}")
-        if feature not in stored:
-            raise ParamsError(
-                f"params.yaml: tables.{name} is fitted to '{feature}', and the store of teacher '{teacher}' holds "
-                f"{', '.join(stored)}. Add {feature}: {{slots: 0}} to teachers.{teacher}.features."
-            )
-        if "last" not in self.params.teachers[teacher].checkpoints:
-            raise ParamsError(
-                f"params.yaml: tables.{name} is fitted to the last checkpoint of teacher '{teacher}', and its store "
-                f"holds {', '.join(self.params.teachers[teacher].checkpoints)}. Add last to "
-                f"teachers.{teacher}.checkpoints."
-            )
-
-    def _check_copies(self, teacher: str, run: RunBlock, where: str) -> None:
-        for name in run.copies:
-            copies = {key: copy for key, copy in self.params.copies.items() if copy.teacher == teacher}
-            if name not in copies:
-                raise unknown_name(
-                    f"copy of teacher '{teacher}' of {where}:",
-                    name,
-                    copies,
-                    "Add it to 'copies' in params.yaml.",
-                )
-            self.check_copy(name)
-            if run.slots is None:
-                raise ParamsError(
-                    f"params.yaml: {where} shows an unbounded number of views, and the logits of copy '{name}' are "
-                    "stored. Set 'slots' of the run to a number."
-                )
-            slots = self.slots(teacher, copies[name].slots, f"copies.{name}.slots")
-            if slots < run.slots:
-                raise ParamsError(
-                    f"params.yaml: {where} shows {run.slots} view slots, and copies.{name}.slots is {slots}. Raise "
-                    "it, or set 'slots' of the run."
-                )
-
-    def check_copy(self, name: str) -> None:
-        """Check that the store of a copy's teacher holds the logits that it learns from.
-
-        Raises:
-            ParamsError: it does not; the message says what to add.
-        """
-        copy = self.params.copies[name]
-        slots = self.slots(copy.teacher, copy.slots, f"copies.{name}.slots")
-        logits = self.features(copy.teacher).get("logits")
-        place = f"teachers.{copy.teacher}.features.logits"
-        if logits is None or "last" not in self.params.teachers[copy.teacher].checkpoints:
-            raise ParamsError(
-                f"params.yaml: copies.{name} learns from the logits of teacher '{copy.teacher}', which its store does "
-                f"not hold. Add {place}."
-            )
-        if self.slots(copy.teacher, logits.slots, f"{place}.slots") < slots:
-            raise ParamsError(
-                f"params.yaml: copies.{name} sees {slots} view slots, and {place}.slots is {logits.slots}. Raise it, "
-                f"or lower copies.{name}.slots."
-            )
-
-    def _check_matchings(self, pair: str, run: RunBlock, where: str) -> None:
-        names = self.params.pairs[pair]
-        for wanted in run.matchings:
-            if wanted.matching not in self.params.matchings:
-                known = self.params.matchings
-                raise unknown_name(f"matching of {where}:", wanted.matching, known, "Add it to 'matchings'.")
-            if wanted.seed is not None and wanted.seed not in self.params.seeds:
-                raise ParamsError(
-                    f"params.yaml: {where} takes the matching of seed {wanted.seed}, and seeds are "
-                    f"{', '.join(map(str, self.params.seeds))}. Name one of these."
-                )
-            if wanted.teacher is not None and self.borrowed(pair, wanted.teacher, wanted.matching) is None:
-                raise ParamsError(
-                    f"params.yaml: {where} takes the matching '{wanted.matching}' with teacher '{wanted.teacher}'. "
-                    f"Add {wanted.teacher}-{wanted.matching}: {{pair: {pair}, teacher: {wanted.teacher}, student: "
-                    f"{names.student}, matching: {wanted.matching}}} to 'borrowed'."
-                )
-            self.check_matching(wanted.teacher or names.teacher, names.student, wanted.matching)
 
     def borrowed(self, pair: str, teacher: str, matching: str) -> str | None:
         """Return the key of `borrowed` that asks for a matching of a pair with another teacher, if one does."""
@@ -428,43 +267,3 @@ class Project:
             "teacher_feature": self.architecture("teachers", teacher).resolved(recipe.teacher_feature),
         }
         return recipe.model_copy(update=taps)
-
-    def check_matching(self, teacher: str, student: str, name: str) -> None:
-        """Check that a matching's student has the tap, and that its teacher's store holds the feature.
-
-        Raises:
-            ParamsError: it does not; the message says what to add.
-        """
-        recipe, where = self.matching(teacher, student, name), f"matchings.{name}"
-        self._check_student_taps(student, (recipe.student_tap,), where)
-        self._check_feature(teacher, recipe.teacher_feature, where)
-        stored, kept = self.features(teacher), self.params.teachers[teacher].checkpoints
-        if recipe.teacher_feature not in stored:
-            raise ParamsError(
-                f"params.yaml: {where} matches '{recipe.teacher_feature}', and the store of teacher '{teacher}' holds "
-                f"{', '.join(stored)}. Add it to teachers.{teacher}.features."
-            )
-        if recipe.teacher_checkpoint not in kept:
-            raise ParamsError(
-                f"params.yaml: {where} matches checkpoint '{recipe.teacher_checkpoint}', and the store of teacher "
-                f"'{teacher}' holds {', '.join(kept)}. Add it to teachers.{teacher}.checkpoints."
-            )
-        classes = self.images[self.params.students[student].dataset].classes
-        for setting, value in (("ranges", recipe.ranges), ("pictured", recipe.pictured + 1)):
-            if classes is not None and value > classes:
-                raise ParamsError(
-                    f"params.yaml: {where}.{setting} is {getattr(recipe, setting)}, and the data have {classes} "
-                    "classes. Lower it."
-                )
-
-
-def _no_tap(what: str, tap: str, name: str, network: Architecture) -> UnknownNameError:
-    """Return the error for a tap that a network does not have; it advises the one that the last stage has."""
-    hint = ""
-    if ":" in tap:
-        hint = "A student's tap has no encoding."
-    elif (match := _STAGE.fullmatch(tap)) and network.stages and match["stage"] not in network.stages:
-        last, place = network.stages[-1], match["place"]
-        if last + place in network.taps:
-            hint = f"The last stage of {name} is {last}: write {last}{place}, or last{place}."
-    return unknown_name(what, tap, network.taps, hint)
