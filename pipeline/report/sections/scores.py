@@ -56,6 +56,7 @@ def _ordered(pair: Pair) -> list[Run]:
 
 
 def _table(pair: Pair, runs: list[Run]) -> Markup:
+    # A column that says the same in every row would only take room.
     differing = [name for name in SETTINGS if len({_setting(run, name) for run in runs} - {None}) > 1]
     baseline = pair.baseline
     head = ["run", "method", *differing, "top-1", f"gain over {ALONE}"]
@@ -94,6 +95,7 @@ def _table(pair: Pair, runs: list[Run]) -> Markup:
 
 
 def _setting(run: Run, name: str) -> Any:
+    # The metrics leave out slots that have no number; the student alone has none either.
     if run.name != ALONE and name == "slots" and run.shared(name) is None:
         return "unbounded"
     return run.shared(name)

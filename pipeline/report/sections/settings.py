@@ -29,29 +29,31 @@ def section(results: Results, pair: Pair) -> Markup:
 
 def _run(run: Run, alone: Run) -> Markup:
     settings = run.settings
+    # "all" slots of an unbounded space of views have no number, and the metrics say so.
     slots = "unbounded" if run.shared("slots") is None else str(settings.slots)
-    rows: list[markup.Row] = [
+    entries = [
         *_plugins("method", settings.methods),
         *_plugins("schedule", settings.schedule),
-        *_plugins("transform", settings.transform),
-        ["source", "", settings.source],
-        ["slots", "", slots],
-        *(
-            ["recipe", name, f"{_words(settings.recipe[name])} (student alone: {_words(alone.settings.recipe[name])})"]
-            for name in settings.changed
-        ),
-    ]  # fmt: skip
+        *(_plugins("transform", settings.transform) or [("transform", "none")]),
+        ("source", settings.source),
+        ("slots", slots),
+    ]
+
+    for name in settings.changed:
+        own, shared = _words(settings.recipe[name]), _words(alone.settings.recipe[name])
+        entries.append((f"recipe: {name.replace('_', ' ')}", f"{own} (student alone: {shared})"))
+
     title = Markup("<b>{}</b> <small>{}</small>").format(run.name, run.method)
-    return markup.folded(title, markup.table(["part", "setting", "value"], rows, 3))
+    return markup.folded(title, markup.facts(entries))
 
 
-def _plugins(part: str, plugins: Plugins) -> list[markup.Row]:
-    """Return one row for each setting of plug-ins, after a row with the plug-in's name."""
-    rows: list[markup.Row] = []
+def _plugins(part: str, plugins: Plugins) -> list[tuple[str, str]]:
+    """Return the names of plug-ins, each before its settings: several methods may share a setting's name."""
+    entries = []
     for name, settings in plugins.items():
-        rows.append([part, "", markup.strong(name)])
-        rows += [[part, setting, value] for setting, value in _flat(settings)]
-    return rows
+        entries.append((part, name))
+        entries += [(f"{name}: {setting}", value) for setting, value in _flat(settings)]
+    return entries
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

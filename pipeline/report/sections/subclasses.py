@@ -41,6 +41,7 @@ def section(results: Results) -> Markup:
 
 def _figure(fit: Fit) -> Markup:
     scores, per_class = fit.arrays["scores"], int(fit.arrays["per_class"])
+    # Subclasses are numbered class by class.
     number, step = len(scores), _step(len(scores))
     label = np.arange(number) // per_class
     right = 100 * float(scores[label[:, None] == label].sum()) / number
