@@ -66,7 +66,7 @@ def page(results: Results) -> str:
         style=Markup((files / "page.css").read_text("utf-8")),
         title=" and ".join(results.datasets),
         summary=_summary(results),
-        provenance=results.provenance.line,
+        provenance=results.provenance,
         sections=shown,
     )
 
