@@ -62,12 +62,12 @@ class Provenance:
 
     @property
     def line(self) -> str:
-        """The short form, for the top of the page."""
+        """Commit and versions in short, for the top of the page."""
         source = f"commit {self.commit[:10]}" if self.commit else self.git
         if self.changed:
             source += ", with uncommitted changes"
         packages = ", ".join(f"{name} {self.versions[name]}" for name in ("stillhouse", "torch"))
-        return f"Made {self.made}; {source}; {packages}."
+        return f"{source}; {packages}."
 
 
 def gather(folder: Path) -> Provenance:
