@@ -149,5 +149,10 @@ def facts(entries: Iterable[tuple[Content, Content]]) -> Markup:
     return Markup('<dl class="facts">{}</dl>').format(Markup().join(items))
 
 
+def strong(content: Content) -> Markup:
+    """Return emphasized text."""
+    return Markup("<b>{}</b>").format(content)
+
+
 def _kind(kind: str) -> Markup:
     return Markup(' class="{}"').format(kind) if kind else Markup()
