@@ -39,7 +39,7 @@ def main(
     from pipeline.compute.machine import machine
     from pipeline.data.prepared import Prepared
     from pipeline.features import contents
-    from pipeline.features.codes import Encoder
+    from pipeline.features.codes import Encoder, whole_mark
     from pipeline.tables import table as tables
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
@@ -49,7 +49,13 @@ def main(
 
     numbers: dict[str, Any] = {}
     with publish.replacing(metrics), publish.building(out, resume=True) as scratch:
-        for code in asked.codes:
+        stores = {code: contents.code_store(scratch, code) for code in asked.codes}
+        marks = [whole_mark(store) for store in stores.values()]
+        # What an interrupted run has left of codes that nobody asks for any more.
+        for left in set(scratch.iterdir()) - {*stores.values(), *marks}:
+            publish.remove(left)
+
+        for code, path in stores.items():
             encoder = Encoder(
                 asked,
                 code,
@@ -58,14 +64,16 @@ def main(
                 store,
                 arrays,
                 hashing.file_hash(table),
-                origin["table"]["config"]["feature"],
+                origin["feature"],
                 where,
                 batch_size,
                 made_by=asked.stage,
                 hint=hint,
             )
-            stored = encoder.run(contents.code_store(scratch, code)).features[code]
+            stored = encoder.run(path).features[code]
             numbers[code] = {"slots": stored.slots, "mean_kl_lost": encoder.lost()}
+        for mark in marks:
+            publish.remove(mark)
         publish.write_json(metrics, numbers)
 
 

@@ -53,6 +53,7 @@ def main(
         fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes)))
         origin = {
             "made_by": fit.stage,
+            "feature": config.feature,
             "table": {"table": fit.table, "config": fit.config},
             "teacher": stored.teacher,
             "weights": stored.weights["last"],

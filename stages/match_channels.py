@@ -50,7 +50,9 @@ def main(
             classes, counts = [], None
             for seed in pair.seeds:
                 student = students / str(seed)
-                matcher = Matcher(match, seed, student, weights, store, data, where, pair.stage, hint)
+                matcher = Matcher(
+                    match, seed, student, weights, store, data, where, made_by=pair.stage, hint=hint
+                )
                 title = f"{pair.pair}/{match.matching} seed {seed}"
                 with progress.bar(title, matcher.num_samples()) as advance:
                     matching, sums = matcher.run(advance)

@@ -3,7 +3,7 @@
 DVC hashes the files that a stage lists, not what they import, and a list kept by hand goes stale. So `stages.code`
 writes one small json a stage and plug-in with the hash of every file in its closure, `stages.params` puts one hash of
 the closures that a block names into its json, and stages depend on these. Comments, docstrings, blank lines and the
-help of options do not count, nor does what all commands share: mending them retrains no teacher.
+help of options do not count, nor does what all commands share: a correction there retrains no teacher.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pipeline
 from pipeline.artifacts.hashing import content_hash
 
 PACKAGES = ("pipeline", "stages")
-WORDING = "stages.command"  # options and error lines of all commands: no artifact depends on them
+WORDING = "stages.command"  # options and error lines of all commands; no artifact depends on them
 Span = tuple[tuple[int, int], tuple[int, int]]  # (line from 1, column in characters), end exclusive
 
 
@@ -40,16 +40,20 @@ def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
         base: the folder that holds the packages; None is the running project's.
     """
     base = base or root()
-    waiting, found = list(modules), dict[str, Path]()
+    waiting, files = list(modules), dict[str, Path | None]({WORDING: None})
     while waiting:
         name = waiting.pop()
-        path = _file(name, base)
-        if name not in found and path is not None and name != WORDING:
-            found[name] = path.relative_to(base)
+        if name in files:  # most names come up dozens of times, and to look for a file is slow
+            continue
+        path = files[name] = _file(name, base)
+        if path is not None:
             parent = name.rpartition(".")[0]  # a package's `__init__` runs before its modules
             waiting += [parent, *_imports(path, name if path.name == "__init__.py" else parent)]
+
     return sorted(
-        path for path in found.values() if path.name != "__init__.py" or (base / path).stat().st_size
+        path.relative_to(base)
+        for path in files.values()
+        if path is not None and (path.name != "__init__.py" or path.stat().st_size)
     )
 
 
@@ -71,10 +75,12 @@ def code_hash(path: Path) -> str:
     """
     text = path.read_text()
     lines = text.split("\n")
-    spans = sorted(_not_code(text), reverse=True)
+    spans = sorted(_not_code(text), reverse=True)  # from the end, so that a cut moves no other span
     for (first, left), (last, right) in spans:
         lines[first - 1] = lines[first - 1][:left] + lines[last - 1][right:]
         lines[first:last] = [""] * (last - first)
+
+    # Blanks at a line's end and blank lines mean nothing, unless they lie within a string.
     within = _within_strings(text, spans)
     kept = "\n".join(
         line if number in within else line.rstrip()

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import plugin, progress
-from pipeline.artifacts import closure, hashing
+from pipeline.artifacts import closure, hashing, publish
 from pipeline.compute.machine import Machine
 from pipeline.data.images import stream_images, views
 from pipeline.data.normalize import Normalize
@@ -33,6 +33,11 @@ from pipeline.networks.weights import load
 from pipeline.params.tables import EncodeBlock
 
 ROWS = 256  # recomputed after the run
+
+
+def whole_mark(store: Path) -> Path:
+    """Return the file beside a store of codes that says that it is whole: the identity of what was made."""
+    return store.with_suffix(".whole")
 
 
 class Encoder:
@@ -121,6 +126,9 @@ class Encoder:
     def run(self, scratch: Path) -> Manifest:
         """Fill the store in `scratch`, or what is missing of it, check it, and return its manifest.
 
+        A mark beside it, `whole_mark`, says that this has been done: a run of several codes that was interrupted does
+        not make the first ones again. It is for the caller to remove when all are there.
+
         Raises:
             StaleArtifactError: rows that are encoded again differ.
         """
@@ -133,14 +141,19 @@ class Encoder:
             ]
         )
         identity = hashing.identity(manifest, self.extraction.compression, code)
+        mark = whole_mark(scratch)
+        if mark.exists() and mark.read_text() == identity:
+            return manifests.read(scratch, f"dvc repro {manifest.made_by}")
+        publish.remove(mark)
         filled = fill(scratch, self.extraction, identity, self.title)
 
-        # The gate that `check_features` is to a teacher's store, at once: few rows are enough for one feature.
+        # What `check_features` does for a teacher's store is done here at once: it is one feature, and few rows.
         machine, splits = self.teacher.machine, {"train": self.split}
         live = Live.of(self.teacher.network, machine.precision, machine.device, self.normalize, self.table)
         largest = worst(compare(scratch, filled, live, "last", splits, self.space, rows=ROWS))
         if largest.share > 1:
             raise StaleArtifactError(f"{largest}. Run the same command again.")
+        mark.write_text(identity)
         return filled
 
     def lost(self) -> float:

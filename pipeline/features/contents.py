@@ -145,7 +145,7 @@ def require_source(table: Path, origin: Mapping[str, Any], store: Path, contents
             f"{table} was fitted to teacher '{origin.get('teacher')}', expected '{contents.teacher}'. "
             f"Make it again with: {hint}"
         )
-    feature = origin.get("table", {}).get("config", {}).get("feature")
+    feature = origin.get("feature", "")
     stored = contents.features.get(feature)
     if stored is None or stored.digest.get("last/train") != origin.get("digest"):
         raise StaleArtifactError(

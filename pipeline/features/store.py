@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-import zarr
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedArtifactError
@@ -89,6 +88,8 @@ def create(store: Path, checkpoints: dict[str, dict[str, dict[str, Layout]]], co
         checkpoints: layouts by checkpoint, split and feature name.
         compression: "none" or "zstd".
     """
+    import zarr  # half a second, and readers do without it
+
     root = zarr.open_group(store, mode="a", zarr_format=3)
     for checkpoint, splits in checkpoints.items():
         for split, features in splits.items():
@@ -101,6 +102,8 @@ def create(store: Path, checkpoints: dict[str, dict[str, dict[str, Layout]]], co
 
 def set_manifest(store: Path, manifest: Contents) -> None:
     """Write all that a store says of itself into the root group's attributes."""
+    import zarr
+
     zarr.open_group(store, mode="a", zarr_format=3).attrs.update(manifest.model_dump(mode="json"))
 
 
@@ -178,7 +181,7 @@ def _open(path: Path, **options: Any) -> Any:
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path.absolute())},
         "metadata": options.pop("metadata", {}),
-        # Chunks of zeros are written too, so that one that is not there is an error and never reads as zeros.
+        # Chunks of zeros are written too, so that a missing one is an error and never reads as zeros.
         "store_data_equal_to_fill_value": True,
         "fill_missing_data_reads": False,
     }

@@ -132,8 +132,8 @@ def _version(package: str) -> str:
 
 def _machine() -> dict[str, str]:
     """Return what this machine is, as far as it says so; no name of a host or a person."""
-    found = {"system": f"{platform.system()} {platform.release()}", "architecture": platform.machine()}
-    return found | {"CPU": _cpu(), "cores": str(os.cpu_count() or "unknown"), "memory": _memory()}
+    kind = {"system": f"{platform.system()} {platform.release()}", "architecture": platform.machine()}
+    return kind | {"CPU": _cpu(), "cores": str(os.cpu_count() or "unknown"), "memory": _memory()}
 
 
 def _cpu() -> str:

@@ -74,7 +74,7 @@ class Discriminants:
         explained: each direction's share of the variance between classes, float64 (D,).
         class_means: mean pixel of each class, zero for one without pixels, float64 (K, C).
         priors: share of the pixels in each class, float64 (K,).
-        rank: how many directions there are, with those that were not asked for.
+        rank: how many directions there are, kept or not.
         dropped: directions of the scatter within classes that have no variance.
     """
 

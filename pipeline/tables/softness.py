@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor  # imported where it computes: settings are checked without it
 
-ROWS = 256  # whose logits over all words are held at a time: they stay in the cache, which is twice as fast
+ROWS = (
+    256  # whose logits over all words are in memory at a time: they stay in the cache, which is twice as fast
+)
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Softness:
 
 
 def pieces(x: NDArray[Any]) -> Iterator[Tensor]:
-    """Cut rows (n, D) into pieces whose logits are held at a time."""
+    """Cut rows (n, D) into pieces, each small enough for its logits over all words."""
     import torch
 
     rows = torch.from_numpy(x)

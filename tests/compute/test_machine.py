@@ -11,7 +11,7 @@ import torch
 from device_fixtures import CPU
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_fixtures import RECIPE, STUDENT, TEACHER, VIEWS, prepared_data
+from training_fixtures import RECIPE, STUDENT, TEACHER, VIEWS, job, prepared_data
 
 from pipeline.compute.machine import Machine, cannot_compile, machine
 from pipeline.data.prepared import Prepared
@@ -40,10 +40,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def trained(scratch: Path, prepared: Prepared, where: Machine) -> dict[str, dict[str, Tensor]]:
     """Train for six steps, and return all weights that are left."""
-    scratch.mkdir()
     # A small rate: batch norms make rounding grow from step to step.
     recipe = RECIPE.model_copy(update={"learning_rate": 1e-3})
-    train(scratch, STUDENT, recipe, VIEWS, prepared, 3, where, identity="a", title="options")
+    train(job(scratch, "options", machine=where), STUDENT, recipe, VIEWS, prepared, 3)
     return {path.name: load_file(path) for path in (scratch / "weights").glob("*.safetensors")}
 
 

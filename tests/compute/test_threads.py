@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from device_fixtures import CPU
 from torch import Tensor
-from training_fixtures import RECIPE, STUDENT, TEACHER, VIEWS, prepared_data
+from training_fixtures import RECIPE, STUDENT, TEACHER, VIEWS, job, prepared_data
 
 from pipeline.compute import threads
 from pipeline.evaluation.cost import macs
@@ -104,9 +103,7 @@ def test_a_training_chooses_for_itself_alone(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Recipe, "rate", rate)
     for number, small in enumerate((0, 10**12)):
         monkeypatch.setattr(threads, "SMALL", small)
-        scratch = tmp_path / str(number)
-        scratch.mkdir()
-        train(scratch, STUDENT, RECIPE, VIEWS, data, 0, CPU, identity="a", title="threads")
+        train(job(tmp_path / str(number), "threads"), STUDENT, RECIPE, VIEWS, data, 0)
         assert set(seen) == {1 if small else MANY}
         assert torch.get_num_threads() == MANY
         seen.clear()

@@ -426,7 +426,9 @@ def objective(
         method = here(combination.assemble(combination.resolved(configs, KNOWN), seen_by))
     schedule = here(self_learning.Schedule(self_learning.Config(**(settings or {})), context))
     self_learning.Schedule.check(schedule.config, found.needs)
-    made = Distillation(found.student, method, schedule, transform, Given(batch.teacher), current(), 0)
+    taps = (found.needs | schedule.needs(schedule.config)).student
+    source, where = Given(batch.teacher), current()
+    made = Distillation(found.student, method, schedule, transform, source, where, 0, taps=taps)
     return made, batch, found
 
 

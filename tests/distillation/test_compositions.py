@@ -9,26 +9,27 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from training_fixtures import PARAMS, VIEWS, World, make_world
+from training_fixtures import PARAMS, World, make_world
 
 from pipeline.data.dataset import DatasetConfig
 from pipeline.data.datasets import digits
 from pipeline.data.preparation import prepare
 from pipeline.networks.network import build
-from pipeline.params.project import merged
+from pipeline.params.sections import merged
 from pipeline.runs.inputs import RunInputs
 
 pytestmark = pytest.mark.usefixtures("device")
 
 FINAL = {"student_tap": "final", "teacher_feature": "final"}
 LAST = {"map": "final", "teacher_feature": "final"}
+LAYER = {"final": {"kd_layer": {"words": 12}}}
 RUNS: dict[str, dict[str, Any]] = {
-    "slkd_dskd": {"method": "dskd", "config": LAST, "schedule": "self_learning"},
-    "kcd_dskd": {"method": "dskd", "config": LAST, "transform": "permutation"},
-    "kcd_fitnet": {"method": "fitnet", "config": FINAL, "transform": "permutation"},
-    "letkd1_slkd": {"method": "letkd", "schedule": "self_learning"},
-    "kcd_with_layer": {"method": "mimicry", "transform": "permutation", "config": {"insert": {"final": {"kd_layer": {"words": 12}}}}},
-}  # fmt: skip
+    "slkd_dskd": {"methods": {"dskd": LAST}, "schedule": "self_learning"},
+    "kcd_dskd": {"methods": {"dskd": LAST}, "transform": "permutation"},
+    "kcd_fitnet": {"methods": {"fitnet": FINAL}, "transform": "permutation"},
+    "letkd1_slkd": {"methods": "letkd", "schedule": "self_learning"},
+    "kcd_with_layer": {"methods": {"mimicry": {"insert": LAYER}}, "transform": "permutation"},
+}
 EXPECTED = {
     "slkd_dskd": {"ce", "kd", "kd_shallow", "map", "map_shallow", "slt1_kd", "slt2_kd", "fused_kd"},
     "kcd_dskd": {"ce", "kd", "kd_shallow", "map", "map_shallow"},
@@ -44,39 +45,25 @@ def prepare_digits(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
-    from stages import fit_table
-
     recipe = {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "milestones": [1]}
     changes = {
         "seeds": [0],
-        "datasets": {"toy": {"views": VIEWS.model_dump(mode="json")}},
-        "teachers": {"big": {"recipe": recipe, "extract": {"features": {"final": {}}}}},
-        "students": {"small": {"recipe": recipe}},
+        "recipes": {"quick": recipe},
+        "teachers": {"big": {"features": {"final": {}}}},
         "runs": RUNS,
-        "tables": {"words": {"table": "kmeans", "config": {"feature": "final", "clusters": 12}}},
-        "fits": {"big-words": {"teacher": "big", "table": "words"}},
+        "tables": {"words": {"kmeans": {"feature": "final", "clusters": 12}}},
         "matchings": {"kcd": FINAL},
         "distill": [f"pair/{run}" for run in RUNS],
     }
-    made = make_world(
-        tmp_path_factory.mktemp("world"), merged(PARAMS, changes), runs=False, prepare_data=prepare_digits
-    )
-    fit_table.main(
-        made.path("artifacts/params/fits/big-words.json"),
-        prepared=made.path("data/prepared"),
-        store=made.path("artifacts/features/big.zarr"),
-        out=made.path("artifacts/tables/big/words.npz"),
-        metrics=made.path("artifacts/metrics/words.json"),
-    )
-    made.resolve(made.path("artifacts/inputs/pairs/pair"))
-    return made
+    root = tmp_path_factory.mktemp("world")
+    return make_world(root, merged(PARAMS, changes), prepare_data=prepare_digits)
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_it_learns_and_leaves_its_helpers_behind(world: World, run: str) -> None:
     inputs: RunInputs = world.inputs(run)
     assert inputs.source == "cached"
-    folder = world.distil(run, inputs)
+    folder = world.distill(run, inputs)
     with (folder / "history.csv").open(newline="") as file:
         history = list(csv.DictReader(file))
     assert EXPECTED[run] <= history[0].keys()

@@ -21,7 +21,7 @@ from training_fixtures import RECIPE, Assembled, assemble_all, frozen_teacher
 
 from pipeline import plugin
 from pipeline.compute.machine import Machine
-from pipeline.distillation.method import Batch
+from pipeline.distillation.method import Batch, Needs
 from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.matching.matching import Matching
@@ -125,8 +125,12 @@ def build(
         wanted = module.Transform.needs(config).matchings
         matchings = {one.key: matching(2 if one.matching == "ranges" else 1) for one in wanted}
         changed = module.Transform(config, replace(context, matchings=matchings))
-    source = Given(batch.teacher)
-    objective = Distillation(found.student, found.method, teacher, changed, source, Machine(META), 0)
+    needs = found.needs | teacher.needs(teacher.config)
+    needs |= Needs(student=()) if changed is None else changed.needs(changed.config)
+    source, where = Given(batch.teacher), Machine(META)
+    objective = Distillation(
+        found.student, found.method, teacher, changed, source, where, 0, taps=needs.student
+    )
     return found, objective, batch
 
 

@@ -40,6 +40,7 @@ from pipeline.networks.architecture import architecture
 from pipeline.networks.network import Network, Taps, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import validate
+from pipeline.params.plug import Plug
 from pipeline.runs.inputs import RunInputs
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -722,7 +723,7 @@ def check_learning(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("method", HEADED)
 def test_the_saved_student_is_the_plain_one(world: World, method: str) -> None:
     source = "online" if method == "dskd" else "cached"
-    folder = world.distil(method, resolved(world, method, method=method, source=source))
+    folder = world.distill(method, resolved(world, method, methods=method, source=source))
     rows = check_learning(folder)
     plain = build(STUDENT, 0).state_dict()
     for name in ("init", "last", "best"):
@@ -739,8 +740,8 @@ def test_the_saved_student_is_the_plain_one(world: World, method: str) -> None:
 
 
 def test_slkd_with_dskd_trains(world: World) -> None:
-    inputs = resolved(world, "slkd-dskd", method="dskd", schedule="self_learning")
-    rows = check_learning(world.distil("slkd-dskd", inputs))
+    inputs = resolved(world, "slkd-dskd", methods="dskd", schedule="self_learning")
+    rows = check_learning(world.distill("slkd-dskd", inputs))
     assert {"kd", "kd_shallow", "map", "map_shallow", "slt1_kd", "slt2_kd", "fused_kd"} <= rows[0].keys()
     assert {"weight.kd.stage1.50", "distance.student-self"} <= rows[0].keys()
 
@@ -748,8 +749,8 @@ def test_slkd_with_dskd_trains(world: World) -> None:
 def test_dskd_can_be_taught_deeply_by_the_self_learning_teachers(world: World) -> None:
     weights = {"ce": 1.0, "kd": 1.0, "kd_shallow": 1.0, "map": 0.0, "map_shallow": 0.0}
     settings = {"lesson": "method", "student_weights": weights}
-    inputs = resolved(world, "slkd-deep", method="dskd", schedule="self_learning", schedule_config=settings)
-    rows = check_learning(world.distil("slkd-deep", inputs))
+    inputs = resolved(world, "slkd-deep", methods="dskd", schedule={"self_learning": settings})
+    rows = check_learning(world.distill("slkd-deep", inputs))
     assert {"fused_kd", "fused_kd_shallow"} <= rows[0].keys()
 
 
@@ -762,15 +763,17 @@ class Reversed(TeacherTransform[TransformConfig]):
 
 def test_dskd_under_a_permutation_trains(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     plug(monkeypatch, "transforms", "reversed", Config=TransformConfig, Transform=Reversed)
-    inputs = resolved(world, "kcd-dskd", method="dskd")
-    plain = check_learning(world.distil("dskd-plain", inputs))
-    rows = check_learning(world.distil("kcd-dskd", inputs.model_copy(update={"transform": "reversed"})))
+    inputs = resolved(world, "kcd-dskd", methods="dskd")
+    plain = check_learning(world.distill("dskd-plain", inputs))
+    rows = check_learning(
+        world.distill("kcd-dskd", inputs.model_copy(update={"transform": Plug.of("reversed")}))
+    )
     assert float(rows[0]["map"]) != pytest.approx(float(plain[0]["map"]), rel=1e-4)
 
 
 @pytest.mark.cpu
 def test_methods_without_a_teacher_read_none(world: World) -> None:
-    inputs = resolved(world, "no-teacher", method="dsn", source="cached")
+    inputs = resolved(world, "no-teacher", methods="dsn", source="cached")
     assert (inputs.features, inputs.stored, inputs.weights) == ((), {}, {})
 
 
@@ -780,7 +783,7 @@ def test_methods_without_a_teacher_read_none(world: World) -> None:
 )
 def test_unknown_positions_end_inputs_in_one_line(world: World, positions: list[str], match: str) -> None:
     with pytest.raises(StillhouseError, match=match) as error:
-        resolved(world, f"at-{positions[0]}", method="dskd", config={"positions": positions})
+        resolved(world, f"at-{positions[0]}", methods={"dskd": {"positions": positions}})
     assert "\n" not in str(error.value)
 
 

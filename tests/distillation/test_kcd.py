@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from device_fixtures import current, here
 from safetensors.torch import load_file
 from torch import Tensor
-from training_fixtures import CLASSES, STUDENT, World, assemble, cut_off_after, make_world
+from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, cut_off_after, make_world
 
 from pipeline import plugin, seeding
 from pipeline.artifacts.hashing import file_hash
@@ -29,21 +29,23 @@ from pipeline.errors import (
     StillhouseError,
 )
 from pipeline.evaluation.distance import map_distance, prediction_kl
-from pipeline.evaluation.evaluate import evaluate
 from pipeline.matching.discrepancy import between, overlap
 from pipeline.matching.matching import Matching, Origin
 from pipeline.networks.network import build
 from pipeline.networks.weights import load
-from pipeline.params import project
-from pipeline.params.matching import MatchingParams
+from pipeline.params.matchings import MatchingParams
+from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
+from pipeline.runs.comparison import TRANSFORM, compare
 from pipeline.runs.inputs import RunInputs
 from pipeline.training import loop
+from pipeline.training.distill import Distillation
 from pipeline.training.loop import Training
 
 pytestmark = pytest.mark.usefixtures("device")
 
 STAGE2 = {"student_tap": "stage2", "teacher_feature": "stage2"}
+DYNAMIC = Plug.of("permutation", features=["stage2"], student_tap="stage2", dynamic=2)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
 
 def kcd_of(world: World, seed: int) -> Matching:
     """Return the pair's matching."""
-    return Matching.load(world.path(f"artifacts/matchings/pair/pair-kcd/{seed}.npz"), "dvc repro")
+    return Matching.load(world.path(f"artifacts/matchings/pair/own/kcd/{seed}.npz"), "dvc repro")
 
 
 # ------------------------------------------------------------------ the transform
@@ -238,17 +240,16 @@ def gammas(a: Tensor, b: Tensor) -> np.ndarray[Any, Any]:
 def test_matching_of_the_stage_is_that_of_the_live_networks(world: World) -> None:
     from scipy.optimize import linear_sum_assignment
 
-    metrics = json.loads(world.path("artifacts/metrics/matchings/pair-kcd.json").read_text())
+    metrics = json.loads(world.path("artifacts/metrics/matchings/pair/own.json").read_text())["kcd"]
     for seed in (0, 1):
         a, b, _ = live(world, seed)
         expected = gammas(a, b)
-        with np.load(world.path(f"artifacts/matchings/pair/pair-kcd/measured/{seed}.npz")) as file:
+        with np.load(world.path(f"artifacts/matchings/pair/own/kcd/measured/{seed}.npz")) as file:
             np.testing.assert_allclose(
                 file["matrix"][0], expected, atol=1e-4
             )  # batches of other sizes, float32
         rows, columns = linear_sum_assignment(expected, maximize=True)
-        found = Matching.load(world.path(f"artifacts/matchings/pair/pair-kcd/{seed}.npz"), "dvc repro")
-        permutation = found.arrays["permutation"][0]
+        permutation = kcd_of(world, seed).arrays["permutation"][0]
         assert sorted(permutation.tolist()) == list(range(32))
         best = expected[rows, columns].sum()
         assert expected[permutation, np.arange(32)].sum() == pytest.approx(best, abs=1e-3)
@@ -263,7 +264,7 @@ def test_matching_of_the_stage_is_that_of_the_live_networks(world: World) -> Non
 
 @pytest.mark.cpu
 def test_origin_names_what_it_was_made_from(world: World) -> None:
-    origin = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/1.npz"), "dvc repro").origin
+    origin = kcd_of(world, 1).origin
     alone = world.path("artifacts/pretrained/small/1/weights")
     assert (origin.teacher, origin.student, origin.seed) == ("big", "small", 1)
     assert origin.student_weights == file_hash(alone / "last.safetensors")
@@ -273,19 +274,19 @@ def test_origin_names_what_it_was_made_from(world: World) -> None:
 
 def test_matching_twice_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
     again = world.match(tmp_path / "again")
-    home = world.path("artifacts/matchings/pair/pair-kcd")
+    home = world.path("artifacts/matchings/pair/own")
     files = [path.relative_to(again) for path in again.rglob("*.npz")]
-    assert sorted(map(str, files)) == ["0.npz", "1.npz", "measured/0.npz", "measured/1.npz"]
+    assert sorted(map(str, files)) == [
+        f"kcd/{name}" for name in ("0.npz", "1.npz", "measured/0.npz", "measured/1.npz")
+    ]
     for path in files:
         assert (again / path).read_bytes() == (home / path).read_bytes(), path
 
 
 def test_measurements_against_slow_references(world: World) -> None:
-    found = json.loads(world.path("artifacts/metrics/matchings/pair-kcd.json").read_text())["0"]
+    found = json.loads(world.path("artifacts/metrics/matchings/pair/own.json").read_text())["kcd"]["0"]
     a, b, label = live(world)
-    permutation = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz"), "dvc repro").arrays[
-        "permutation"
-    ][0]
+    permutation = kcd_of(world, 0).arrays["permutation"][0]
     for name, teacher in (("plain", a), ("transformed", a[:, permutation])):
         shares = []
         for k in range(CLASSES):
@@ -330,10 +331,8 @@ def test_pictures_are_the_mean_maps_of_one_class(world: World) -> None:
         maps = teacher.record(image[torch.from_numpy(np.array(split.labels)) == 0], {"stage2"})[
             "stage2"
         ].mean(0)
-    permutation = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz"), "dvc repro").arrays[
-        "permutation"
-    ][0]
-    with np.load(world.path("artifacts/matchings/pair/pair-kcd/measured/0.npz")) as file:
+    permutation = kcd_of(world, 0).arrays["permutation"][0]
+    with np.load(world.path("artifacts/matchings/pair/own/kcd/measured/0.npz")) as file:
         np.testing.assert_allclose(file["teacher_map"], maps, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(file["transformed_map"], maps[permutation], rtol=1e-4, atol=1e-4)
         assert file["student_map"].shape == maps.shape
@@ -370,7 +369,7 @@ def test_distances_by_hand() -> None:
 
 def test_the_distilled_student_starts_from_the_very_theta0(world: World) -> None:
     for seed in (0, 1):
-        folder = world.distil(f"restart-{seed}", world.inputs("kcd", seed), seed=seed)
+        folder = world.distill(f"restart-{seed}", world.inputs("kcd", seed), seed=seed)
         theta0 = world.path(f"artifacts/pretrained/small/{seed}/weights/init.safetensors")
         assert (folder / "weights/init.safetensors").read_bytes() == theta0.read_bytes()
 
@@ -379,15 +378,13 @@ def test_first_steps_loss_is_by_hand(world: World) -> None:
     from pipeline.training.setting import Setting
 
     inputs = world.inputs("kcd", recipe=Recipe(epochs=1, batch_size=100))
-    folder = world.distil("kcd-first", inputs)
+    folder = world.distill("kcd-first", inputs)
     row = (folder / "history.csv").read_text().splitlines()
     said = dict(zip(row[0].split(","), row[1].split(","), strict=True))
     (views,) = (
         Setting.of(world.prepared, inputs.views, current()).batches(inputs.recipe, 0, inputs.slots).epoch(0)
     )
-    permutation = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz"), "dvc repro").arrays[
-        "permutation"
-    ][0]
+    permutation = kcd_of(world, 0).arrays["permutation"][0]
     with torch.no_grad():
         image = views.image.cpu()
         ours = build(STUDENT, 0).record(image, {"stage2", "logits"})
@@ -399,10 +396,10 @@ def test_first_steps_loss_is_by_hand(world: World) -> None:
 
 def test_evaluation_tells_the_distance_to_the_teacher(world: World) -> None:
     for run, moved in (("kcd", True), ("fitnet", False), ("online", False), ("kd", None)):
-        folder = world.distil(f"compared-{run}", world.inputs(run))
-        (folder / "inputs.json").write_text(json.dumps(world.inputs(run).model_dump(mode="json")))
-        inputs = json.loads((folder / "inputs.json").read_text())
-        found, _ = evaluate(folder, world.path("data/prepared/toy"), inputs, current())
+        folder = world.distill(f"compared-{run}", world.inputs(run))
+        assert not (folder / "comparison.json").exists()  # a training measures what it needs itself
+        assert not (folder / TRANSFORM).exists()  # the matching is an artifact of its own
+        found = compare(folder, world.inputs(run), current())
         split, meta = world.prepared.split("test"), world.prepared.meta
         image = (torch.from_numpy(np.array(split.images)).float() / 255 - meta.mean[0]) / meta.std[0]
         with torch.no_grad():
@@ -413,9 +410,7 @@ def test_evaluation_tells_the_distance_to_the_teacher(world: World) -> None:
         if moved is None:
             assert "teacher_l2" not in found
             continue
-        order = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/0.npz"), "dvc repro").arrays[
-            "permutation"
-        ][0]
+        order = kcd_of(world, 0).arrays["permutation"][0]
         taught = theirs["stage2"][:, order] if moved else theirs["stage2"]
         assert found["teacher_l2"] == pytest.approx(
             (ours["stage2"] - taught).flatten(1).norm(dim=1).mean().item(), rel=1e-3
@@ -423,9 +418,8 @@ def test_evaluation_tells_the_distance_to_the_teacher(world: World) -> None:
 
 
 def test_a_dynamic_run_that_was_cut_off_ends_alike(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = {"features": ["stage2"], "student_tap": "stage2", "dynamic": 2}
     recipe = Recipe(epochs=5, batch_size=20, milestones=(3,))
-    inputs = world.inputs("kcd", transform_config=config, recipe=recipe)
+    inputs = world.inputs("kcd", transform=DYNAMIC, recipe=recipe)
     permutations = []
     observe = Transform.observe
 
@@ -434,7 +428,7 @@ def test_a_dynamic_run_that_was_cut_off_ends_alike(world: World, monkeypatch: py
         permutations.append(self.rearrangement.permutation[0].tolist())
 
     monkeypatch.setattr(Transform, "observe", noted)
-    whole = world.distil("dynamic-whole", inputs)
+    whole = world.distill("dynamic-whole", inputs)
     seen = permutations.copy()
     assert len(seen) == 25  # once a step
     assert seen[0] == seen[9] != seen[10]  # matched anew after two epochs
@@ -442,12 +436,60 @@ def test_a_dynamic_run_that_was_cut_off_ends_alike(world: World, monkeypatch: py
         patch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
         patch.setattr(Training, "_keep", cut_off_after(Training._keep, 3))
         with pytest.raises(KeyboardInterrupt):
-            world.distil("dynamic-cut", inputs)
-    again = world.distil("dynamic-cut", inputs)
-    for name in ("init", "best", "last"):
-        path = f"weights/{name}.safetensors"
-        assert (again / path).read_bytes() == (whole / path).read_bytes(), name
+            world.distill("dynamic-cut", inputs)
+    again = world.distill("dynamic-cut", inputs)
+    for path in (*(f"weights/{name}.safetensors" for name in ("init", "best", "last")), TRANSFORM):
+        assert (again / path).read_bytes() == (whole / path).read_bytes(), path
     assert permutations[-5:] == seen[-5:]
+
+
+def test_the_comparison_is_under_the_permutation_that_training_ended_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = world.inputs("kcd", transform=DYNAMIC, recipe=Recipe(epochs=3, batch_size=20))
+    ended: list[Distillation] = []
+    run = Training.run
+
+    def watched(self: Training) -> list[Any]:
+        rows = run(self)
+        assert isinstance(self.objective, Distillation)
+        ended.append(self.objective)
+        return rows
+
+    monkeypatch.setattr(Training, "run", watched)
+    folder = world.distill("dynamic-compared", inputs)
+    transform = ended[0].transform
+    assert isinstance(transform, Transform)
+    final = transform.rearrangement.permutation[0].tolist()
+    first = kcd_of(world, 0).arrays["permutation"][0].tolist()
+    assert final != first  # matched anew after two of three epochs
+
+    saved = load_file(folder / TRANSFORM)
+    assert saved.keys() == transform.state_dict().keys()
+    for name, x in transform.state_dict().items():
+        assert torch.equal(saved[name], x.cpu()), name
+
+    split, meta = world.prepared.split("test"), world.prepared.meta
+    image = (torch.from_numpy(np.array(split.images)).float() / 255 - meta.mean[0]) / meta.std[0]
+    with torch.no_grad():
+        ours = ended[0].student.cpu().eval().record(image, {"stage2"})["stage2"]  # as training left it
+        theirs = load(world.path("artifacts/teachers/big/weights"))[0].record(image, {"stage2"})["stage2"]
+    ends, starts = (
+        (ours - theirs[:, order]).flatten(1).norm(dim=1).mean().item() for order in (final, first)
+    )
+    found = compare(folder, inputs, current())["teacher_l2"]
+    assert found == pytest.approx(ends, rel=1e-4)
+    assert found != pytest.approx(starts, rel=1e-3)
+
+
+@pytest.mark.cpu
+def test_a_comparison_without_the_transforms_state_names_the_command(world: World) -> None:
+    inputs = world.inputs("kcd", transform=DYNAMIC, recipe=Recipe(epochs=1, batch_size=50))
+    folder = world.distill("dynamic-lost", inputs)
+    (folder / TRANSFORM).unlink()
+    with pytest.raises(MissingArtifactError, match=r"transform\.safetensors does not exist") as error:
+        compare(folder, inputs, current())
+    assert "dvc repro" in one_line(error)
 
 
 # ------------------------------------------------------------------ ablations, by params alone
@@ -455,17 +497,31 @@ def test_a_dynamic_run_that_was_cut_off_ends_alike(world: World, monkeypatch: py
 
 def resolved(world: World, folder: Path, recipe: dict[str, Any], **run: Any) -> RunInputs:
     """Match by a changed recipe, resolve a changed run, and return its inputs."""
-    runs = {"kcd": run} if run else {}
-    blocks = world.blocks(matchings={"kcd": recipe}, runs=runs)
-    matchings = folder / "matchings"
-    shutil.copytree(world.path("artifacts/matchings/pair"), matchings)
+    blocks = world.blocks(
+        matchings={"kcd": recipe},
+        runs={"changed": PARAMS["runs"]["kcd"] | run},
+        distill=["pair/changed"],
+    )
+    matchings = copied(world, folder)
     if recipe:
-        shutil.rmtree(matchings / "pair-kcd")
-        world.match(
-            matchings / "pair-kcd", block=blocks / "matches/pair-kcd.json", metrics=folder / "kcd.json"
-        )
+        shutil.rmtree(matchings / "own")
+        world.match(matchings / "own", block=blocks / "matchings/pair.json", metrics=folder / "kcd.json")
     found = world.resolve(folder / "inputs", block=blocks / "pairs/pair.json", matchings=matchings)
-    return RunInputs.model_validate_json(found["kcd"])
+    return RunInputs.model_validate_json(found["changed"])
+
+
+def permuted(**settings: Any) -> dict[str, Any]:
+    """Return the transform of stage2 with other settings."""
+    return {"permutation": {"features": ["stage2"]} | settings}
+
+
+def block_of(world: World, folder: Path, **recipe: Any) -> Path:
+    """Return the pair's block of matchings with a changed recipe, as one of an earlier params.yaml would be."""
+    content = json.loads(world.path("artifacts/params/matchings/pair.json").read_text())
+    content["recipes"]["kcd"] |= recipe
+    path = folder / "matchings.json"
+    path.write_text(json.dumps(content))
+    return path
 
 
 @pytest.mark.parametrize(
@@ -489,12 +545,12 @@ def test_an_ablation_is_a_line_of_params(world: World, tmp_path: Path, recipe: d
     inputs = resolved(world, tmp_path, recipe)
     found = Matching.load(Path(inputs.matchings["kcd"][0]), "dvc repro")
     assert found.recipe == MatchingParams(**STAGE2, **recipe)
-    folder = world.distil("-".join(map(str, recipe.values())), inputs)
+    folder = world.distill("-".join(map(str, recipe.values())), inputs)
     start, end = (load_file(folder / f"weights/{name}.safetensors") for name in ("init", "last"))
     theta0 = load_file(world.path("artifacts/pretrained/small/0/weights/init.safetensors"))
     assert all(torch.equal(start[name], x) for name, x in theta0.items())
     assert all(torch.isfinite(x).all() for x in end.values() if x.is_floating_point())
-    numbers = json.loads((tmp_path / "kcd.json").read_text())["0"]
+    numbers = json.loads((tmp_path / "kcd.json").read_text())["kcd"]["0"]
     if recipe.get("strategy") in ("fc", "residual"):
         assert numbers["gamma"]["learned"] > numbers["gamma"]["identity"]
         assert "permutation" not in found.arrays
@@ -503,37 +559,34 @@ def test_an_ablation_is_a_line_of_params(world: World, tmp_path: Path, recipe: d
 
 
 def test_learned_networks_learn_consistency(world: World, tmp_path: Path) -> None:
-    recipe = {"kcd": {"strategy": "fc", "epochs": 60}}
-    block = world.blocks(matchings=recipe) / "matches/pair-kcd.json"
+    block = block_of(world, tmp_path, strategy="fc", epochs=60)
     world.match(tmp_path / "fc", block=block, metrics=tmp_path / "fc.json")
-    gamma = json.loads((tmp_path / "fc.json").read_text())["0"]["gamma"]
+    gamma = json.loads((tmp_path / "fc.json").read_text())["kcd"]["0"]["gamma"]
     assert gamma["learned"] > gamma["bipartite"]  # a linear map can be any permutation, and more
 
 
 def test_each_range_is_matched_by_its_own_samples(world: World, tmp_path: Path) -> None:
-    recipe = {"kcd": {"ranges": 2}}
-    block = world.blocks(matchings=recipe) / "matches/pair-kcd.json"
+    block = block_of(world, tmp_path, ranges=2)
     folder = world.match(tmp_path / "two", block=block, metrics=tmp_path / "two.json")
     a, b, label = live(world)
-    with np.load(folder / "measured/0.npz") as file:
+    with np.load(folder / "kcd/measured/0.npz") as file:
         for number, chosen in enumerate((label < 2, label >= 2)):
             np.testing.assert_allclose(file["matrix"][number], gammas(a[chosen], b[chosen]), atol=1e-3)
 
 
 def test_untrained_networks_give_the_statistics(world: World, tmp_path: Path) -> None:
-    block = world.blocks(matchings={"kcd": {"student_weights": "init"}}) / "matches/pair-kcd.json"
+    block = block_of(world, tmp_path, student_weights="init")
     folder = world.match(tmp_path / "theta0", block=block, metrics=tmp_path / "theta0.json")
     a, b, _ = live(world, weights="init")
-    with np.load(folder / "measured/0.npz") as file:
+    with np.load(folder / "kcd/measured/0.npz") as file:
         np.testing.assert_allclose(file["matrix"][0], gammas(a, b), atol=1e-4)
 
 
 def test_the_matching_of_another_students_theta0(world: World, tmp_path: Path) -> None:
-    config = {"matching": "kcd", "features": ["stage2"], "seed": 1}
-    inputs = resolved(world, tmp_path, {}, transform_config=config)
+    inputs = resolved(world, tmp_path, {}, transform=permuted(matching="kcd", seed=1))
     assert inputs.seed == 0
     assert Path(inputs.matchings["kcd@1"][0]).name == "1.npz"
-    folder = world.distil("other-theta0", inputs)
+    folder = world.distill("other-theta0", inputs)
     theta0 = world.path("artifacts/pretrained/small/0/weights/init.safetensors")  # it starts from its own
     assert (folder / "weights/init.safetensors").read_bytes() == theta0.read_bytes()
 
@@ -541,7 +594,7 @@ def test_the_matching_of_another_students_theta0(world: World, tmp_path: Path) -
 @pytest.mark.parametrize(
     "run",
     [
-        {"method": "fitnet", "config": {}, "transform_config": {"features": ["stage2"]}},
+        {"methods": "fitnet"},
         {"source": "online"},
         {"slots": 2},
     ],
@@ -550,19 +603,14 @@ def test_the_matching_of_another_students_theta0(world: World, tmp_path: Path) -
 def test_the_transform_composes_with_methods_and_sources(
     world: World, tmp_path: Path, run: dict[str, Any]
 ) -> None:
-    content = json.loads(world.path("artifacts/params/pairs/pair.json").read_text())
-    content["runs"]["kcd"] |= run
-    (tmp_path / "pair.json").write_text(json.dumps(content))
-    found = world.resolve(tmp_path / "inputs", block=tmp_path / "pair.json")
-    inputs = RunInputs.model_validate_json(found["kcd"])
-    folder = world.distil(f"composed-{next(iter(run))}", inputs)
-    assert "teacher_l2" in json.loads((folder / "comparison.json").read_text())
+    inputs = resolved(world, tmp_path, {}, **run)
+    folder = world.distill(f"composed-{next(iter(run))}", inputs)
+    assert "teacher_l2" in compare(folder, inputs, current())
 
 
 @pytest.mark.cpu
 def test_maps_of_other_sizes_are_refused(world: World, tmp_path: Path) -> None:
-    recipe = {"kcd": {"student_tap": "stage1", "teacher_feature": "stage2"}}
-    block = world.blocks(matchings=recipe) / "matches/pair-kcd.json"
+    block = block_of(world, tmp_path, student_tap="stage1", teacher_feature="stage2")
     with pytest.raises(ShapeError, match="'stage1' of 8x8 with teacher feature 'stage2' of 4x4") as error:
         world.match(tmp_path / "sizes", block=block)
     assert "dvc repro" in one_line(error)
@@ -571,14 +619,14 @@ def test_maps_of_other_sizes_are_refused(world: World, tmp_path: Path) -> None:
 
 def test_a_teacher_with_fewer_channels_is_greedy_or_refused(world: World, tmp_path: Path) -> None:
     recipe = {"student_tap": "pooled", "teacher_feature": "logits"}  # 64 channels against 4
-    block = world.blocks(matchings={"kcd": recipe}) / "matches/pair-kcd.json"
+    block = block_of(world, tmp_path, **recipe)
     with pytest.raises(ShapeError, match="64 channels a channel of its own, and the teacher has 4") as error:
         world.match(tmp_path / "out", block=block)
     one_line(error)
-    block = world.blocks(matchings={"kcd": recipe | {"strategy": "greedy"}}) / "matches/pair-kcd.json"
+    block = block_of(world, tmp_path, **recipe, strategy="greedy")
     folder = world.match(tmp_path / "greedy", block=block, metrics=tmp_path / "greedy.json")
-    assert Matching.load(folder / "0.npz", "dvc repro").arrays["permutation"].shape == (1, 64)
-    numbers = json.loads((tmp_path / "greedy.json").read_text())["0"]
+    assert Matching.load(folder / "kcd/0.npz", "dvc repro").arrays["permutation"].shape == (1, 64)
+    numbers = json.loads((tmp_path / "greedy.json").read_text())["kcd"]["0"]
     assert set(numbers["gamma"]) == {"greedy"}
     assert set(numbers["overlap"]) == {"transformed", "students"}
     assert set(numbers["alone"]) == {"kl", "l2_transformed"}
@@ -604,76 +652,47 @@ def refused(world: World, folder: Path, **places: Path) -> str:
 @pytest.mark.parametrize("field", ["student", "seed", "teacher", "teacher_weights", "data"])
 def test_a_permutation_made_from_something_else_is_refused(world: World, tmp_path: Path, field: str) -> None:
     matchings = copied(world, tmp_path)
-    path = matchings / "pair-kcd/0.npz"
+    path = matchings / "own/kcd/0.npz"
     found = Matching.load(path, "dvc repro")
     other = {"seed": 1}.get(field, "other")
     Matching(found.origin.model_copy(update={field: other}), found.arrays).save(path)
     message = refused(world, tmp_path, matchings=matchings)
     assert f"was made with other {field}: found {other}, expected" in message
-    assert "dvc repro match_channels@pair-kcd" in message
+    assert "dvc repro match_channels@pair" in message
 
 
 @pytest.mark.cpu
 def test_a_permutation_of_another_theta0_is_refused(world: World, tmp_path: Path) -> None:
-    path = tmp_path / "pair-kcd" / "0.npz"
-    path.parent.mkdir()
-    found = Matching.load(world.path("artifacts/matchings/pair/pair-kcd/1.npz"), "dvc repro")
+    path, found = tmp_path / "0.npz", kcd_of(world, 1)
     Matching(found.origin.model_copy(update={"seed": 0}), found.arrays).save(path)
     inputs = world.inputs("kcd", matchings={"kcd": (str(path), file_hash(path))})
     with pytest.raises(StaleArtifactError, match="does not start from the weights") as error:
-        world.distil("other-init", inputs)
-    assert "dvc repro match_channels@pair-kcd" in one_line(error)
+        world.distill("other-init", inputs)
+    assert "dvc repro match_channels@pair" in one_line(error)
     stale = world.inputs("kcd", matchings={"kcd": (str(path), "0")})
     with pytest.raises(StaleArtifactError, match="is not the file that this run was resolved with"):
-        world.distil("other-file", stale)
+        world.distill("other-file", stale)
 
 
 @pytest.mark.cpu
-def test_what_is_not_asked_for_is_told_with_its_line(world: World, tmp_path: Path) -> None:
+def test_a_missing_matching_names_its_stage(world: World, tmp_path: Path) -> None:
     matchings = copied(world, tmp_path)
-    index = json.loads((matchings / "index.json").read_text())
-    (matchings / "index.json").write_text(json.dumps(index | {"matches": {}}))
+    (matchings / "own/kcd/1.npz").unlink()
     message = refused(world, tmp_path, matchings=matchings)
-    line = (
-        "Add pair-kcd: {pair: pair, teacher: big, student: small, matching: kcd} to 'matches' in params.yaml"
-    )
-    assert line in message
-    (matchings / "index.json").unlink()
-    assert "dvc repro list_matches@pair" in refused(world, tmp_path, matchings=matchings)
-    shutil.copy(world.path("artifacts/matchings/pair/index.json"), matchings)
-    (matchings / "pair-kcd/1.npz").unlink()
-    assert "dvc repro match_channels@pair-kcd" in refused(world, tmp_path, matchings=matchings)
-
-
-@pytest.mark.cpu
-def test_a_table_of_the_feature_that_is_permuted_is_refused(world: World, tmp_path: Path) -> None:
-    run = {
-        "method": "fitnet",
-        "config": {"standardize": "moments"},
-        "transform_config": {"features": ["stage2"]},
-    }
-    content = json.loads(world.path("artifacts/params/pairs/pair.json").read_text())
-    content["runs"]["kcd"] |= run
-    (tmp_path / "pair.json").write_text(json.dumps(content))
-    message = refused(world, tmp_path, block=tmp_path / "pair.json")
-    assert (
-        "Run 'kcd' reads table 'moments', which was fitted to 'stage2', and its transform changes" in message
-    )
-
-
-@pytest.mark.cpu
-def test_a_seed_that_is_not_there_is_told(world: World, tmp_path: Path) -> None:
-    with pytest.raises(MissingArtifactError, match="of seed 7, and there are those of 0, 1") as error:
-        resolved(world, tmp_path, {}, transform_config={"features": ["stage2"], "seed": 7})
-    one_line(error)
+    assert "kcd/1.npz does not exist" in message
+    assert "dvc repro match_channels@pair" in message
+    blocks = crossed(world)
+    message = refused(world, tmp_path, block=blocks / "pairs/pair.json", matchings=matchings)
+    assert "crossed/kcd/0.npz does not exist" in message
+    assert "dvc repro match_borrowed@crossed" in message
 
 
 @pytest.mark.cpu
 @pytest.mark.parametrize(
     ("recipe", "match"),
     [
-        ({"teacher_feature": "stage1"}, "Add it to teachers.big.extract.features in params.yaml"),
-        ({"teacher_checkpoint": "init"}, "Add it to teachers.big.extract.checkpoints in params.yaml"),
+        ({"teacher_feature": "stage1"}, "Add it to teachers.big.features in params.yaml"),
+        ({"teacher_checkpoint": "init"}, "Add it to teachers.big.checkpoints in params.yaml"),
         ({"student_tap": "stage9"}, r"reads student tap 'stage9'. 'small' has stem_pre, "),
         ({"ranges": 5}, r"matchings.kcd.ranges is 5, and 'toy' has 4 classes"),
         ({"pictured": 4}, r"matchings.kcd.pictured is 4, and 'toy' has 4 classes"),
@@ -682,7 +701,7 @@ def test_a_seed_that_is_not_there_is_told(world: World, tmp_path: Path) -> None:
 def test_what_a_matching_lacks_is_told_with_its_line(
     world: World, tmp_path: Path, recipe: dict[str, Any], match: str
 ) -> None:
-    block = world.blocks(matchings={"kcd": recipe}) / "matches/pair-kcd.json"
+    block = block_of(world, tmp_path, **recipe)
     with pytest.raises(StillhouseError, match=match) as error:
         world.match(tmp_path / "out", block=block)
     one_line(error)
@@ -702,55 +721,46 @@ def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, fiel
     one_line(error)
 
 
-# ------------------------------------------------------------------ params
+# ------------------------------------------------------------------ another teacher's matching
 
 
-@pytest.mark.cpu
-def test_matches_are_checked() -> None:
-    from training_fixtures import PARAMS, changed
-
-    for place, value, match in (
-        ("matches.pair-kcd.matching", "kdc", "Did you mean 'kcd'"),
-        ("matches.pair-kcd.student", "big", "its pair 'pair' has 'small'"),
-        ("matches.again", PARAMS["matches"]["pair-kcd"], "ask for the same"),
-        ("matches.pair-kcd.pair", "pear", "Unknown pair of matches"),
-        ("matchings.kcd.measure", "l3", "matchings.kcd.measure"),
-    ):
-        with pytest.raises(StillhouseError, match=match) as error:
-            project.check(changed(PARAMS, place, value))
-        one_line(error)
-    other = changed(PARAMS, "teachers.tiny", PARAMS["teachers"]["big"] | {"network": "resnet8"})
-    with pytest.raises(ParamsError, match="the same network trained on the same data from another seed"):
-        project.check(changed(other, "matches.pair-kcd.teacher", "tiny"))
+def crossed(world: World) -> Path:
+    """Return the blocks where the run learns from `big` in the order that `huge` would have had."""
+    return world.blocks(
+        teachers={"huge": PARAMS["teachers"]["big"] | {"seed": 5}},
+        borrowed={"crossed": {"pair": "pair", "teacher": "huge", "student": "small", "matching": "kcd"}},
+        runs={"crossed": PARAMS["runs"]["kcd"] | {"transform": permuted(teacher="huge")}},
+        distill=["pair/crossed"],
+    )
 
 
 @pytest.mark.cpu
 def test_another_teachers_matching_is_a_line_of_params(world: World, tmp_path: Path) -> None:
-    """Table 3 (b): the run learns from `big` in the order that `huge` would have had."""
-    from training_fixtures import PARAMS
-
-    teachers = {"huge": PARAMS["teachers"]["big"] | {"seed": 5}}
-    asked = {"crossed": PARAMS["matches"]["pair-kcd"] | {"teacher": "huge"}}
-    config = {"kcd": {"transform_config": {"features": ["stage2"], "teacher": "huge"}}}
-    blocks = world.blocks(teachers=teachers, matches=asked, runs=config)
-    matchings = copied(world, tmp_path)
-    shutil.copy(blocks / "matched/pair.json", matchings / "index.json")
+    """Table 3 (b)."""
+    blocks, matchings = crossed(world), copied(world, tmp_path)
     # Another teacher's artifacts are stood in for by the first one's.
-    world.match(
-        matchings / "crossed", block=blocks / "matches/crossed.json", metrics=tmp_path / "crossed.json"
-    )
+    block, metrics = blocks / "borrowed/crossed.json", tmp_path / "crossed.json"
+    world.match(matchings / "crossed", block=block, metrics=metrics)
     found = world.resolve(tmp_path / "inputs", block=blocks / "pairs/pair.json", matchings=matchings)
-    inputs = RunInputs.model_validate_json(found["kcd"])
-    assert {key: Path(path).parent.name for key, (path, _) in inputs.matchings.items()} == {
+    inputs = RunInputs.model_validate_json(found["crossed"])
+    assert {key: Path(path).parent.parent.name for key, (path, _) in inputs.matchings.items()} == {
         "huge/kcd": "crossed"
     }
-    world.distil("crossed", inputs)
+    world.distill("crossed", inputs)
+
+
+@pytest.mark.cpu
+def test_a_pair_whose_runs_ask_for_no_matching_has_none(world: World, tmp_path: Path) -> None:
+    block = crossed(world) / "matchings/pair.json"
+    out = world.match(tmp_path / "own", block=block, metrics=tmp_path / "own.json")
+    assert list(out.iterdir()) == []
+    assert json.loads((tmp_path / "own.json").read_text()) == {}
 
 
 @pytest.mark.cpu
 def test_a_matching_changes_the_runs_that_use_it_alone(world: World, tmp_path: Path) -> None:
     matchings = copied(world, tmp_path)
-    path = matchings / "pair-kcd/0.npz"
+    path = matchings / "own/kcd/0.npz"
     found = Matching.load(path, "dvc repro")
     flipped = {"permutation": found.arrays["permutation"][:, ::-1]}
     Matching(found.origin, flipped).save(path)

@@ -32,7 +32,7 @@ from pipeline.features.encoding import Feature
 from pipeline.matching.matching import Matching, Origin
 from pipeline.networks.network import Shape
 from pipeline.params.base import validate
-from pipeline.params.matching import MatchingParams
+from pipeline.params.matchings import MatchingParams
 from pipeline.tables.table import FitContext, TableConfig, load, save
 
 pytestmark = pytest.mark.usefixtures("device")

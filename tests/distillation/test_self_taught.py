@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, make_world
 
 from pipeline import seeding
+from pipeline.artifacts.hashing import file_hash
 from pipeline.distillation.schedules.self_taught import Config, Schedule
 from pipeline.errors import (
     MissingArtifactError,
@@ -30,14 +31,15 @@ from pipeline.features import manifest as manifests
 from pipeline.features.store import StoredArray, array_path
 from pipeline.networks.network import build
 from pipeline.networks.weights import load
-from pipeline.params import project
+from pipeline.params import checks
+from pipeline.runs import check
 from pipeline.runs.inputs import RunInputs
 from pipeline.runs.planning import plan
-from pipeline.training import self_taught
+from pipeline.training import copies
 from pipeline.training.distill import Distillation
 from pipeline.training.loop import Training
 from pipeline.training.setting import Setting
-from stages import train_self_taught
+from stages import train_copy
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -48,12 +50,11 @@ COPIES = {name: {"teacher": "big", "student": "small"} for name in NAMES}
 def command(world: World, name: str, **update: Any) -> dict[str, Any]:
     """Return the arguments of the stage."""
     return {
-        "block": world.blocks(self_taught=COPIES) / f"self_taught/{name}.json",
+        "block": world.blocks(copies=COPIES) / f"copies/{name}.json",
         "prepared": world.path("data/prepared"),
         "weights": world.path("artifacts/teachers/big/weights"),
         "store": world.path("artifacts/features/big.zarr"),
-        "out": world.path(f"artifacts/self_taught/big/{name}"),
-        "summary": world.path(f"artifacts/tables/big/{name}.json"),
+        "out": world.path(f"artifacts/copies/big/{name}"),
         "device": str(current().device),
     } | update
 
@@ -62,18 +63,17 @@ def command(world: World, name: str, **update: Any) -> dict[str, Any]:
 def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     made = make_world(tmp_path_factory.mktemp("world"))
     for name in NAMES:
-        train_self_taught.main(**command(made, name))
+        train_copy.main(**command(made, name))
     return made
 
 
 def resolved(world: World, name: str, settings: dict[str, Any] | None = None, **run: Any) -> RunInputs:
     """Resolve a run of these settings."""
     config = {"names": list(NAMES)} | (settings or {})
-    runs = {name: {"method": "kd", "schedule": "self_taught", "schedule_config": config} | run}
-    pair = world.blocks(self_taught=COPIES, runs=runs, distill=[f"pair/{name}"]) / "pairs/pair.json"
-    out = world.path(f"changed/{name}-out")
-    found = world.resolve(out, block=pair, self_taught=world.path("artifacts/self_taught/big"))
-    return RunInputs.model_validate_json(found[name])
+    runs = {name: {"methods": "kd", "schedule": {"self_taught": config}} | run}
+    pair = world.blocks(copies=COPIES, runs=runs, distill=[f"pair/{name}"]) / "pairs/pair.json"
+    resolved = world.resolve(world.path(f"changed/{name}-out"), block=pair)
+    return RunInputs.model_validate_json(resolved[name])
 
 
 def history(folder: Path) -> list[dict[str, str]]:
@@ -85,7 +85,7 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_copy_is_the_teachers_network_trained_from_its_logits(world: World) -> None:
-    folder = world.path("artifacts/self_taught/big/one")
+    folder = world.path("artifacts/copies/big/one")
     network, spec = load(folder / "weights")
     teacher, expected = load(world.path("artifacts/teachers/big/weights"))
     assert spec == expected
@@ -97,7 +97,7 @@ def test_a_copy_is_the_teachers_network_trained_from_its_logits(world: World) ->
         assert float(row["loss"]) == pytest.approx(total, rel=1e-5)
     init = load_file(folder / "weights/init.safetensors")
     start = load_file(world.path("artifacts/teachers/big/weights/init.safetensors"))
-    other = load_file(world.path("artifacts/self_taught/big/two/weights/init.safetensors"))
+    other = load_file(world.path("artifacts/copies/big/two/weights/init.safetensors"))
     for name, x in init.items():
         if x.ndim > 1:
             assert not torch.equal(x, start[name]), name
@@ -108,16 +108,19 @@ def test_a_copy_is_the_teachers_network_trained_from_its_logits(world: World) ->
         "history.csv",
         "training.json",
         "store.zarr",
+        "copy.json",
     }
 
 
 def test_its_store_holds_its_logits_of_every_view(world: World) -> None:
-    folder = world.path("artifacts/self_taught/big/one")
+    folder = world.path("artifacts/copies/big/one")
     store = folder / "store.zarr"
     manifest = manifests.read(store, "dvc repro")
     assert (manifest.teacher, set(manifest.features), manifest.samples) == ("big", {"logits"}, {"train": 100})
-    said = json.loads(world.path("artifacts/tables/big/one.json").read_text())
-    assert said["digest"] == manifest.features["logits"].digest
+    about = json.loads((folder / "copy.json").read_text())
+    taught = file_hash(world.path("artifacts/teachers/big/weights/last.safetensors"))
+    assert about == {"made_by": "train_copy@one", "teacher": "big", "weights": taught}
+    assert manifest.made_by == "train_copy@one"
     stored = StoredArray(array_path(store, "last", "train", "logits")).all()
     assert stored.shape == (1 + 9, 100, CLASSES)
     network = load(folder / "weights")[0]
@@ -132,12 +135,12 @@ def test_its_store_holds_its_logits_of_every_view(world: World) -> None:
 
 @pytest.mark.cpu
 def test_a_copy_takes_what_was_planned(world: World) -> None:
-    found = plan(project.check(PARAMS | {"self_taught": COPIES}), {"toy": world.prepared.meta})
-    item = next(item for item in found.items if item.kind == "self-taught")
-    folder, summary = world.path("artifacts/self_taught/big/one"), world.path("artifacts/tables/big/one.json")
+    planned = plan(check.project(PARAMS | {"copies": COPIES}), {"toy": world.prepared.meta})
+    item = next(item for item in planned.items if item.kind == "copy")
+    folder = world.path("artifacts/copies/big/one")
     files = [path for path in folder.rglob("*") if path.is_file()]
-    assert item.stages == ("train_self_taught@one",)
-    assert item.files == len(files) + summary.exists()
+    assert item.stages == ("train_copy@one",)
+    assert item.files == len(files)
     assert item.bytes == pytest.approx(sum(path.stat().st_size for path in files), rel=0.1)
     assert item.forwards == 10 * 100
 
@@ -145,21 +148,20 @@ def test_a_copy_takes_what_was_planned(world: World) -> None:
 def test_a_copy_that_was_cut_off_while_it_was_stored_is_not_trained_again(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = {"out": tmp_path / "one", "summary": tmp_path / "one.json"}
+    out = tmp_path / "one"
     with monkeypatch.context() as patch:
-        patch.setattr(self_taught, "fill", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(copies, "fill", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            train_self_taught.main(**command(world, "one", **paths))
-    assert not paths["out"].exists()
-    assert not paths["summary"].exists()
+            train_copy.main(**command(world, "one", out=out))
+    assert not out.exists()
     monkeypatch.setattr(Training, "run", lambda self: pytest.fail("trained again"))
-    train_self_taught.main(**command(world, "one", **paths))
-    whole = world.path("artifacts/self_taught/big/one")
+    train_copy.main(**command(world, "one", out=out))
+    whole = world.path("artifacts/copies/big/one")
     for file in ("weights/last.safetensors", "weights/init.safetensors"):
-        assert (paths["out"] / file).read_bytes() == (whole / file).read_bytes()
+        assert (out / file).read_bytes() == (whole / file).read_bytes()
     digests = [
         manifests.read(folder / "store.zarr", "dvc repro").features["logits"].digest
-        for folder in (whole, paths["out"])
+        for folder in (whole, out)
     ]
     assert digests[0] == digests[1]
 
@@ -169,9 +171,9 @@ def test_another_teachers_store_is_refused(world: World, tmp_path: Path) -> None
     weights = tmp_path / "weights"
     shutil.copytree(world.path("artifacts/teachers/big/weights"), weights)
     shutil.copy(weights / "init.safetensors", weights / "last.safetensors")
-    paths = {"out": tmp_path / "one", "summary": tmp_path / "one.json", "weights": weights}
+    paths = {"out": tmp_path / "one", "weights": weights}
     with pytest.raises(StaleArtifactError, match="was made with other weights") as error:
-        train_self_taught.main(**command(world, "one", **paths))
+        train_copy.main(**command(world, "one", **paths))
     assert "\n" not in str(error.value)
     assert not paths["out"].exists()
 
@@ -209,10 +211,10 @@ def test_the_students_loss_is_the_formula() -> None:
 
 def test_a_student_reads_them_and_is_the_plain_student(world: World) -> None:
     inputs = resolved(world, "slkd-star")
-    assert set(inputs.self_taught) == set(NAMES)
+    assert set(inputs.copies) == set(NAMES)
     assert not inputs.teacher_network  # no network runs beside the student
     assert inputs.weights == {}
-    folder = world.distil("slkd-star", inputs)
+    folder = world.distill("slkd-star", inputs)
     rows = history(folder)
     values = [float(row["loss"]) for row in rows]
     assert all(math.isfinite(value) for value in values)
@@ -236,9 +238,9 @@ def test_the_first_steps_target_is_what_the_copies_say_of_the_same_views(
         return forward(self, views, fetched, moment)
 
     monkeypatch.setattr(Distillation, "forward", watched)
-    world.distil("slkd-star-views", resolved(world, "slkd-star-views", source="online"))
+    world.distill("slkd-star-views", resolved(world, "slkd-star-views", source="online"))
     for name in NAMES:
-        network = load(world.path(f"artifacts/self_taught/big/{name}/weights"))[0]
+        network = load(world.path(f"artifacts/copies/big/{name}/weights"))[0]
         for views, fetched in (seen[0], seen[-1]):
             with torch.no_grad():
                 live = network(views.image.cpu())
@@ -250,24 +252,40 @@ def test_the_first_steps_target_is_what_the_copies_say_of_the_same_views(
 
 @pytest.mark.cpu
 def test_a_run_depends_on_the_copies_that_it_reads(world: World, tmp_path: Path) -> None:
-    assert set(resolved(world, "star-one", {"names": ["one"]}).self_taught) == {"one"}
-    assert world.inputs("kd").self_taught == {}
+    assert set(resolved(world, "star-one", {"names": ["one"]}).copies) == {"one"}
+    assert world.inputs("kd").copies == {}
 
 
 @pytest.mark.cpu
-def test_copies_that_are_not_there_or_of_another_teacher_are_told(world: World, tmp_path: Path) -> None:
-    with pytest.raises(MissingArtifactError, match="Teacher 'big' has no self-taught copy 'three'") as error:
-        resolved(world, "star-three", {"names": ["three"]})
-    assert "Add three: {teacher: big, student: small} to 'self_taught'" in str(error.value)
-    assert "\n" not in str(error.value)
-    said = world.path("artifacts/tables/big/one.json")
-    before = said.read_text()
-    said.write_text(json.dumps(json.loads(before) | {"teacher": "0"}))
+def test_a_copy_that_is_missing_or_of_another_teacher_names_its_stage(world: World) -> None:
+    about = world.path("artifacts/copies/big/one/copy.json")
+    before = about.read_text()
     try:
-        with pytest.raises(StaleArtifactError, match=r"of another teacher.*train_self_taught@one"):
+        about.write_text(json.dumps(json.loads(before) | {"weights": "0"}))
+        with pytest.raises(StaleArtifactError, match=r"of another teacher.*train_copy@one") as error:
             resolved(world, "star-stale")
+        assert "\n" not in str(error.value)
+        about.unlink()
+        with pytest.raises(MissingArtifactError, match=r"copy\.json does not exist.*train_copy@one"):
+            resolved(world, "star-missing")
     finally:
-        said.write_text(before)
+        about.write_text(before)
+
+
+@pytest.mark.cpu
+def test_a_copy_of_fewer_views_than_a_run_shows_is_refused(world: World) -> None:
+    """As one of an earlier params.yaml would be."""
+    path = world.path("artifacts/copies/big/one/store.zarr/zarr.json")
+    before = path.read_text()
+    content = json.loads(before)
+    content["attributes"]["features"]["logits"]["slots"] = 2
+    path.write_text(json.dumps(content))
+    try:
+        with pytest.raises(ParamsError, match="holds 2 view slots of 'logits', expected 9") as error:
+            resolved(world, "star-few")
+        assert "\n" not in str(error.value)
+    finally:
+        path.write_text(before)
 
 
 @pytest.mark.cpu
@@ -275,20 +293,20 @@ def test_a_store_that_changed_since_is_refused(world: World) -> None:
     inputs = resolved(world, "star-changed")
     held = {
         name: stored.model_copy(update={"digest": {"last/train": "0"}})
-        for name, stored in inputs.self_taught.items()
+        for name, stored in inputs.copies.items()
     }
     with pytest.raises(
         StaleArtifactError, match="does not hold the 'logits' that this run was resolved with"
     ):
-        world.distil("star-changed", inputs.model_copy(update={"self_taught": held}))
+        world.distill("star-changed", inputs.model_copy(update={"copies": held}))
 
 
 @pytest.mark.cpu
 @pytest.mark.parametrize(
     ("copy", "error", "match"),
     [
-        ({"teacher": "nobody", "student": "small"}, UnknownNameError, "teacher of self_taught.x: 'nobody'"),
-        ({"teacher": "big", "student": "nobody"}, UnknownNameError, "student of self_taught.x: 'nobody'"),
+        ({"teacher": "nobody", "student": "small"}, UnknownNameError, "teacher of copies.x: 'nobody'"),
+        ({"teacher": "big", "student": "nobody"}, UnknownNameError, "student of copies.x: 'nobody'"),
         ({"teacher": "big", "student": "small", "weights": {"ce": 1.0}}, ParamsError, "expected ce and kd"),
         ({"teacher": "big", "student": "small", "temperature": 0}, ParamsError, "greater than 0"),
         ({"teacher": "big", "student": "small", "architecture": "wrn"}, ParamsError, "unknown key"),
@@ -298,11 +316,5 @@ def test_blocks_that_cannot_be_are_told(
     copy: dict[str, Any], error: type[StillhouseError], match: str
 ) -> None:
     with pytest.raises(error, match=match) as told:
-        project.check(PARAMS | {"self_taught": {"x": copy}})
+        checks.check(PARAMS | {"copies": {"x": copy}})
     assert "\n" not in str(told.value)
-
-
-@pytest.mark.cpu
-def test_a_name_that_is_taken_is_told() -> None:
-    with pytest.raises(ParamsError, match=r"self_taught\.features is the name of another file"):
-        project.check(PARAMS | {"self_taught": {"features": COPIES["one"]}})

@@ -65,7 +65,9 @@ def made(
     needed = (*found.needs.teacher, *Schedule.needs(schedule.config).teacher)
     teacher = frozen_teacher().features(batch.image, needed, batch.label)
     batch = replace(batch, teacher=teacher)
-    objective = Distillation(found.student, found.method, schedule, None, Fixed(teacher), current(), 0)
+    taps = (found.needs | Schedule.needs(schedule.config)).student
+    source, where = Fixed(teacher), current()
+    objective = Distillation(found.student, found.method, schedule, None, source, where, 0, taps=taps)
     return objective, schedule, found, batch
 
 
@@ -370,7 +372,7 @@ def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def resolved(world: World, name: str, **run: Any) -> RunInputs:
     """Resolve a run of these settings."""
-    runs = {name: {"method": "kd", "schedule": "self_learning"} | run}
+    runs = {name: {"methods": "kd", "schedule": "self_learning"} | run}
     pair = world.blocks(runs=runs, distill=[f"pair/{name}"]) / "pairs/pair.json"
     found = world.resolve(world.path(f"changed/{name}-out"), block=pair)
     return RunInputs.model_validate_json(found[name])
@@ -392,7 +394,7 @@ def test_slkd_trains_and_leaves_the_plain_student(world: World) -> None:
     assert inputs.teacher_network
     assert set(inputs.weights) == {"last"}
     assert "pipeline/distillation/schedules/self_learning.py" in inputs.code
-    folder = world.distil("slkd", inputs)
+    folder = world.distill("slkd", inputs)
     found = losses(folder)
     assert found[1] < found[0]
     plain = build(STUDENT, 0).state_dict()
@@ -414,15 +416,17 @@ def test_slkd_trains_and_leaves_the_plain_student(world: World) -> None:
 
 
 def test_slkd_with_the_teacher_alone_is_kd(world: World) -> None:
-    watched = world.distil("watched", resolved(world, "watched", schedule_config={"teachers": "teacher"}))
-    kd = world.distil("watched-kd", world.inputs("kd"))
+    watched = world.distill(
+        "watched", resolved(world, "watched", schedule={"self_learning": {"teachers": "teacher"}})
+    )
+    kd = world.distill("watched-kd", world.inputs("kd"))
     one, other = (load_file(folder / "weights/last.safetensors") for folder in (watched, kd))
     assert all(torch.equal(x, other[name]) for name, x in one.items())
 
 
 def test_slkd_online_ends_as_cached(world: World) -> None:
-    online = world.distil("slkd-online", resolved(world, "slkd-online", source="online"))
-    cached = world.distil("slkd-cached", resolved(world, "slkd-cached"))
+    online = world.distill("slkd-online", resolved(world, "slkd-online", source="online"))
+    cached = world.distill("slkd-cached", resolved(world, "slkd-cached"))
     one, other = (load_file(folder / "weights/last.safetensors") for folder in (online, cached))
     for name, x in one.items():
         # Ten steps in float32; the teacher ran on batches of another size.
@@ -431,7 +435,7 @@ def test_slkd_online_ends_as_cached(world: World) -> None:
 
 def test_slkd_that_was_cut_off_ends_alike(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = resolved(world, "slkd-cut")
-    whole = world.distil("slkd-whole", inputs)
+    whole = world.distill("slkd-whole", inputs)
     keep = Training._keep
 
     def cut(self: Training, rows: list[Any]) -> None:
@@ -443,8 +447,8 @@ def test_slkd_that_was_cut_off_ends_alike(world: World, monkeypatch: pytest.Monk
         patch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
         patch.setattr(Training, "_keep", cut)
         with pytest.raises(KeyboardInterrupt):
-            world.distil("slkd-cut", inputs)
-    again = world.distil("slkd-cut", inputs)
+            world.distill("slkd-cut", inputs)
+    again = world.distill("slkd-cut", inputs)
     for name in ("best", "last"):
         path = f"weights/{name}.safetensors"
         assert (again / path).read_bytes() == (whole / path).read_bytes(), name
@@ -473,7 +477,7 @@ def test_a_transform_is_for_the_method_and_not_for_the_self_learning_teachers() 
 
 
 def test_methods_that_read_no_logits_are_taught_too(world: World) -> None:
-    folder = world.distil("slkd-fitnet", resolved(world, "slkd-fitnet", method="fitnet"))
+    folder = world.distill("slkd-fitnet", resolved(world, "slkd-fitnet", methods="fitnet"))
     assert {"hint", "fused_kd", "slt1_kd"} <= history(folder)[0].keys()
     found = losses(folder)
     assert found[1] < found[0]
@@ -501,7 +505,7 @@ def test_methods_that_read_no_logits_are_taught_too(world: World) -> None:
 )
 def test_settings_that_cannot_be_are_told_in_one_line(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ParamsError, match=match) as error:
-        validate(Config, settings, "runs.slkd.schedule_config")
+        validate(Config, settings, "runs.slkd.schedule.self_learning")
     assert "\n" not in str(error.value)
 
 
@@ -517,7 +521,7 @@ def test_defaults_are_the_published_constants() -> None:
 @pytest.mark.cpu
 def test_teaching_by_a_method_that_reads_no_logits_is_told(world: World) -> None:
     with pytest.raises(StillhouseError, match="The method reads stage2 of the teacher") as error:
-        resolved(world, "no-logits", method="fitnet", schedule_config={"lesson": "method"})
+        resolved(world, "no-logits", methods="fitnet", schedule={"self_learning": {"lesson": "method"}})
     assert "Set 'lesson' of the run's schedule to logits" in str(error.value)
     assert "\n" not in str(error.value)
 

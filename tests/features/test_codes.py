@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,20 @@ from code_fixtures import (
     HARD,
     INNER,
     PER_CLASS,
+    RUNS,
     SOFT,
     SUBCLASS,
+    TABLES,
     WORDS,
     encode,
     make_coded_world,
     plain_maps,
+    store_of,
     table_of,
     write_tables,
 )
 from device_fixtures import GapsOfCUDA, current, here
-from feature_fixtures import CutOffError, cut_off_bar
+from feature_fixtures import CutOffError, cut_off
 from safetensors.torch import load_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
@@ -54,6 +58,7 @@ from pipeline.features.teacher import on_device
 from pipeline.networks.network import build
 from pipeline.networks.weights import load
 from pipeline.params.base import validate
+from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.training.loop import Training
 
@@ -97,16 +102,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_store_holds_the_codes_of_every_view(world: World) -> None:
-    shapes = {"big-nearest": (2, 2), "big-top4": (8, 2, 2), "big-subclass": (2, 2)}
+    shapes = {HARD: (2, 2), SOFT: (8, 2, 2), SUBCLASS: (2, 2)}
     store = world.path("artifacts/features/big.zarr")
     for name, code in CODES.items():
-        path = world.path(f"artifacts/codes/big/{name}.zarr")
+        path, table = store_of(world, code), code.partition("@")[2]
+        assert path == world.path(f"artifacts/codes/big/{table}/{name}.zarr")
         manifest = manifests.read(path, "dvc repro")
+        assert manifest.made_by == f"encode_views@big-{table}"
         feature = manifest.features[code]
-        assert (feature.slots, feature.dtype, feature.shape) == (SLOTS, "uint16", shapes[name])
-        assert manifest.tables.keys() == {code.partition("@")[2]}
+        assert (feature.slots, feature.dtype, feature.shape) == (SLOTS, "uint16", shapes[code])
+        assert manifest.tables.keys() == {table}
         values = stored(path, code)
-        assert values.shape == (1 + SLOTS, 100, *shapes[name])
+        assert values.shape == (1 + SLOTS, 100, *shapes[code])
         assert len(np.unique(values)) > 3
         # Both stores show the same view in the same slot.
         views = [StoredArray(array_path(p, "view", "", "train")).all() for p in (path, store)]
@@ -117,12 +124,10 @@ def test_codes_are_made_from_the_views_own_maps(world: World) -> None:
     """The teacher's maps of every view are stored too, so the codes can be made from them by loops."""
     store = world.path("artifacts/features/big.zarr")
     maps, centers = stored(store, "final"), table_of(world, "words")["centers"]
-    nearest = stored(world.path("artifacts/codes/big/big-nearest.zarr"), HARD)
-    ids, _ = codebook.unpack(
-        torch.from_numpy(stored(world.path("artifacts/codes/big/big-top4.zarr"), SOFT)[3])
-    )
+    nearest = stored(store_of(world, HARD), HARD)
+    ids, _ = codebook.unpack(torch.from_numpy(stored(store_of(world, SOFT), SOFT)[3]))
     inner, table = stored(store, INNER), table_of(world, "subclasses")
-    within = stored(world.path("artifacts/codes/big/big-subclass.zarr"), SUBCLASS)
+    within = stored(store_of(world, SUBCLASS), SUBCLASS)
     labels, differing = world.prepared.split("train").labels, 0
     for slot in (0, 3):
         for n in range(0, 100, 7):
@@ -141,18 +146,20 @@ def test_codes_are_made_from_the_views_own_maps(world: World) -> None:
 
 def test_what_a_code_loses_is_its_loop(world: World) -> None:
     maps, table = plain_maps(world, "final").double().cpu().numpy(), table_of(world, "words")
-    losses: dict[str, list[float]] = {"big-nearest": [], "big-top4": []}
+    losses: dict[str, list[float]] = {HARD: [], SOFT: []}
     for pixel in np.moveaxis(maps, 1, -1).reshape(-1, maps.shape[1]):
         weights = [math.exp(-0.5 * float(((pixel - c) ** 2).sum())) for c in table["centers"].astype(float)]
         weights = sorted((w / sum(weights) for w in weights), reverse=True)
-        losses["big-nearest"].append(-math.log(weights[0]))
-        losses["big-top4"].append(-math.log(sum(weights[:4])))
-    for name in CODES:
-        found = json.loads(world.path(f"artifacts/metrics/codes/{name}.json").read_text())
-        expected = float(np.mean(losses[name])) if name in losses else 0.0
-        assert found["mean_kl_lost"] == pytest.approx(expected, rel=1e-4, abs=1e-7)
-        assert (found["code"], found["slots"]) == (CODES[name], SLOTS)
-    assert np.mean(losses["big-nearest"]) > 0.01  # the words are near enough for the test to see something
+        losses[HARD].append(-math.log(weights[0]))
+        losses[SOFT].append(-math.log(sum(weights[:4])))
+    for table in TABLES:
+        metrics = json.loads(world.path(f"artifacts/metrics/codes/big/{table}.json").read_text())
+        assert metrics.keys() == {code for code in CODES.values() if code.endswith(f"@{table}")}
+        for code, found in metrics.items():
+            expected = float(np.mean(losses[code])) if code in losses else 0.0
+            assert found["mean_kl_lost"] == pytest.approx(expected, rel=1e-4, abs=1e-7)
+            assert found["slots"] == SLOTS
+    assert np.mean(losses[HARD]) > 0.01  # the words are near enough for the test to see something
 
 
 def test_codes_are_read_as_integers(world: World) -> None:
@@ -175,11 +182,11 @@ def test_codes_are_read_and_learned_from_by_what_cuda_can_do(world: World, run: 
     """CUDA computes with no unsigned integers but bytes: every kind of code, through source, targets and losses."""
     inputs = world.inputs(run, recipe=Recipe(epochs=1, batch_size=50))
     with GapsOfCUDA():
-        world.distil(f"gaps-{run}-{resident}", inputs, resident_bytes=resident)
+        world.distill(f"gaps-{run}-{resident}", inputs, resident_bytes=resident)
 
 
 @pytest.mark.cpu
-def test_gaps_of_cuda_are_told() -> None:
+def test_gaps_of_cuda_are_reported() -> None:
     """What the test above rests on."""
     code = torch.zeros(2, 3, 4, dtype=torch.uint16)
     index = torch.tensor([0, 2])
@@ -203,7 +210,7 @@ def test_cached_and_online_give_the_same_losses_for_the_same_views(world: World)
     losses = {}
     for run in ("hard", "soft", "whole"):
         for name in (run, f"{run}-online"):
-            folder = world.distil(name, world.inputs(name))
+            folder = world.distill(name, world.inputs(name))
             losses[name] = [
                 [float(row[term]) for term in ("ce", "words", "subclasses")] for row in history(folder)
             ]
@@ -218,7 +225,7 @@ def test_cached_and_online_give_the_same_losses_for_the_same_views(world: World)
 
 def test_the_layers_stay(world: World) -> None:
     inputs = world.inputs("hard")
-    folder = world.distil("stay", inputs)
+    folder = world.distill("stay", inputs)
     (folder / "inputs.json").write_text(json.dumps(inputs.model_dump(mode="json") | {"seed": 0}))
     network, _ = load(folder / "weights")
     assert set(network.inserted) == {"final", INNER}
@@ -253,7 +260,7 @@ def test_the_layers_stay(world: World) -> None:
 
 def test_probes_see_what_stands_before_and_after_each_layer(world: World) -> None:
     inputs = world.inputs("hard")
-    folder = world.distil("probed", inputs)
+    folder = world.distill("probed", inputs)
     found, _ = evaluate(folder, world.path("data/prepared/toy"), {}, current())
     assert {name for name in found if name.startswith("probe_")} == {
         f"probe_{tap}{side}" for tap in ("final", INNER) for side in ("", ".input")
@@ -284,7 +291,7 @@ def test_loaded_logits_are_the_trained_network_s(world: World, monkeypatch: pyte
     kept: list[nn.Module] = []
     run = Training.run
     monkeypatch.setattr(Training, "run", lambda self: (kept.append(self.modules["student"]), run(self))[1])
-    folder = world.distil("logits", world.inputs("letkd1"))
+    folder = world.distill("logits", world.inputs("letkd1"))
     image = torch.randn(20, 1, 8, 8, generator=seeding.generator(1))
     with torch.no_grad():
         expected = kept[0].cpu().eval()(image)
@@ -296,7 +303,7 @@ def test_a_layer_can_be_given_to_any_method(world: World) -> None:
     inputs = world.inputs("capacity")
     assert "pipeline/networks/layers/kd_layer.py" in inputs.code
     assert "pipeline/networks/layers/kd_layer.py" not in world.inputs("kd").code
-    folder = world.distil("capacity", inputs)
+    folder = world.distill("capacity", inputs)
     network, _ = load(folder / "weights")
     assert num_params(network) == num_params(build(STUDENT, 0)) + 2 * 64 * 5 + 2 * 5 + 2
     first, last = (load_file(folder / f"weights/{name}.safetensors") for name in ("init", "last"))
@@ -306,7 +313,7 @@ def test_a_layer_can_be_given_to_any_method(world: World) -> None:
 
 
 def test_quest_learns_from_codes_and_keeps_a_plain_student(world: World) -> None:
-    folder = world.distil("quest", world.inputs("quest"))
+    folder = world.distill("quest", world.inputs("quest"))
     assert load_file(folder / "weights/last.safetensors").keys() == build(STUDENT, 0).state_dict().keys()
     assert float(history(folder)[1]["words"]) < float(history(folder)[0]["words"])
 
@@ -318,8 +325,8 @@ def test_a_run_is_the_same_with_its_place_written_out(
     def trained(name: str, config: dict[str, Any]) -> bytes:
         model = plugin.load("methods", method).Config
         config = validate(model, config, "runs.x").resolved(KNOWN).model_dump(mode="json")
-        inputs = world.inputs("letkd1", method=method, config=config)
-        folder = world.distil(f"{method}-{name}", inputs)
+        inputs = world.inputs("letkd1", methods=(Plug.of(method, **config),))
+        folder = world.distill(f"{method}-{name}", inputs)
         return (folder / "weights/last.safetensors").read_bytes()
 
     default = trained("default", {})
@@ -340,8 +347,8 @@ def test_a_run_is_the_same_with_its_place_written_out(
 def test_inputs_name_the_codes_and_tables_that_are_read(world: World) -> None:
     hard, online = world.inputs("hard"), world.inputs("hard-online")
     assert {name: Path(one.store).stem for name, one in hard.stored.items()} == {
-        HARD: "big-nearest",
-        SUBCLASS: "big-subclass",
+        HARD: "nearest",
+        SUBCLASS: "subclass",
     }
     assert set(hard.tables) == set(online.tables) == {"words", "subclasses"}
     assert (online.stored, set(online.weights), hard.weights) == ({}, {"last"}, {})
@@ -360,15 +367,8 @@ def test_a_new_table_changes_the_runs_that_read_it_and_no_others(world: World, t
     other.mkdir()
     write_tables(world, other, seed=1)
     shutil.copy(other / "words.npz", tables / "words.npz")
-    for name in ("big-nearest", "big-top4"):
-        encode(
-            world,
-            name,
-            table=tables / "words.npz",
-            out=codes / f"{name}.zarr",
-            summary=tables / f"{name}.json",
-            metrics=tmp_path / "metrics.json",
-        )
+    paths = {"table": tables / "words.npz", "out": codes / "words", "metrics": tmp_path / "metrics.json"}
+    encode(world, "words", **paths)
     after = world.resolve(tmp_path / "after", tables=tables, codes=codes)
     for run, content in after.items():  # the paths change with the copies
         for copy, name in ((tables, "tables"), (codes, "codes")):
@@ -399,7 +399,7 @@ def test_codes_of_another_table_are_refused_with_the_command(world: World, tmp_p
     write_tables(world, tables, seed=1)  # and the codes are not made again
     message = resolve_error(world, tmp_path / "out", tables=tables)
     assert "was made with other tables" in message
-    assert "dvc repro encode_views@big-nearest" in message
+    assert "dvc repro encode_views@big-words" in message
 
 
 @pytest.mark.cpu
@@ -408,7 +408,7 @@ def test_codes_of_something_else_are_refused_with_the_command(
     world: World, tmp_path: Path, field: str
 ) -> None:
     codes = copied(world, tmp_path, "codes")
-    path = codes / "big-subclass.zarr/zarr.json"
+    path = codes / "subclasses/subclass.zarr/zarr.json"
     content = json.loads(path.read_text())
     other: dict[str, Any] = {
         "weights": {"last": "0"}, "data": {"train": "0", "test": "0"}, "std": [0.5], "views": {"space": "plain"},
@@ -417,54 +417,63 @@ def test_codes_of_something_else_are_refused_with_the_command(
     path.write_text(json.dumps(content))
     message = resolve_error(world, tmp_path / "out", codes=codes)
     assert f"was made with other {field}" in message
-    assert "dvc repro encode_views@big-subclass" in message
+    assert "dvc repro encode_views@big-subclasses" in message
 
 
 @pytest.mark.cpu
-def test_an_unknown_layer_is_told_by_its_name(world: World, tmp_path: Path) -> None:
-    pair = world.blocks(runs={"kd": {"config": {"insert": {"final": "kd_layr"}}}}) / "pairs/pair.json"
-    message = resolve_error(world, tmp_path / "out", block=pair)
-    assert "'kd_layr'" in message
-    assert "Did you mean 'kd_layer'?" in message
+def test_codes_that_are_not_there_name_their_stage(world: World, tmp_path: Path) -> None:
+    codes = copied(world, tmp_path, "codes")
+    shutil.rmtree(codes / "words/top4.zarr")
+    message = resolve_error(world, tmp_path / "out", codes=codes)
+    assert "top4.zarr holds no store" in message
+    assert "dvc repro encode_views@big-words" in message
 
 
 @pytest.mark.cpu
-def test_a_code_that_nobody_asked_for_names_the_line(world: World, tmp_path: Path) -> None:
-    tables = copied(world, tmp_path, "tables")
-    (tables / "big-top4.json").unlink()
-    message = resolve_error(world, tmp_path / "out", tables=tables)
-    assert f"Teacher 'big' has no code '{SOFT}'" in message
-    line = "Add big-words-codes: {teacher: big, table: words, feature: final:top4} to 'codes' in params.yaml"
-    assert line in message
-    assert "source: online" in message
+def test_a_table_that_nobody_asks_codes_of_has_an_empty_folder(world: World, tmp_path: Path) -> None:
+    block = world.path("artifacts/inputs/teachers/big/codes/moments.json")
+    assert json.loads(block.read_text()) is None
+    out = encode(
+        world, "moments", out=tmp_path / "moments", metrics=tmp_path / "metrics.json", table=tmp_path / "none"
+    )
+    assert list(out.iterdir()) == []
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {}
 
 
 @pytest.mark.cpu
-def test_too_few_slots_and_other_checkpoints_name_the_cure(world: World, tmp_path: Path) -> None:
-    codes, tables = copied(world, tmp_path, "codes"), copied(world, tmp_path, "tables")
-    block = tmp_path / "few.json"
-    content = json.loads(world.path("artifacts/params/codes/big-nearest.json").read_text())
-    block.write_text(json.dumps(content | {"slots": 2}))
-    places = {"out": codes / "big-nearest.zarr", "summary": tables / "big-nearest.json"}
-    encode(world, "big-nearest", block=block, metrics=tmp_path / "metrics.json", **places)
-    message = resolve_error(world, tmp_path / "out", codes=codes, tables=tables)
+def test_codes_are_made_of_as_many_slots_as_runs_show(world: World) -> None:
+    """The most of all runs; a run that shows fewer reads a part of them, one that shows none asks for none."""
+    asked = {}
+    for name, slots in {"few": (2, 3), "more": (2, "all")}.items():
+        runs = {f"{name}-{i}": RUNS["hard"] | {"slots": number} for i, number in enumerate(slots)}
+        runs["online"] = RUNS["hard"] | {"source": "online"}
+        blocks = world.blocks(runs=runs, distill=[f"pair/{run}" for run in runs])
+        asked[name] = json.loads((blocks / "teachers/big/asked.json").read_text())["codes"]
+    assert asked["few"]["words"]["codes"] == {HARD: 3}
+    assert asked["more"]["words"]["codes"] == {HARD: SLOTS}
+    assert asked["few"]["subclasses"]["codes"] == {SUBCLASS: 3}
+    online = world.blocks(runs={"online": RUNS["hard"] | {"source": "online"}}, distill=["pair/online"])
+    assert set(json.loads((online / "teachers/big/asked.json").read_text())["codes"].values()) == {None}
+
+
+@pytest.mark.cpu
+def test_codes_of_too_few_slots_name_the_cure(world: World, tmp_path: Path) -> None:
+    codes = copied(world, tmp_path, "codes")
+    few = {HARD: 2, SOFT: 2}
+    encode(world, "words", few, out=codes / "words", metrics=tmp_path / "metrics.json")
+    message = resolve_error(world, tmp_path / "out", codes=codes)
     assert "holds 2 view slots" in message
     assert "Lower 'slots' of the run, or set 'source: online' of the run" in message
-    anchors = {"schedule": "anchors", "schedule_config": {"anchors": ["anchor_050", "last"]}}
-    pair = world.blocks(runs={"hard": anchors}) / "pairs/pair.json"
-    message = resolve_error(world, tmp_path / "out", block=pair)
-    assert "does not hold checkpoint 'anchor_050'" in message
-    assert "Set 'source: online'" in message
 
 
 @pytest.mark.cpu
 def test_a_run_refuses_codes_that_changed_since_it_was_resolved(world: World, tmp_path: Path) -> None:
     codes = copied(world, tmp_path, "codes")
     inputs = world.inputs("hard")
-    other = {"store": str(codes / "big-nearest.zarr"), "digest": {"last/train": "0"}}
+    other = {"store": str(codes / "words/nearest.zarr"), "digest": {"last/train": "0"}}
     one = inputs.stored[HARD].model_copy(update=other)
     with pytest.raises(StaleArtifactError, match=r"does not hold the 'final:nearest@words'"):
-        world.distil("stale", inputs.model_copy(update={"stored": inputs.stored | {HARD: one}}))
+        world.distill("stale", inputs.model_copy(update={"stored": inputs.stored | {HARD: one}}))
 
 
 # ------------------------------------------------------------------ making codes
@@ -477,38 +486,62 @@ def test_a_table_of_something_else_is_not_encoded_with(world: World, tmp_path: P
         ({"digest": "0"}, "was fitted to another 'final' than"),
     )):  # fmt: skip
         write_tables(world, tmp_path, **origin)
-        out = tmp_path / f"codes/big/{number}.zarr"
+        out = tmp_path / f"codes/big/{number}"
         with pytest.raises(StaleArtifactError, match=match) as error:
-            encode(world, "big-nearest", table=tmp_path / "words.npz", out=out)
+            encode(world, "words", table=tmp_path / "words.npz", out=out)
         assert "dvc repro" in one_line(error)
         assert not out.exists()
     with pytest.raises(
         ParamsError, match=r"encodes 'final', and table 'words' was fitted to 'stage3_block1'"
     ):
-        encode(world, "big-nearest", table=world.path("artifacts/tables/big/subclasses.npz"),
-               out=tmp_path / "codes/big/third.zarr")  # fmt: skip
+        encode(world, "words", table=world.path("artifacts/tables/big/subclasses.npz"),
+               out=tmp_path / "codes/big/third")  # fmt: skip
     with pytest.raises(MissingArtifactError):
-        encode(world, "big-nearest", table=tmp_path / "none.npz", out=tmp_path / "codes/big/fourth.zarr")
+        encode(world, "words", table=tmp_path / "none.npz", out=tmp_path / "codes/big/fourth")
 
 
-@pytest.mark.parametrize(("name", "after"), [("big-nearest", 8), ("big-top4", 11), ("big-subclass", 20)])
-def test_a_run_that_is_cut_off_goes_on_to_the_same_bytes(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: int
+@pytest.mark.parametrize(("table", "after"), [("words", 8), ("words", 31), ("subclasses", 20)])
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str, after: int
 ) -> None:
+    """A code takes twenty batches, and two to measure: the second code of `words` is interrupted at 31."""
     monkeypatch.setattr(encoding, "Extraction", partial(Extraction, shard_bytes=2500))  # many shards
-    places = {"summary": tmp_path / "summary.json", "metrics": tmp_path / "metrics.json"}
-    whole = encode(world, name, out=tmp_path / "codes/whole/x.zarr", **places)
+    whole = encode(world, table, out=tmp_path / "codes/whole/x", metrics=tmp_path / "whole.json")
+    metrics, advance = tmp_path / "metrics.json", cut_off(after)
     with monkeypatch.context() as patch:
-        patch.setattr(progress, "bar", cut_off_bar(after))  # of 20 batches
+        patch.setattr(progress, "bar", lambda title, total: nullcontext(advance))
         with pytest.raises(CutOffError):
-            encode(world, name, out=tmp_path / "codes/cut/x.zarr", **places)
-    assert not (tmp_path / "codes/cut/x.zarr").exists()
-    assert not places["summary"].exists()
+            encode(world, table, out=tmp_path / "codes/cut/x", metrics=metrics)
+    assert not (tmp_path / "codes/cut/x").exists()
+    assert not metrics.exists()
     begun = list((tmp_path / "codes/cut").rglob("progress.json"))
     assert len(begun) == 1
-    cut = encode(world, name, out=tmp_path / "codes/cut/x.zarr", **places)
+
+    filled: list[str] = []
+    real = encoding.fill
+    monkeypatch.setattr(
+        encoding, "fill", lambda path, *rest: (filled.append(path.name), real(path, *rest))[1]
+    )
+    cut = encode(world, table, out=tmp_path / "codes/cut/x", metrics=metrics)
+    assert len(filled) == (
+        2 if (table, after) == ("words", 8) else 1
+    )  # a code that was whole is not made again
     assert contents(cut) == contents(whole)
     assert contents(whole)
+    assert metrics.read_text() == (tmp_path / "whole.json").read_text()
+
+
+@pytest.mark.cpu
+def test_what_an_interrupted_run_left_of_other_codes_is_dropped(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, metrics, advance = tmp_path / "codes/x", tmp_path / "metrics.json", cut_off(31)
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "bar", lambda title, total: nullcontext(advance))
+        with pytest.raises(CutOffError):
+            encode(world, "words", out=out, metrics=metrics)
+    encode(world, "words", {SOFT: SLOTS}, out=out, metrics=metrics)
+    assert [path.name for path in out.iterdir()] == ["top4.zarr"]
 
 
 # ------------------------------------------------------------------ the gate inside
@@ -531,10 +564,10 @@ def shares(world: World, path: Path, code: str, rows: int = 64) -> tuple[float, 
     return every.error, worst.error
 
 
-@pytest.mark.parametrize("name", CODES)
-def test_the_gate_passes_good_codes_and_finds_shuffled_rows(world: World, tmp_path: Path, name: str) -> None:
-    path, code = tmp_path / "codes/big/copy.zarr", CODES[name]
-    shutil.copytree(world.path(f"artifacts/codes/big/{name}.zarr"), path)
+@pytest.mark.parametrize("code", CODES.values())
+def test_the_gate_passes_good_codes_and_finds_shuffled_rows(world: World, tmp_path: Path, code: str) -> None:
+    path = tmp_path / "codes/big/copy.zarr"
+    shutil.copytree(store_of(world, code), path)
     mean, worst = shares(world, path, code)
     assert mean < SHARE / 5
     assert worst <= 0.25  # one of four pixels
@@ -560,14 +593,14 @@ def test_a_store_that_the_gate_refuses_is_not_published(
         return manifest
 
     monkeypatch.setattr(encoding, "fill", shuffled)
-    out = tmp_path / "codes/big/x.zarr"
+    out, metrics = tmp_path / "codes/big/x", tmp_path / "m.json"
     with pytest.raises(
         StaleArtifactError, match=r"differs from the live teacher by .* \(codes.*\), expected at most"
     ) as error:
-        encode(world, "big-nearest", out=out, summary=tmp_path / "s.json", metrics=tmp_path / "m.json")
+        encode(world, "words", {HARD: SLOTS}, out=out, metrics=metrics)
     one_line(error)
     assert not out.exists()
-    assert not (tmp_path / "s.json").exists()
+    assert not metrics.exists()
 
 
 def test_soft_codes_may_differ_by_rounding_and_by_nothing_else() -> None:

@@ -219,14 +219,14 @@ def test_a_digest_changes_with_the_data_of_its_split_alone(tmp_path: Path) -> No
         assert found[0][name].digest["last/test"] == found[1][name].digest["last/test"]
 
 
-# A run that is cut off.
+# An interrupted run.
 
 
 @pytest.mark.parametrize(
     ("after", "compression"),
     [(1, "none"), (3, "zstd"), (9, "none"), (17, "none"), (18, "none"), (24, "zstd")],
 )
-def test_a_run_that_is_cut_off_goes_on_to_the_same_bytes(
+def test_an_interrupted_run_resumes_to_the_same_bytes(
     tmp_path: Path, prepared: Prepared, after: int, compression: str
 ) -> None:
     networks, spec = {"last": network(0)[0], "anchor_050": network(1)[0]}, network(0)[1]
@@ -244,7 +244,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.cpu
-def test_a_run_that_goes_on_computes_only_what_is_missing(
+def test_a_run_that_resumes_computes_only_what_is_missing(
     tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, spec = network()
@@ -367,7 +367,7 @@ def test_all_slots_of_a_finite_space_are_stored(stage: Stage) -> None:
     np.testing.assert_array_equal(np.sort(shown[1:], axis=0), np.arange(18)[:, None].repeat(TRAIN, 1))
 
 
-def test_the_stage_goes_on_where_it_was_cut_off(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stage_resumes_where_it_was_interrupted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert stage.extract(BLOCK, "--batch-size", 8) == 0
     whole = contents(stage.out)
     with monkeypatch.context() as patch:
@@ -441,7 +441,7 @@ def test_what_was_begun_from_something_else_is_not_gone_on_from(
         (float("inf"), "float32", "The teacher has diverged"),
     ],
 )
-def test_values_that_a_dtype_cannot_hold_are_told_and_nothing_is_published(
+def test_values_that_a_dtype_cannot_hold_are_reported_and_nothing_is_published(
     stage: Stage, capsys: pytest.CaptureFixture[str], factor: float, dtype: str, advice: str
 ) -> None:
     one, spec = network(0)
@@ -477,7 +477,7 @@ def test_values_that_a_dtype_cannot_hold_are_told_and_nothing_is_published(
     ],
     ids=str,
 )
-def test_what_cannot_be_extracted_is_told_in_one_line(
+def test_what_cannot_be_extracted_is_reported_in_one_line(
     stage: Stage,
     capsys: pytest.CaptureFixture[str],
     features: dict[str, Any],

@@ -138,7 +138,7 @@ def test_a_source_without_features_gives_none(small: Small) -> None:
         ),
     ],
 )
-def test_what_the_store_lacks_is_told_with_its_line_and_the_command(
+def test_what_the_store_lacks_is_reported_with_its_line_and_the_command(
     small: Small, names: list[str], slots: int, checkpoints: list[str], parts: list[str]
 ) -> None:
     with pytest.raises(ParamsError) as caught:
@@ -151,7 +151,7 @@ def test_what_the_store_lacks_is_told_with_its_line_and_the_command(
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("resident_bytes", [0, 1 << 30])
-def test_a_damaged_chunk_is_told_when_it_is_read(tmp_path: Path, resident_bytes: int) -> None:
+def test_a_damaged_chunk_is_reported_when_it_is_read(tmp_path: Path, resident_bytes: int) -> None:
     small = small_store(tmp_path)
     shard = small.path / "last/train/logits/c/0/0/0"
     shard.write_bytes(b"\x00" + shard.read_bytes()[1:-1])

@@ -1,4 +1,4 @@
-"""The store on disk: how arrays are cut, that what is read is what was written, and that damage is told."""
+"""The store on disk: how arrays are cut, that what is read is what was written, and that damage is reported."""
 
 from __future__ import annotations
 
@@ -181,8 +181,8 @@ def damage(shard: Path, kind: str) -> None:
 @pytest.mark.usefixtures("small_chunks")
 def signed(path: Path) -> None:
     """Let a store say which stage made it; its folder has another name."""
-    told = Contents(made_by="extract_features@t1", teacher="t1", weights={}, data={}, features={})
-    store.set_manifest(path, told)
+    holding = Contents(made_by="extract_features@t1", teacher="t1", weights={}, data={}, features={})
+    store.set_manifest(path, holding)
 
 
 @pytest.mark.parametrize("slot", [0, 1])

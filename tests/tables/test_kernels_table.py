@@ -87,6 +87,6 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (np.full((9, 9, 2, 2), np.nan, np.float32), DivergedError, "of sample 0 is not finite"),
     ],
 )
-def test_what_is_no_map_is_told(values: np.ndarray, error: type[Exception], message: str) -> None:
+def test_what_is_no_map_is_reported(values: np.ndarray, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         fit(MapStream(values, np.zeros(9, np.int64)))

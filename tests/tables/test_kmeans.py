@@ -284,7 +284,7 @@ def spoiled(stream: MapStream) -> MapStream:
         (spoiled(digit_maps(40)), {"clusters": 4}, DivergedError, "of sample 33 is not finite"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_clustered_is_told_in_one_line(
+def test_what_cannot_be_clustered_is_reported_in_one_line(
     stream: MapStream, settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:

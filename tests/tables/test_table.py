@@ -212,7 +212,7 @@ def test_features_are_read_from_their_names(name: str, feature: Feature) -> None
 
 
 @pytest.mark.parametrize("name", ["", ":attention", "stage3:", "a b", "stage3:x@", "a\n", "a::b"])
-def test_what_is_no_feature_is_told(name: str) -> None:
+def test_what_is_no_feature_is_reported(name: str) -> None:
     with pytest.raises(ParamsError, match="Expected a tap, tap:encoding or tap:encoding@table"):
         Feature.parse(name)
 
@@ -238,7 +238,7 @@ def test_taps_tables_and_encodings_of_features_are_named_once() -> None:
     assert encodings_of(names) == ("attention", "halved", "nearest", "top4")
 
 
-def test_what_an_encoding_cannot_do_is_told() -> None:
+def test_what_an_encoding_cannot_do_is_reported() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown encoding 'attentoin'. Did you mean 'attention'"):
         Feature.parse("stage3:attentoin")
     for encoding in ("attention", "pooled"):
@@ -306,7 +306,7 @@ def test_the_stage_fits_the_plain_training_samples(
     np.testing.assert_allclose(arrays["mean"], channels.mean(axis=1), rtol=1e-10)
     np.testing.assert_allclose(arrays["std"], channels.std(axis=1), rtol=1e-10)
     assert origin["teacher"] == "small"
-    assert origin["made_by"] == "fit_table@fit"
+    assert (origin["made_by"], origin["feature"]) == ("fit_table@fit", "stage3")
     assert origin["digest"] == small.manifest.features["stage3"].digest["last/train"]
     assert json.loads((tmp_path / "center.json").read_text())["channels"] == plain.shape[1]
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["center.npz"]
@@ -319,9 +319,8 @@ def test_the_stage_refuses_a_feature_that_is_not_stored(
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "center.npz").write_text("stale")
     assert run_stage(monkeypatch, fit_table.main, *arguments) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert "does not hold teacher feature 'stage4'" in told[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not hold teacher feature 'stage4'" in line
     assert not (tmp_path / "tables" / "center.npz").exists()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import CPU
-from training_fixtures import CLASSES, PARAMS, RECIPE, STUDENT, VIEWS, World, changed, make_world
+from training_fixtures import CLASSES, PARAMS, RECIPE, STUDENT, VIEWS, World, changed, job, make_world
 
 from pipeline.compute.distributed import Ranks
 from pipeline.data.dataset import ArraySplit, DatasetConfig, Source
@@ -20,11 +20,11 @@ from pipeline.networks.network import probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import load
 from pipeline.params.base import validate
-from pipeline.params.project import merged
 from pipeline.params.recipe import Recipe, cut
+from pipeline.params.sections import merged
 from pipeline.training.alone import train
 from pipeline.training.setting import Setting
-from stages import train_self_taught
+from stages import train_copy
 
 SEVENTEEN = RECIPE.model_copy(update={"batch_size": 8})  # two batches, and one sample that is left over
 
@@ -107,8 +107,7 @@ def test_torchvisions_resnet18_learns_from_17_images_of_32x32_in_batches_of_8(tm
     spec = NetworkSpec(family="torchvision_resnet", network="resnet18", size=32, channels=3, classes=CLASSES)
     recipe = SEVENTEEN.model_copy(update={"epochs": 1, "learning_rate": 1e-3})
     scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    train(scratch, spec, recipe, VIEWS, prepared, 0, CPU, identity="a", title="resnet18")
+    train(job(scratch, "resnet18"), spec, recipe, VIEWS, prepared, 0)
     assert images_seen(scratch) == pytest.approx([17], rel=1e-9)
     network, _ = load(scratch / "weights")
     assert probe(network, 32, 3)["final"] == (512, 1, 1)
@@ -116,19 +115,18 @@ def test_torchvisions_resnet18_learns_from_17_images_of_32x32_in_batches_of_8(tm
 
 
 LAYER = {"final": {"kd_layer": {"words": 5}}}
-RECIPES = {"recipe": SEVENTEEN.model_dump(mode="json")}
 SMALL = merged(
     changed(PARAMS, "distill", [f"pair/{run}" for run in ("kd", "dskd", "layer", "slkd")]),
     {
         "seeds": [0],
-        "teachers": {"big": {"extract": {"features": {"final": {"dtype": "float32"}}}, **RECIPES}},
-        "students": {"small": RECIPES},
+        "recipes": {"quick": {"batch_size": 8}},
+        "teachers": {"big": {"features": {"final": {"dtype": "float32"}}}},
         "runs": {
-            "dskd": {"method": "dskd", "config": {"map": "final", "teacher_feature": "final"}},
-            "layer": {"method": "kd", "config": {"insert": LAYER}},
-            "slkd": {"method": "kd", "schedule": "self_learning"},
+            "dskd": {"methods": {"dskd": {"map": "final", "teacher_feature": "final"}}},
+            "layer": {"methods": {"kd": {"insert": LAYER}}},
+            "slkd": {"methods": "kd", "schedule": "self_learning"},
         },
-        "self_taught": {"copy": {"teacher": "big", "student": "small"}},
+        "copies": {"copy": {"teacher": "big", "student": "small"}},
     },
 )
 
@@ -147,19 +145,18 @@ def test_a_teacher_and_a_student_alone_learn_from_it(world: World) -> None:
 @pytest.mark.parametrize("run", ["kd", "dskd", "layer", "slkd"])
 def test_a_distilled_student_learns_from_it(world: World, run: str) -> None:
     """So do what is trained beside it: heads, projectors, a layer that stays, untrained copies of the teacher."""
-    folder = world.distil(run, world.inputs(run))
+    folder = world.distill(run, world.inputs(run))
     assert images_seen(folder) == pytest.approx([17, 17], rel=1e-9)
 
 
 def test_a_self_taught_copy_learns_from_it(world: World) -> None:
-    out = world.path("artifacts/self_taught/big/copy")
-    train_self_taught.main(
-        world.path("artifacts/params/self_taught/copy.json"),
+    out = world.path("artifacts/copies/big/copy")
+    train_copy.main(
+        world.path("artifacts/params/copies/copy.json"),
         prepared=world.path("data/prepared"),
         weights=world.path("artifacts/teachers/big/weights"),
         store=world.path("artifacts/features/big.zarr"),
         out=out,
-        summary=world.path("artifacts/tables/big/copy.json"),
         device="cpu",
     )
     assert images_seen(out) == pytest.approx([17, 17], rel=1e-9)
@@ -172,12 +169,10 @@ def test_one_image_in_all_is_one_line_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = drawn(tmp_path / "toy", samples=1, size=8, classes=1)
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
     monkeypatch.setattr(Setting, "evaluation", lambda *_: lambda: pytest.fail("an epoch has ended"))
     spec = STUDENT.model_copy(update={"classes": 1})
     with pytest.raises(DataError, match="one: the training split has 1 sample, expected 2 or more") as error:
-        train(scratch, spec, RECIPE, VIEWS, prepared, 0, CPU, identity="a", title="one")
+        train(job(tmp_path / "scratch", "one"), spec, RECIPE, VIEWS, prepared, 0)
     assert "\n" not in str(error.value)
     assert "Add images to the data set, then: dvc repro" in str(error.value)
 
@@ -191,7 +186,6 @@ def test_a_batch_size_of_one_is_one_line() -> None:
 def test_no_epochs_need_no_batch(tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"epochs": 0, "drop_last": True})  # 17 samples make no batch of 20
     scratch = tmp_path / "scratch"
-    scratch.mkdir()
     spec = STUDENT.model_copy(update={"size": 4})
-    train(scratch, spec, recipe, VIEWS, drawn(tmp_path / "toy"), 0, CPU, identity="a", title="none")
+    train(job(scratch, "none"), spec, recipe, VIEWS, drawn(tmp_path / "toy"), 0)
     assert (scratch / "weights/last.safetensors").exists()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from device_fixtures import current, here
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_fixtures import RECIPE, STUDENT, TIMES, VIEWS, prepared_data
+from training_fixtures import RECIPE, STUDENT, TIMES, VIEWS, job, prepared_data
 
 from pipeline import seeding
 from pipeline.compute.machine import machine
@@ -45,12 +45,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 
 
 def alone(scratch: Path, prepared: Prepared, recipe: Recipe = RECIPE, **options: Any) -> Path:
-    scratch.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {"seed": 3, "identity": "a", "title": "alone"} | options
-    train(
-        scratch, settings.pop("spec", STUDENT), recipe, settings.pop("views", VIEWS), prepared,
-        settings.pop("seed"), current(), **settings,
-    )  # fmt: skip
+    where = job(scratch, identity=options.pop("identity", "a"))
+    train(where, STUDENT, recipe, VIEWS, prepared, options.pop("seed", 3), **options)
     return scratch
 
 
@@ -544,18 +540,8 @@ def test_too_high_a_learning_rate_diverges_in_one_line(tmp_path: Path, prepared:
 
 
 def test_bfloat16_is_another_forward_pass_with_a_float32_loss(tmp_path: Path, prepared: Prepared) -> None:
-    (tmp_path / "a").mkdir()
-    train(
-        tmp_path / "a",
-        STUDENT,
-        RECIPE,
-        VIEWS,
-        prepared,
-        3,
-        machine(str(current().device), "bfloat16"),
-        identity="a",
-        title="t",
-    )
+    where = job(tmp_path / "a", machine=machine(str(current().device), "bfloat16"))
+    train(where, STUDENT, RECIPE, VIEWS, prepared, 3)
     one, other = history(tmp_path / "a")[0], history(alone(tmp_path / "b", prepared))[0]
     assert one["loss"] != other["loss"]
     assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=0.05)  # eight bits of mantissa

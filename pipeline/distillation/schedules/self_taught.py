@@ -4,7 +4,7 @@ With KL_tau(p, q) = tau^2 KL(softmax(p / tau) || softmax(q / tau)), summed over 
 
 L = L_method(T, s) + beta [a CE(s) + b KL_tau(sum_j w_j c_j, s)]
 
-The copies c_j have been trained once by the stage `train_self_taught`, from the teacher's cached logits and for the
+The copies c_j have been trained once by the stage `train_copy`, from the teacher's cached logits and for the
 whole schedule, and are frozen: their stored logits are read, so a step costs what KD's costs, and all students share
 them. The paper does not say whether it fuses two; `names` says which, two for what is fused with w = 0.5.
 """
@@ -23,7 +23,7 @@ class Config(FusedConfig):
     """Settings.
 
     Attributes:
-        names: keys of `self_taught` in params.yaml, copies of the run's teacher.
+        names: keys of `copies` in params.yaml, copies of the run's teacher.
     """
 
     names: tuple[str, ...] = Field(min_length=1)

@@ -44,13 +44,22 @@ class Config(TableConfig):
     temperature: float = Field(default=1.0, gt=0)
 
 
+def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array]:
+    """Return arrays of the table's sizes."""
+    return {
+        "centers": np.zeros((config.clusters, channels), np.float32),
+        "counts": np.zeros(config.clusters, np.int64),
+        "temperature": np.array(config.temperature, np.float32),
+    }
+
+
 def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     """Fit `centers` float32 (K, C) to a stream of maps (N, C, H, W).
 
     Beside them `counts` int64 (K,), `temperature` float32 (), and the exemplars of `pipeline.tables.exemplars`.
 
     Raises:
-        ParamsError: the feature is no map of floats, or has fewer images or pixels than are asked for.
+        ParamsError: the feature is no map of floats, or has fewer images or pixels than the settings say.
         DivergedError: it holds values that are not finite.
     """
     pixels = _sampled(Pixels.of(stream, config.feature), config)
