@@ -1,4 +1,4 @@
-"""What one machine has made, another fetches: it distils a new student, and makes nothing else again."""
+"""What one machine has made, another fetches: it distills a new student, and makes nothing else again."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from dvc_project import ONE, Project, make
+from dvc_project import ONE, PARAMS, Project, make
 
+# One student, and a table that its teacher asks for itself.
+SHARED = ONE | {
+    "tables": {"moments": PARAMS["tables"]["moments"]},
+    "teachers": {"ada": ONE["teachers"]["ada"] | {"tables": {"moments": {}}}},
+}
 MADE = {"train_teacher@ada", "extract_features@ada", "fit_table@ada-moments", "pretrain_student@sam-0"}
 # What adding a run may run: the stages that look at params.yaml, the new student, the report.
 NEW = {"params", "inputs@ada-sam", "distill@ada-sam/cold-0", "evaluate@ada-sam/cold-0", "report"}
@@ -32,7 +37,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Reproduce on the first machine once; tests work on copies."""
-    project = make(tmp_path_factory.mktemp("finished"), ONE)
+    project = make(tmp_path_factory.mktemp("finished"), SHARED)
     commit(project, "Sources")
     assert project.repro() >= MADE
     return project
@@ -68,9 +73,9 @@ def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def listening(server: subprocess.Popen[bytes], log: Path) -> str:
     """Wait until `server` has written its address into `log`, and return it."""
     for _ in range(600):
-        found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
-        if found is not None:
-            return found[0]
+        address = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+        if address is not None:
+            return address[0]
         assert server.poll() is None, log.read_text()
         time.sleep(0.1)
     raise AssertionError(f"The server does not listen after a minute: {log.read_text()}")
@@ -84,7 +89,7 @@ def commit(project: Project, message: str, *paths: str) -> None:
 
 
 def share(project: Project, url: str, **settings: str) -> None:
-    """Publish all that `project` has made, as the README says."""
+    """Publish all that `project` has made, as the pages say."""
     project.run("dvc", "remote", "add", "--default", "lab", url)
     for key, value in settings.items():
         project.run("dvc", "remote", "modify", "lab", key, value)
@@ -101,7 +106,7 @@ def fetch(first: Project, folder: Path) -> Project:
 
 
 def add_run(params: dict[str, Any]) -> None:
-    params["runs"]["cold"] = {"method": "kd", "slots": 2, "config": {"temperature": 2.0}}
+    params["runs"]["cold"] = {"methods": {"kd": {"temperature": 2.0}}, "slots": 2}
     params["distill"].append("ada-sam/cold")
 
 
