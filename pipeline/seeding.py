@@ -2,6 +2,8 @@
 
 Every random draw is keyed, for instance `generator(seed, "order", epoch)`. So resuming, reordering and
 splitting over workers change nothing, and for one seed all methods share init, order and views.
+
+torch is imported where it is used: a plug-in that only says what it is called must not cost the report its import.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _MASK = (1 << 63) - 1
 
@@ -24,6 +28,8 @@ def derive(*key: int | str) -> int:
 
 def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a generator seeded by `key`."""
+    import torch
+
     return torch.Generator(device=device).manual_seed(derive(*key))
 
 
@@ -33,6 +39,8 @@ def scope(*key: int | str) -> Iterator[None]:
 
     For library code that draws from the global generator, such as the initializers of torch's layers.
     """
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(*key))  # those of GPUs are left alone
         yield

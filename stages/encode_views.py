@@ -40,7 +40,6 @@ def main(
     from pipeline.data.prepared import Prepared
     from pipeline.features import contents
     from pipeline.features.codes import Encoder, whole_mark
-    from pipeline.runs.resolve import code_store
     from pipeline.tables import table as tables
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
@@ -50,7 +49,7 @@ def main(
 
     numbers: dict[str, Any] = {}
     with publish.replacing(metrics), publish.building(out, resume=True) as scratch:
-        stores = {code: code_store(scratch, code) for code in asked.codes}
+        stores = {code: contents.code_store(scratch, code) for code in asked.codes}
         marks = [whole_mark(store) for store in stores.values()]
         # What an interrupted run has left of codes that nobody asks for any more.
         for left in set(scratch.iterdir()) - {*stores.values(), *marks}:

@@ -155,7 +155,18 @@ def test_help_comes_at_once() -> None:
 
 
 def test_a_stage_is_a_module_to_run() -> None:
-    names = ("prepared", "weights", "store", "codes", "tables", "matchings", "evaluation", "code", "out")
+    names = (
+        "prepared",
+        "weights",
+        "store",
+        "tables",
+        "codes",
+        "copies",
+        "matchings",
+        "evaluation",
+        "code",
+        "out",
+    )
     options = [f"--{name}=a" for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "stages.inputs", "none.json", *options],
@@ -241,7 +252,7 @@ def test_stages_that_read_no_json(stage: str) -> None:
     ("content", "match"),
     [(None, "does not exist"), ("- 1", "expected a mapping"), ("seeds: [0", "not valid yaml"),
      ("seedz: [0]\n", "Did you mean 'seeds'?"),
-     ("seeds: [0]\ndatasets: {d: {source: digits, prepare: {std: [63.0]}, views: {space: plain}}}\n", "by 255")],
+     ("seeds: []\ndistill: []\ndatasets: {d: {source: {digits: {std: [63.0]}}, views: plain}}\n", "by 255")],
 )  # fmt: skip
 def test_bad_params_are_one_line(
     content: str | None,
@@ -269,10 +280,11 @@ def test_a_slip_in_a_machine_option_does_not_cost_the_artifact(
 ) -> None:
     from training_fixtures import PARAMS, RECIPE, STUDENT, VIEWS, prepared_data
 
-    from pipeline.params import project
+    from pipeline.runs import check
+    from pipeline.runs.blocks import blocks
 
     prepared = prepared_data(tmp_path / "data")
-    train = project.blocks(project.check(PARAMS))["teachers/big/train"].model_dump(mode="json")
+    train = blocks(check.project(PARAMS))["teachers/big/train"].model_dump(mode="json")
     student = {
         "student": "small", "dataset": "toy", "network": STUDENT.model_dump(mode="json"),
         "recipe": RECIPE.model_dump(mode="json"), "views": VIEWS.model_dump(mode="json"),

@@ -99,6 +99,11 @@ def store_of(path: Path) -> tuple[Path, str] | None:
     return None
 
 
+def code_store(folder: Path, code: str) -> Path:
+    """Return the store of a code in the folder of its table: "stage2:subclass@subclasses" is subclass.zarr."""
+    return folder / f"{code.partition('@')[0].rpartition(':')[2]}.zarr"
+
+
 def require(store: Path, contents: Contents, **expected: Any) -> None:
     """Refuse a store that was made from something else.
 

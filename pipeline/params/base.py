@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.artifacts.publish import read_json
-from pipeline.errors import DamagedArtifactError, ParamsError
+from pipeline.errors import DamagedArtifactError, ParamsError, ShapeError, UnknownNameError
 
 
 class Block(BaseModel):
@@ -37,12 +38,34 @@ class StageBlock(Block):
     code_hash: str = ""
 
 
-def empty_as(value: Any) -> Callable[[Any], Any]:
-    """Return a validator that takes a key without a value for `value`: `final:` is `final: {}`."""
-    return lambda content: value if content is None else content
-
-
 B = TypeVar("B", bound=Block)
+T = TypeVar("T")
+# A key without a value is an empty mapping: `final:` is `final: {}`. Not for models that hold a tuple: what a
+# validator returns is no json any more, and of that a strict tuple takes no list.
+OrEmpty = Annotated[T, BeforeValidator(lambda content: {} if content is None else content)]
+
+# pydantic speaks of json; who reads the message has written yaml.
+_IN_YAML = (
+    ("Dictionary should have at least 1 item after validation, not 0", "Name one at least"),
+    ("Tuple should have at least 1 item after validation, not 0", "Name one at least"),
+    ("should be an object", "should be a mapping"),
+    ("should be a valid array", "should be a list"),
+)
+
+
+@contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Say in an error where in params.yaml its cause stands, unless it says so itself.
+
+    Args:
+        where: the place, for instance "runs.kd.methods".
+    """
+    try:
+        yield
+    except (ParamsError, ShapeError, UnknownNameError) as error:
+        if str(error).startswith("params.yaml"):
+            raise
+        raise type(error)(f"params.yaml: {where}: {error}") from None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -164,7 +187,10 @@ def _one_line(error: ValidationError, model: type[BaseModel], content: Any, wher
     messages = [item["msg"] for item in error.errors() if _path(item["loc"], content) == path]
     first, *others = (message.removeprefix("Value error, ") for message in dict.fromkeys(messages))
     message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
-    return f"{file}: '{place}' is {details['input']!r}. {message}."
+    for of_json, of_yaml in _IN_YAML:
+        message = message.replace(of_json, of_yaml)
+    value = "null" if details["input"] is None else repr(details["input"])
+    return f"{file}: '{place}' is {value}. {message}."
 
 
 def _path(location: tuple[int | str, ...], content: Any) -> list[str]:
@@ -192,7 +218,13 @@ def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
             models = [inner for field in fields for inner in _models(field.annotation)]
         elif tagged:  # the tag of a union
             models = tagged
-    return {name for one in models for name in one.model_fields}
+    # A literal of one value is a union's tag: in params.yaml a plug-in's name says it.
+    return {
+        name
+        for one in models
+        for name, field in one.model_fields.items()
+        if len(get_args(field.annotation)) != 1 or get_origin(field.annotation) is not Literal
+    }
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.params.base import validate
 from pipeline.params.sections import ALONE, Sections
-from pipeline.params.teacher import anchor_name
+from pipeline.params.teachers import checkpoints_of
 
 OWN = "own"  # folder of the matchings with a pair's own teacher; borrowed ones stand beside it
 LISTS = ("seeds", "distill")
@@ -31,7 +31,7 @@ def check(content: Mapping[str, Any]) -> Sections:
         UnknownNameError: an entry names another that is not there.
     """
     _check_values(content)
-    params = validate(Sections, content, "")
+    params = validate(Sections, _filled(content), "")
     _check_lists(content)
     _check_names(params)
     _check_recipes(params)
@@ -40,9 +40,8 @@ def check(content: Mapping[str, Any]) -> Sections:
         for name, network in getattr(params, section).items():
             _known(f"dataset of {section}.{name}:", network.dataset, params.datasets)
     for name, teacher in params.teachers.items():
-        kept = ("init", "last", "best", *map(anchor_name, teacher.anchors))
         for checkpoint in teacher.checkpoints:
-            _known(f"checkpoint of teachers.{name}.checkpoints:", checkpoint, kept)
+            _known(f"checkpoint of teachers.{name}.checkpoints:", checkpoint, checkpoints_of(teacher))
         for table in teacher.tables:
             _known(f"table of teachers.{name}.tables:", table, params.tables)
 
@@ -59,6 +58,16 @@ def _check_values(content: Mapping[str, Any]) -> None:
         if section in content and content[section] is None:
             empty = "[]" if section in LISTS else "{}"
             raise ParamsError(f"params.yaml: '{section}' has no value. Write {section}: {empty}")
+
+
+def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `content` with every entry of a section that has no value as an empty mapping."""
+    return {
+        section: {name: {} if entry is None else entry for name, entry in entries.items()}
+        if isinstance(entries, Mapping)
+        else entries
+        for section, entries in content.items()
+    }
 
 
 def _check_lists(content: Mapping[str, Any]) -> None:

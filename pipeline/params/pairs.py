@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pipeline.params.base import Block, StageBlock
+from pipeline.params.base import Block, OrEmpty, StageBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.students import StudentBlock
@@ -21,7 +21,7 @@ class PairParams(Block):
 
     teacher: str
     student: str
-    overrides: dict[str, dict[str, Any]] = {}
+    overrides: OrEmpty[dict[str, OrEmpty[dict[str, Any]]]] = {}
 
 
 class WantedMatching(Block):

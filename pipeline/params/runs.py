@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pipeline.params.base import Block
+from pipeline.params.base import Block, OrEmpty
 from pipeline.params.plug import Plug, Plugs
 from pipeline.params.views import Slots
 
@@ -28,4 +28,4 @@ class RunParams(Block):
     slots: Slots = "all"
     transform: Plug | None = None
     schedule: Plug = Plug.of("final")
-    recipe: dict[str, Any] = {}
+    recipe: OrEmpty[dict[str, Any]] = {}

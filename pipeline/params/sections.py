@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator
+from typing import Any
 
 from pipeline.errors import unknown_name
-from pipeline.params.base import Block, empty_as, validate
+from pipeline.params.base import Block, validate
 from pipeline.params.copies import CopyParams
 from pipeline.params.datasets import DatasetParams
 from pipeline.params.matchings import BorrowedParams, MatchingParams
@@ -48,7 +46,7 @@ class Sections(Block):
     students: dict[str, StudentParams] = {}
     pairs: dict[str, PairParams] = {}
     tables: dict[str, Plug] = {}
-    matchings: dict[str, Annotated[MatchingParams, BeforeValidator(empty_as({}))]] = {}
+    matchings: dict[str, MatchingParams] = {}
     runs: dict[str, RunParams] = {}
     distill: tuple[str, ...] = ()
     copies: dict[str, CopyParams] = {}
@@ -81,6 +79,8 @@ class Sections(Block):
         where = f"pairs.{pair}.overrides.{run}"
         base, changes = self.runs[run].model_dump(mode="json"), dict(self.pairs[pair].overrides.get(run, {}))
 
+        if changes.get("recipe", {}) is None:
+            del changes["recipe"]  # an empty mapping, which changes nothing
         # A plug-in of another name takes the place of the run's, one of the same name gets its settings.
         for key in ("methods", "schedule", "transform"):
             if changes.get(key) is not None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
-from pipeline.params.base import Block, StageBlock, empty_as
+from pipeline.params.base import Block, OrEmpty, StageBlock
 from pipeline.params.plug import Plug
 from pipeline.params.teacher import anchor_name
 from pipeline.params.views import Slots, ViewParams
@@ -25,9 +25,6 @@ class FeatureParams(Block):
 
     slots: Slots = "all"
     dtype: Literal["float16", "float32"] = "float16"
-
-
-Feature = Annotated[FeatureParams, BeforeValidator(empty_as({}))]
 
 
 class TeacherParams(Block):
@@ -54,10 +51,10 @@ class TeacherParams(Block):
     seed: int = 0
     recipe: Plug | None = None
     anchors: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
-    features: dict[str, Feature] = Field(default={"logits": FeatureParams()}, min_length=1)
+    features: dict[str, OrEmpty[FeatureParams]] = Field(default={"logits": FeatureParams()}, min_length=1)
     checkpoints: tuple[str, ...] = Field(default=("last",), min_length=1)
     compression: Literal["none", "zstd"] = "none"
-    tables: dict[str, Annotated[dict[str, Any], BeforeValidator(empty_as({}))]] = {}
+    tables: OrEmpty[dict[str, OrEmpty[dict[str, Any]]]] = {}
 
     @field_validator("anchors")
     @classmethod
@@ -68,6 +65,11 @@ class TeacherParams(Block):
                 f"They are kept as {', '.join(names)}: expected shares that differ by a hundredth or more"
             )
         return anchors
+
+
+def checkpoints_of(teacher: TeacherParams) -> tuple[str, ...]:
+    """Return the checkpoints that a teacher's training keeps."""
+    return ("init", "last", "best", *map(anchor_name, teacher.anchors))
 
 
 class ExtractBlock(StageBlock):

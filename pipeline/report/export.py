@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.publish import write_json
-from pipeline.report.results import Pair, Results, Run, Trained
+from pipeline.report.results import Pair, Results, Run, Settings, Trained
 
 RESULT_METRICS = (
     "top1",
@@ -84,14 +84,23 @@ def _results(results: Results) -> Iterable[Mapping[str, Any]]:
             "student": pair.student,
             "student_network": metrics["network"],
             "run": run.name,
-            "method": run.method,
-            "source": metrics.get("source", ""),
-            "slots": metrics.get("slots", ""),
+            **_settings(run.settings),
             "seed": student.seed,
             "teacher_top1": pair.teacher.trained.metrics["top1"],
             **{name: metrics[name] for name in RESULT_METRICS},
             **{name: metrics.get(name, "") for name in ("teacher_kl", "teacher_l2")},
         }
+
+
+def _settings(settings: Settings) -> dict[str, Any]:
+    """Return what a run is composed of; all of it is empty for a student alone."""
+    return {
+        "methods": " + ".join(settings.methods),
+        "schedule": " + ".join(settings.schedule),
+        "transform": " + ".join(settings.transform),
+        "source": settings.source,
+        "slots": "unbounded" if settings.source and settings.slots is None else settings.slots,
+    }
 
 
 def _curves(results: Results) -> Iterable[Mapping[str, Any]]:

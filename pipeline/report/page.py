@@ -51,7 +51,7 @@ class Section:
 
 def page(results: Results) -> str:
     """Return the page as html."""
-    shown = _whole("opening", results)
+    shown = _whole("opening", results) if results.pairs else [_nothing(results)]
     shown += [_pair(number, results, pair) for number, pair in enumerate(results.pairs)]
     shown += _whole("closing", results)
 
@@ -63,7 +63,9 @@ def page(results: Results) -> str:
 
     return template.render(
         style=Markup((files / "page.css").read_text("utf-8")),
-        title=" and ".join(results.datasets),
+        title=" ".join(
+            ["Distillation", *(["on", " and ".join(results.datasets)] if results.datasets else [])]
+        ),
         summary=_summary(results),
         provenance=results.provenance.line,
         sections=shown,
@@ -86,6 +88,18 @@ def _whole(group: str, results: Results) -> list[Section]:
         if content:
             shown.append(_section(module, _name(module), content))
     return shown
+
+
+def _nothing(results: Results) -> Section:
+    """Return what stands in the place of the opening where no student is trained."""
+    # Without seeds the pairs of params.yaml are not even collected.
+    needed = {"datasets": results.datasets, "teachers": results.teachers, "pairs": results.pairs}
+    lacking = [name for name, entries in needed.items() if not entries] if results.seeds else ["seeds"]
+    listed = " or ".join(filter(None, [", ".join(lacking[:-1]), lacking[-1]]))
+    words = f"params.yaml has no {listed}: no student is trained, so no accuracies are compared."
+    if results.teachers:
+        words += " What follows is about its teachers and data sets."
+    return Section("nothing", "There is nothing to report", Markup("{}").format(words), Markup())
 
 
 def _pair(number: int, results: Results, pair: Pair) -> Section:
@@ -119,9 +133,9 @@ def _summary(results: Results) -> list[tuple[str, str]]:
     runs = {run.name for pair in results.pairs for run in pair.runs[1:]}
     students = sum(len(run.students) for pair in results.pairs for run in pair.runs)
     return [
-        ("data", ", ".join(results.datasets)),
+        ("data", ", ".join(results.datasets) or "none"),
         ("pairs", str(len(results.pairs))),
         ("runs", str(len(runs))),
-        ("seeds", ", ".join(str(seed) for seed in results.seeds)),
+        ("seeds", ", ".join(str(seed) for seed in results.seeds) or "none"),
         ("students", str(students)),
     ]

@@ -69,7 +69,7 @@ class Settings:
         schedule: the schedule, which says which teachers teach when.
         transform: what is done to the teacher's features first; empty where nothing is.
         source: "cached" or "online"; empty where there is no teacher.
-        slots: the view slots that the student sees; None where it is trained alone.
+        slots: the view slots that the student sees; None where the views are unbounded, or there is no teacher.
     """
 
     recipe: Mapping[str, Any]
@@ -78,7 +78,7 @@ class Settings:
     schedule: Plugins = field(default_factory=dict)
     transform: Plugins = field(default_factory=dict)
     source: str = ""
-    slots: int | str | None = None
+    slots: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Run:
 
     Attributes:
         name: key of `runs`, or `ALONE`.
-        method: the method and what it is composed with, in words.
+        composition: methods, transform and schedule, in words.
         students: one a seed, in the order of `seeds`.
         settings: how they are trained.
     """
 
     name: str
-    method: str
+    composition: str
     students: tuple[Trained, ...]
     settings: Settings
 
@@ -197,16 +197,23 @@ class Matched:
     Attributes:
         name: key of `matchings`.
         teacher: key of `teachers`.
+        borrowed: key of `borrowed`; empty where the teacher is the pair's own.
         recipe: the entry of `matchings`.
-        numbers: measurements of `match_channels`, one mapping a seed.
+        numbers: measurements of `match_channels` or `match_borrowed`, one mapping a seed.
         arrays: mean maps of a class, of the first seed.
     """
 
     name: str
     teacher: str
+    borrowed: str
     recipe: MatchingParams
     numbers: tuple[dict[str, Any], ...]
     arrays: dict[str, NDArray[Any]]
+
+    @property
+    def title(self) -> str:
+        """Its name, with that of the teacher where it is borrowed."""
+        return f"{self.name} with {self.teacher}" if self.borrowed else self.name
 
     def estimate(self, *place: str) -> Estimate | None:
         """Return the mean over seeds of the number at a place, or None where it could not be measured."""
@@ -270,13 +277,12 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Table:
     """A fitted table.
 
     Attributes:
-        name: teacher and table.
+        name: key of `tables`.
         teacher: the teacher whose outputs it was fitted to.
-        table: key of `tables`.
         plugin: the file of `pipeline/tables/fits` that made it.
         feature: the feature that it was fitted to.
         quality: numbers by name.
@@ -285,7 +291,6 @@ class Fit:
 
     name: str
     teacher: Teacher
-    table: str
     plugin: str
     feature: str
     quality: dict[str, Any]
@@ -294,6 +299,11 @@ class Fit:
     def has(self, *names: str) -> bool:
         """Return whether it holds all of these arrays."""
         return all(name in self.arrays for name in names)
+
+    @property
+    def title(self) -> str:
+        """Teacher and table: every teacher may have one by the same recipe."""
+        return f"{self.teacher.name}/{self.name}"
 
     @property
     def unit(self) -> str:
@@ -312,13 +322,13 @@ class Code:
 
     Attributes:
         teacher: key of `teachers`.
-        code: the feature's full name.
+        name: the code's full name: "stage2:nearest@words".
         slots: augmented views of each sample.
         lost: mean KL(code || p_T) of the plain training pixels, in nats.
     """
 
     teacher: str
-    code: str
+    name: str
     slots: int
     lost: float
 
@@ -332,7 +342,7 @@ class Results:
         datasets: data sets by name.
         teachers: teachers by name.
         pairs: pairs in the order of params.yaml.
-        fits: fitted tables, teacher by teacher.
+        tables: fitted tables, teacher by teacher.
         codes: codes, teacher by teacher.
         provenance: where the report comes from.
     """
@@ -341,6 +351,6 @@ class Results:
     datasets: dict[str, Dataset]
     teachers: dict[str, Teacher]
     pairs: tuple[Pair, ...]
-    fits: tuple[Fit, ...]
+    tables: tuple[Table, ...]
     codes: tuple[Code, ...]
     provenance: Provenance

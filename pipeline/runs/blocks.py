@@ -22,6 +22,7 @@ from pipeline.params.students import StudentBlock
 from pipeline.params.tables import AskedBlock, EncodeBlock, FitBlock, Matched
 from pipeline.params.teacher import TrainBlock
 from pipeline.params.teachers import CodeBlock, ExtractBlock
+from pipeline.runs import demands
 from pipeline.runs.project import Kind, Project
 
 S = TypeVar("S", bound=StageBlock)
@@ -75,7 +76,7 @@ def asked(project: Project, teacher: str) -> AskedBlock:
             recipe = project.matching(teacher, borrowed.student, borrowed.matching)
             matched[recipe.teacher_feature, recipe.teacher_checkpoint] = None
     for table in tables:
-        project.check_table(teacher, table)
+        demands.check_table(project, teacher, table)
 
     return AskedBlock(
         teacher=teacher,
@@ -179,7 +180,7 @@ def _student(project: Project, name: str) -> StudentBlock:
 
 def _copy(project: Project, name: str) -> CopyBlock:
     copy = project.params.copies[name]
-    project.check_copy(name)
+    demands.check_copy(project, name)
     teacher = project.params.teachers[copy.teacher]
     block = CopyBlock(
         stage=f"train_copy@{name}",
@@ -226,7 +227,7 @@ def _match(project: Project, name: str) -> MatchBlock:
 
 def _borrowed(project: Project, name: str) -> MatchBlock:
     entry = project.params.borrowed[name]
-    project.check_matching(entry.teacher, entry.student, entry.matching)
+    demands.check_matching(project, entry.teacher, entry.student, entry.matching)
     recipes = {entry.matching: project.matching(entry.teacher, entry.student, entry.matching)}
     return _matched(project, f"match_borrowed@{name}", entry.pair, entry.teacher, recipes)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import plugin
 from pipeline.params import checks
-from pipeline.params.base import validate
+from pipeline.params.base import placed, validate
 from pipeline.params.recipe import Recipe
 from pipeline.params.sections import Sections, merged
 from pipeline.runs.blocks import blocks
@@ -40,7 +40,9 @@ def project(content: Mapping[str, Any]) -> Project:
         for name in entry.overrides:
             check_settings(params.run(pair, name), f"pairs.{pair}.overrides.{name}")
     for name, table in params.tables.items():
-        validate(plugin.load("tables", table.name).Config, table.settings, f"tables.{name}.{table.name}")
+        with placed(f"tables.{name}"):
+            config = plugin.load("tables", table.name).Config
+        validate(config, table.settings, f"tables.{name}.{table.name}")
 
     blocks(checked)
     return checked

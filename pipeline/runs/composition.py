@@ -18,7 +18,7 @@ from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform, TransformConfig
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import encodings_of
-from pipeline.params.base import validate
+from pipeline.params.base import placed, validate
 from pipeline.params.plug import Plug
 
 
@@ -127,7 +127,8 @@ def check_settings(run: Composed, where: str) -> None:
         UnknownNameError: there is no such plug-in, or no such layer.
         ParamsError: settings are wrong.
     """
-    list(_layers(_methods(run, where)))
+    with placed(f"{where}.methods"):
+        list(_layers(_methods(run, where)))
     _loaded("schedules", run.schedule, f"{where}.schedule")
     if run.transform is not None:
         _loaded("transforms", run.transform, f"{where}.transform")
@@ -139,7 +140,8 @@ def _methods(run: Composed, where: str) -> dict[str, MethodConfig]:
 
 def _loaded(catalogue: str, plug: Plug, where: str) -> tuple[ModuleType, Any]:
     """Import a plug-in, and return it with its settings checked."""
-    module = plugin.load(catalogue, plug.name)
+    with placed(where):
+        module = plugin.load(catalogue, plug.name)
     return module, validate(module.Config, plug.settings, f"{where}.{plug.name}")
 
 

@@ -6,21 +6,22 @@ promise, so a tap, a feature or a size that does not exist is an error here, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from pipeline import plugin
 from pipeline.data.dataset import ImageFacts
 from pipeline.data.views import check_size, num_slots, view_space
 from pipeline.distillation.method import Known
-from pipeline.errors import ParamsError, ShapeError, UnknownNameError, unknown_name
-from pipeline.features.encoding import Feature, tables_of
+from pipeline.errors import ParamsError
+from pipeline.features.encoding import tables_of
 from pipeline.networks.architecture import Architecture, architecture
 from pipeline.networks.catalogue import family_of
 from pipeline.networks.spec import NetworkSpec
-from pipeline.params.base import validate
+from pipeline.params.base import placed, validate
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.pairs import RunBlock, WantedMatching
 from pipeline.params.plug import Plug
@@ -29,10 +30,14 @@ from pipeline.params.sections import Sections, merged
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.views import Slots, ViewParams, view_params
+from pipeline.runs import demands
 from pipeline.runs.composition import Composition
+from pipeline.runs.rehearsal import feature_shape, rehearse
 from pipeline.tables.table import TableConfig
 
-CLASSES = 10  # where only the files know: no shape but the logits' depends on it
+CLASSES = (
+    10  # where only the files know: no shape depends on it but the logits' and the number of sub-classes
+)
 Kind = Literal["teachers", "students"]
 
 
@@ -60,7 +65,8 @@ class Project:
         """
         known = {}
         for name, dataset in self.params.datasets.items():
-            module = plugin.load("datasets", dataset.source.name)
+            with placed(f"datasets.{name}.source"):
+                module = plugin.load("datasets", dataset.source.name)
             place = f"datasets.{name}.source.{dataset.source.name}"
             known[name] = module.image(validate(module.Config, dataset.source.settings, place))
         return known
@@ -89,7 +95,7 @@ class Project:
             UnknownNameError: no family has the network.
         """
         network: TeacherParams | StudentParams = getattr(self.params, kind)[name]
-        with _placed(f"{kind}.{name}.network"):
+        with placed(f"{kind}.{name}.network"):
             family, known = family_of(network.network)
         images = self.images[network.dataset]
         return NetworkSpec(
@@ -110,7 +116,7 @@ class Project:
         spec = self.spec(kind, name)
         key = spec.model_dump_json(exclude={"weights"})
         if key not in self._architectures:
-            with _placed(f"{kind}.{name}"):
+            with placed(f"{kind}.{name}"):
                 self._architectures[key] = architecture(spec)
         return self._architectures[key]
 
@@ -131,7 +137,7 @@ class Project:
         known: dict[str, FeatureParams] = {}
         for name, feature in self.params.teachers[teacher].features.items():
             resolved = network.resolved(name)
-            self._check_feature(teacher, resolved, where)
+            demands.check_feature(self, teacher, resolved, where)
             if tables_of([resolved]):
                 raise ParamsError(
                     f"params.yaml: {where} has '{name}', which is encoded with a table. Drop it: codes are made "
@@ -165,6 +171,17 @@ class Project:
         network = self.architecture("teachers", teacher)
         return config.model_copy(update={"feature": network.resolved(config.feature)})
 
+    def _stand_ins(self, teacher: str, names: Iterable[str]) -> dict[str, dict[str, NDArray[Any]]]:
+        """Return arrays of the sizes of a teacher's tables, by table; without those of which none are known."""
+        taps, classes = self.architecture("teachers", teacher).taps, self.spec("teachers", teacher).classes
+        arrays = {}
+        for name in names:
+            module, config = plugin.load("tables", self.params.tables[name].name), self.table(teacher, name)
+            if hasattr(module, "stand_in"):
+                channels = feature_shape(taps, config.feature, classes)[0]
+                arrays[name] = module.stand_in(config, channels, classes)
+        return arrays
+
     def known(self, teacher: str, student: str) -> Known:
         """Return what settings of a pair's runs are filled in from."""
         fitted = {name: self.table(teacher, name).feature for name in self.params.tables}
@@ -192,8 +209,9 @@ class Project:
     def _run(self, pair: str, run: str) -> RunBlock:
         names, settings = self.params.pairs[pair], self.params.run(pair, run)
         where = f"pairs.{pair}.overrides.{run}" if run in names.overrides else f"runs.{run}"
-        with _placed(f"{where} (of pair {pair})"):
-            composition = Composition.of(settings, where, self.known(names.teacher, names.student))
+        known = self.known(names.teacher, names.student)
+        with placed(f"{where} (of pair {pair})"):
+            composition = Composition.of(settings, where, known)
 
         changed = merged(self.recipe("students", names.student).model_dump(mode="json"), settings.recipe)
         recipe = validate(Recipe, changed, f"{where}.recipe")
@@ -218,10 +236,14 @@ class Project:
             matchings=tuple(WantedMatching(**wanted._asdict()) for wanted in needs.matchings),
             plugins=composition.plugins,
         )
-        self._check_student_taps(names.student, needs.student, where)
-        self._check_reads(names.teacher, block, where)
-        self._check_copies(names.teacher, block, where)
-        self._check_matchings(pair, block, where)
+        demands.check_run(self, pair, block, needs.student, where)
+        with placed(f"{where} (of pair {pair})"):
+            rehearse(
+                composition,
+                self.spec("students", names.student),
+                known,
+                self._stand_ins(names.teacher, needs.tables),
+            )
         return block
 
     def _run_slots(self, teacher: str, slots: Slots, online: bool, where: str) -> int | None:
@@ -229,156 +251,6 @@ class Project:
         if online and slots == "all" and space.count is None:
             return None
         return num_slots(space, slots, f"{where}.slots")
-
-    # Checks
-
-    def _check_student_taps(self, student: str, taps: tuple[str, ...], where: str) -> None:
-        network = self.architecture("students", student)
-        for tap in taps:
-            # What an inserted layer computes is recorded as "<tap>.<name>".
-            if tap.partition(".")[0] not in network.taps:
-                raise _no_tap(
-                    f"{where} reads student tap", tap, self.params.students[student].network, network
-                )
-
-    def _check_feature(self, teacher: str, name: str, where: str) -> None:
-        network, feature = self.architecture("teachers", teacher), Feature.parse(name)
-        if feature.tap not in network.taps:
-            raise _no_tap(f"{where} names tap", feature.tap, self.params.teachers[teacher].network, network)
-
-    def _check_reads(self, teacher: str, run: RunBlock, where: str) -> None:
-        """Check that the teacher has what a run reads, and that its store holds it where the run is cached."""
-        for name in run.tables:
-            if name not in self.params.tables:
-                raise unknown_name(f"table of {where}:", name, self.params.tables, "Add it to 'tables'.")
-            if self.table(teacher, name).feature in run.changes:
-                raise ParamsError(
-                    f"params.yaml: {where} reads table '{name}', which is fitted to "
-                    f"'{self.table(teacher, name).feature}', and its transform changes that feature. Drop the "
-                    "transform, or take the feature out of its features."
-                )
-            self.check_table(teacher, name)
-        for name in run.features:
-            self._check_feature(teacher, name, where)
-            for table in tables_of([name]):
-                if table not in self.params.tables:
-                    raise unknown_name(f"table of {where}:", table, self.params.tables, "Add it to 'tables'.")
-                self.check_table(teacher, table)
-        kept = self.params.teachers[teacher]
-        for checkpoint in run.checkpoints:
-            if run.source == "cached" and checkpoint not in kept.checkpoints:
-                raise ParamsError(
-                    f"params.yaml: {where} learns from checkpoint '{checkpoint}', and the store of teacher '{teacher}' "
-                    f"holds {', '.join(kept.checkpoints)}. Add it to teachers.{teacher}.checkpoints."
-                )
-        if run.source == "cached":
-            self._check_stored(teacher, run, where)
-
-    def _check_stored(self, teacher: str, run: RunBlock, where: str) -> None:
-        stored = self.features(teacher)
-        for name in run.features:
-            if tables_of([name]):
-                if any(checkpoint != "last" for checkpoint in run.checkpoints):
-                    raise ParamsError(
-                        f"params.yaml: {where} learns from the codes '{name}' of {', '.join(run.checkpoints)}, and "
-                        "codes are made of the last checkpoint. Set 'source: online' of the run."
-                    )
-                continue  # made where a run asks for it
-            if name not in stored:
-                raise ParamsError(
-                    f"params.yaml: {where} reads '{name}' of teacher '{teacher}', whose store holds "
-                    f"{', '.join(stored)}. Add it to teachers.{teacher}.features, or set 'source: online' of the run."
-                )
-            place = f"teachers.{teacher}.features.{name}.slots"
-            slots = self.slots(teacher, stored[name].slots, place)
-            if run.slots is not None and slots < run.slots:
-                raise ParamsError(
-                    f"params.yaml: {where} shows {run.slots} view slots, and {place} is {slots}. Raise it, or set "
-                    "'slots' or 'source: online' of the run."
-                )
-
-    def check_table(self, teacher: str, name: str) -> None:
-        """Check that a teacher's store holds what a table is fitted to.
-
-        Raises:
-            ParamsError: it does not; the message says what to add.
-        """
-        feature, stored = self.table(teacher, name).feature, self.features(teacher)
-        self._check_feature(teacher, feature, f"tables.{name}")
-        if feature not in stored:
-            raise ParamsError(
-                f"params.yaml: tables.{name} is fitted to '{feature}', and the store of teacher '{teacher}' holds "
-                f"{', '.join(stored)}. Add {feature}: {{slots: 0}} to teachers.{teacher}.features."
-            )
-        if "last" not in self.params.teachers[teacher].checkpoints:
-            raise ParamsError(
-                f"params.yaml: tables.{name} is fitted to the last checkpoint of teacher '{teacher}', and its store "
-                f"holds {', '.join(self.params.teachers[teacher].checkpoints)}. Add last to "
-                f"teachers.{teacher}.checkpoints."
-            )
-
-    def _check_copies(self, teacher: str, run: RunBlock, where: str) -> None:
-        for name in run.copies:
-            copies = {key: copy for key, copy in self.params.copies.items() if copy.teacher == teacher}
-            if name not in copies:
-                raise unknown_name(
-                    f"copy of teacher '{teacher}' of {where}:",
-                    name,
-                    copies,
-                    "Add it to 'copies' in params.yaml.",
-                )
-            self.check_copy(name)
-            if run.slots is None:
-                raise ParamsError(
-                    f"params.yaml: {where} shows an unbounded number of views, and the logits of copy '{name}' are "
-                    "stored. Set 'slots' of the run to a number."
-                )
-            slots = self.slots(teacher, copies[name].slots, f"copies.{name}.slots")
-            if slots < run.slots:
-                raise ParamsError(
-                    f"params.yaml: {where} shows {run.slots} view slots, and copies.{name}.slots is {slots}. Raise "
-                    "it, or set 'slots' of the run."
-                )
-
-    def check_copy(self, name: str) -> None:
-        """Check that the store of a copy's teacher holds the logits that it learns from.
-
-        Raises:
-            ParamsError: it does not; the message says what to add.
-        """
-        copy = self.params.copies[name]
-        slots = self.slots(copy.teacher, copy.slots, f"copies.{name}.slots")
-        logits = self.features(copy.teacher).get("logits")
-        place = f"teachers.{copy.teacher}.features.logits"
-        if logits is None or "last" not in self.params.teachers[copy.teacher].checkpoints:
-            raise ParamsError(
-                f"params.yaml: copies.{name} learns from the logits of teacher '{copy.teacher}', which its store does "
-                f"not hold. Add {place}."
-            )
-        if self.slots(copy.teacher, logits.slots, f"{place}.slots") < slots:
-            raise ParamsError(
-                f"params.yaml: copies.{name} sees {slots} view slots, and {place}.slots is {logits.slots}. Raise it, "
-                f"or lower copies.{name}.slots."
-            )
-
-    def _check_matchings(self, pair: str, run: RunBlock, where: str) -> None:
-        names = self.params.pairs[pair]
-        for wanted in run.matchings:
-            if wanted.matching not in self.params.matchings:
-                known = self.params.matchings
-                raise unknown_name(f"matching of {where}:", wanted.matching, known, "Add it to 'matchings'.")
-            if wanted.seed is not None and wanted.seed not in self.params.seeds:
-                raise ParamsError(
-                    f"params.yaml: {where} takes the matching of seed {wanted.seed}, and seeds are "
-                    f"{', '.join(map(str, self.params.seeds))}. Name one of these."
-                )
-            if wanted.teacher is not None and self.borrowed(pair, wanted.teacher, wanted.matching) is None:
-                raise ParamsError(
-                    f"params.yaml: {where} takes the matching '{wanted.matching}' with teacher '{wanted.teacher}'. "
-                    f"Add {wanted.teacher}-{wanted.matching}: {{pair: {pair}, teacher: {wanted.teacher}, student: "
-                    f"{names.student}, matching: {wanted.matching}}} to 'borrowed'."
-                )
-            self.check_matching(wanted.teacher or names.teacher, names.student, wanted.matching)
 
     def borrowed(self, pair: str, teacher: str, matching: str) -> str | None:
         """Return the key of `borrowed` that asks for a matching of a pair with another teacher, if one does."""
@@ -395,54 +267,3 @@ class Project:
             "teacher_feature": self.architecture("teachers", teacher).resolved(recipe.teacher_feature),
         }
         return recipe.model_copy(update=taps)
-
-    def check_matching(self, teacher: str, student: str, name: str) -> None:
-        """Check that a matching's student has the tap, and that its teacher's store holds the feature.
-
-        Raises:
-            ParamsError: it does not; the message says what to add.
-        """
-        recipe, where = self.matching(teacher, student, name), f"matchings.{name}"
-        self._check_student_taps(student, (recipe.student_tap,), where)
-        self._check_feature(teacher, recipe.teacher_feature, where)
-        stored, kept = self.features(teacher), self.params.teachers[teacher].checkpoints
-        if recipe.teacher_feature not in stored:
-            raise ParamsError(
-                f"params.yaml: {where} matches '{recipe.teacher_feature}', and the store of teacher '{teacher}' holds "
-                f"{', '.join(stored)}. Add it to teachers.{teacher}.features."
-            )
-        if recipe.teacher_checkpoint not in kept:
-            raise ParamsError(
-                f"params.yaml: {where} matches checkpoint '{recipe.teacher_checkpoint}', and the store of teacher "
-                f"'{teacher}' holds {', '.join(kept)}. Add it to teachers.{teacher}.checkpoints."
-            )
-        classes = self.images[self.params.students[student].dataset].classes
-        for setting, value in (("ranges", recipe.ranges), ("pictured", recipe.pictured + 1)):
-            if classes is not None and value > classes:
-                raise ParamsError(
-                    f"params.yaml: {where}.{setting} is {getattr(recipe, setting)}, and the data have {classes} "
-                    "classes. Lower it."
-                )
-
-
-def _no_tap(what: str, tap: str, name: str, network: Architecture) -> UnknownNameError:
-    """Return the error for a tap that a network does not have; it advises the one that the last stage has."""
-    stage, _, rest = tap.partition("_")
-    hint = ""
-    if stage.startswith("stage") and network.stages and stage not in network.stages:
-        place = f"_{rest}" if rest else ""
-        last = network.stages[-1]
-        if last + place in network.taps:
-            hint = f"The last stage of {name} is {last}: write {last}{place}, or last{place}."
-    return unknown_name(f"tap: {what}", tap, network.taps, hint)
-
-
-@contextmanager
-def _placed(where: str) -> Iterator[None]:
-    """Say in an error where in params.yaml its cause stands, unless it says so itself."""
-    try:
-        yield
-    except (ParamsError, ShapeError, UnknownNameError) as error:
-        if str(error).startswith("params.yaml"):
-            raise
-        raise type(error)(f"params.yaml: {where}: {error}") from None

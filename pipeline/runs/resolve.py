@@ -164,12 +164,8 @@ def _place(block: PairBlock, feature: str, places: Places) -> tuple[Path, dict[s
     if not at:
         return places.store, {}, f"dvc repro extract_features@{block.teacher}"
     tables = {name: file_hash(places.tables / f"{name}.npz")}
-    return code_store(places.codes / name, feature), tables, f"dvc repro encode_views@{block.teacher}-{name}"
-
-
-def code_store(folder: Path, code: str) -> Path:
-    """Return the store of a code in the folder of its table: "stage2:subclass@subclasses" is subclass.zarr."""
-    return folder / f"{code.partition('@')[0].rpartition(':')[2]}.zarr"
+    store = contents.code_store(places.codes / name, feature)
+    return store, tables, f"dvc repro encode_views@{block.teacher}-{name}"
 
 
 def _copy(block: PairBlock, name: str, run: RunBlock, student: StudentInputs, places: Places) -> Stored:

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_fixtures import World, make_world
+from training_fixtures import PARAMS, World, make_world
 
 from pipeline import plugin
 from pipeline.artifacts import closure
 from pipeline.artifacts.closure import code_hash, code_hashes, digest, root
+from pipeline.params.sections import merged
 
 STAGES = sorted(
     path.stem for path in (root() / "stages").glob("*.py") if path.stem not in ("__init__", "command")
@@ -29,7 +30,7 @@ def tree(base: Path, files: dict[str, str]) -> Path:
     return base
 
 
-def found(base: Path, *modules: str) -> set[str]:
+def closed(base: Path, *modules: str) -> set[str]:
     return {path.as_posix() for path in closure.closure(modules, base)}
 
 
@@ -56,9 +57,9 @@ def test_closure_follows_every_form_of_import(tmp_path: Path) -> None:
         },
     )
     names = {path.stem for path in (base / "pipeline").glob("*.py")} - {"alone", "__init__"}
-    assert found(base, "pipeline.top") == {f"pipeline/{name}.py" for name in names}
-    assert found(base, "pipeline.alone") == {"pipeline/alone.py"}
-    assert found(base, "pipeline.plain", "pipeline.deep") == {
+    assert closed(base, "pipeline.top") == {f"pipeline/{name}.py" for name in names}
+    assert closed(base, "pipeline.alone") == {"pipeline/alone.py"}
+    assert closed(base, "pipeline.plain", "pipeline.deep") == {
         "pipeline/plain.py", "pipeline/further.py", "pipeline/deep.py",
     }  # fmt: skip
 
@@ -74,7 +75,7 @@ def test_imports_for_type_checking_do_not_count(tmp_path: Path) -> None:
             **{f"pipeline/{name}.py": "" for name in "bcde"},
         },
     )
-    assert found(base, "pipeline.a") == {"pipeline/a.py", "pipeline/c.py", "pipeline/e.py"}
+    assert closed(base, "pipeline.a") == {"pipeline/a.py", "pipeline/c.py", "pipeline/e.py"}
 
 
 def test_relative_imports_count(tmp_path: Path) -> None:
@@ -88,17 +89,17 @@ def test_relative_imports_count(tmp_path: Path) -> None:
         },
     )
     expected = {"sub/__init__", "sub/a", "sub/b", "sub/c", "sub/d", "e", "f"}
-    assert found(base, "pipeline.sub.a") == {f"pipeline/{name}.py" for name in expected}
+    assert closed(base, "pipeline.sub.a") == {f"pipeline/{name}.py" for name in expected}
 
 
 def test_packages_that_are_run_count(tmp_path: Path) -> None:
     files = {"pipeline/__init__.py": "x = 1", "pipeline/sub/__init__.py": "", "pipeline/sub/a.py": ""}
-    assert found(tree(tmp_path, files), "pipeline.sub.a") == {"pipeline/__init__.py", "pipeline/sub/a.py"}
+    assert closed(tree(tmp_path, files), "pipeline.sub.a") == {"pipeline/__init__.py", "pipeline/sub/a.py"}
 
 
 def test_what_is_not_there_is_passed_over(tmp_path: Path) -> None:
     base = tree(tmp_path, {"pipeline/a.py": "from pipeline import nothing\nimport json", "json.py": "x = 1"})
-    assert found(base, "pipeline.a", "pipeline.none") == {"pipeline/a.py"}
+    assert closed(base, "pipeline.a", "pipeline.none") == {"pipeline/a.py"}
 
 
 def test_methods_have_closures_of_their_own() -> None:
@@ -146,6 +147,20 @@ def test_the_teachers_chain_does_not_depend_on_methods_or_distilling() -> None:
         assert not any(
             path.startswith(("pipeline/report/", "pipeline/distillation/methods/")) for path in paths
         ), stage
+
+
+TRAINING = ("train_teacher", "extract_features", "fit_table", "encode_views", "train_copy", "pretrain_student",
+            "match_channels", "distill")  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", TRAINING)
+def test_what_is_measured_and_what_may_be_asked_for_rerun_nothing_expensive(stage: str) -> None:
+    """The comparison of student and teacher, the report, and the grammar of params.yaml."""
+    paths = set(code_hashes([f"stages.{stage}"]))
+    foreign = ("evaluation/evaluate.py", "runs/comparison.py", "runs/project.py", "runs/blocks.py", "runs/resolve.py",
+               "params/sections.py", "params/runs.py", "params/pairs.py")  # fmt: skip
+    assert paths.isdisjoint(f"pipeline/{path}" for path in foreign)
+    assert not any(path.startswith("pipeline/report/") for path in paths)
 
 
 def test_digest_depends_on_every_file() -> None:
@@ -303,44 +318,75 @@ for name, arguments in jobs.items():
 def commands(world: World) -> dict[str, list[str]]:
     """Return a command of every stage of dvc.yaml on toy artifacts."""
     at, out = (lambda name: str(world.path(name))), (lambda name: str(world.path(f"again/{name}")))
-    teacher = at("artifacts/params/teachers/big")
-    data, weights, store = (
-        at("data/prepared/toy"),
-        at("artifacts/teachers/big/weights"),
-        at("artifacts/features/big.zarr"),
-    )
+    block, asked = at("artifacts/params/teachers/big"), at("artifacts/inputs/teachers/big")
+    prepared, data = at("data/prepared"), at("data/prepared/toy")
+    weights, store = at("artifacts/teachers/big/weights"), at("artifacts/features/big.zarr")
+    small = at("artifacts/inputs/students/small.json")
+    places = ["--prepared", prepared, "--weights", weights, "--store", store]
     return {
         "code": ["--out", out("code")],
-        "params": ["--params", at("params.yaml"), "--out", out("params")],
+        "params": ["--params", at("params.yaml"), "--out", out("params"), "--mark", out("marked")],
         "prepare_data": [at("artifacts/params/datasets/toy.json"), "--out", out("data")],
-        "train_teacher": [f"{teacher}/train.json", "--data", data, "--out", out("teacher")],
-        "evaluate": [at("artifacts/teachers/big"), "--data", data, "--out", out("metrics.json"),
+        "train_teacher": [f"{block}/train.json", "--data", data, "--out", out("teacher")],
+        "evaluate": [at("artifacts/students/pair/kcd/0"), "--out", out("metrics.json"),
                      "--predictions", out("predictions.npz")],
-        "extract_features": [f"{teacher}/extract.json", "--data", data, "--weights", weights,
+        "extract_features": [f"{block}/extract.json", "--data", data, "--weights", weights,
                              "--out", out("big.zarr")],
-        "check_features": ["--store", store, "--data", data, "--weights", weights, "--out", out("check.json"),
-                           "--summary", out("summary.json")],
-        "fit_table": [at("artifacts/params/fits/big-moments.json"), "--prepared", at("data/prepared"),
-                      "--store", store, "--out", out("moments.npz"), "--metrics", out("moments.json")],
+        "check_features": [f"{block}/check.json", "--store", store, "--data", data, "--weights", weights,
+                           "--out", out("check.json"), "--summary", out("summary.json")],
+        "teacher_inputs": [f"{block}/asked.json", "--store", store, "--out", out("asked"), "--mark", out("tables")],
+        "fit_table": [f"{asked}/tables/words.json", "--prepared", prepared, "--store", store,
+                      "--out", out("words.npz"), "--metrics", out("words.json")],
+        "encode_views": [f"{asked}/codes/words.json", *places, "--table", at("artifacts/tables/big/words.npz"),
+                         "--out", out("codes"), "--metrics", out("codes.json")],
+        "train_copy": [at("artifacts/params/copies/copy.json"), *places, "--out", out("copy")],
         "student_inputs": [at("artifacts/params/students/small.json"), "--data", data,
                            "--code", at("artifacts/code"), "--out", out("small.json")],
-        "pretrain_student": [at("artifacts/inputs/students/small.json"), "--seed", "0", "--out", out("alone")],
-        "inputs": [at("artifacts/params/pairs/pair.json"), "--prepared", at("data/prepared"),
-                   "--weights", weights, "--store", store, "--codes", at("artifacts/codes/big"),
-                   "--tables", at("artifacts/tables/big"), "--matchings", at("artifacts/matchings/pair"),
+        "pretrain_student": [small, "--seed", "0", "--out", out("alone")],
+        "match_channels": [at("artifacts/params/matchings/pair.json"), *places,
+                           "--students", at("artifacts/pretrained/small"),
+                           "--out", out("own"), "--metrics", out("own.json")],
+        "inputs": [at("artifacts/params/pairs/pair.json"), *places, "--codes", at("artifacts/codes/big"),
+                   "--tables", at("artifacts/tables/big"), "--copies", at("artifacts/copies/big"),
+                   "--matchings", at("artifacts/matchings/pair"),
                    "--evaluation", at("artifacts/predictions/teachers/big.npz"),
                    "--code", at("artifacts/code"), "--out", out("inputs")],
-        "list_matches": [at("artifacts/params/matched/pair.json"), "--out", out("index.json")],
-        "match_channels": [at("artifacts/params/matches/pair-kcd.json"), "--prepared", at("data/prepared"),
-                           "--students", at("artifacts/pretrained/small"), "--weights", weights, "--store", store,
-                           "--out", out("kcd"), "--metrics", out("kcd.json")],
-        "distill": [at("artifacts/inputs/pairs/pair/standardised/0.json"), "--out", out("student")],
+        "distill": [at("artifacts/inputs/pairs/pair/kcd/0.json"), "--out", out("student")],
     }  # fmt: skip
+
+
+WORLD = merged(
+    PARAMS,
+    {
+        "seeds": [0],
+        "distill": ["pair/standardized", "pair/kcd", "pair/coded"],
+        "runs": {
+            "coded": {"methods": {"letkd": {"places": {"stage2": {"table": "words", "encoding": "top4"}}}}}
+        },
+        "tables": {"words": {"kmeans": {"feature": "stage2", "clusters": 5}}},
+        "copies": {"copy": {"teacher": "big", "student": "small"}},
+    },
+)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
+    from stages import distill, encode_views
+
+    world = make_world(tmp_path_factory.mktemp("world"), WORLD, runs=False)
+    artifacts = world.path("artifacts")
+    encode_views.main(
+        artifacts / "inputs/teachers/big/codes/words.json",
+        prepared=world.path("data/prepared"),
+        weights=artifacts / "teachers/big/weights",
+        store=artifacts / "features/big.zarr",
+        table=artifacts / "tables/big/words.npz",
+        out=artifacts / "codes/big/words",
+        metrics=artifacts / "metrics/codes/big/words.json",
+    )
+    world.resolve(artifacts / "inputs/pairs/pair")
+    distill.main(artifacts / "inputs/pairs/pair/kcd/0.json", out=artifacts / "students/pair/kcd/0")
+    return world
 
 
 @pytest.fixture(scope="module")
@@ -370,11 +416,14 @@ def test_stages_import_nothing_outside_of_their_closure(loaded: dict[str, list[s
 
 
 def test_stages_did_their_work(loaded: dict[str, list[str]], world: World) -> None:
-    assert world.path("again/student/weights/last.safetensors").exists()
-    assert world.path("again/alone/weights/last.safetensors").exists()
+    for name in ("student", "alone", "copy"):
+        assert world.path(f"again/{name}/weights/last.safetensors").exists()
+    assert world.path("again/codes/top4.zarr/zarr.json").exists()
+    assert world.path("again/own/kcd/0.npz").exists()
+    assert "teacher_l2" in json.loads(world.path("again/metrics.json").read_text())
     one = world.path("again/teacher/weights/last.safetensors").read_bytes()
     assert one == world.path("artifacts/teachers/big/weights/last.safetensors").read_bytes()
-    for run in ("kd", "standardised"):
+    for run in ("standardized", "kcd", "coded"):
         path = f"pair/{run}/0.json"
         again = world.path(f"again/inputs/{run}/0.json").read_bytes()
         assert again == world.path(f"artifacts/inputs/pairs/{path}").read_bytes()

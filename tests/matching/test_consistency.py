@@ -21,7 +21,7 @@ from pipeline.matching.consistency import FLOOR, SMOOTHING, Statistics, pooled, 
 from pipeline.matching.learned import SubNet, trace
 from pipeline.matching.matching import Matching, Origin, Wanted
 from pipeline.params.base import validate
-from pipeline.params.matching import MatchingParams, Measure
+from pipeline.params.matchings import MatchingParams, Measure
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 STRATEGIES = ("bipartite", "greedy", "random", "identity")

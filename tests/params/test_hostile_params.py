@@ -25,7 +25,9 @@ from ruamel.yaml import YAML
 
 from pipeline.errors import ParamsError, StillhouseError
 from pipeline.params.base import read
-from pipeline.params.project import check
+from pipeline.params.checks import LISTS
+from pipeline.params.sections import Sections
+from pipeline.runs.check import check
 from stages import check_params, params
 from stages.params import CHECKED, PASSED
 
@@ -69,7 +71,7 @@ def place(stage: str, expression: str) -> Place:
     first, _, name = expression.partition(".")
     source = definition.get("foreach", definition.get("matrix", {}).get(name, ""))
     section = source.removeprefix("${").removesuffix("}")
-    assert section in EACH, f"{stage}: tell this test where {expression} comes from"
+    assert section in EACH, f"{stage}: this test must know where {expression} comes from"
     if "matrix" in definition:
         assert first == "item"
         return section, "key" if isinstance(EACH[section], dict) else "entry", ""
@@ -160,19 +162,37 @@ def test_a_value_comes_into_a_command_after_the_check_alone(stage: str) -> None:
 
 def test_values_are_found_wherever_they_stand() -> None:
     assert {("seeds", "entry", ""), ("distill", "entry", ""), ("students", "key", ""), ("teachers", "key", ""),
-            ("teachers", "item", "dataset"), ("fits", "item", "table"), ("derived", "item", "base"),
-            ("matches", "item", "pair"), ("codes", "item", "table"), ("pairs", "item", "teacher"),
+            ("teachers", "item", "dataset"), ("students", "item", "dataset"), ("tables", "key", ""),
+            ("copies", "item", "teacher"), ("borrowed", "item", "pair"), ("pairs", "item", "teacher"),
             } <= set(PLACES)  # fmt: skip
     sections = {section for section, kind, _ in PLACES if kind == "key"}
     assert {"seeds", "distill"} | sections == {section for section, _, _ in PLACES}
 
 
+def test_the_defaults_of_sections_are_empty_and_hold_no_value() -> None:
+    """`vars` of dvc.yaml stand in for mappings that are left out: of a value in them, no check would know."""
+    names = [name for group in PIPELINE["vars"] for name in group]
+    assert sorted(names) == sorted(Sections.model_fields.keys() - set(LISTS))
+    assert all(group == {name: {} for name in group} for group in PIPELINE["vars"])
+    assert expressions({key: value for key, value in PIPELINE.items() if key != "stages"}) == set()
+
+
+@pytest.mark.parametrize("section", [section for section in EACH if section not in LISTS])
+def test_a_mapping_that_is_left_out_makes_no_stage(section: str, tmp_path: Path) -> None:
+    lean = {name: [] if name in LISTS else {} for name in Sections.model_fields}
+    write(tmp_path, lean)
+    empty = resolved(tmp_path)
+    write(tmp_path, {name: value for name, value in lean.items() if name != section})
+    assert resolved(tmp_path) == empty
+    assert empty.keys() == {"params", "report"}
+
+
 @pytest.mark.parametrize("where", PLACES, ids=".".join)
 def test_the_commands_of_a_hostile_value_are_never_run(where: Place, tmp_path: Path, deaf: str) -> None:
     write(tmp_path, planted({where: COMMAND}))
-    found = [stage for stage in resolved(tmp_path).values() if COMMAND in "".join(commands(stage))]
-    assert found
-    for number, stage in enumerate(found):
+    hostile = [stage for stage in resolved(tmp_path).values() if COMMAND in "".join(commands(stage))]
+    assert hostile
+    for number, stage in enumerate(hostile):
         shell(tmp_path, commands(stage)[1:], deaf)
         assert (tmp_path / "owned").exists()  # what the check is for
         (tmp_path / "owned").unlink()
@@ -202,28 +222,25 @@ def test_a_hostile_value_is_refused(where: Place) -> None:
     ("keys", "match"),
     [
         # DVC would make two stages, `None` and `null`, where a json has one key.
-        ("{null: EVIL, 'null': GOOD}", "has the key None, expected text. Put it in quotes"),
-        ("{true: EVIL, 'true': GOOD}", "has the key True"),
-        ("{.nan: EVIL, 'NaN': GOOD}", "has the key nan"),
+        (
+            "{null: EVIL, 'null': GOOD}",
+            "has the key None, which yaml reads as NoneType, not as text. Quote it",
+        ),
+        ("{true: EVIL, 'true': GOOD}", "has the key True, which yaml reads as bool"),
+        ("{.nan: EVIL, 'NaN': GOOD}", "has the key nan, which yaml reads as float"),
         ("{1.10: GOOD}", "has the key 1.1"),
-        ("{2020-01-01: GOOD}", "has the key datetime.date"),
+        ("{2020-01-01: GOOD}", "has the key 2020-01-01, which yaml reads as date"),
         ("{[a, b]: GOOD}", "has the key "),
-        ("{1: EVIL, '1': GOOD}", "has the key 1 twice"),
+        ("{1: EVIL, '1': GOOD}", "has the key 1, which yaml reads as int"),
     ],
 )
 def test_a_key_that_is_no_text_is_refused(keys: str, match: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     for good, evil in (("{teacher: ada}", f"{{teacher: '{COMMAND}'}}"), ("1", "2")):
-        path.write_text(f"fits: {keys.replace('EVIL', evil).replace('GOOD', good)}\n")
+        path.write_text(f"copies: {keys.replace('EVIL', evil).replace('GOOD', good)}\n")
         with pytest.raises(ParamsError, match=re.escape(match)) as error:
             check_params.main(path)
         assert "\n" not in str(error.value)
-
-
-def test_numbers_as_keys_are_names(tmp_path: Path) -> None:
-    path = tmp_path / "params.yaml"
-    path.write_text("a: [{1: {0x10: b}}]\n2: c\n")
-    assert read(path) == {"a": [{"1": {"16": "b"}}], "2": "c"}
 
 
 # ------------------------------------------------------------------ the command before
@@ -235,7 +252,7 @@ def test_what_was_checked_is_not_checked_again(tmp_path: Path, deaf: str) -> Non
     path = write(tmp_path, EACH)
     path.write_bytes(path.read_bytes() + "# \N{SNOWMAN}\r\n\r\n#\r".encode())
     assert shell(tmp_path, [GUARD], deaf).returncode == 3
-    params.main(tmp_path / "artifacts/params", path)
+    params.main(tmp_path / "artifacts/params", params=path)
     assert (tmp_path / f"artifacts/params/{CHECKED}").read_bytes() == path.read_bytes()
     assert shell(tmp_path, [GUARD], deaf).returncode == 0
     path.write_bytes(path.read_bytes() + b"\n")
@@ -244,7 +261,7 @@ def test_what_was_checked_is_not_checked_again(tmp_path: Path, deaf: str) -> Non
 
 def test_an_edit_that_is_good_passes(tmp_path: Path) -> None:
     path = write(tmp_path, EACH)
-    params.main(tmp_path / "artifacts/params", path)
+    params.main(tmp_path / "artifacts/params", params=path)
     write(tmp_path, EACH | {"seeds": [0, 1, 2]})
     done = shell(tmp_path, [GUARD], PATH)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -259,16 +276,14 @@ def test_an_edit_that_is_good_passes(tmp_path: Path) -> None:
 GIT = {
     f"GIT_{who}_{what}": "test@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
 }
-# Those that hang on no dependency but good ones; `outside` would lie beside the project.
+# Those that hang on no dependency but good ones.
 LOOSE: dict[Place, str] = {
     ("seeds", "entry", ""): "$(touch owned-seed)",
-    ("fits", "item", "table"): "words;touch owned-fit;",
-    ("derived", "item", "table"): "../../../../outside",
-    ("matches", "item", "pair"): "`touch owned-pair`",
+    ("borrowed", "item", "pair"): "`touch owned-pair`",
 }
 # Of those that become paths, some that DVC does not refuse by itself.
-OUTSIDE = (("datasets", "key", ""), ("fits", "item", "table"), ("matches", "item", "pair"))
-TARGETS = ("pretrain_student", "fit_table", "derive_table", "match_channels")
+OUTSIDE = (("datasets", "key", ""), ("tables", "key", ""), ("borrowed", "item", "pair"))
+TARGETS = ("pretrain_student", "match_borrowed")
 WAYS = {
     "alone": "repro --single-item",
     "alone, forced": "repro --single-item --force",
@@ -285,7 +300,7 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Return a project in which DVC finds everything up to date; what is dear to make is made up."""
+    """Return a project in which DVC finds everything up to date; what is expensive to make is made up."""
     project = make(tmp_path_factory.mktemp("finished") / "project", EACH)
     assert project.repro("params") == {"params"}
     stages = resolved(project.folder).values()
@@ -318,7 +333,7 @@ def loosely() -> dict[str, Any]:
 def owned(project: Project) -> list[str]:
     """Return what hostile commands have made, in the project, beside it or in the folder of an experiment."""
     beside = project.folder.parent
-    return [str(path.relative_to(beside)) for name in ("owned*", "outside*") for path in beside.rglob(name)]
+    return [str(path.relative_to(beside)) for path in beside.rglob("owned*")]
 
 
 @pytest.mark.slow
@@ -363,7 +378,7 @@ def test_without_the_check_they_would_run(project: Project) -> None:
     (project.folder / "dvc.yaml").write_text(pipeline.replace(GUARD, "echo unchecked"))
     write(project.folder, loosely())
     project.run("dvc", "repro", "--single-item", "--ignore-errors", *TARGETS)
-    assert {"project/owned-seed", "project/owned-fit", "project/owned-pair"} <= set(owned(project))
+    assert {"project/owned-seed", "project/owned-pair"} <= set(owned(project))
 
 
 @pytest.mark.slow
@@ -394,7 +409,8 @@ def test_an_override_of_an_experiment_is_checked_too(project: Project) -> None:
 
 @pytest.mark.slow
 def test_an_override_of_an_experiment_sets_one_leaf(project: Project) -> None:
-    project.run("dvc", "exp", "run", "--set-param", "students.sam.recipe.epochs=3", "params", **GIT)
+    override = "students.sam.recipe={quick: {epochs: 3}}"
+    project.run("dvc", "exp", "run", "--set-param", override, "params", **GIT)
     blocks = {kind: read(project.folder / f"artifacts/params/{kind}.json")
               for kind in ("teachers/ada/train", "students/sam")}  # fmt: skip
     assert blocks["students/sam"]["recipe"]["epochs"] == 3

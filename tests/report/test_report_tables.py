@@ -45,7 +45,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def set_field(project: Project, field: dict[str, Any] | None) -> None:
-    path = project.folder / "artifacts/tables/big/features.json"
+    path = project.folder / "artifacts/checks/big.json"
     content = json.loads(path.read_text())
     content["features"]["stage2"].pop("field", None)
     if field is not None:
@@ -106,16 +106,16 @@ def test_a_table_without_any_pixel_is_all_empty() -> None:
 
 
 def test_the_caption_says_what_is_counted(project: Project) -> None:
-    project.fit("kmeans", {"counts": COUNTS}, unit="word")
-    project.fit("kernels", {"counts": np.array([5])}, unit="kernel")
-    project.fit("subclasses", {"counts": np.array([4, 4, 4])}, unit="subclass")
+    project.fit("kmeans", {"counts": COUNTS})
+    project.fit("kernels", {"counts": np.array([5])})
+    project.fit("subclasses", {"counts": np.array([4, 4, 4])})
     text = Links(section(project, "sizes")).text
     assert (
-        "big-kmeans: 5 words of stage2 by size, 1.23\N{NARROW NO-BREAK SPACE}k pixels in all; 2 empty."
+        "big/kmeans: 5 words of stage2 by size, 1.23\N{NARROW NO-BREAK SPACE}k pixels in all; 2 empty."
         in text
     )
-    assert "big-kernels: 1 kernel of stage2 by size, 5 pixels in all; none empty." in text
-    assert "big-subclasses: 3 subclasses of stage2" in text
+    assert "big/kernels: 1 kernel of stage2 by size, 5 pixels in all; none empty." in text
+    assert "big/subclasses: 3 sub-classes of stage2" in text
 
 
 # Linear discriminants.
@@ -145,14 +145,14 @@ def test_scores_as_colors_by_hand() -> None:
 
 def test_the_page_has_the_scores_pixel_by_pixel(project: Project) -> None:
     arrays = {"scores": SCORES, "per_class": np.array(1), "counts": np.array([4, 4, 4])}
-    project.fit("subclasses", arrays, unit="subclass")
+    project.fit("subclasses", arrays)
     html = section(project, "subclasses")
     (address,) = Links(html).loaded
     image = decoded(address)
     flipped = re.search(r'<image [^>]*transform="[^"]*scale\(1 -1\)', html) is not None
     np.testing.assert_array_equal(image[::-1] if flipped else image, subclasses.cells(SCORES))
     text = Links(html).text
-    assert "3 subclasses, 1 of each class" in text
+    assert "3 sub-classes, 1 of each class" in text
     assert "keeps 77.0 % of its pixels, and 77.0 % stay in their class." in text
     assert "largest of" not in text
 
@@ -199,7 +199,7 @@ def boxes(html: str) -> list[list[int]]:
 
 def test_frames_are_the_fields_of_the_nearest_pixels(project: Project) -> None:
     places = [(7, 0, 0), (3, 1, 0), (11, 0, 1)]
-    project.fit("kmeans", {"counts": COUNTS} | examples(places, groups=[2]), unit="word")
+    project.fit("kmeans", {"counts": COUNTS} | examples(places, groups=[2]))
     html = section(project, "templates")
     # Columns 0 to 2 and rows 0 to 1; columns 0 to 2 and rows 1 to 3; columns 2 to 3 and rows 0 to 1.
     assert boxes(html) == [[0, 0, 3, 2], [0, 1, 3, 3], [2, 0, 2, 2]]
@@ -232,7 +232,6 @@ def test_places_that_are_not_there_are_left_out(project: Project) -> None:
     project.fit(
         "kmeans",
         {"counts": COUNTS} | examples([(7, 0, 0), (-1, -1, -1)], [(-1, -1, -1)] * 2, groups=[0, 3]),
-        unit="word",
     )
     html = section(project, "templates")
     assert len(Links(html).loaded) == len(boxes(html)) == 1
@@ -241,9 +240,7 @@ def test_places_that_are_not_there_are_left_out(project: Project) -> None:
 
 def test_a_field_of_the_whole_image_is_named_and_its_place_has_a_dot(project: Project) -> None:
     set_field(project, WHOLE)
-    project.fit(
-        "kernels", {"counts": COUNTS} | examples([(7, 0, 0), (3, 1, 0), (5, 0, 1)], groups=[0]), unit="kernel"
-    )
+    project.fit("kernels", {"counts": COUNTS} | examples([(7, 0, 0), (3, 1, 0), (5, 0, 1)], groups=[0]))
     html = section(project, "templates")
     assert re.findall(r'<circle cx="(\d)" cy="(\d)"', html) == [("1", "1"), ("1", "3"), ("3", "1")]
     assert boxes(html) == []
@@ -265,24 +262,21 @@ def test_subclasses_are_called_by_their_class(project: Project) -> None:
     project.fit(
         "subclasses",
         arrays | examples([(7, 0, 0)], [(3, 0, 0)], [(4, 0, 0)], groups=[5, 2, 0]),
-        unit="subclass",
     )
     text = Links(section(project, "templates")).text
-    assert "3 of 6 subclasses." in text
-    assert "cat, subclass 0 1 pixel, 4.76 %" in text
-    assert "owl, subclass 1 6 pixels, 28.57 %" in text
-    assert "dog, subclass 0 3 pixels, 14.29 %" in text
+    assert "3 of 6 sub-classes." in text
+    assert "cat, sub-class 0 1 pixel, 4.76 %" in text
+    assert "owl, sub-class 1 6 pixels, 28.57 %" in text
+    assert "dog, sub-class 0 3 pixels, 14.29 %" in text
 
 
 def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
     project = Project(tmp_path, classes=("<b>&", '"x', "owl"))
     set_field(project, FIELD)
     arrays = {"counts": np.ones(3, np.int64), "per_class": np.array(1)}
-    project.fit(
-        "subclasses", arrays | {"scores": SCORES} | examples([(0, 0, 0)], groups=[0]), unit="subclass"
-    )
+    project.fit("subclasses", arrays | {"scores": SCORES} | examples([(0, 0, 0)], groups=[0]))
     assert "<b>&amp;" not in section(project, "templates")
-    assert "<b>&, subclass 0" in Links(section(project, "templates")).text
+    assert "<b>&, sub-class 0" in Links(section(project, "templates")).text
 
 
 # What is read.
@@ -296,24 +290,9 @@ def test_tables_without_pictures_have_no_sections(project: Project) -> None:
         assert f'id="{name}"' not in html
 
 
-def test_tables_in_the_space_of_another_one_are_reported_too(project: Project) -> None:
-    project.fit("subclasses", {"counts": np.array([9, 9])}, unit="subclass")
-    project.params["fits"] = {}
-    project.fit("lda", {"explained": np.array([0.5])})
-    project.params["derived"] = {"big-subclasses": {"teacher": "big", "table": "subclasses", "base": "lda"}}
-    project.write_params()
-    text = Links((project.run() / "index.html").read_text()).text
-    assert "big-subclasses: 2 subclasses of stage2 by size" in text
-    (project.folder / "artifacts/tables/big/subclasses.npz").unlink()
-    with pytest.raises(
-        MissingArtifactError, match=r"big/subclasses.npz.*dvc repro derive_table@big-subclasses$"
-    ):
-        project.run()
-
-
 def test_missing_tables_are_reported_with_the_command_that_makes_them(project: Project) -> None:
     project.fit("kmeans", {"counts": COUNTS})
-    for path in ("tables/big/kmeans.npz", "metrics/tables/big-kmeans.json"):
+    for path in ("tables/big/kmeans.npz", "metrics/tables/big/kmeans.json"):
         (project.folder / "artifacts" / path).unlink()
         with pytest.raises(MissingArtifactError, match=rf"{path}.*dvc repro fit_table@big-kmeans$"):
             project.run()
@@ -321,7 +300,7 @@ def test_missing_tables_are_reported_with_the_command_that_makes_them(project: P
 
 def test_tables_of_other_settings_are_refused(project: Project) -> None:
     project.fit("kmeans", {"counts": COUNTS}, clusters=5)
-    project.params["tables"]["kmeans"]["config"]["clusters"] = 6
+    project.params["tables"]["kmeans"]["kmeans"]["clusters"] = 6
     project.write_params()
     with pytest.raises(StaleArtifactError, match=r"other settings.*dvc repro fit_table@big-kmeans$"):
         project.run()
@@ -364,18 +343,32 @@ def test_a_table_that_is_no_archive_is_reported(project: Project) -> None:
 
 def test_what_codes_lose_stands_with_the_caches(project: Project) -> None:
     project.fit("kmeans", {"counts": COUNTS})
-    code = {"teacher": "big", "table": "kmeans", "feature": "stage2:nearest"}
-    project.params["codes"] = {"big-words": code}
-    project.write_params()
-    with pytest.raises(MissingArtifactError, match=r"dvc repro encode_views@big-words$"):
+    place = {"table": "kmeans", "encoding": "nearest"}
+    project.distill("words", methods={"letkd": {"places": {"stage2": place}}})
+    with pytest.raises(MissingArtifactError, match=r"dvc repro encode_views@big-kmeans$"):
         project.run()
-    found = {"code": "stage2:nearest@kmeans", "slots": 9, "mean_kl_lost": 0.0625}
-    project.json("metrics/codes/big-words.json", found)
+    lost = {"slots": 9, "mean_kl_lost": 0.0625}
+    project.json("metrics/codes/big/kmeans.json", {"stage2:nearest@kmeans": lost})
     text = Links(section(project, "caches")).text
-    assert "big-wordsstage2:nearest@kmeans90.0625" in text
-    project.json("metrics/codes/big-words.json", found | {"code": "stage2:top4@kmeans"})
-    with pytest.raises(StaleArtifactError, match="made for code 'stage2:top4@kmeans'"):
+    assert "stage2:nearest@kmeans90.0625" in text
+    project.json("metrics/codes/big/kmeans.json", {"stage2:top4@kmeans": lost})
+    with pytest.raises(
+        DamagedArtifactError, match=r"lacks stage2:nearest@kmeans. .*encode_views@big-kmeans$"
+    ):
         project.run()
+    project.json("metrics/codes/big/kmeans.json", {"stage2:nearest@kmeans": {"slots": 9}})
+    with pytest.raises(DamagedArtifactError, match=r"json: stage2:nearest@kmeans lacks mean_kl_lost. "):
+        project.run()
+
+
+def test_a_table_that_only_a_run_asks_for_is_shown_with_its_teacher(project: Project) -> None:
+    project.fit("kmeans", {"counts": COUNTS})
+    project.params["teachers"]["big"]["tables"] = {}
+    project.write_params()
+    assert project.collect().tables == ()
+    project.distill("words", methods={"letkd": {"places": {"stage2": "kmeans"}}})
+    (table,) = project.collect().tables
+    assert (table.title, table.plugin, table.feature) == ("big/kmeans", "kmeans", "stage2")
 
 
 def test_same_tables_same_bytes(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

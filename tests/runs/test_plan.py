@@ -18,9 +18,8 @@ from pipeline.data.layout import Meta
 from pipeline.data.prepared import Prepared
 from pipeline.errors import ParamsError
 from pipeline.features.store import Layout
-from pipeline.params import project
-from pipeline.params.project import Sections
-from pipeline.runs.planning import Plan, plan, store_bytes
+from pipeline.runs.check import project as checked
+from pipeline.runs.planning import Item, Plan, plan, store_bytes
 from stages import plan as stage
 
 EPOCHS, TRAIN, TEST = 4, 50, 12
@@ -28,25 +27,21 @@ EPOCHS, TRAIN, TEST = 4, 50, 12
 
 def params(features: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """Return a params.yaml of one teacher of random data, one student, and a cached run of KD on two seeds."""
-    own = NETWORK | {"dataset": "random", "recipe": RECIPE | {"epochs": EPOCHS, "batch_size": 16}}
+    own = NETWORK | {"dataset": "random"}
+    views = CROPS.model_dump(mode="json", exclude={"space"})
     return {
         "seeds": [0, 1],
-        "datasets": {"random": {"source": "digits", "views": CROPS.model_dump(mode="json")}},
-        "teachers": {"small": own | {"extract": {"features": features}}},
+        "recipes": {"quick": RECIPE | {"epochs": EPOCHS, "batch_size": 16}},
+        "datasets": {"random": {"source": "digits", "views": {"crop_flip": views}}},
+        "teachers": {"small": own | {"features": features}},
         "students": {"sam": own},
         "pairs": {"small-sam": {"teacher": "small", "student": "sam"}},
-        "runs": {"kd": {"method": "kd", "slots": 2}},
+        "runs": {"kd": {"methods": "kd", "slots": 2}},
         "distill": ["small-sam/kd"],
     } | more
 
 
 LOGITS = {"logits": {"slots": 2, "dtype": "float32"}}
-
-
-def checked(content: Mapping[str, Any]) -> Sections:
-    found = project.check(content)
-    project.check_plugins(found)
-    return found
 
 
 @pytest.fixture
@@ -79,8 +74,8 @@ def test_a_store_takes_what_was_planned(
     cut = Layout.plan
     monkeypatch.setattr(Layout, "plan", lambda shape, dtype, size=0: cut(shape, dtype, shard_bytes))
     features = {name: {"slots": slots, "dtype": dtype} for name, (slots, dtype) in requested.items()}
-    content = params(features)
-    content["teachers"]["small"]["extract"]["checkpoints"] = list(checkpoints)
+    content = params(features, distill=[])
+    content["teachers"]["small"]["checkpoints"] = list(checkpoints)
     item = next(item for item in planned(content, prepared.meta).items if item.kind == "store")
 
     one, spec = network()
@@ -102,39 +97,39 @@ def test_an_array_is_planned_to_the_byte() -> None:
 
 
 def test_break_even_by_hand(prepared: Prepared) -> None:
-    found = planned(params(LOGITS), prepared.meta).break_even[0]
-    assert found.cached == (1 + 2) * TRAIN + TEST == 162
-    assert found.online == EPOCHS * TRAIN == 200
-    assert (found.students, found.after) == (2, 1)
+    paid = planned(params(LOGITS), prepared.meta).break_even[0]
+    assert paid.cached == (1 + 2) * TRAIN + TEST == 162
+    assert paid.online == EPOCHS * TRAIN == 200
+    assert (paid.students, paid.after) == (2, 1)
 
     # All 18 views, and shorter students: 962 forward passes against 50 and 100 of two runs, 75 on average.
     runs = {
-        "kd": {"method": "kd", "recipe": {"epochs": 1}},
-        "warm": {"method": "kd", "config": {"temperature": 8.0}},
+        "kd": {"methods": "kd", "recipe": {"epochs": 1}},
+        "warm": {"methods": {"kd": {"temperature": 8.0}}},
     }
     pairs = {
         "small-sam": {"teacher": "small", "student": "sam", "overrides": {"warm": {"recipe": {"epochs": 2}}}}
     }
     content = params({"logits": {}}, runs=runs, pairs=pairs, distill=["small-sam/kd", "small-sam/warm"])
-    found = planned(content, prepared.meta).break_even[0]
-    assert (found.cached, found.online, found.students) == (19 * TRAIN + TEST, 75, 4)
-    assert found.after == 13  # 12 * 75 = 900 < 962 <= 13 * 75
+    paid = planned(content, prepared.meta).break_even[0]
+    assert (paid.cached, paid.online, paid.students) == (19 * TRAIN + TEST, 75, 4)
+    assert paid.after == 13  # 12 * 75 = 900 < 962 <= 13 * 75
 
 
 def test_several_checkpoints_cost_as_many_passes(prepared: Prepared) -> None:
     content = params(LOGITS)
-    content["teachers"]["small"]["extract"]["checkpoints"] = ["last", "best"]
+    content["teachers"]["small"]["checkpoints"] = ["last", "best"]
     assert planned(content, prepared.meta).break_even[0].cached == 2 * 162
 
 
 def test_both_costs_of_a_feature(prepared: Prepared) -> None:
     runs = {
-        "kd": {"method": "kd", "slots": 2},
-        "fitnet": {"method": "fitnet", "source": "online", "recipe": {"drop_last": True}},
+        "kd": {"methods": "kd", "slots": 2},
+        "fitnet": {"methods": "fitnet", "source": "online", "recipe": {"drop_last": True}},
     }
     content = params(LOGITS, runs=runs, distill=["small-sam/kd", "small-sam/fitnet"])
-    found = planned(content, prepared.meta)
-    logits, hint = found.costs
+    plan_of = planned(content, prepared.meta)
+    logits, hint = plan_of.costs
     assert (logits.feature, logits.slots, logits.view_bytes, logits.students) == ("logits", 2, 40, 2)
     assert logits.bytes >= (3 * TRAIN + TEST) * 40
     assert logits.all_bytes is not None
@@ -143,9 +138,9 @@ def test_both_costs_of_a_feature(prepared: Prepared) -> None:
     # FitNet's hint is not stored; its students see whole batches of 16 alone.
     assert (hint.feature, hint.slots, hint.bytes) == ("stage2", None, 0)
     assert hint.online == EPOCHS * 48
-    online = next(item for item in found.items if item.name == "small-sam/fitnet")
+    online = next(item for item in plan_of.items if item.name == "small-sam/fitnet")
     assert online.forwards == EPOCHS * 48
-    assert found.break_even[0].students == 2  # the online run reads no store
+    assert plan_of.break_even[0].students == 2  # the online run reads no store
 
 
 def test_a_store_that_no_student_reads_has_no_break_even(prepared: Prepared) -> None:
@@ -153,13 +148,58 @@ def test_a_store_that_no_student_reads_has_no_break_even(prepared: Prepared) -> 
     assert planned(content, prepared.meta).break_even[0].after is None
 
 
-def test_an_endless_view_space_cannot_be_stored_whole(prepared: Prepared) -> None:
-    views = {"space": "random_resized_crop"}
-    content = params(LOGITS, datasets={"random": {"source": "digits", "views": views}})
+def test_views_that_are_unbounded_cannot_be_stored_whole(prepared: Prepared) -> None:
+    views = {"source": "digits", "views": "random_resized_crop"}
+    content = params(LOGITS, datasets={"random": views})
     assert planned(content, prepared.meta).costs[0].all_bytes is None
-    content["teachers"]["small"]["extract"]["features"] = {"logits": {"slots": "all"}}
-    with pytest.raises(ParamsError, match=r"teachers\.small\.extract\.features\.logits\.slots is 'all'"):
+    content["teachers"]["small"]["features"] = {"logits": {"slots": "all"}}
+    with pytest.raises(ParamsError, match=r"teachers\.small\.features\.logits\.slots is 'all'"):
         planned(content, prepared.meta)
+
+
+def test_what_runs_ask_for_is_planned(prepared: Prepared) -> None:
+    """Tables, codes, matchings and copies: of a table that no run reads there is nothing."""
+    features = {"logits": {"slots": 2}, "stage2": {"slots": 2}, "final": {"slots": 0}}
+    words = {"table": "words", "encoding": "nearest"}
+    content = params(
+        features,
+        tables={
+            "words": {"kmeans": {"feature": "stage2", "clusters": 4}},
+            "idle": {"kmeans": {"feature": "final", "clusters": 4}},
+        },
+        matchings={"kcd": {}, "idle": {}},
+        runs={
+            "letkd": {"methods": {"letkd": {"places": {"stage2": words}}}, "slots": 2},
+            "brief": {"methods": {"letkd": {"places": {"stage2": words}}}, "slots": 1},
+            "kcd": {"methods": "mimicry", "transform": "permutation", "slots": 0},
+            "star": {"methods": "kd", "schedule": {"self_taught": {"names": ["copy"]}}, "slots": 2},
+        },
+        distill=["small-sam/letkd", "small-sam/brief", "small-sam/kcd", "small-sam/star"],
+        copies={"copy": {"teacher": "small", "student": "sam", "slots": 2}},
+    )
+    items = {(item.kind, item.name): item for item in planned(content, prepared.meta).items}
+    assert [name for kind, name in items if kind == "table"] == ["small/words"]
+    assert [name for kind, name in items if kind == "codes"] == ["small/stage2:nearest@words"]
+    code = items["codes", "small/stage2:nearest@words"]
+    assert code.stages == ("encode_views@small-words",)
+    assert code.forwards == (2 + 2) * TRAIN  # both slots, and the plain view twice
+    assert code.bytes > 3 * TRAIN * 4 * 4
+    matchings = items["matchings", "small-sam"]
+    assert (matchings.stages, matchings.files) == (("match_channels@small-sam",), 2 * 2)  # of two seeds
+    copy = items["copy", "small/copy"]
+    assert (copy.stages, copy.forwards) == (("train_copy@copy",), 3 * TRAIN)
+    assert {item.stages for item in items.values() if item.kind == "student"} == {
+        tuple(f"distill@small-sam/{run}-{seed}" for seed in (0, 1))
+        for run in ("letkd", "brief", "kcd", "star")
+    }
+
+
+def test_an_item_is_of_each_seed(prepared: Prepared) -> None:
+    alone = next(
+        item for item in planned(params(LOGITS), prepared.meta).items if item.kind == "student alone"
+    )
+    assert isinstance(alone, Item)
+    assert alone.stages == ("pretrain_student@sam-0", "pretrain_student@sam-1")
 
 
 # The command.
@@ -250,14 +290,7 @@ def test_a_project_is_planned_fresh_finished_and_edited(tmp_path: Path) -> None:
     project = make(tmp_path, ONE)
     project.repro("prepare_data@digits")
     fresh = asked(project)
-    everything = {
-        "teacher ada",
-        "store ada",
-        "table ada/moments",
-        "table ada/lda",
-        "student alone sam",
-        "student ada-sam/kd",
-    }
+    everything = {"teacher ada", "store ada", "student alone sam", "student ada-sam/kd"}
     assert to_make(fresh) == everything
 
     project.repro()
@@ -277,7 +310,7 @@ def test_a_project_is_planned_fresh_finished_and_edited(tmp_path: Path) -> None:
 
     # An edit of a run and a comment: the run's students alone.
     def edit(params: dict[str, Any]) -> None:
-        params["runs"]["kd"]["config"] = {"temperature": 2.0}
+        params["runs"]["kd"]["methods"] = {"kd": {"temperature": 2.0}}
 
     project.edit(edit)
     project.append("pipeline/networks/network.py", "\n# What a network is.\n")

@@ -3,7 +3,7 @@
 What other tests hold of this, nearer to the code: checkpoints of phases and of anchors (test_training), a shard
 whose record is lost and stores of other settings (test_extract), damaged chunks and manifests (test_store), damaged
 tables (test_table), damaged prepared data and failing downloads (test_datasets), what a run or its student lacks
-and files that are not those of its inputs (test_distil), mistakes in params.yaml (test_params), argument files that
+and files that are not those of its inputs (test_distill), mistakes in params.yaml (test_params), argument files that
 are no json (test_errors).
 """
 
@@ -29,25 +29,34 @@ import torch
 from dvc_project import ONE, RECIPE, make
 from fault_fixtures import Ended, Fault, Server, contents, serving
 from safetensors.torch import load_file, save_file
-from training_fixtures import PARAMS, VIEWS, World, changed, make_world
+from training_fixtures import PARAMS, World, prepared_data
 
 from pipeline.artifacts import publish
 from pipeline.artifacts.closure import root
 from pipeline.errors import MachineError
-from pipeline.features.manifest import read as read_manifest
-from pipeline.tables import table
+from pipeline.params.sections import merged
 from pipeline.training import checkpoint
 from stages import command
 
 KILLED = -signal.SIGKILL
-SMALL = changed(
-    changed(PARAMS | {"seeds": [0]}, "distill", ["pair/kd", "pair/fitnet"]),
-    "self_taught.copy",
-    {"teacher": "big", "student": "small"},
+CODED = {"places": {"stage2": {"table": "words", "encoding": "top4"}}}
+SMALL = merged(
+    PARAMS,
+    {
+        "seeds": [0],
+        "distill": ["pair/kd", "pair/fitnet", "pair/standardized", "pair/kcd", "pair/coded"],
+        "runs": {"coded": {"methods": {"letkd": CODED}}},
+        "tables": {
+            "words": {"kmeans": {"feature": "stage2", "clusters": 5}},
+            "idle": {"moments": {"feature": "stage2"}},  # nobody asks for it
+        },
+        "copies": {"copy": {"teacher": "big", "student": "small"}},
+    },
 )
 EVERY_EPOCH = {"pipeline.training.loop:CHECKPOINT_SECONDS": -1.0}
 BLOCKS = {"pipeline.data.preparation:prepare": {"block_bytes": 9000}}
 SHARDS = {"pipeline.features.extract:Extraction": {"shard_bytes": 4000}}
+COPY_SHARDS = {"pipeline.training.copies:Extraction": {"shard_bytes": 4000}}
 CODE_SHARDS = {"pipeline.features.codes:Extraction": {"shard_bytes": 4000}}
 
 
@@ -100,103 +109,96 @@ class Plant:
 def jobs(world: World) -> dict[str, Job]:
     """Return every stage's command, in their order."""
     a, data = world.path("artifacts"), world.path("data/prepared/toy")
-    block, params = a / "params/teachers/big", world.path("small.yaml")
-    digits = world.path("digits.json")
+    block, asked = a / "params/teachers/big", a / "inputs/teachers/big"
+    params, digits = world.path("small.yaml"), world.path("digits.json")
     params.write_text(json.dumps(SMALL))
-    digits.write_text(json.dumps({"source": "digits", "prepare": {"holdout": 0.1}}))
-    weights, store = a / "teachers/big/weights", a / "features/big.zarr"
-    code, words = world.path("code.json"), world.path("words.npz")
-    code.write_text(json.dumps({"dataset": "toy", "table": "words", "code": "stage2:top4@words", "slots": "all",
-                                "views": VIEWS.model_dump(mode="json"), "compression": "none"}))  # fmt: skip
-    places = ["--prepared", world.path("data/prepared"), "--weights", weights, "--store", store]
-    pairs, small = a / "inputs/pairs/pair", a / "inputs/students/small.json"
+    digits.write_text(json.dumps({"dataset": "digits", "source": "digits", "settings": {"holdout": 0.1}}))
+    prepared, weights, store = (
+        world.path("data/prepared"),
+        a / "teachers/big/weights",
+        a / "features/big.zarr",
+    )
+
+    cpu = ("--device", "cpu")
+    extract = ("--data", data, "--weights", weights, *cpu, "--batch-size", 30)
+    check = ("--store", store, "--data", data, "--weights", weights, *cpu)
+    places = ("--prepared", prepared, "--weights", weights, "--store", store)
+    made = (
+        "--tables", a / "tables/big", "--codes", a / "codes/big", "--copies", a / "copies/big",
+        "--matchings", a / "matchings/pair", "--evaluation", a / "predictions/teachers/big.npz", "--code", a / "code",
+    )  # fmt: skip
+    small = a / "inputs/students/small.json"
 
     def job(stage: str, *words: object, settings: Any = None, **outs: str) -> Job:
         return Job(stage, words, outs, settings or {})
 
     def evaluate(key: str, *words: object) -> Job:
         outs = {"predictions": f"predictions/{key}.npz", "out": f"metrics/{key}.json"}
-        return job("evaluate", a / key, *words, "--device", "cpu", **outs)
+        return job("evaluate", a / key, *words, *cpu, **outs)
 
-    cpu = ("--device", "cpu")
-    extract = ("--data", data, "--weights", weights, *cpu, "--batch-size", 30)
-    check = ("--store", store, "--data", data, "--weights", weights, *cpu)
-    tables = (
-        "--codes",
-        a / "codes/big",
-        "--tables",
-        a / "tables/big",
-        "--matchings",
-        a / "matchings/pair",
-        "--evaluation",
-        a / "predictions/teachers/big.npz",
-        "--code",
-        a / "code",
-    )
+    def fit(table: str) -> Job:
+        outs = {"out": f"tables/big/{table}.npz", "metrics": f"metrics/tables/big/{table}.json"}
+        return job(
+            "fit_table", asked / f"tables/{table}.json", "--prepared", prepared, "--store", store, **outs
+        )
+
+    def distill(run: str) -> Job:
+        inputs = a / f"inputs/pairs/pair/{run}/0.json"
+        return job("distill", inputs, *cpu, settings=EVERY_EPOCH, out=f"students/pair/{run}/0")
+
     return {
         "code": job("code", out="code"),
-        "params": job("params", "--params", params, out="params"),
+        "params": job("params", "--params", params, out="params", mark="marked"),
         "prepare": job("prepare_data", digits, settings=BLOCKS, out="digits"),
         "train": job("train_teacher", block / "train.json", "--data", data, *cpu, settings=EVERY_EPOCH,
                      out="teachers/big"),
         "evaluate": evaluate("teachers/big", "--data", data),
         "extract": job("extract_features", block / "extract.json", *extract, settings=SHARDS,
                        out="features/big.zarr"),
-        "check": job("check_features", *check, summary="tables/big/features.json",
+        "check": job("check_features", block / "check.json", *check, summary="checks/big.json",
                      out="metrics/features/big.json"),
-        "fit": job("fit_table", a / "params/fits/big-moments.json", "--prepared", world.path("data/prepared"),
-                   "--store", store, out="tables/big/moments.npz", metrics="metrics/tables/big-moments.json"),
-        "encode": job("encode_views", code, *places, "--table", words, *cpu, "--batch-size", 30,
-                      settings=CODE_SHARDS, out="codes/big/coded.zarr", summary="tables/big/coded.json",
-                      metrics="metrics/codes/coded.json"),
-        "self_taught": job("train_self_taught", a / "params/self_taught/copy.json", *places, *cpu,
-                           settings=EVERY_EPOCH | SHARDS, out="self_taught/big/copy",
-                           summary="tables/big/copy.json"),
+        "teacher_inputs": job("teacher_inputs", block / "asked.json", "--store", store, out="inputs/teachers/big",
+                              mark="marks"),
+        "fit": fit("moments"),
+        "fit_words": fit("words"),
+        "fit_nothing": fit("idle"),
+        "encode": job("encode_views", asked / "codes/words.json", *places, "--table", a / "tables/big/words.npz", *cpu,
+                      "--batch-size", 30, settings=CODE_SHARDS, out="codes/big/words",
+                      metrics="metrics/codes/big/words.json"),
+        "encode_nothing": job("encode_views", asked / "codes/idle.json", *places, "--table", a / "tables/big/idle.npz",
+                              out="codes/big/idle", metrics="metrics/codes/big/idle.json"),
+        "copy": job("train_copy", a / "params/copies/copy.json", *places, *cpu, settings=EVERY_EPOCH | COPY_SHARDS,
+                    out="copies/big/copy"),
         "student_inputs": job("student_inputs", a / "params/students/small.json", "--data", data, "--code",
                               a / "code", out="inputs/students/small.json"),
         "pretrain": job("pretrain_student", small, "--seed", 0, *cpu, settings=EVERY_EPOCH, out="pretrained/small/0"),
         "evaluate_alone": evaluate("pretrained/small/0"),
-        "list": job("list_matches", a / "params/matched/pair.json", out="matchings/pair/index.json"),
-        "match": job("match_channels", a / "params/matches/pair-kcd.json", "--prepared", world.path("data/prepared"),
-                     "--students", a / "pretrained/small", "--weights", weights, "--store", store, *cpu,
-                     out="matchings/pair/pair-kcd", metrics="metrics/matchings/pair-kcd.json"),
-        "inputs": job("inputs", a / "params/pairs/pair.json", *places, *tables, out="inputs/pairs/pair"),
-        "distill": job("distill", pairs / "kd/0.json", *cpu, settings=EVERY_EPOCH,
-                       out="students/pair/kd/0"),
+        "match": job("match_channels", a / "params/matchings/pair.json", *places, "--students",
+                     a / "pretrained/small", *cpu, out="matchings/pair/own", metrics="metrics/matchings/pair/own.json"),
+        "inputs": job("inputs", a / "params/pairs/pair.json", *places, *made, out="inputs/pairs/pair"),
+        "distill": distill("kd"),
         "evaluate_student": evaluate("students/pair/kd/0"),
-        "fitnet": job("distill", pairs / "fitnet/0.json", *cpu, settings=EVERY_EPOCH,
-                      out="students/pair/fitnet/0"),
+        "fitnet": distill("fitnet"),
         "evaluate_fitnet": evaluate("students/pair/fitnet/0"),
-        "report": job("report", "--params", params, "--artifacts", a, "--prepared", world.path("data/prepared"),
-                      out="report"),
+        "standardized": distill("standardized"),
+        "evaluate_standardized": evaluate("students/pair/standardized/0"),
+        "kcd": distill("kcd"),
+        "evaluate_kcd": evaluate("students/pair/kcd/0"),
+        "coded": distill("coded"),
+        "evaluate_coded": evaluate("students/pair/coded/0"),
+        "report": job("report", a / "params", "--artifacts", a, "--prepared", prepared, out="report"),
     }  # fmt: skip
-
-
-def write_words(world: World) -> None:
-    """Write a table of words beside the store, as a fit to what it holds now."""
-    held = read_manifest(world.path("artifacts/features/big.zarr"), "dvc repro").features["stage2"]
-    origin = {
-        "made_by": "fit_table@big-words",
-        "table": {"config": {"feature": "stage2"}},
-        "feature": "stage2",
-        "teacher": "big",
-        "digest": held.digest["last/train"],
-    }
-    centers = np.random.default_rng(0).normal(size=(5, held.shape[0])).astype(np.float32)
-    arrays = {"centers": centers, "counts": np.ones(5), "temperature": np.float32(1)}
-    table.save(world.path("words.npz"), table.Fitted(arrays, {}), origin)
 
 
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plant]:
     """Make every artifact once, undisturbed."""
     folder = tmp_path_factory.mktemp("server")
-    world = make_world(tmp_path_factory.mktemp("world"))
+    world = World(tmp_path_factory.mktemp("world"), SMALL)
+    prepared_data(world.path("data/prepared/toy"))
     with serving(folder) as server:
         plant = Plant(world, jobs(world), server)
         for name in plant.jobs:
-            if name == "encode":
-                write_words(world)
             ended = plant.run(name, plant.artifacts)
             assert ended.status == 0, (name, ended.text)
         yield plant
@@ -258,7 +260,9 @@ MOMENTS = {
         Fault(MANIFEST, 1, "after"),
     ],
     "check": [Fault("pipeline.features.check:summarize"), Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],
+    "teacher_inputs": [Fault(TEXT, 3, "half"), Fault(REPLACE, 2), Fault(REPLACE, 1, "after")],
     "fit": [Fault(SAVEZ, 1, "after"), Fault(REPLACE, 1, "after"), Fault(TEXT, 1, "half")],
+    "fit_nothing": [Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],
     "encode": [
         Fault(SHARD, 3),
         Fault(RECORD, 2),
@@ -266,7 +270,7 @@ MOMENTS = {
         Fault("pipeline.features.codes:Encoder.lost"),
         Fault(REPLACE, 2),
     ],
-    "self_taught": [
+    "copy": [
         TRAINING[1],
         TRAINING[-1],
         Fault(SHARD, 3),
@@ -276,7 +280,6 @@ MOMENTS = {
     ],
     "student_inputs": [Fault(TEXT, 1, "half"), Fault(REPLACE)],
     "pretrain": [Fault(STEP, 7)],
-    "list": [Fault(TEXT, 1, "half"), Fault(REPLACE)],
     "match": [Fault(SAVEZ, 2), Fault(SAVEZ, 2, "after"), Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],
     "inputs": [Fault(TEXT, 2, "half"), Fault(REPLACE, 3)],
     "distill": [TRAINING[1], TRAINING[3], TRAINING[-1]],
@@ -385,8 +388,8 @@ def test_a_lock_is_its_own_outs_alone(tmp_path: Path) -> None:
 
 ROOM = {
     "code": 300, "params": 300, "prepare": 20_000, "train": 100_000, "evaluate": 500, "extract": 1000,
-    "check": 200, "fit": 300, "student_inputs": 300, "pretrain": 100_000, "list": 40, "match": 500,
-    "inputs": 300, "distill": 100_000, "report": 2000,
+    "check": 200, "fit": 300, "student_inputs": 300, "pretrain": 100_000, "match": 500,
+    "teacher_inputs": 100, "encode": 500, "copy": 100_000, "inputs": 300, "distill": 100_000, "report": 2000,
 }  # fmt: skip
 
 
@@ -701,7 +704,7 @@ def test_what_loads_tensors_alone_passes(tmp_path: Path, text: str) -> None:
 def test_a_killed_repro_goes_on_to_the_same_artifacts(tmp_path: Path) -> None:
     """dvc and its stage die together, as they do when a machine goes down; the same command goes on."""
     recipe = RECIPE | {"epochs": 8, "batch_size": 64}
-    params = ONE | {"teachers": {"ada": ONE["teachers"]["ada"] | {"recipe": recipe}}}
+    params = ONE | {"recipes": {"quick": recipe}}
     whole, cut = (make(tmp_path / name, params) for name in ("whole", "cut"))
     for project in (whole, cut):
         loop = project.folder / "pipeline/training/loop.py"
@@ -733,7 +736,7 @@ def test_a_killed_repro_goes_on_to_the_same_artifacts(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_readme_has_the_cure_for_a_lock_that_a_kill_has_emptied(tmp_path: Path) -> None:
+def test_the_docs_have_the_cure_for_a_lock_that_a_kill_has_emptied(tmp_path: Path) -> None:
     project = make(tmp_path, ONE)
     (tmp_path / ".dvc/tmp/rwlock").write_text("")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -742,7 +745,7 @@ def test_the_readme_has_the_cure_for_a_lock_that_a_kill_has_emptied(tmp_path: Pa
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode
-    part = (root() / "README.md").read_text().partition("## When something breaks")[2].partition("\n## ")[0]
+    part = (root() / ".github/docs/trouble.md").read_text()
     error, cure = "Unable to read RWLock-file", "rm .dvc/tmp/rwlock"
     assert f"`{error}`" in part
     assert f"`{cure}`" in part

@@ -20,10 +20,10 @@ from pipeline.params.pairs import PairBlock, RunBlock
 from pipeline.params.sections import ALONE
 from pipeline.params.views import view_params
 from pipeline.report.collect.blocks import Blocks
-from pipeline.report.collect.fits import codes, fits
 from pipeline.report.collect.mapping import mapping, require
 from pipeline.report.collect.matched import matched
 from pipeline.report.collect.settings import alone_settings, run_settings
+from pipeline.report.collect.tables import codes, tables
 from pipeline.report.provenance import gather
 from pipeline.report.results import Dataset, History, Matched, Pair, Results, Run, Teacher, Trained
 
@@ -92,12 +92,19 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
         name: _teacher(artifacts, name, datasets[entry.dataset]) for name, entry in sections.teachers.items()
     }
     pairs = []
-    for name in sections.pairs:
+    for name in sections.pairs if sections.seeds else ():  # without a seed no student is trained
         block = blocks.pair(name)
         matchings = matched(artifacts, name, blocks)
         pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds, matchings))
-    fitted, coded = fits(artifacts, blocks, teachers), codes(artifacts, blocks)
-    return Results(sections.seeds, datasets, teachers, tuple(pairs), fitted, coded, gather(Path()))
+    return Results(
+        seeds=sections.seeds,
+        datasets=datasets,
+        teachers=teachers,
+        pairs=tuple(pairs),
+        tables=tables(artifacts, blocks, teachers),
+        codes=codes(artifacts, blocks),
+        provenance=gather(Path()),
+    )
 
 
 def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
@@ -135,15 +142,21 @@ def _pair(
     recipe = block.student.recipe
     runs = [Run(ALONE, "alone", tuple(alone), alone_settings(recipe))]
     for run, settings in block.runs.items():
-        methods = " + ".join(plug.name for plug in settings.methods)
-        asked = about | {"pair": name, "run": run, "methods": methods, "teacher": teacher.name}
+        expected = about | {
+            "pair": name,
+            "run": run,
+            "teacher": teacher.name,
+            "methods": " + ".join(plug.name for plug in settings.methods),
+            "source": settings.source,
+            "slots": settings.slots,
+        }
         students = []
         for seed in seeds:
             source = _Source(
                 f"students/{name}/{run}/{seed}",
                 f"evaluate@{name}/{run}-{seed}",
                 f"distill@{name}/{run}-{seed}",
-                asked | {"seed": seed},
+                expected | {"seed": seed},
                 ("agreement",),
             )
             students.append(_trained(artifacts, source, dataset, seed))
@@ -206,12 +219,12 @@ def _history(path: Path, hint: str, epochs: int) -> History:
         raise DamagedArtifactError(
             f"{path} has {len(rows)} epochs, the metrics say {epochs}. Make it again with: {hint}"
         )
-    found = {name: [row[name] or "" for row in rows] for name in rows[0]}
-    for name in found.keys() - {"phase"}:
-        for cell in found[name]:
+    columns = {name: [row[name] or "" for row in rows] for name in rows[0]}
+    for name in columns.keys() - {"phase"}:
+        for cell in columns[name]:
             try:
                 float(cell or 0)
             except ValueError:
                 message = f"{path} has {name} '{cell}', expected a number. Make it again with: {hint}"
                 raise DamagedArtifactError(message) from None
-    return found
+    return columns

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.artifacts import arrays
+from pipeline.params.checks import OWN
 from pipeline.params.matchings import MatchBlock
 from pipeline.report.collect.blocks import Blocks
-from pipeline.report.collect.mapping import mapping
+from pipeline.report.collect.mapping import inner, mapping
 from pipeline.report.results import Matched
 
 MAPS = ("teacher_map", "transformed_map", "student_map")
@@ -31,8 +32,15 @@ def matched(artifacts: Path, pair: str, blocks: Blocks) -> tuple[Matched, ...]:
 def _matched(artifacts: Path, folder: str, block: MatchBlock) -> Iterator[Matched]:
     hint, seeds = f"dvc repro {block.stage}", tuple(map(str, block.seeds))
     metrics = artifacts / "metrics" / "matchings" / block.pair / f"{folder}.json"
-    every = mapping(metrics, hint, block.recipes) if block.recipes else {}
+    measured = mapping(metrics, hint, block.recipes) if block.recipes else {}
     for name, recipe in block.recipes.items():
         path = artifacts / "matchings" / block.pair / folder / name / "measured" / f"{seeds[0]}.npz"
-        maps, measured = arrays.read(path, hint, MAPS), every[name]
-        yield Matched(name, block.teacher, recipe, tuple(measured[seed] for seed in seeds), maps)
+        by_seed = inner(metrics, hint, measured, name, seeds)
+        yield Matched(
+            name=name,
+            teacher=block.teacher,
+            borrowed="" if folder == OWN else folder,
+            recipe=recipe,
+            numbers=tuple(by_seed[seed] for seed in seeds),
+            arrays=arrays.read(path, hint, MAPS),
+        )

@@ -78,7 +78,7 @@ def _codes(codes: list[Code]) -> Markup:
         return Markup()
     rows: list[markup.Row] = [
         [
-            code.code,
+            code.name,
             markup.Cell(str(code.slots), code.slots),
             markup.Cell(text.plain(code.lost), code.lost),
         ]

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from pipeline.report.drawing import markup
+from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.figure import THIRD, draw
 from pipeline.report.results import Matched, Pair, Results, Run
 
@@ -36,7 +36,7 @@ Maps = NDArray[np.float64]  # (C, H * W)
 
 
 def section(results: Results, pair: Pair) -> Markup:
-    """Return what every matching of the pair measured, and the students' distance to the teacher."""
+    """Return what every matching of the pair measured, borrowed ones too, and the students' distance to the teacher."""
     runs = [run for run in pair.runs if run.shared("teacher_kl") is not None]
     if not pair.matchings:
         return Markup()
@@ -45,15 +45,17 @@ def section(results: Results, pair: Pair) -> Markup:
 
 
 def _gammas(pair: Pair) -> Markup:
-    shown = _strategies(pair)
+    shown, borrowed = _strategies(pair), any(matched.borrowed for matched in pair.matchings)
     rows: list[markup.Row] = []
     for matched in pair.matchings:
         scores = [_cell(matched, ("gamma", name), 3) for name in shown]
         dead = [_cell(matched, ("dead", side), 1) for side in ("student", "teacher")]
         recipe = matched.recipe
-        rows.append([matched.name, recipe.measure, recipe.strategy, *scores, *dead])
+        lent = [matched.borrowed or text.DASH] if borrowed else []
+        rows.append([matched.title, *lent, recipe.measure, recipe.strategy, *scores, *dead])
 
-    head = ["matching", "measure", "strategy", *(f"\N{GREEK CAPITAL LETTER GAMMA} {name}" for name in shown)]
+    head = ["matching", *(["borrowed as"] if borrowed else []), "measure", "strategy"]
+    head += [*(f"\N{GREEK CAPITAL LETTER GAMMA} {name}" for name in shown)]
     head += ["dead, student", "dead, teacher"]
     words = (
         "\N{GREEK CAPITAL LETTER GAMMA} sums the consistency of each student channel with the teacher channel at its "
@@ -61,7 +63,9 @@ def _gammas(pair: Pair) -> Markup:
         "best order without repeats. Measured on all plain training images against the student trained alone; dead "
         "channels have one value everywhere."
     )
-    return markup.table(head, rows, 3) + markup.note(words)
+    if borrowed:
+        words += " A borrowed matching is with another teacher of the same network."
+    return markup.table(head, rows, 4 if borrowed else 3) + markup.note(words)
 
 
 def _strategies(pair: Pair) -> list[str]:
@@ -93,7 +97,7 @@ def _overlaps(pair: Pair) -> Markup:
         for key, words in OVERLAPS:
             if any(matched.estimate("overlap", key, top) is not None for top in tops):
                 rows.append(
-                    [matched.name, words, *(_cell(matched, ("overlap", key, top), 1) for top in tops)]
+                    [matched.title, words, *(_cell(matched, ("overlap", key, top), 1) for top in tops)]
                 )
     head = ["matching", "between", *(f"top {top.removeprefix('top')}, %" for top in tops)]
     return markup.table(head, rows, 2) + markup.note(
@@ -106,7 +110,7 @@ def _distances(pair: Pair, runs: list[Run]) -> Markup:
     for matched in pair.matchings:
         for key, words in (("theta0", "before training"), ("alone", "trained alone")):
             cells = [_cell(matched, (key, name), 3) for name in ("kl", "l2", "l2_transformed")]
-            rows.append([words, matched.name, *cells])
+            rows.append([words, matched.title, *cells])
 
     for run in runs:
         l2 = (
@@ -117,8 +121,8 @@ def _distances(pair: Pair, runs: list[Run]) -> Markup:
         # With a transform, the maps that a method compares are the transformed ones.
         moved = bool(run.settings.transform)
         sides = [markup.NOTHING, l2] if moved else [l2, markup.NOTHING]
-        rows.append([run.name, run.method, markup.mean(run.estimate("teacher_kl"), 3), *sides])
-    head = ["student", "by", "KL of predictions", "L2 of maps", "L2 to the transformed"]
+        rows.append([run.name, run.composition, markup.mean(run.estimate("teacher_kl"), 3), *sides])
+    head = ["student", "matching or composition", "KL of predictions", "L2 of maps", "L2 to the transformed"]
     return markup.table(head, rows, 2) + markup.note(
         "On the test split. A run's maps are compared where its method compares them itself."
     )
@@ -141,8 +145,8 @@ def _pictures(pair: Pair, matched: Matched) -> Markup:
     top = max(float(np.abs(x).max()) for _, _, x in drawn) or 1.0
     pictures = [
         draw(
-            f"{pair.name}/consistency/{matched.name}/{key}",
-            f"{matched.name}: {words}.",
+            f"{pair.name}/consistency/{matched.title}/{key}",
+            f"{matched.title}: {words}.",
             2.6,
             partial(_maps, values=values, top=top),
             THIRD,

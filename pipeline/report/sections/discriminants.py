@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.report.drawing import markup, palette, text
 from pipeline.report.drawing.figure import draw
-from pipeline.report.results import Fit, Results
+from pipeline.report.results import Results, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,18 +23,18 @@ GROUP, ORDER = "closing", 60
 
 def section(results: Results) -> Markup:
     """Return a figure for each table that has the explained ratio of its directions."""
-    pictures = [_figure(fit) for fit in results.fits if fit.has("explained")]
+    pictures = [_figure(table) for table in results.tables if table.has("explained")]
     return Markup("<section>{}</section>").format(markup.figures(pictures)) if pictures else Markup()
 
 
-def _figure(fit: Fit) -> Markup:
-    explained = 100 * fit.arrays["explained"].astype(np.float64)
+def _figure(table: Table) -> Markup:
+    explained = 100 * table.arrays["explained"].astype(np.float64)
     caption = (
-        f"{fit.name}: share of the variance between classes of {fit.feature} along each direction (bars), and of all "
-        f"directions so far (line). {text.count(len(explained), 'direction')} of LDA: "
+        f"{table.title}: share of the variance between classes of {table.feature} along each direction (bars), and of "
+        f"all directions so far (line). {text.count(len(explained), 'direction')} of LDA: "
         f"{text.fixed(float(explained.sum()), 1)} %."
     )
-    return draw(f"tables/{fit.name}/explained", caption, 2.4, partial(paint, explained=explained))
+    return draw(f"tables/{table.title}/explained", caption, 2.4, partial(paint, explained=explained))
 
 
 def paint(ax: Axes, explained: NDArray[np.float64]) -> None:

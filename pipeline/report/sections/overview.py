@@ -23,8 +23,7 @@ MOST_OPEN = 20  # rows; a longer table is folded
 def section(results: Results) -> Markup:
     """Return the headlines, a picture of all gains, and their tables."""
     if not results.pairs:
-        return markup.note("params.yaml has no pairs: teachers and data sets are all there is to report.")
-
+        return Markup()
     lines = Markup('<ul class="headline">{}</ul>').format(Markup().join(map(_headline, results.pairs)))
     parts = [lines]
     distilled = [pair for pair in results.pairs if len(pair.runs) > 1]
@@ -92,9 +91,9 @@ def _verdicts(pairs: list[Pair]) -> Markup:
             gain = run.gain(pair.alone)
             kind = ("quiet", "up", "down")[gain.verdict]
             rows.append(
-                [pair.name, run.name, run.method, markup.gain(gain), markup.Cell(text.verdict(gain), None, kind)]
+                [pair.name, run.name, run.composition, markup.gain(gain), markup.Cell(text.verdict(gain), None, kind)]
             )  # fmt: skip
-    table = markup.table(["pair", "run", "method", "gain over the student alone", "interval"], rows, 3)
+    table = markup.table(["pair", "run", "composition", "gain over the student alone", "interval"], rows, 3)
     return markup.folded("Gain of every run", table, opened=len(rows) <= MOST_OPEN)
 
 

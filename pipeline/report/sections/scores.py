@@ -58,7 +58,7 @@ def _ordered(pair: Pair) -> list[Run]:
 def _table(pair: Pair, runs: list[Run]) -> Markup:
     differing = [name for name in SETTINGS if len({_setting(run, name) for run in runs} - {None}) > 1]
     baseline = pair.baseline
-    head = ["run", "method", *differing, "top-1", f"gain over {ALONE}"]
+    head = ["run", "composition", *differing, "top-1", f"gain over {ALONE}"]
     head += [f"gain over {BASELINE}"] if baseline else []
     head += ["top-5", f"best epoch's top-1 ({pair.dataset.chooser})", "agreement with teacher"]
     words = 2 + len(differing)
@@ -79,7 +79,7 @@ def _table(pair: Pair, runs: list[Run]) -> Markup:
     ]
 
     for run in runs:
-        row: list[markup.Cell | markup.Content] = [run.name, run.method]
+        row: list[markup.Cell | markup.Content] = [run.name, run.composition]
         row += [text.plain(_setting(run, name)) for name in differing]
         row.append(markup.mean(run.estimate("top1"), kind="best" if run.name == best else ""))
         row.append(markup.NOTHING if run is pair.alone else markup.gain(run.gain(pair.alone)))
@@ -94,9 +94,12 @@ def _table(pair: Pair, runs: list[Run]) -> Markup:
 
 
 def _setting(run: Run, name: str) -> Any:
-    if run.name != ALONE and name == "slots" and run.shared(name) is None:
-        return "unbounded"
-    return run.shared(name)
+    settings = run.settings
+    if name == "epochs":
+        return run.shared(name)
+    if not settings.source:  # trained alone
+        return None
+    return settings.source if name == "source" else "unbounded" if settings.slots is None else settings.slots
 
 
 def _strip(ax: Axes, pair: Pair, runs: list[Run]) -> None:

@@ -11,7 +11,7 @@ from pipeline.report.drawing import markup, text
 from pipeline.report.results import Pair, Plugins, Results, Run
 
 TITLE = "Settings of the runs"
-LEAD = "whether runs that are compared differ in the method alone, or in their schedule, slots or recipe too."
+LEAD = "whether runs that are compared differ in their methods alone, or in schedule, slots or recipe too."
 GROUP, ORDER = "pair", 20
 
 
@@ -19,17 +19,17 @@ def section(results: Results, pair: Pair) -> Markup:
     """Return the student's recipe, and a folded block for each run."""
     recipe = [(name.replace("_", " "), _words(value)) for name, value in pair.alone.settings.recipe.items()]
     blocks = [_run(run, pair.alone) for run in pair.runs if run is not pair.alone]
-    note = markup.note("A setting that is not named here has its default.") if blocks else Markup()
+    words = "All settings are shown, defaults too. Of the recipe, what a run changes is shown beside the student's own."
 
     shared = Markup("<h4>Recipe of {}, for all runs that do not change it</h4>{}").format(
         pair.student, markup.facts(recipe)
     )
-    return shared + Markup().join(blocks) + note
+    return shared + Markup().join(blocks) + (markup.note(words) if blocks else Markup())
 
 
 def _run(run: Run, alone: Run) -> Markup:
     settings = run.settings
-    slots = "unbounded" if run.shared("slots") is None else str(settings.slots)
+    slots = "unbounded" if settings.slots is None else str(settings.slots)
     rows: list[markup.Row] = [
         *_plugins("method", settings.methods),
         *_plugins("schedule", settings.schedule),
@@ -41,7 +41,11 @@ def _run(run: Run, alone: Run) -> Markup:
             for name in settings.changed
         ),
     ]  # fmt: skip
-    title = Markup("<b>{}</b> <small>{}</small>").format(run.name, run.method)
+    # What a folded block would hide: another composition than the name says, and another recipe.
+    words = [run.composition] if run.composition != run.name else []
+    if settings.changed:
+        words.append(f"changes {', '.join(settings.changed)} of the recipe")
+    title = Markup("<b>{}</b> <small>{}</small>").format(run.name, "; ".join(words))
     return markup.folded(title, markup.table(["part", "setting", "value"], rows, 3))
 
 
@@ -57,7 +61,7 @@ def _plugins(part: str, plugins: Plugins) -> list[markup.Row]:
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Give settings with dotted names: those of a mapping within a mapping become rows of their own."""
     for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value:  # an empty one is a setting like any other
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, _words(value)
@@ -66,4 +70,6 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_words, value)) or "none"
+    if value is None or value == {}:
+        return "none"
     return text.plain(value)

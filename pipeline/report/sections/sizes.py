@@ -1,4 +1,4 @@
-"""How the pixels are spread over words, kernels or subclasses."""
+"""How the pixels are spread over words, kernels or sub-classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.report.drawing import markup, palette, text
 from pipeline.report.drawing.figure import draw, logarithmic
-from pipeline.report.results import Fit, Results
+from pipeline.report.results import Results, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ UNEVEN = 30  # times as large as the smallest: from there on the axis is logarit
 
 def section(results: Results) -> Markup:
     """Return a figure for each table that parts the pixels."""
-    pictures = [_figure(fit) for fit in results.fits if fit.has("counts")]
+    pictures = [_figure(table) for table in results.tables if table.has("counts")]
     if not pictures:
         return Markup()
     words = (
@@ -37,14 +37,14 @@ def section(results: Results) -> Markup:
     return Markup("<section>{}{}</section>").format(markup.figures(pictures), markup.note(words))
 
 
-def _figure(fit: Fit) -> Markup:
-    counts = fit.arrays["counts"]
+def _figure(table: Table) -> Markup:
+    counts = table.arrays["counts"]
     empty = int((counts == 0).sum())
     caption = (
-        f"{fit.name}: {text.count(len(counts), fit.unit, fit.units)} of {fit.feature} by size, "
+        f"{table.title}: {text.count(len(counts), table.unit, table.units)} of {table.feature} by size, "
         f"{text.amount(int(counts.sum()))} pixels in all; {empty or 'none'} empty."
     )
-    return draw(f"tables/{fit.name}/sizes", caption, 2.4, partial(paint, counts=counts, unit=fit.unit))
+    return draw(f"tables/{table.title}/sizes", caption, 2.4, partial(paint, counts=counts, unit=table.unit))
 
 
 def paint(ax: Axes, counts: NDArray[np.int64], unit: str) -> None:

@@ -1,4 +1,4 @@
-"""Which subclasses the teacher takes for which: the score matrix of letKD's discriminative layer."""
+"""Which sub-classes the teacher takes for which: the score matrix of letKD's discriminative layer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline.report.drawing import markup, palette, text
 from pipeline.report.drawing.figure import draw
-from pipeline.report.results import Fit, Results
+from pipeline.report.results import Results, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Subclass scores"
-LEAD = "whether the diagonal is dark: then a pixel's own subclass is also the nearest of all."
+TITLE = "Sub-class scores"
+LEAD = "whether the diagonal is dark: then a pixel's own sub-class is also the nearest of all."
 GROUP, ORDER = "closing", 70
 
 COLOR = (0, 114, 178)  # the first of `palette.SERIES`
@@ -28,31 +28,31 @@ MOST_WRITTEN = 20  # class names along an axis
 
 def section(results: Results) -> Markup:
     """Return a picture of each score matrix."""
-    pictures = [_figure(fit) for fit in results.fits if fit.has("scores", "per_class")]
+    pictures = [_figure(table) for table in results.tables if table.has("scores", "per_class")]
     if not pictures:
         return Markup()
     words = (
-        "Rows are the subclass of a pixel within its own class (h1), columns the one that is nearest of all classes "
+        "Rows are the sub-class of a pixel within its own class (h1), columns the one that is nearest of all classes "
         "(h2), as a share of the row's pixels. Lines part the classes: within a square on the diagonal the class is "
         "right. Color grows with the square root, so that rare mistakes are seen."
     )
     return Markup("<section>{}{}</section>").format(markup.figures(pictures), markup.note(words))
 
 
-def _figure(fit: Fit) -> Markup:
-    scores, per_class = fit.arrays["scores"], int(fit.arrays["per_class"])
+def _figure(table: Table) -> Markup:
+    scores, per_class = table.arrays["scores"], int(table.arrays["per_class"])
     number, step = len(scores), _step(len(scores))
     label = np.arange(number) // per_class
     right = 100 * float(scores[label[:, None] == label].sum()) / number
     caption = (
-        f"{fit.name}: {text.count(number, fit.unit, fit.units)}, {per_class} of each class. On average a "
-        f"subclass keeps {text.fixed(100 * float(np.diag(scores).mean()), 1)} % of its pixels, and "
+        f"{table.title}: {text.count(number, table.unit, table.units)}, {per_class} of each class. On average a "
+        f"sub-class keeps {text.fixed(100 * float(np.diag(scores).mean()), 1)} % of its pixels, and "
         f"{text.fixed(right, 1)} % stay in their class."
     )
     if step > 1:
         caption += f" A cell is the largest of {step}{text.TIMES}{step} scores."
-    painted = partial(paint, scores=scores, per_class=per_class, classes=fit.teacher.dataset.classes)
-    return draw(f"tables/{fit.name}/scores", caption, 4.1, painted)
+    painted = partial(paint, scores=scores, per_class=per_class, classes=table.teacher.dataset.classes)
+    return draw(f"tables/{table.title}/scores", caption, 4.1, painted)
 
 
 def cells(scores: NDArray[np.float32]) -> NDArray[np.uint8]:

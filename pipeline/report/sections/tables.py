@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.report.drawing import markup, text
-from pipeline.report.results import Fit, Results
+from pipeline.report.results import Results, Table
 
 TITLE = "Fitted tables"
 LEAD = "how well each table fits its features, before any student learns from it."
@@ -16,26 +16,25 @@ GROUP, ORDER = "closing", 40
 
 def section(results: Results) -> Markup:
     """Return one table for every plug-in that fitted any."""
-    plugins = dict.fromkeys(fit.plugin for fit in results.fits)
-    parts = [_plugin(name, [fit for fit in results.fits if fit.plugin == name]) for name in plugins]
+    plugins = dict.fromkeys(table.plugin for table in results.tables)
+    parts = [_plugin(name, [table for table in results.tables if table.plugin == name]) for name in plugins]
     return Markup().join(parts)
 
 
-def _plugin(name: str, fits: list[Fit]) -> Markup:
-    numbers = {fit.name: dict(_flat(fit.quality)) for fit in fits}
+def _plugin(name: str, tables: list[Table]) -> Markup:
+    numbers = {table.title: dict(_flat(table.quality)) for table in tables}
     columns = list(dict.fromkeys(column for quality in numbers.values() for column in quality))
     rows: list[markup.Row] = [
         [
-            fit.name,
-            fit.teacher.name,
-            fit.table,
-            fit.feature,
-            *(_cell(numbers[fit.name].get(key)) for key in columns),
+            table.name,
+            table.teacher.name,
+            table.feature,
+            *(_cell(numbers[table.title].get(key)) for key in columns),
         ]
-        for fit in fits
+        for table in tables
     ]
-    head = ["fit", "teacher", "table", "feature", *(column.replace("_", " ") for column in columns)]
-    return Markup("<section><h3>{}</h3>{}</section>").format(name, markup.table(head, rows, 4))
+    head = ["table", "teacher", "feature", *(column.replace("_", " ") for column in columns)]
+    return Markup("<section><h3>{}</h3>{}</section>").format(name, markup.table(head, rows, 3))
 
 
 def _flat(quality: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

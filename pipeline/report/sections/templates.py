@@ -1,4 +1,4 @@
-"""Exemplars of words, kernels and subclasses: the training pixels that are nearest to each, and what they see."""
+"""Exemplars of words, kernels and sub-classes: the training pixels that are nearest to each, and what they see."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.picture import png
-from pipeline.report.results import PLACES, Field, Fit, Results
+from pipeline.report.results import PLACES, Field, Results, Table
 
 TITLE = "Codebook exemplars"
 LEAD = "whether the pixels of a row show the same part or texture: then the word has a meaning."
@@ -20,31 +20,31 @@ COLORS = 64
 
 def section(results: Results) -> Markup:
     """Return a gallery for each table that has exemplars."""
-    parts = [_fit(fit) for fit in results.fits if fit.has("counts", "gallery", *PLACES)]
+    parts = [_gallery(table) for table in results.tables if table.has("counts", "gallery", *PLACES)]
     if not parts:
         return Markup()
     words = (
         "Each row shows the pixels of the teacher's map that are nearest to one word, strongest in one kernel or "
-        "nearest to one subclass, the best first and each in another training image. Where few images have any, the "
+        "nearest to one sub-class, the best first and each in another training image. Where few images have any, the "
         "row is filled up with pixels that fall to another one."
     )
     return markup.note(words) + Markup().join(parts)
 
 
-def _fit(fit: Fit) -> Markup:
-    field, size = fit.teacher.field(fit.feature), fit.teacher.dataset.prepared.meta.size
-    places = np.stack([fit.arrays[name] for name in PLACES], axis=2)  # (G, P, 3)
+def _gallery(table: Table) -> Markup:
+    field, size = table.teacher.field(table.feature), table.teacher.dataset.prepared.meta.size
+    places = np.stack([table.arrays[name] for name in PLACES], axis=2)  # (G, P, 3)
     rows = [
-        _row(fit, int(group), exemplars, field)
-        for group, exemplars in zip(fit.arrays["gallery"], places, strict=True)
+        _row(table, int(group), exemplars, field)
+        for group, exemplars in zip(table.arrays["gallery"], places, strict=True)
     ]
     lead = Markup("{} of {}. {}").format(
         len(rows),
-        text.count(len(fit.arrays["counts"]), fit.unit, fit.units),
-        _seen(fit.feature, field, size),
+        text.count(len(table.arrays["counts"]), table.unit, table.units),
+        _seen(table.feature, field, size),
     )
     return Markup('<section><h3>{}</h3>{}<div class="templates">{}</div></section>').format(
-        fit.name, markup.note(lead), Markup("\n").join(rows)
+        table.title, markup.note(lead), Markup("\n").join(rows)
     )
 
 
@@ -62,16 +62,16 @@ def _seen(feature: str, field: Field, size: int) -> str:
     return words + (", and where it sees the whole image a dot is its place." if whole else ".")
 
 
-def _row(fit: Fit, group: int, exemplars: NDArray[np.int64], field: Field) -> Markup:
-    counts = fit.arrays["counts"]
-    name = f"{fit.unit} {group}"
-    if fit.has("per_class"):
-        label, number = divmod(group, int(fit.arrays["per_class"]))
-        name = f"{fit.teacher.dataset.classes[label]}, {fit.unit} {number}"
+def _row(table: Table, group: int, exemplars: NDArray[np.int64], field: Field) -> Markup:
+    counts = table.arrays["counts"]
+    name = f"{table.unit} {group}"
+    if table.has("per_class"):
+        label, number = divmod(group, int(table.arrays["per_class"]))
+        name = f"{table.teacher.dataset.classes[label]}, {table.unit} {number}"
 
     share = 100 * float(counts[group]) / max(1, int(counts.sum()))
     shown = [
-        _exemplar(fit, sample, row, column, field)
+        _exemplar(table, sample, row, column, field)
         for sample, row, column in exemplars.tolist()
         if sample >= 0
     ]
@@ -81,11 +81,11 @@ def _row(fit: Fit, group: int, exemplars: NDArray[np.int64], field: Field) -> Ma
     )
 
 
-def _exemplar(fit: Fit, sample: int, row: int, column: int, field: Field) -> Markup:
+def _exemplar(table: Table, sample: int, row: int, column: int, field: Field) -> Markup:
     """Return a training image on which the field of a place of the map is marked."""
-    split, size = fit.teacher.dataset.prepared.split("train"), fit.teacher.dataset.prepared.meta.size
+    split, size = table.teacher.dataset.prepared.split("train"), table.teacher.dataset.prepared.meta.size
     title = (
-        f"{fit.teacher.dataset.classes[split.labels[sample]]}, sample {sample}, row {row}, column {column}"
+        f"{table.teacher.dataset.classes[split.labels[sample]]}, sample {sample}, row {row}, column {column}"
     )
     return Markup(
         '<svg viewBox="0 0 {0} {0}" role="img"><title>{1}</title>'

@@ -99,7 +99,9 @@ def _costs(ax: Axes, low: float, high: float) -> None:
     low, high = low / 1.5, high * 1.5
     ax.set_xscale("log")
     ax.set_xlim(low, high)
-    steps = (1, 2, 5) if high / low < 60 else (1, 3) if high / low < 1000 else (1,)
+    span = high / low
+    close = (1, 1.5, 2, 3, 4, 5, 7)  # two of them lie within the least span, that of networks of one cost
+    steps = close if span < 5 else (1, 2, 5) if span < 60 else (1, 3) if span < 1000 else (1,)
 
     # Ticks at every decade that the axis touches, and closer ones where it spans few.
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -40,7 +40,7 @@ def section(results: Results, pair: Pair) -> Markup:
     pictures = [
         draw(
             f"{pair.name}/{run.name}/distance",
-            f"{run.name}.",
+            f"{run.name}: mean distances by epoch.",
             2.5,
             partial(_distances, run=run, styles=styles),
         )

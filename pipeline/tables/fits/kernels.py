@@ -34,6 +34,11 @@ class Config(TableConfig):
     scale: float = Field(default=1.0, gt=0)
 
 
+def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array]:
+    """Return arrays of the table's sizes."""
+    return {"scale": np.array(config.scale, np.float32), "counts": np.zeros(channels, np.int64)}
+
+
 def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     """Look at a stream of maps (N, K, H, W).
 

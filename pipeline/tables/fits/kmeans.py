@@ -44,6 +44,15 @@ class Config(TableConfig):
     temperature: float = Field(default=1.0, gt=0)
 
 
+def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array]:
+    """Return arrays of the table's sizes."""
+    return {
+        "centers": np.zeros((config.clusters, channels), np.float32),
+        "counts": np.zeros(config.clusters, np.int64),
+        "temperature": np.array(config.temperature, np.float32),
+    }
+
+
 def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     """Fit `centers` float32 (K, C) to a stream of maps (N, C, H, W).
 

@@ -6,11 +6,12 @@ looking at it.
 
 from __future__ import annotations
 
+import numpy as np
 from pydantic import Field
 
 from pipeline.tables import discriminants
 from pipeline.tables.pixels import Pixels
-from pipeline.tables.table import FitContext, Fitted, Stream, TableConfig
+from pipeline.tables.table import Array, FitContext, Fitted, Stream, TableConfig
 
 UNIT: str | None = None
 
@@ -23,6 +24,11 @@ class Config(TableConfig):
     """
 
     components: int = Field(default=60, ge=1)
+
+
+def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array]:
+    """Return arrays of the table's sizes."""
+    return {"mean": np.zeros(channels), "scalings": np.zeros((channels, config.components))}
 
 
 def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:

@@ -104,6 +104,19 @@ class Subclasses:
         return score
 
 
+def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array]:
+    """Return arrays of the table's sizes."""
+    number = num_classes * config.per_class
+    return {
+        "mean": np.zeros(channels),
+        "scalings": np.zeros((channels, config.components)),
+        "centers": np.zeros((number, config.components)),
+        "scores": np.zeros((number, number), np.float32),
+        "counts": np.zeros(number, np.int64),
+        "per_class": np.array(config.per_class, np.int64),
+    }
+
+
 def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     """Fit sub-classes to a stream of maps (N, C, H, W), for M = classes * per_class of them in D dimensions.
 

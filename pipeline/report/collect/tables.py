@@ -1,4 +1,4 @@
-"""From params.yaml and the artifacts to fitted tables, and to the codes that they make."""
+"""From params.yaml and the artifacts to fitted tables, and to what their codes lose."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from pipeline.errors import DamagedArtifactError, StaleArtifactError
 from pipeline.params.tables import FitBlock
 from pipeline.report.collect.blocks import Blocks
-from pipeline.report.collect.mapping import mapping, require
-from pipeline.report.results import PLACES, Code, Fit, Teacher
-from pipeline.tables import table
+from pipeline.report.collect.mapping import inner, mapping, require
+from pipeline.report.results import PLACES, Code, Table, Teacher
+from pipeline.tables import table as npz
 
 
-def fits(artifacts: Path, blocks: Blocks, teachers: Mapping[str, Teacher]) -> tuple[Fit, ...]:
-    """Read the fitted tables that are asked for.
+def tables(artifacts: Path, blocks: Blocks, teachers: Mapping[str, Teacher]) -> tuple[Table, ...]:
+    """Read the fitted tables that runs and teachers ask for.
 
     Raises:
         MissingArtifactError: a table has not been made.
@@ -22,26 +22,26 @@ def fits(artifacts: Path, blocks: Blocks, teachers: Mapping[str, Teacher]) -> tu
         DamagedArtifactError: a file cannot be read.
     """
     return tuple(
-        _fit(artifacts, teachers[name], block)
+        _table(artifacts, teachers[name], block)
         for name in blocks.sections.teachers
         for block in blocks.asked(name).tables.values()
         if block is not None
     )
 
 
-def _fit(artifacts: Path, teacher: Teacher, block: FitBlock) -> Fit:
+def _table(artifacts: Path, teacher: Teacher, block: FitBlock) -> Table:
     place, hint = Path(block.teacher, block.name), f"dvc repro {block.stage}"
     quality = mapping(artifacts / "metrics" / "tables" / f"{place}.json", hint, ())
     path = artifacts / "tables" / f"{place}.npz"
-    arrays, origin = table.load(path, hint)
+    arrays, origin = npz.load(path, hint)
     require(path, hint, origin, {"teacher": block.teacher})
     if origin.get("table") != {"table": block.table, "config": block.config}:
         raise StaleArtifactError(
             f"{path} was fitted with other settings than params.yaml has. Make it again with: {hint}"
         )
-    fit = Fit(f"{place}", teacher, block.name, block.table, str(block.config["feature"]), quality, arrays)
-    _check_places(path, hint, fit)
-    return fit
+    table = Table(block.name, teacher, block.table, str(block.config["feature"]), quality, arrays)
+    _check_places(path, hint, table)
+    return table
 
 
 def codes(artifacts: Path, blocks: Blocks) -> tuple[Code, ...]:
@@ -59,26 +59,26 @@ def codes(artifacts: Path, blocks: Blocks) -> tuple[Code, ...]:
             hint = f"dvc repro {block.stage}"
             path = artifacts / "metrics" / "codes" / teacher / f"{block.table}.json"
             metrics = mapping(path, hint, block.codes)
-            for code in block.codes:
-                lost, slots = metrics[code]["mean_kl_lost"], metrics[code]["slots"]
-                losses.append(Code(teacher, code, int(slots), float(lost)))
+            for name in block.codes:
+                measured = inner(path, hint, metrics, name, ("slots", "mean_kl_lost"))
+                losses.append(Code(teacher, name, int(measured["slots"]), float(measured["mean_kl_lost"])))
     return tuple(losses)
 
 
-def _check_places(path: Path, hint: str, fit: Fit) -> None:
+def _check_places(path: Path, hint: str, table: Table) -> None:
     """Refuse a table whose examples lie outside the data or the map, and a map of which no field is known."""
-    if not fit.has("gallery", *PLACES):
+    if not table.has("gallery", *PLACES):
         return
-    feature = fit.teacher.store["features"].get(fit.feature, {})
+    feature = table.teacher.store["features"].get(table.feature, {})
     if "field" not in feature:
         raise DamagedArtifactError(
-            f"The summary of teacher '{fit.teacher.name}' has no receptive field of '{fit.feature}', which {path} was "
-            f"fitted to. Make it again with: dvc repro check_features@{fit.teacher.name}"
+            f"The summary of teacher '{table.teacher.name}' has no receptive field of '{table.feature}', which {path} "
+            f"was fitted to. Make it again with: dvc repro check_features@{table.teacher.name}"
         )
-    field = fit.teacher.field(fit.feature)
-    samples = fit.teacher.dataset.prepared.meta.samples["train"]
+    field = table.teacher.field(table.feature)
+    samples = table.teacher.dataset.prepared.meta.samples["train"]
     for name, most in zip(PLACES, (samples, len(field.rows), len(field.columns)), strict=True):
-        if fit.arrays[name].size and fit.arrays[name].max() >= most:
+        if table.arrays[name].size and table.arrays[name].max() >= most:
             raise StaleArtifactError(
-                f"{path} has {name} {fit.arrays[name].max()}, expected less than {most}. Make it again with: {hint}"
+                f"{path} has {name} {table.arrays[name].max()}, expected less than {most}. Make it again with: {hint}"
             )

@@ -1,0 +1,93 @@
+"""A rehearsal of a run before anything is made: its student and its methods on torch's meta device.
+
+Shapes follow from architectures, and of a table only the sizes of its arrays count. So what would not fit together
+after a teacher has been trained and its tables have been fitted is an error of `dvc repro params`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from pipeline import plugin
+from pipeline.distillation import combination
+from pipeline.distillation.method import Context, Known
+from pipeline.errors import StillhouseError
+from pipeline.features.encoding import Feature
+from pipeline.networks.network import Shape, build, probe
+from pipeline.networks.spec import NetworkSpec
+from pipeline.runs.composition import Composition
+
+StandIns = Mapping[str, Mapping[str, NDArray[Any]]]
+
+
+def rehearse(run: Composition, student: NetworkSpec, known: Known, tables: StandIns) -> None:
+    """Build a run's student and its methods without weights.
+
+    A run with a transform is left out: what its methods see depends on matchings that are not there.
+
+    Args:
+        run: its plug-ins, resolved.
+        student: the plain student.
+        known: both networks.
+        tables: arrays of the tables' sizes, by table and array name.
+
+    Raises:
+        ParamsError: methods disagree about the student, or a table is of another kind.
+        ShapeError: student and teacher cannot be paired.
+        UnknownNameError: a layer is inserted at a tap that the student does not have.
+    """
+    if run.transform is not None or not set(run.needs.tables) <= set(tables):
+        return
+    read = {name: tables[name] for name in run.needs.tables}
+    shapes = {name: feature_shape(known.teacher.taps, name, student.classes) for name in run.needs.teacher}
+    operations = combination.operations(run.methods, known.student.taps, shapes, read)
+
+    with torch.device("meta"):
+        spec = student.model_copy(
+            update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
+        )
+        network = build(spec, 0)
+        context = Context(
+            num_classes=spec.classes,
+            labels=torch.zeros(spec.classes, dtype=torch.int64),
+            student=network,
+            student_shapes=probe(network, spec.size, spec.channels),
+            teacher_shapes=shapes,
+            tables=read,
+        )
+        try:
+            combination.assemble(run.methods, context)
+        except StillhouseError:
+            raise
+        except RuntimeError:
+            # What a plug-in computes from values cannot be rehearsed without any; nothing is wrong with the settings.
+            return
+
+
+def feature_shape(taps: Mapping[str, Shape], name: str, classes: int) -> Shape:
+    """Return the shape of a teacher's feature without the batch axis.
+
+    Args:
+        taps: shapes of the teacher's taps.
+        name: the feature.
+        classes: number of classes.
+
+    Raises:
+        ShapeError: an encoding cannot encode its tap.
+    """
+    feature = Feature.parse(name)
+    x = torch.zeros(1, *taps[feature.tap])
+    *plain, last = feature.encodings or ("",)
+    if feature.table is None:
+        return tuple(feature.encode(x).shape[1:])
+
+    # No table is fitted yet: the least one that the encoding reads.
+    x = Feature(feature.tap, tuple(plain)).encode(x)
+    table = plugin.load("encodings", last).stand_in(x.shape[1], classes)
+    code = Feature(feature.tap, (last,), feature.table)
+    label = torch.zeros(1, dtype=torch.int64)
+    return tuple(code.encode(x, {feature.table: table}, label).shape[1:])

@@ -1,0 +1,303 @@
+"""What the check of params.yaml knows of networks, stores, tables, matchings and views, before anything is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_fixtures import PARAMS, changed
+
+from pipeline.data.prepared import Prepared
+from pipeline.errors import StillhouseError
+from pipeline.runs.check import check, project
+
+# The same on images of 32x32, which VGGs can read at every stage.
+CIFAR = changed(PARAMS, "datasets.toy.source", "cifar")
+VGG = changed(changed(CIFAR, "teachers.big.network", "vgg13"), "students.small.network", "vgg8")
+WORDS = changed(PARAMS, "tables.words", {"kmeans": {"feature": "stage2", "clusters": 4}})
+COPY = {"teacher": "big", "student": "small"}
+UNBOUNDED = changed(PARAMS, "datasets.toy.views", "random_resized_crop")
+FEW = changed(UNBOUNDED, "teachers.big.features", {"logits": {"slots": 2}, "stage2": {"slots": 2}})
+LAYER = {"layer": "kd_layer", "settings": {"words": 3}}
+
+
+def refused(params: dict[str, Any], changes: dict[str, Any]) -> str:
+    """Return the one line with which `params` with `changes` are refused."""
+    for place, value in changes.items():
+        params = changed(params, place, value)
+    with pytest.raises(StillhouseError) as error:
+        check(params)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(autouse=True)
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where prepared data are opened: the check reads params.yaml alone."""
+
+    def opened(folder: Path) -> Prepared:
+        raise AssertionError(f"{folder} was opened")
+
+    monkeypatch.setattr(Prepared, "open", opened)
+
+
+def place(tap: str, **settings: Any) -> dict[str, Any]:
+    return {"letkd": {"places": {tap: {"table": "words"} | settings}}}
+
+
+# Params, changes, and what the message must say: the place, what was found and what was expected, what to write.
+TAPS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+    (PARAMS, {"runs.fitnet.methods": {"fitnet": {"student_tap": "stag2"}}},
+     ["Unknown student tap of runs.fitnet: 'stag2'", "Did you mean 'stage2'?", "Known: final, logits"]),
+    (PARAMS, {"runs.fitnet.methods": {"fitnet": {"teacher_feature": "stag2"}}},
+     ["Unknown teacher tap of runs.fitnet: 'stag2'", "Did you mean 'stage2'?"]),
+    (PARAMS, {"runs.fitnet.methods": {"fitnet": {"student_tap": "stage2:pooled"}}},
+     ["Unknown student tap of runs.fitnet: 'stage2:pooled'", "A student's tap has no encoding."]),
+    (PARAMS, {"runs.fitnet.methods": {"fitnet": {"teacher_feature": "stage 2"}}},
+     ["params.yaml: runs.fitnet", "'stage 2' names no feature", "Expected a tap, tap:encoding"]),
+    (PARAMS, {"pairs.pair.overrides": {"fitnet": {"methods": {"fitnet": {"student_tap": "stag2"}}}}},
+     ["Unknown student tap of pairs.pair.overrides.fitnet: 'stag2'"]),
+    (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage9": LAYER}}}},
+     ["params.yaml: runs.kd (of pair pair)", "Unknown tap 'stage9'", "Did you mean 'stage3'?"]),
+    (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage2": {"layer": "kd_layer"}}}}},
+     ["params.yaml: runs.kd (of pair pair)", "Layer 'kd_layer' at 'stage2'", "'words'"]),
+    # a wrong last stage
+    (PARAMS, {"runs.fitnet.methods": {"fitnet": {"student_tap": "stage4_block1"}}},
+     ["Unknown student tap of runs.fitnet: 'stage4_block1'",
+      "The last stage of resnet8 is stage3: write stage3_block1, or last_block1."]),
+    (VGG, {"runs.fitnet.methods": {"fitnet": {"student_tap": "stage5_block1"}}},
+     ["The last stage of vgg8 is stage4: write stage4_block1, or last_block1."]),
+    (VGG, {"runs.fitnet.methods": {"fitnet": {"teacher_feature": "stage5_block1"}}},
+     ["The last stage of vgg13 is stage4: write stage4_block1, or last_block1."]),
+    (PARAMS, {"matchings.kcd.student_tap": "stage4"},
+     ["Unknown student tap of matchings.kcd: 'stage4'", "resnet8 is stage3: write stage3, or last."]),
+    # features of a store
+    (PARAMS, {"teachers.big.features.stage9": {}}, ["Unknown teacher tap of teachers.big.features: 'stage9'"]),
+    (PARAMS, {"teachers.big.features.last_block9": {}}, ["Unknown teacher tap", "'stage3_block9'", "'stage3_block1'?"]),
+    (PARAMS, {"teachers.big.features.stage3": {}, "teachers.big.features.last": {}},
+     ["teachers.big.features has 'stage3' twice. Name it once."]),
+    (PARAMS, {"teachers.big.features.stage2:nearest@moments": {}},
+     ["teachers.big.features has 'stage2:nearest@moments'", "Drop it: codes are made where a run asks for them"]),
+    (PARAMS, {"teachers.big.features.stage2:nearest": {}},
+     ["params.yaml: teachers.big.features", "'nearest' reads a table: add @table"]),
+    (PARAMS, {"teachers.big.features.logits:pooled": {}},
+     ["params.yaml: teachers.big.features", "Encoding 'pooled' reads 3 axes", "(10,)"]),
+    (PARAMS, {"runs.fitnet.methods": {"fitnet": {"teacher_feature": "stage3"}}},
+     ["runs.fitnet reads 'stage3' of teacher 'big', whose store holds logits, stage2",
+      "Add it to teachers.big.features, or set 'source: online' of the run."]),
+]  # fmt: skip
+TABLES: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+    (PARAMS, {"runs.fitnet.methods": {"fitnet": {"standardize": "moment"}}},
+     ["Unknown table of runs.fitnet: 'moment'", "Did you mean 'moments'?", "Add it to 'tables'."]),
+    (PARAMS, {"runs.kd.methods": place("stage2")},
+     ["runs.kd (of pair pair): Place 'stage2' learns the table 'words'", "has moments. Name one of these"]),
+    (WORDS, {"tables.words.kmeans.feature": "final", "runs.kd.methods": place("final")},
+     ["tables.words is fitted to 'final', and the store of teacher 'big' holds logits, stage2",
+      "Add final: {slots: 0} to teachers.big.features."]),
+    (WORDS, {"tables.words.kmeans.feature": "last", "teachers.big.tables": {"words": None}},
+     ["tables.words is fitted to 'stage3', and the store", "Add stage3: {slots: 0}"]),
+    (WORDS, {"tables.words.kmeans.feature": "stage9", "teachers.big.tables": {"words": {}}},
+     ["Unknown teacher tap of tables.words: 'stage9'", "resnet14 is stage3: write stage3, or last."]),
+    (WORDS, {"teachers.big.tables": {"words": {"clusters": 0}}},
+     ["'teachers.big.tables.words.clusters' is 0", "greater than or equal to 1"]),
+    (WORDS, {"teachers.big.tables": {"words": {}}, "teachers.big.checkpoints": ["anchor_050"], "distill": []},
+     ["tables.words is fitted to the last checkpoint of teacher 'big'", "Add last to teachers.big.checkpoints."]),
+    (WORDS, {"runs.rco.methods": place("stage2", encoding="nearest")},
+     ["runs.rco learns from the codes 'stage2:nearest@words' of anchor_050, last",
+      "codes are made of the last checkpoint. Set 'source: online' of the run."]),
+    # of a kind that the method cannot learn
+    (PARAMS, {"runs.kd.methods": {"letkd": {"places": {"stage2": "moments"}}}},
+     ["runs.kd (of pair pair)", "which holds mean, std: neither words nor sub-classes"]),
+    (WORDS, {"runs.kd.methods": place("stage2", encoding="subclass")},
+     ["runs.kd (of pair pair)", "encoding 'subclass'", "encodings are nearest, top4"]),
+    (WORDS, {"tables.words": {"subclasses": {"feature": "stage2"}}, "runs.kd.methods": {
+        "quest": {"places": {"stage2": "words"}}}}, ["runs.kd (of pair pair)", "QuEST learns words"]),
+    (WORDS, {"runs.kd.methods": {"fitnet": {"standardize": "words"}}},
+     ["runs.kd (of pair pair)", "Fit a 'moments' table"]),
+]  # fmt: skip
+TEACHERS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+    # checkpoints
+    (PARAMS, {"runs.rco.schedule": {"anchors": {"anchors": ["anchor_025", "last"]}}},
+     ["Unknown checkpoint of runs.rco: 'anchor_025'", "Known: anchor_050, best, init, last.", "teachers.big.anchors"]),
+    (PARAMS, {"runs.rco.schedule": {"anchors": {"anchors": ["anchor_025"]}}, "runs.rco.source": "online"},
+     ["Unknown checkpoint of runs.rco: 'anchor_025'"]),
+    (PARAMS, {"runs.rco.schedule": {"anchors": {"anchors": ["best"]}}},
+     ["runs.rco learns from checkpoint 'best', and the store of teacher 'big' holds last, anchor_050",
+      "Add it to teachers.big.checkpoints."]),
+    # matchings
+    (PARAMS, {"runs.kcd.transform": {"permutation": {"matching": "kdc", "features": ["stage2"]}}},
+     ["Unknown matching of runs.kcd: 'kdc'", "Did you mean 'kcd'?", "Add it to 'matchings'."]),
+    (PARAMS, {"runs.kcd.transform": {"permutation": {"features": ["stage2"], "seed": 7}}},
+     ["runs.kcd takes the matching of seed 7, and seeds are 0, 1. Name one of these."]),
+    (PARAMS, {"runs.kcd.transform": {"permutation": {"features": ["stage2"], "teacher": "bob"}}},
+     ["runs.kcd takes the matching 'kcd' with teacher 'bob'",
+      "Add bob-kcd: {pair: pair, teacher: bob, student: small, matching: kcd} to 'borrowed'."]),
+    (PARAMS, {"matchings.kcd.teacher_feature": "stage3"},
+     ["matchings.kcd matches 'stage3', and the store of teacher 'big' holds logits, stage2",
+      "Add it to teachers.big.features."]),
+    (PARAMS, {"matchings.kcd.teacher_checkpoint": "best"},
+     ["matchings.kcd matches checkpoint 'best'", "Add it to teachers.big.checkpoints."]),
+    (PARAMS, {"matchings.kcd.ranges": 11}, ["matchings.kcd.ranges is 11, and the data have 10 classes. Lower it."]),
+    (PARAMS, {"matchings.kcd.pictured": 10}, ["matchings.kcd.pictured is 10, and the data have 10 classes"]),
+    # transforms
+    (PARAMS, {"runs.kcd.transform": {"permutation": {"features": ["final"]}}},
+     ["runs.kcd.transform changes teacher feature 'final', and the run reads stage2",
+      "Name one of these in the transform's features."]),
+    (PARAMS, {"runs.kd.methods": "dsn", "runs.kd.transform": "permutation"}, ["and the run reads none"]),
+    (PARAMS, {"runs.standardized.transform": {"permutation": {"features": ["stage2"]}}},
+     ["runs.standardized reads table 'moments', which is fitted to 'stage2', and its transform changes that feature",
+      "Drop the transform, or take the feature out"]),
+    # copies
+    (PARAMS, {"runs.kd.schedule": {"self_taught": {"names": ["two"]}}, "copies": {"one": COPY}},
+     ["Unknown copy of teacher 'big' of runs.kd: 'two'", "Known: one", "Add it to 'copies'"]),
+    (PARAMS, {"copies": {"one": COPY}, "teachers.big.features": {"stage2": {}}, "distill": []},
+     ["copies.one learns from the logits of teacher 'big', which its store does not hold",
+      "Add teachers.big.features.logits."]),
+    # networks and images
+    (PARAMS, {"datasets.toy.source": {"image_folder": {"path": "x", "size": 2}}, "datasets.toy.views": "plain",
+              "students.small.network": "vgg8"},
+     ["params.yaml: students.small: The network cannot read 3x2x2 images", "Choose another network."]),
+    (PARAMS, {"datasets.toy.views.crop_flip.padding": 8},
+     ["datasets.toy.views pads images of 8x8 by 8, expected less than 8", "Set padding to 7 or less"]),
+    # student and teacher
+    (PARAMS, {"runs.fitnet.methods": {"mimicry": {"student_tap": "stage1", "teacher_feature": "stage2"}}},
+     ["runs.fitnet (of pair pair): Mimicry pairs equal shapes", "(16, 8, 8)", "(32, 4, 4)"]),
+    (WORDS, {"runs.kd.methods": place("stage1")},
+     ["runs.kd (of pair pair): Place 'stage1' of the student has a map of 8x8"]),
+]  # fmt: skip
+SLOTS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+    (PARAMS, {"teachers.big.features.stage2.slots": 10},
+     ["teachers.big.features.stage2.slots is 10, but this view space has 9 views"]),
+    (PARAMS, {"teachers.big.features.stage2.slots": 3},
+     ["runs.fitnet shows 9 view slots, and teachers.big.features.stage2.slots is 3", "Raise it, or set 'slots'"]),
+    (PARAMS, {"runs.kd.slots": 10}, ["runs.kd.slots is 10, but this view space has 9 views"]),
+    (PARAMS, {"runs.online.slots": 10}, ["runs.online.slots is 10, but this view space has 9 views"]),
+    (PARAMS, {"copies": {"one": COPY | {"slots": 10}}}, ["copies.one.slots is 10, but this view space has 9 views"]),
+    (PARAMS, {"copies": {"one": COPY | {"slots": 3}}, "teachers.big.features.logits.slots": 2, "distill": []},
+     ["copies.one sees 3 view slots, and teachers.big.features.logits.slots is 2", "or lower copies.one.slots."]),
+    (PARAMS, {"copies": {"one": COPY | {"slots": 2}}, "runs.kd.schedule": {"self_taught": {"names": ["one"]}}},
+     ["runs.kd shows 9 view slots, and copies.one.slots is 2", "or set 'slots' of the run."]),
+    # "all" of views that are unbounded: of features, runs and copies
+    (UNBOUNDED, {}, ["teachers.big.features.logits.slots is 'all', but this view space is unbounded. Give a number."]),
+    (FEW, {}, ["runs.kd.slots is 'all', but this view space is unbounded. Give a number."]),
+    (FEW, {"distill": [], "copies": {"one": COPY}},
+     ["copies.one.slots is 'all', but this view space is unbounded. Give a number."]),
+    (FEW, {"distill": ["pair/online"], "copies": {"one": COPY | {"slots": 2}},
+           "runs.online.schedule": {"self_taught": {"names": ["one"]}}},
+     ["runs.online shows an unbounded number of views", "Set 'slots' of the run to a number."]),
+]  # fmt: skip
+METHODS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+    (PARAMS, {"runs.kd.methods": {"kd": {"weights": {"hint": 1.0}}}},
+     ["'runs.kd.methods.kd.weights'", "'hint' is no term of this method. Its terms are ce, kd."]),
+    (PARAMS, {"runs.kd.methods": {"kd": {}, "fitnet": {"weights": {"kd": 1.0}}}},
+     ["'runs.kd.methods.fitnet.weights'", "'kd' is no term of this method. Its terms are ce, hint."]),
+    (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage2": LAYER}}, "fitnet": {"insert": {"stage2": LAYER | {
+        "settings": {"words": 4}}}}}},
+     ["runs.kd (of pair pair): Methods 'kd' and 'fitnet' of one run put different layers at student tap 'stage2'",
+      "{words: 3}", "{words: 4}", "Change the settings of either"]),
+    # a layer that is as wide as its table; nothing is fitted yet
+    (WORDS, {"runs.kd.methods": {**place("stage2"), "kd": {"insert": {"stage2": LAYER}}}},
+     ["Methods 'letkd' and 'kd' of one run put different layers at student tap 'stage2'", "{words: 4, alpha: 1.0}"]),
+    (WORDS, {"runs.kd.methods": {"letkd": {"places": {"stage2": "words"}, "insert": {"stage2": LAYER}}}},
+     ["'runs.kd.methods.letkd'", "insert has a layer at 'stage2', where the method puts its own"]),
+]  # fmt: skip
+CASES = TAPS + TABLES + TEACHERS + SLOTS + METHODS
+
+
+@pytest.mark.parametrize(
+    ("params", "changes", "parts"), CASES, ids=[str(changes)[1:60] for _, changes, _ in CASES]
+)
+def test_it_is_reported_before_anything_runs(
+    params: dict[str, Any], changes: dict[str, Any], parts: list[str]
+) -> None:
+    message = refused(params, changes)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("params", "changes"),
+    [
+        # the last stage by its name
+        (PARAMS, {"runs.fitnet.methods": {"fitnet": {"student_tap": "last_block1"}}, "distill": ["pair/fitnet"]}),
+        (PARAMS, {"teachers.big.features.last": {}, "runs.fitnet.methods": {"fitnet": {
+            "student_tap": "last", "teacher_feature": "stage3"}}}),
+        # what a run reads online needs no store
+        (PARAMS, {"runs.online.methods": {"fitnet": {"teacher_feature": "stage3"}}}),
+        (PARAMS, {"runs.rco.source": "online", "teachers.big.checkpoints": ["last"]}),
+        (FEW, {"distill": ["pair/online"]}),
+        (FEW, {"distill": [], "copies": {"one": COPY | {"slots": 2}}}),
+        # layers that agree are one
+        (WORDS, {"runs.kd.methods": {**place("stage2"), "kd": {"insert": {"stage2": {
+            "layer": "kd_layer", "settings": {"words": 4, "alpha": 1.0}}}}}}),
+        # what nobody asks for is not looked up in a store
+        (PARAMS, {"tables.words": {"kmeans": {"feature": "final", "clusters": 4}}}),
+        (PARAMS, {"matchings.other": {}}),
+        (PARAMS, {"runs.kd.slots": 2, "teachers.big.features.logits.slots": 2, "distill": ["pair/kd"]}),
+        (PARAMS, {"datasets.toy.views.crop_flip.padding": 7}),
+    ],
+)  # fmt: skip
+def test_what_fits_passes(params: dict[str, Any], changes: dict[str, Any]) -> None:
+    for where, value in changes.items():
+        params = changed(params, where, value)
+    check(params)
+
+
+@pytest.mark.parametrize(("params", "last"), [(PARAMS, "stage3"), (VGG, "stage4")], ids=["resnet", "vgg"])
+def test_last_is_the_last_stage_of_each_network(params: dict[str, Any], last: str) -> None:
+    params = changed(
+        params, "runs.fitnet.methods", {"fitnet": {"student_tap": "last", "teacher_feature": "last"}}
+    )
+    params = changed(params, "teachers.big.features.last", {})
+    params = changed(
+        params, "matchings.last", {"student_tap": "last_block1", "teacher_feature": "last:pooled"}
+    )
+    params = changed(params, "tables.moments.moments.feature", "last")
+    known = project(params | {"distill": ["pair/fitnet"]})
+
+    run = known.run("pair", "fitnet")
+    assert run.features == (last,)
+    assert run.methods[0].settings["student_tap"] == last
+    assert list(known.features("big")) == ["logits", "stage2", last]
+    matching = known.matching("big", "small", "last")
+    assert (matching.student_tap, matching.teacher_feature) == (f"{last}_block1", f"{last}:pooled")
+    assert known.table("big", "moments").feature == last
+
+
+def test_a_teachers_own_value_of_a_table_is_its_own() -> None:
+    params = changed(WORDS, "teachers.other", WORDS["teachers"]["big"])
+    params = changed(params, "teachers.big.tables", {"words": {"clusters": 8}})
+    known = project(params)
+    assert known.table("big", "words").model_dump()["clusters"] == 8
+    assert known.table("other", "words").model_dump()["clusters"] == 4
+
+
+def test_a_run_says_what_it_reads() -> None:
+    params = changed(PARAMS, "runs.online.methods", {"fitnet": {"standardize": "moments"}, "kd": {}})
+    known = project(params | {"distill": ["pair/online", "pair/kcd", "pair/rco"]})
+    runs = {run: known.run("pair", run) for run in ("online", "kcd", "rco")}
+    assert (runs["online"].features, runs["online"].tables) == (("stage2", "logits"), ("moments",))
+    assert [reference.matching for reference in runs["kcd"].matchings] == ["kcd"]
+    assert runs["kcd"].changes == ("stage2",)
+    assert runs["rco"].checkpoints == ("anchor_050", "last")
+    assert [run.slots for run in runs.values()] == [9, 9, 9]
+    assert [pair_run for *pair_run, _ in known.distilled()] == [
+        ["pair", "online"],
+        ["pair", "kcd"],
+        ["pair", "rco"],
+    ]
+
+
+def test_the_teacher_that_encodes_beside_the_student_reads_the_table() -> None:
+    """Codes that are stored are made already."""
+    params = changed(WORDS, "runs.kd.methods", place("stage2", encoding="nearest"))
+    params = changed(params, "runs.online.methods", place("stage2", encoding="nearest"))
+    known = project(params)
+    assert {known.run("pair", run).tables for run in ("kd", "online")} == {("words",)}
+    assert known.run("pair", "online").features == ("stage2:nearest@words",)
+
+
+def test_views_that_are_unbounded_have_no_number_of_slots_online() -> None:
+    assert project(FEW | {"distill": ["pair/online"]}).run("pair", "online").slots is None
