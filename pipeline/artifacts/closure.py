@@ -40,17 +40,20 @@ def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
         base: the folder that holds the packages; None is the running project's.
     """
     base = base or root()
-    waiting, files = list(modules), dict[str, Path]()  # by dotted name
+    waiting, files = list(modules), dict[str, Path | None]({WORDING: None})
     while waiting:
         name = waiting.pop()
-        path = _file(name, base)
-        if name not in files and path is not None and name != WORDING:
-            files[name] = path.relative_to(base)
+        if name in files:  # most names come up dozens of times, and to look for a file is slow
+            continue
+        path = files[name] = _file(name, base)
+        if path is not None:
             parent = name.rpartition(".")[0]  # a package's `__init__` runs before its modules
             waiting += [parent, *_imports(path, name if path.name == "__init__.py" else parent)]
 
     return sorted(
-        path for path in files.values() if path.name != "__init__.py" or (base / path).stat().st_size
+        path.relative_to(base)
+        for path in files.values()
+        if path is not None and (path.name != "__init__.py" or path.stat().st_size)
     )
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-import zarr
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedArtifactError
@@ -89,6 +88,8 @@ def create(store: Path, checkpoints: dict[str, dict[str, dict[str, Layout]]], co
         checkpoints: layouts by checkpoint, split and feature name.
         compression: "none" or "zstd".
     """
+    import zarr  # half a second, and readers do without it
+
     root = zarr.open_group(store, mode="a", zarr_format=3)
     for checkpoint, splits in checkpoints.items():
         for split, features in splits.items():
@@ -101,6 +102,8 @@ def create(store: Path, checkpoints: dict[str, dict[str, dict[str, Layout]]], co
 
 def set_manifest(store: Path, manifest: Contents) -> None:
     """Write all that a store says of itself into the root group's attributes."""
+    import zarr
+
     zarr.open_group(store, mode="a", zarr_format=3).attrs.update(manifest.model_dump(mode="json"))
 
 

@@ -24,7 +24,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from pipeline.networks.spec import NetworkSpec
 
 Taps = dict[str, Tensor]
 Shape = tuple[int, ...]
+M = TypeVar("M", bound=nn.Module)
 
 
 class Tap:
@@ -152,16 +153,16 @@ class Network(nn.Module):
         names = list(self.units)
         if after not in names[:-1]:
             raise unknown_name("unit to attach a head to", after, names[:-1])
-        units = {name: copy.deepcopy(self.units[name]).cpu() for name in names[names.index(after) + 1 :]}
+        units = {name: _on_cpu(copy.deepcopy(self.units[name])) for name in names[names.index(after) + 1 :]}
         # `width`, not what the classifier reads: a layer inserted at `final` is not in the copy.
         rest = Rest(units, self.width, self.classifier.out_features,
-                    tail=copy.deepcopy(self.tail).cpu(), initialize=self.initialize)  # fmt: skip
+                    tail=_on_cpu(copy.deepcopy(self.tail)), initialize=self.initialize)  # fmt: skip
         rest.draw()
         return rest
 
     def fresh(self) -> Self:
         """Return a copy with parameters drawn anew (SLKD's untrained teachers), on the CPU: its draws are keyed."""
-        network = copy.deepcopy(self).cpu().requires_grad_(True)
+        network = _on_cpu(copy.deepcopy(self)).requires_grad_(True)
         network.draw()
         return network
 
@@ -192,6 +193,11 @@ def _compiled() -> Callable[[Network, Tensor, tuple[str, ...] | None], tuple[Ten
     # One compiled function serves all networks, in training and evaluation, with all batch sizes.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     return torch.compile(_walked)
+
+
+def _on_cpu(module: M) -> M:
+    """Return a module on the CPU; one without values (on torch's meta device) stays where it is."""
+    return module if any(x.is_meta for x in module.state_dict().values()) else module.cpu()
 
 
 class Rest(Network):

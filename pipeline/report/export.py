@@ -57,6 +57,7 @@ def summary(results: Results) -> dict[str, Any]:
 
 def _means(pair: Pair, run: Run) -> dict[str, float]:
     top1 = run.estimate("top1")
+    # Plain numbers alone: `dvc metrics diff` compares them one by one.
     means = {
         "top1": top1.mean,
         "best_top1": run.estimate("best_top1").mean,
@@ -88,6 +89,7 @@ def _results(results: Results) -> Iterable[Mapping[str, Any]]:
             "seed": student.seed,
             "teacher_top1": pair.teacher.trained.metrics["top1"],
             **{name: metrics[name] for name in RESULT_METRICS},
+            # Only runs that can be compared with the teacher have these.
             **{name: metrics.get(name, "") for name in ("teacher_kl", "teacher_l2")},
         }
 
@@ -127,6 +129,7 @@ def _students(results: Results) -> Iterable[tuple[Pair, Run, Trained]]:
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     cells = [{_cell(name): _cell(value) for name, value in row.items()} for row in rows]
+    # Runs differ in their terms: a column that a row lacks is an empty cell.
     columns = list(dict.fromkeys(name for row in cells for name in row))
 
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -59,6 +59,7 @@ def page(results: Results) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    # Read as packages' resources: they are found in an installed wheel too.
     template = environment.from_string((files / "page.html").read_text("utf-8"))
 
     return template.render(
@@ -67,7 +68,7 @@ def page(results: Results) -> str:
             ["Distillation", *(["on", " and ".join(results.datasets)] if results.datasets else [])]
         ),
         summary=_summary(results),
-        provenance=results.provenance.line,
+        provenance=results.provenance,
         sections=shown,
     )
 
@@ -130,6 +131,7 @@ def _name(module: ModuleType) -> str:
 
 
 def _summary(results: Results) -> list[tuple[str, str]]:
+    # The student alone comes first in every pair, and is not a run.
     runs = {run.name for pair in results.pairs for run in pair.runs[1:]}
     students = sum(len(run.students) for pair in results.pairs for run in pair.runs)
     return [

@@ -62,12 +62,12 @@ class Provenance:
 
     @property
     def line(self) -> str:
-        """The short form, for the top of the page."""
+        """Commit and versions in short, for the top of the page."""
         source = f"commit {self.commit[:10]}" if self.commit else self.git
         if self.changed:
             source += ", with uncommitted changes"
         packages = ", ".join(f"{name} {self.versions[name]}" for name in ("stillhouse", "torch"))
-        return f"Made {self.made}; {source}; {packages}."
+        return f"{source}; {packages}."
 
 
 def gather(folder: Path) -> Provenance:
@@ -132,8 +132,8 @@ def _version(package: str) -> str:
 
 def _machine() -> dict[str, str]:
     """Return what this machine is, as far as it says so; no name of a host or a person."""
-    found = {"system": f"{platform.system()} {platform.release()}", "architecture": platform.machine()}
-    return found | {"CPU": _cpu(), "cores": str(os.cpu_count() or "unknown"), "memory": _memory()}
+    kind = {"system": f"{platform.system()} {platform.release()}", "architecture": platform.machine()}
+    return kind | {"CPU": _cpu(), "cores": str(os.cpu_count() or "unknown"), "memory": _memory()}
 
 
 def _cpu() -> str:

@@ -54,6 +54,7 @@ class Trained:
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a column of the history (epochs,), NaN where a cell is empty or the column is not there."""
+        # A phase of the training lacks the terms of another one.
         empty = [""] * len(self.history.get("epoch", []))
         return np.array([float(cell) if cell else np.nan for cell in self.history.get(name, empty)])
 
@@ -116,6 +117,7 @@ class Run:
     @property
     def terms(self) -> list[str]:
         """Names of the terms of its loss, in the history's order."""
+        # A dot marks what an epoch showed beside its terms: `diagnostics`.
         return [name for name in self.students[0].history if name not in NOT_TERMS and "." not in name]
 
     def diagnostics(self, kind: str) -> list[str]:
@@ -224,6 +226,7 @@ class Matched:
                 value = value.get(key, {}) if isinstance(value, dict) else {}
             if isinstance(value, int | float):
                 values.append(float(value))
+        # A mean over some of the seeds would not be comparable with the others.
         return estimate(values) if len(values) == len(self.numbers) else None
 
 

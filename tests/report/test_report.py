@@ -622,8 +622,7 @@ def test_numbers_as_people_read_them(shown: str, expected: str) -> None:
 
 
 def test_several_methods_are_named_in_their_order(project: Project) -> None:
-    composed = {"methods": {"fitnet": {}, "kd": {}}, "schedule": "self_learning"}
-    project.distill("both", **composed)
+    project.distill("both", methods={"fitnet": {}, "kd": {}}, schedule="self_learning")
     out = project.run()
     (row,) = (row for row in rows(out / "results.csv") if (row["run"], row["seed"]) == ("both", "1"))
     assert (row["methods"], row["schedule"], row["transform"]) == ("fitnet + kd", "self_learning", "")

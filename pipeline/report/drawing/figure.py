@@ -77,6 +77,7 @@ def draw(
 
     salt = "f" + hashlib.blake2b(name.encode(), digest_size=5).hexdigest()
     file = io.BytesIO()
+    # The salt makes identifiers that matplotlib would draw at random those of the figure's name.
     with mpl.rc_context(RC | {"svg.hashsalt": salt}), warnings.catch_warnings():
         # A class name may hold letters that the font for measuring lacks; the reader's font draws them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -120,12 +121,18 @@ def logarithmic(ax: Axes) -> None:
 def _inline(text: str, salt: str, label: str) -> Markup:
     """Return what stands inside a page: no prologue, no metadata, no size of its own, identifiers made unique."""
     text = text[text.index("<svg") :]
+
+    # A style sheet within an SVG would hold for the whole page.
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)
+
+    # Without width and height the picture takes those of its place on the page.
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None
     head = Markup('<svg {} role="img" aria-label="{}">').format(Markup(box[0]), label)
     text = str(head) + text[text.index(">") + 1 :]
+
+    # Figures of one page share one space of identifiers.
     text = re.sub(r' id="([^"]+)"', rf' id="{salt}-\1"', text)
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{salt}-\1)", text)
     text = re.sub(r'href="#([^"]+)"', rf'href="#{salt}-\1"', text)

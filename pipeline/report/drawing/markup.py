@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from pipeline.report.drawing import text
-from pipeline.report.drawing.palette import Style
+from pipeline.report.drawing.palette import SHADES, Style
 from pipeline.report.statistics import Estimate
 
 Content = str | Markup
@@ -51,7 +51,9 @@ def table(head: Sequence[Content], rows: Sequence[Row], words: int = 1) -> Marku
         for column, value in enumerate(row):
             cell = value if isinstance(value, Cell) else Cell(value)
             kind = " ".join(filter(None, ["" if column < words else "number", cell.kind]))
+            # Shown texts such as "1.2 k" do not sort as numbers do, so the script reads this one.
             order = "" if cell.order is None else Markup(' data-order="{}"').format(repr(cell.order))
+            # The first cell names its row, which a screen reader repeats with each of the others.
             tag = Markup('th scope="row"') if column == 0 else Markup("td")
             end = Markup("th") if column == 0 else Markup("td")
             cells.append(Markup("<{}{}{}>{}</{}>").format(tag, _kind(kind), order, cell.content, end))
@@ -97,8 +99,6 @@ def legend(entries: Iterable[tuple[str, Style]], rest: int = 0) -> Markup:
 
 def swatch(style: Style) -> Markup:
     """Return a short line in a run's color and dash, with its mark."""
-    from pipeline.report.drawing.palette import SHADES
-
     color = Markup("var(--{})").format(SHADES[style.color])
     dash = " ".join(f"{1.5 * length:g}" for length in style.dash)
     return Markup(
@@ -107,6 +107,7 @@ def swatch(style: Style) -> Markup:
     ).format(color, dash or "none", _MARK_PATHS[style.mark])
 
 
+# matplotlib's marks, drawn by hand at the middle of a swatch of 26x12.
 _MARK_PATHS = {
     "o": "M13 2.6a3.4 3.4 0 1 0 .01 0z",
     "s": "M10 3h6v6h-6z",
@@ -146,11 +147,6 @@ def facts(entries: Iterable[tuple[Content, Content]]) -> Markup:
     """Return a list of terms and values."""
     items = [Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(term, value) for term, value in entries]
     return Markup('<dl class="facts">{}</dl>').format(Markup().join(items))
-
-
-def strong(content: Content) -> Markup:
-    """Return emphasized text."""
-    return Markup("<b>{}</b>").format(content)
 
 
 def _kind(kind: str) -> Markup:

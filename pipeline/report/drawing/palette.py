@@ -51,6 +51,7 @@ def styles(pair: Pair) -> dict[str, Style]:
     The student alone, the baseline and the best of the others have a color of their own; so a pair with thirty
     runs is still a picture.
     """
+    # These two keep their colors on every page, whatever else is listed.
     known = [name for name in (ALONE, BASELINE) if any(run.name == name for run in pair.runs)]
     ranked = [run.name for run in pair.ranked() if run.name not in known]
     chosen = {*known, *ranked[: len(SERIES) - 1]}  # the first color is the baseline's

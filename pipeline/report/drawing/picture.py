@@ -24,6 +24,7 @@ def png(image: NDArray[np.uint8], largest: int, colors: int | None = None) -> st
     picture.thumbnail((largest, largest))
     if colors is not None and not gray:
         picture = picture.quantize(colors)
+
     file = io.BytesIO()
     picture.save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

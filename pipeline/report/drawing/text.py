@@ -50,7 +50,7 @@ def verdict(value: Estimate) -> str:
 def amount(value: float, unit: str = "") -> str:
     """Write a count in three digits, with k, M or G."""
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 0.9995 * size:
+        if abs(value) >= 0.9995 * size:  # what three digits would round up to the next letter
             return f"{_three(value / size)}{NARROW}{letter}{unit}"
     return f"{_three(value)}{NARROW + unit if unit else ''}"
 

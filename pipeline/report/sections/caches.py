@@ -49,6 +49,7 @@ def _teacher(teacher: Teacher, codes: list[Code]) -> Markup:
 
     errors = _errors(check["error"])
     described = teacher.store["features"]
+    # Arrays are named "checkpoint/split/feature".
     checkpoints = len({array.split("/")[0] for array in check["error"]}) or 1
     rows = [
         _row(name, described.get(name), errors.get(name), teacher, checkpoints)

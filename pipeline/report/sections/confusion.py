@@ -78,6 +78,7 @@ def shares(dataset: Dataset, networks: list[Trained] | tuple[Trained, ...]) -> S
 
 def _matrix(ax: Axes, values: Shares, classes: tuple[str, ...], difference: bool) -> None:
     size = len(classes)
+    # Below five points a difference stays pale: it would look like much on a scale of its own.
     top = max(5.0, float(np.abs(values).max())) if difference else 100.0
     strength = 0.92 * np.sqrt(np.abs(values) / top)
     color = np.where(values[..., None] > 0, MORE if difference else LESS, LESS)

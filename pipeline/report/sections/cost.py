@@ -20,6 +20,7 @@ def section(results: Results, pair: Pair) -> Markup:
     """Return the table of a pair's costs."""
     metrics = pair.teacher.trained.metrics
     bases = [run for run in (pair.alone, pair.baseline) if run is not None]
+    # In steps of these two: seconds depend on the machine, their ratio hardly does.
     speeds = [run.estimate("images_per_second").mean for run in bases]
 
     rows: list[markup.Row] = [
@@ -50,6 +51,7 @@ def section(results: Results, pair: Pair) -> Markup:
                 markup.Cell(f"{text.fixed(means['latency_ms'])} ms", means["latency_ms"]),
                 markup.Cell(text.duration(means["train_seconds"]), means["train_seconds"]),
                 markup.Cell(text.amount(speed), speed),
+                # No speed was measured where no epoch ran.
                 *(_times(base / speed if speed else 0.0) for base in speeds),
                 markup.Cell(text.amount(means["peak_bytes"], "B"), means["peak_bytes"]),
             ]

@@ -47,6 +47,7 @@ def _dataset(dataset: Dataset) -> Markup:
 def _gallery(dataset: Dataset) -> Markup:
     """Return the first training sample of each class."""
     split, files = dataset.prepared.split("train"), dataset.prepared.meta.files
+    # Large data sets are indexed where they lie, which may be another machine than the report's.
     if files is not None and not Path(files.root).is_dir():
         return Markup("<p>{}</p>").format(f"The images stay in {files.root}, which is not on this machine.")
     classes, first = np.unique(split.labels, return_index=True)

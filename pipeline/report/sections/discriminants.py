@@ -40,7 +40,7 @@ def _figure(table: Table) -> Markup:
 def paint(ax: Axes, explained: NDArray[np.float64]) -> None:
     """Draw the share of each direction, (D,) in percent, and their running sum."""
     place = np.arange(1, len(explained) + 1)
-    few = len(explained) <= 30
+    few = len(explained) <= 30  # of more, gaps and dots would run together
     ax.bar(place, explained, width=0.7 if few else 1.0, color=palette.SERIES[0], linewidth=0)
     mark = "o" if few else ""
     ax.plot(place, explained.cumsum(), color=palette.SERIES[1], marker=mark, markersize=3)

@@ -28,6 +28,7 @@ def section(results: Results, pair: Pair) -> Markup:
     """Return a picture of the teacher and of some runs, each of the first seed."""
     networks = {f"teacher {pair.teacher.name}": pair.teacher.trained}
     networks |= {run.name: run.students[0] for run in pair.compared}
+    # All networks keep the same samples, so the teacher's index stands for all.
     labels = pair.dataset.labels[pair.teacher.trained.pooled_index]
     if len(labels) < FEWEST:
         return Markup()

@@ -20,10 +20,9 @@ MOST_PATHS = 12  # changed files that are named
 def section(results: Results) -> Markup:
     """Return commit, versions and machines."""
     source = results.provenance
-    commit: markup.Content = source.commit or source.git
-    code = [
-        ("made", source.made),
-        ("commit", commit),
+    code: list[tuple[markup.Content, markup.Content]] = [
+        ("made", Markup("<time>{}</time>").format(source.made)),
+        ("commit", source.commit or source.git),
         ("files that differ from it", str(len(source.changed)) if source.commit else text.DASH),
         ("dvc.lock without the report's entry", source.lock or "none"),
     ]

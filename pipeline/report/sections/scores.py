@@ -56,6 +56,7 @@ def _ordered(pair: Pair) -> list[Run]:
 
 
 def _table(pair: Pair, runs: list[Run]) -> Markup:
+    # A column that says the same in every row would only take room.
     differing = [name for name in SETTINGS if len({_setting(run, name) for run in runs} - {None}) > 1]
     baseline = pair.baseline
     head = ["run", "composition", *differing, "top-1", f"gain over {ALONE}"]

@@ -49,13 +49,13 @@ def _run(run: Run, alone: Run) -> Markup:
     return markup.folded(title, markup.table(["part", "setting", "value"], rows, 3))
 
 
-def _plugins(part: str, plugins: Plugins) -> list[markup.Row]:
-    """Return one row for each setting of plug-ins, after a row with the plug-in's name."""
-    rows: list[markup.Row] = []
+def _plugins(part: str, plugins: Plugins) -> list[tuple[str, str]]:
+    """Return the names of plug-ins, each before its settings: several methods may share a setting's name."""
+    entries = []
     for name, settings in plugins.items():
-        rows.append([part, "", markup.strong(name)])
-        rows += [[part, setting, value] for setting, value in _flat(settings)]
-    return rows
+        entries.append((part, name))
+        entries += [(f"{name}: {setting}", value) for setting, value in _flat(settings)]
+    return entries
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -48,6 +48,7 @@ def _flat(quality: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _cell(value: Any) -> markup.Cell:
+    # Qualities are floats in their json, counts among them.
     whole = isinstance(value, float) and value == int(value) and abs(value) < 1e6
     order = float(value) if isinstance(value, int | float) else None
     return markup.Cell(str(int(value)) if whole else text.plain(value), order)

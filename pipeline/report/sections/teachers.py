@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Teachers"
-LEAD = "whether each teacher is good enough to teach: compare its top-1 to its students alone."
+LEAD = (
+    "whether each teacher is good enough to teach: compare its top-1 with that of its students trained alone."
+)
 GROUP, ORDER = "closing", 20
 
 MOST = 8  # lines of one color each
@@ -64,6 +66,8 @@ def section(results: Results) -> Markup:
     ]
 
     parts = [markup.table(head, rows, 3)]
+
+    # A teacher whose weights were taken as they are has no curve.
     trained = [teacher for teacher in results.teachers.values() if teacher.trained.history]
 
     if trained:

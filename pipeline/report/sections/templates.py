@@ -58,6 +58,7 @@ def _seen(feature: str, field: Field, size: int) -> str:
         f"A pixel of {feature} sees at most {height}{text.TIMES}{width} of the {size}{text.TIMES}{size} pixels of an "
         "image: they are framed, the others are faded"
     )
+    # Fields at a border are cut, so a map may hold both whole images and parts of one.
     whole = height == size and width == size
     return words + (", and where it sees the whole image a dot is its place." if whole else ".")
 

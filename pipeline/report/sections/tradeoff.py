@@ -96,7 +96,7 @@ def _costs(ax: Axes, low: float, high: float) -> None:
     """Make x a logarithmic axis with at least two numbers on it."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    low, high = low / 1.5, high * 1.5
+    low, high = low / 1.5, high * 1.5  # room for one network alone, whose span is a point
     ax.set_xscale("log")
     ax.set_xlim(low, high)
     span = high / low

@@ -110,7 +110,7 @@ def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array
     return {
         "mean": np.zeros(channels),
         "scalings": np.zeros((channels, config.components)),
-        "centers": np.zeros((number, config.components)),
+        "centers": np.zeros((number, config.components), np.float32),
         "scores": np.zeros((number, number), np.float32),
         "counts": np.zeros(number, np.int64),
         "per_class": np.array(config.per_class, np.int64),

@@ -1,0 +1,120 @@
+"""A run is rehearsed on shapes alone: every method can be, and a table's stand-in has the sizes of what is fitted."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from table_fixtures import digit_maps
+from training_fixtures import KNOWN, STUDENT, plug
+
+from pipeline import plugin
+from pipeline.distillation import combination
+from pipeline.distillation.method import BaseMethod, MethodConfig, Needs
+from pipeline.errors import ParamsError, ShapeError
+from pipeline.params.plug import Plug
+from pipeline.params.runs import RunParams
+from pipeline.runs.composition import Composition
+from pipeline.runs.rehearsal import feature_shape, rehearse
+from pipeline.tables.table import FitContext
+
+FITS = {"kmeans": {"clusters": 5}, "kernels": {}, "moments": {}, "lda": {"components": 3},
+        "subclasses": {"components": 3, "per_class": 2}}  # fmt: skip
+
+
+def composed(methods: dict[str, Any], **more: Any) -> Composition:
+    return Composition.of(RunParams.model_validate({"methods": methods} | more), "runs.x", KNOWN)
+
+
+@pytest.mark.parametrize("name", plugin.names("tables"))
+def test_a_stand_in_has_the_sizes_of_what_is_fitted(name: str) -> None:
+    module = plugin.load("tables", name)
+    config = module.Config(feature="final", **FITS[name])
+    fitted = module.fit(digit_maps(300), config, FitContext(num_classes=10)).arrays
+    stand_in = module.stand_in(config, 12, 10)
+    assert stand_in.keys() <= fitted.keys()
+    for array, values in stand_in.items():
+        assert values.shape == fitted[array].shape, array
+        assert values.dtype == fitted[array].dtype, array
+
+
+@pytest.mark.parametrize("name", plugin.names("methods"))
+def test_every_method_is_rehearsed_to_its_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None computes anything from values before it is trained, or its rehearsal would end early."""
+    assembled, assemble = [], combination.assemble
+    monkeypatch.setattr(combination, "assemble", lambda *given: assembled.append(assemble(*given)))
+    settings = {"mimicry": {"student_tap": "stage2", "teacher_feature": "stage2"}}.get(name, {})
+    words = plugin.load("tables", "kmeans").stand_in(SimpleNamespace(clusters=5, temperature=1.0), 64, 4)
+    rehearse(composed({name: settings}), STUDENT, KNOWN, {"words": words})
+    assert len(assembled) == 1
+    assert all(parameter.is_meta for parameter in assembled[0].parameters())
+
+
+def test_what_does_not_fit_is_an_error() -> None:
+    with pytest.raises(ShapeError, match="Mimicry pairs equal shapes"):
+        rehearse(
+            composed({"mimicry": {"student_tap": "stage1", "teacher_feature": "stage2"}}), STUDENT, KNOWN, {}
+        )
+    layers = [{"stage2": {"layer": "kd_layer", "settings": {"words": words}}} for words in (3, 4)]
+    with pytest.raises(ParamsError, match="Methods 'kd' and 'fitnet' of one run put different layers"):
+        rehearse(composed({"kd": {"insert": layers[0]}, "fitnet": {"insert": layers[1]}}), STUDENT, KNOWN, {})
+
+
+def test_what_needs_values_is_left_to_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Config(MethodConfig):
+        weights: dict[str, float] = {"ce": 1.0}
+
+    class Counting(BaseMethod[Config]):
+        def __init__(self, config: Config, context: Any) -> None:
+            super().__init__(config, context)
+            self.first = float(next(context.student.parameters()).flatten()[0])
+
+        @classmethod
+        def needs(cls, config: Config) -> Needs:
+            return Needs()
+
+    plug(monkeypatch, "methods", "counting", Config=Config, Method=Counting)
+    rehearse(composed({"counting": {}}), STUDENT, KNOWN, {})
+    # A table of which no sizes are known, and a transform, too.
+    rehearse(composed({"letkd": {}}), STUDENT, KNOWN, {})
+    wrong = {"mimicry": {"student_tap": "stage1", "teacher_feature": "stage2"}}
+    rehearse(composed(wrong, transform={"permutation": {"features": ["stage2"]}}), STUDENT, KNOWN, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("stage2", (32, 4, 4)),
+        ("stage2:pooled", (32,)),
+        ("stage2:halved", (32, 2, 2)),
+        ("stage2:nearest@words", (4, 4)),
+        ("stage2:halved:nearest@words", (2, 2)),
+        ("stage2:subclass@subclasses", (4, 4)),
+    ],
+)
+def test_the_shape_of_a_feature_by_hand(name: str, shape: tuple[int, ...]) -> None:
+    assert feature_shape(KNOWN.teacher.taps, name, 4) == shape
+
+
+def test_a_run_is_what_its_plug_ins_say() -> None:
+    run = composed(
+        {"fitnet": {"standardize": "moments"}, "kd": {}},
+        schedule={"anchors": {"anchors": ["best", "last"]}},
+        transform={"permutation": {"features": ["logits"]}},
+    )
+    assert list(run.methods) == ["fitnet", "kd"]
+    assert (run.needs.student, run.needs.teacher) == (("logits", "stage2"), ("stage2", "logits"))
+    assert run.needs.tables == ("moments",)
+    assert (run.checkpoints, run.copies, run.changes) == (("best", "last"), (), ("logits",))
+    assert run.plugins == ("methods/fitnet", "methods/kd", "schedules/anchors", "transforms/permutation")
+    assert [plug.name for plug in run.plugs()] == ["fitnet", "kd"]
+    # What has been filled in is composed to the same again: a student's inputs hold it.
+    again = RunParams.model_validate({
+        "methods": {plug.name: plug.settings for plug in run.plugs()}, "transform": {"permutation": {
+            "features": ["logits"]}}, "schedule": {"anchors": {"anchors": ["best", "last"]}},
+    })  # fmt: skip
+    assert Composition.of(again, "runs.x").plugs() == run.plugs()
+    coded = composed({"letkd": {"places": {"final": {"table": "words", "encoding": "nearest"}}}})
+    assert coded.plugins == ("methods/letkd", "schedules/final", "encodings/nearest", "layers/kd_layer")
+    assert Plug.of("letkd", **coded.plugs()[0].settings) == coded.plugs()[0]
