@@ -84,7 +84,7 @@ def compare(folder: Path, inputs: RunInputs, machine: Machine) -> dict[str, floa
 
 
 def _fetches(inputs: RunInputs, sources: Sources, feature: str | None) -> dict[str, Fetch]:
-    """Return how the teacher's logits, and the feature if it is compared, come by on test samples."""
+    """Return what gives the teacher's logits on test samples, and the feature if it is compared."""
     wanted = {"logits": _fetch("logits", inputs, sources)}
     if feature is not None and feature in inputs.features:
         wanted[feature] = _fetch(feature, inputs, sources)

@@ -347,7 +347,7 @@ def test_layers_that_disagree_are_told_with_both_methods() -> None:
 
 @pytest.mark.cpu
 def test_layers_that_agree_are_one_layer() -> None:
-    words = LAYER | {"settings": {"words": 11, "alpha": 1.0}}
+    words = {"kd_layer": {"words": 11, "alpha": 1.0}}
     found = assemble_all({"kd": {"insert": {"final": words, "stage1": LAYER}}, "letkd": {}}, tables)
     assert set(found.student.inserted) == {"final", "stage1"}
     alone = assemble("letkd", tables=tables).student.inserted["final"].state_dict()

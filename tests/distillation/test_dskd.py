@@ -149,7 +149,7 @@ def test_a_head_starts_alike_whichever_others_there_are() -> None:
         ),
     ],
 )
-def test_places_that_have_no_head_are_told_in_one_line(
+def test_places_that_have_no_head_are_reported_in_one_line(
     name: str, network: str, positions: tuple[str, ...] | None, error: type[Exception], match: str
 ) -> None:
     if name == "timm":
@@ -157,9 +157,9 @@ def test_places_that_have_no_head_are_told_in_one_line(
     known = known_of(name, network)
     for method in HEADED:
         config = plugin.load("methods", method).Config(positions=positions)
-        with pytest.raises(error, match=match) as told:
+        with pytest.raises(error, match=match) as raised:
             config.resolved(known)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(raised.value)
 
 
 @pytest.mark.cpu
@@ -267,7 +267,7 @@ def stretched(x: Array) -> Array:
 
 
 @pytest.mark.cpu
-def test_a_projector_of_what_is_no_map_is_told() -> None:
+def test_a_projector_of_what_is_no_map_is_reported() -> None:
     with pytest.raises(ShapeError, match="pairs two maps") as error:
         Projector((64,), (5, 4, 4), relu=True)
     assert "\n" not in str(error.value)
@@ -418,7 +418,7 @@ def test_losses_of_zero_have_weights_that_are_finite() -> None:
     assert all(torch.isfinite(x.grad).all() for x in losses.values() if x.grad is not None)
 
 
-def test_weights_sum_to_one_and_are_told_by_quantiles() -> None:
+def test_weights_sum_to_one_and_are_reported_by_quantiles() -> None:
     found = assemble("dskd")
     assert found.method.diagnose() == {}
     batch = found.batch(7)
@@ -506,7 +506,7 @@ def test_the_teacher_never_learns_and_the_student_does(method: str) -> None:
         ({"position": ["stage1"]}, "Did you mean 'positions'"),
     ],
 )
-def test_settings_that_cannot_be_are_told(settings: dict[str, Any], match: str) -> None:
+def test_settings_that_cannot_be_are_reported(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ParamsError, match=match) as error:
         validate(dskd.Config, settings, "runs.dskd.config")
     assert "\n" not in str(error.value)

@@ -129,7 +129,7 @@ def test_each_range_of_labels_has_its_own_permutation() -> None:
 
 
 @pytest.mark.cpu
-def test_what_cannot_be_permuted_is_told_in_one_line() -> None:
+def test_what_cannot_be_permuted_is_reported_in_one_line() -> None:
     with pytest.raises(
         ParamsError, match="permutes teacher feature 'final', and the run reads logits"
     ) as error:
@@ -201,7 +201,7 @@ def test_mimicry_is_the_formula() -> None:
 
 
 @pytest.mark.cpu
-def test_mimicry_of_other_shapes_is_told_with_the_cure() -> None:
+def test_mimicry_of_other_shapes_is_reported_with_the_cure() -> None:
     module, found = plugin.load("methods", "mimicry"), assemble("kd")
     for shape, cure in (((9, 2, 2), "Add transform: permutation"), ((64, 4, 4), "Choose taps of one size")):
         context = Context(
@@ -394,7 +394,7 @@ def test_first_steps_loss_is_by_hand(world: World) -> None:
     assert float(said["loss"]) == pytest.approx(float(said["ce"]) + 100 * float(said["mimic"]), rel=1e-5)
 
 
-def test_evaluation_tells_the_distance_to_the_teacher(world: World) -> None:
+def test_evaluation_reports_the_distance_to_the_teacher(world: World) -> None:
     for run, moved in (("kcd", True), ("fitnet", False), ("online", False), ("kd", None)):
         folder = world.distill(f"compared-{run}", world.inputs(run))
         assert not (folder / "comparison.json").exists()  # a training measures what it needs itself
@@ -417,7 +417,7 @@ def test_evaluation_tells_the_distance_to_the_teacher(world: World) -> None:
         )
 
 
-def test_a_dynamic_run_that_was_cut_off_ends_alike(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dynamic_run_that_was_interrupted_ends_alike(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(epochs=5, batch_size=20, milestones=(3,))
     inputs = world.inputs("kcd", transform=DYNAMIC, recipe=recipe)
     permutations = []
@@ -698,7 +698,7 @@ def test_a_missing_matching_names_its_stage(world: World, tmp_path: Path) -> Non
         ({"pictured": 4}, r"matchings.kcd.pictured is 4, and 'toy' has 4 classes"),
     ],
 )
-def test_what_a_matching_lacks_is_told_with_its_line(
+def test_what_a_matching_lacks_is_reported_with_its_line(
     world: World, tmp_path: Path, recipe: dict[str, Any], match: str
 ) -> None:
     block = block_of(world, tmp_path, **recipe)

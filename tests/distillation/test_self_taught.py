@@ -145,7 +145,7 @@ def test_a_copy_takes_what_was_planned(world: World) -> None:
     assert item.forwards == 10 * 100
 
 
-def test_a_copy_that_was_cut_off_while_it_was_stored_is_not_trained_again(
+def test_a_copy_that_was_interrupted_while_it_was_stored_is_not_trained_again(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "one"
@@ -312,9 +312,9 @@ def test_a_store_that_changed_since_is_refused(world: World) -> None:
         ({"teacher": "big", "student": "small", "architecture": "wrn"}, ParamsError, "unknown key"),
     ],
 )
-def test_blocks_that_cannot_be_are_told(
+def test_blocks_that_cannot_be_are_reported(
     copy: dict[str, Any], error: type[StillhouseError], match: str
 ) -> None:
-    with pytest.raises(error, match=match) as told:
+    with pytest.raises(error, match=match) as raised:
         checks.check(PARAMS | {"copies": {"x": copy}})
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)

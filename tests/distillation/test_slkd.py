@@ -329,7 +329,7 @@ def test_they_are_untrained_copies_that_depend_on_the_seed_alone() -> None:
 
 
 @pytest.mark.cpu
-def test_a_teacher_that_cannot_be_drawn_anew_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_that_cannot_be_drawn_anew_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     found = assemble("kd")
     teacher = frozen_teacher().network
     monkeypatch.setattr(Network, "draw", lambda self: None)
@@ -433,7 +433,7 @@ def test_slkd_online_ends_as_cached(world: World) -> None:
         torch.testing.assert_close(x, other[name], rtol=1e-4, atol=1e-4, msg=name)
 
 
-def test_slkd_that_was_cut_off_ends_alike(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slkd_that_was_interrupted_ends_alike(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = resolved(world, "slkd-cut")
     whole = world.distill("slkd-whole", inputs)
     keep = Training._keep
@@ -503,7 +503,7 @@ def test_methods_that_read_no_logits_are_taught_too(world: World) -> None:
         ({"detached": True}, "Did you mean 'detach'"),
     ],
 )
-def test_settings_that_cannot_be_are_told_in_one_line(settings: dict[str, Any], match: str) -> None:
+def test_settings_that_cannot_be_are_reported_in_one_line(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ParamsError, match=match) as error:
         validate(Config, settings, "runs.slkd.schedule.self_learning")
     assert "\n" not in str(error.value)
@@ -519,7 +519,7 @@ def test_defaults_are_the_published_constants() -> None:
 
 
 @pytest.mark.cpu
-def test_teaching_by_a_method_that_reads_no_logits_is_told(world: World) -> None:
+def test_teaching_by_a_method_that_reads_no_logits_is_reported(world: World) -> None:
     with pytest.raises(StillhouseError, match="The method reads stage2 of the teacher") as error:
         resolved(world, "no-logits", methods="fitnet", schedule={"self_learning": {"lesson": "method"}})
     assert "Set 'lesson' of the run's schedule to logits" in str(error.value)
@@ -527,7 +527,7 @@ def test_teaching_by_a_method_that_reads_no_logits_is_told(world: World) -> None
 
 
 @pytest.mark.cpu
-def test_a_term_that_the_lesson_does_not_weigh_is_told() -> None:
+def test_a_term_that_the_lesson_does_not_weigh_is_reported() -> None:
     objective, _, _, batch = made({"lesson": "method", "student_weights": {"ce": 1.0}})
     with pytest.raises(ParamsError, match="Term 'kd' of the method has no weight; found weights for ce"):
         step(objective, batch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from training_fixtures import RECIPE, World, make_world, weights
 from pipeline.params.recipe import Recipe
 from pipeline.runs.composition import Composition
 from pipeline.runs.inputs import RunInputs
-from pipeline.training import distill as distilling
 from stages import distill, evaluate
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -125,34 +123,27 @@ def test_a_run_of_one_method_is_written_in_two_ways_and_is_one_student(world: Wo
 # ------------------------------------------------------------------ settings as they were resolved
 
 
-@pytest.fixture
-def composed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Composition]]:
-    """Note what the training takes its run to consist of."""
-    seen: list[Composition] = []
-    of = Composition.of
-
-    def noted(run: Any, where: str, *known: Any) -> Composition:
-        assert known == ()  # nothing is filled in again
-        seen.append(of(run, where))
-        return seen[-1]
-
-    monkeypatch.setattr(distilling.Composition, "of", noted)
-    yield seen
-    assert len(seen) == 1
-
-
 def test_a_training_is_composed_of_the_settings_in_its_inputs(
-    world: World, composed: list[Composition]
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = {"student_tap": "last", "teacher_feature": "last"}
     path = resolved(world, "last", methods={"fitnet": last}, source="online")
     (plug,) = read(path).methods
     taps = {name: plug.settings[name] for name in last}
     assert taps == {"student_tap": "stage3", "teacher_feature": "stage3"}
+
+    seen: list[Composition] = []
+    of = Composition.of
+
+    def noted(run: Any, where: str) -> Composition:  # of no networks: nothing is filled in again
+        seen.append(of(run, where))
+        return seen[-1]
+
+    monkeypatch.setattr(Composition, "of", noted)
     distilled(world, "last", path)
-    (config,) = composed[0].methods.values()
+    ((config,),) = (composition.methods.values() for composition in seen)  # asked once
     assert config.model_dump(mode="json") == plug.settings
-    assert composed[0].needs.student == ("logits", "stage3")
+    assert seen[0].needs.student == ("logits", "stage3")
 
 
 def test_last_is_the_stage_that_it_means(world: World) -> None:

@@ -205,7 +205,7 @@ def test_transform_comes_before_the_method_and_is_not_trained() -> None:
 
 
 @pytest.mark.cpu
-def test_a_term_without_a_weight_is_told_in_one_line() -> None:
+def test_a_term_without_a_weight_is_reported_in_one_line() -> None:
     found = assemble("kd")
     found.method.config = found.method.config.model_copy(update={"weights": {"ce": 1.0}})
     batch = found.batch()
@@ -326,7 +326,7 @@ def test_anchors_without_the_last_can_teach_online(world: World) -> None:
 
 
 @pytest.mark.parametrize("run", ["fitnet", "online"])
-def test_a_distillation_that_was_cut_off_ends_alike(
+def test_a_distillation_that_was_interrupted_ends_alike(
     world: World, monkeypatch: pytest.MonkeyPatch, run: str
 ) -> None:
     inputs = world.inputs(run, recipe=RECIPE.model_copy(update={"epochs": 3}))
@@ -449,7 +449,9 @@ def test_a_head_is_trained_and_dropped(toy: World, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.cpu
-def test_a_layer_at_an_unknown_tap_is_told_in_one_line(toy: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_at_an_unknown_tap_is_reported_in_one_line(
+    toy: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = Operations({"stage9": LayerSpec.of("gate", start=1.0)})
     monkeypatch.setattr(ToyMethod, "operations", classmethod(lambda cls, *arguments: spec))
     with pytest.raises(UnknownNameError, match="Unknown tap 'stage9'") as error:
@@ -458,7 +460,7 @@ def test_a_layer_at_an_unknown_tap_is_told_in_one_line(toy: World, monkeypatch: 
 
 
 @pytest.mark.cpu
-def test_a_student_tap_that_is_not_there_is_told_in_one_line(world: World) -> None:
+def test_a_student_tap_that_is_not_there_is_reported_in_one_line(world: World) -> None:
     inputs = world.inputs("fitnet", methods=(Plug.of("fitnet", student_tap="stage7"),))
     with pytest.raises(StillhouseError, match="stage7") as error:
         world.distill("no-tap", inputs)
@@ -550,7 +552,7 @@ def test_stale_inputs_are_refused(world: World, run: str, update: dict[str, Any]
 
 
 @pytest.mark.cpu
-def test_a_missing_teacher_is_told_in_one_line(world: World, tmp_path: Path) -> None:
+def test_a_missing_teacher_is_reported_in_one_line(world: World, tmp_path: Path) -> None:
     with pytest.raises(MissingArtifactError, match=r"last\.safetensors does not exist") as error:
         world.distill("no-teacher", world.inputs("online", weights_folder=str(tmp_path)))
     one_line(error)
@@ -616,7 +618,7 @@ def test_features_are_kept_of_the_first_samples_of_at_most_ten_classes() -> None
     assert (np.diff(index) > 0).all()
 
 
-def test_evaluation_tells_cost_and_origin(world: World, student: Path) -> None:
+def test_evaluation_reports_cost_and_origin(world: World, student: Path) -> None:
     found, _ = evaluated(world, student)
     network, spec = load(student / "weights")
     assert found["params"] == num_params(network) == sum(x.numel() for x in network.parameters())

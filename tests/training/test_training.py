@@ -1,4 +1,4 @@
-"""The training loop: against a plain loop, cut off and gone on with, diverging, in phases."""
+"""The training loop: against a plain loop, interrupted and resumed, diverging, in phases."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def plain_epoch(prepared: Prepared, seed: int, epoch: int, size: int) -> Iterato
         images, labels = [], []
         for i in order[start:stop]:
             view = int(view_ids(space, slot, torch.tensor([i])))
-            row, column = divmod((view + 4) % 9, 3)  # view 0 is the centre of 3x3 offsets
+            row, column = divmod((view + 4) % 9, 3)  # view 0 is the center of 3x3 offsets
             padded = np.pad(split.images[i], ((0, 0), (1, 1), (1, 1)))
             crop = padded[:, row : row + 8, column : column + 8].astype(np.float64) / 255
             images.append((crop - meta.mean[0]) / meta.std[0])
@@ -115,7 +115,7 @@ def test_training_alone_is_a_plain_loop(
                     x -= rate * (step + 0.9 * velocity[name] if nesterov else velocity[name])
         losses.append(sum(steps) / len(steps))
     found = load_file(scratch / "weights/last.safetensors")
-    # float32; the normalisation and the update round in another order.
+    # float32; the normalization and the update round in another order.
     for name, x in network.state_dict().items():
         torch.testing.assert_close(found[name], x, rtol=1e-4, atol=2e-5, msg=name)
     for row, loss_ in zip(history(scratch), losses, strict=True):
@@ -178,7 +178,7 @@ def test_learning_rate_warms_up_linearly() -> None:
 
 
 @pytest.mark.cpu
-def test_history_tells_the_rate_of_every_epoch(tmp_path: Path, prepared: Prepared) -> None:
+def test_history_reports_the_rate_of_every_epoch(tmp_path: Path, prepared: Prepared) -> None:
     recipe = RECIPE.model_copy(update={"epochs": 3, "milestones": (1, 2)})
     rows = history(alone(tmp_path / "a", prepared, recipe))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
@@ -198,7 +198,7 @@ def test_last_batch(prepared: Prepared, drop: bool, sizes: list[int]) -> None:
 
 
 @pytest.mark.cpu
-def test_dropping_the_only_batch_is_told_in_one_line(tmp_path: Path, prepared: Prepared) -> None:
+def test_dropping_the_only_batch_is_reported_in_one_line(tmp_path: Path, prepared: Prepared) -> None:
     recipe = RECIPE.model_copy(update={"batch_size": 128, "drop_last": True})
     with pytest.raises(ParamsError, match="100 training samples make no batch of 128") as error:
         alone(tmp_path / "a", prepared, recipe)
@@ -269,7 +269,7 @@ def test_first_of_equal_epochs_is_the_best(tmp_path: Path) -> None:
         assert saved == expected
 
 
-# ------------------------------------------------------------------ cut off and gone on with
+# ------------------------------------------------------------------ interrupted and resumed
 
 
 class CutOffError(Exception):
@@ -297,7 +297,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_a_training_that_was_cut_off_ends_alike(
+def test_a_training_that_was_interrupted_ends_alike(
     tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
     recipe = RECIPE.model_copy(update={"epochs": 4, "milestones": (2,)})
