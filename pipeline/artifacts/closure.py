@@ -40,6 +40,7 @@ def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
         base: the folder that holds the packages; None is the running project's.
     """
     base = base or root()
+    # The wording counts as seen: neither it nor what it imports is ever followed.
     waiting, files = list(modules), dict[str, Path | None]({WORDING: None})
     while waiting:
         name = waiting.pop()
@@ -150,9 +151,11 @@ def _imported(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            # Each dot beyond the first leads one package up.
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             module = ".".join([*parents, *([node.module] if node.module else [])])
             yield module
+            # A name may itself be a module; where it is something in one, `_file` finds nothing.
             yield from (f"{module}.{alias.name}" for alias in node.names)
         else:
             yield from _imported(ast.iter_child_nodes(node), package)

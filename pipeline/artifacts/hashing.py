@@ -27,6 +27,7 @@ def file_hash(path: Path) -> str:
 
 def content_hash(content: Any) -> str:
     """Return the blake2b hash of anything that json can hold, 32 hexadecimal digits."""
+    # Sorted keys and no blanks: equal content has one text, however it was put together.
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

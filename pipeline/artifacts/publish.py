@@ -72,6 +72,7 @@ def building(out: Path, *, resume: bool = False) -> Iterator[Path]:
         if not resume:
             remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        # Their writer was killed within `writing`, and nobody resumes them.
         for part in list(folder.rglob(scratch(Path("*")).name)):
             remove(part)
 
@@ -116,6 +117,7 @@ def writing(path: Path) -> Iterator[Path]:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` to `path` in one step: sorted keys, two spaces, a final newline."""
     with writing(path) as part:
+        # NaN would be no valid json: better an error here than in a reader.
         part.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 

@@ -70,10 +70,14 @@ class Ranks:
         """
         if self.size == 1 or dist.is_initialized():
             return
+        # Collectives use the current device, which would be the first GPU for all ranks.
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        # torch warns of a group that is still open at the exit.
         atexit.register(dist.destroy_process_group)
+        # What lies on the CPU goes over gloo, even where gradients go over nccl.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
         _met(
             lambda: dist.init_process_group(
                 backend,
@@ -98,6 +102,7 @@ class Ranks:
         """Return the weight of this rank's mean in the mean over a global batch of `samples`."""
         if samples < 2 * self.size:
             return 1 / self.size
+        # As torch.tensor_split cuts it: the first ranks take one sample more.
         return (samples // self.size + (self.rank < samples % self.size)) / samples
 
     def agree(self, value: T) -> T:
@@ -117,6 +122,7 @@ class Ranks:
     def total(self, x: Tensor) -> Tensor:
         """Return the sum of a tensor over the ranks, the same bits on each."""
         if self.size > 1:
+            # The exchange works in place.
             x = x.clone()
             _met(lambda: dist.all_reduce(x))
         return x
@@ -142,6 +148,7 @@ class Ranks:
             parameters, sums, [1.0] * len(present) if everywhere else counts.tolist(), strict=True
         ):
             if count:
+                # In the parameter's own memory format; a view would also keep the whole bucket alive.
                 x.grad = torch.empty_like(x).copy_(summed.view_as(x))
 
     def share_modules(self, modules: Mapping[str, nn.Module]) -> None:
@@ -166,6 +173,7 @@ class Ranks:
                     statistic = (
                         isinstance(owner, nn.modules.batchnorm._BatchNorm) and buffer.is_floating_point()
                     )
+                    # Each rank's norm saw its own part of the batches.
                     if statistic:
                         buffer.copy_(self.total(buffer) / self.size)
                     else:
@@ -308,17 +316,21 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # torchrun would give every rank a single thread.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.disable()  # torchrun's own messages; ours are one line
+
     options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={processes}", "--max-restarts=0"]
     try:
         parsed = run.get_args_parser().parse_args([*options, "-m", module, *arguments])
         run.run(parsed)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     except ChildFailedError as error:
         failures = error.failures.values()
+        # A rank that exits has said why; one that was ended by a signal could not.
         reported = [failure.exitcode for failure in failures if failure.exitcode > 0]
         if reported:
             sys.exit(reported[0])
+
         rank, failure = error.get_first_failure()
         name = Signals(-failure.exitcode).name
         raise MachineError(
@@ -327,6 +339,7 @@ def launch(module: str, arguments: Sequence[str], processes: int) -> None:
     except SignalException as error:
         if error.sigval == SIGINT:
             raise KeyboardInterrupt from None
+        # As a shell reports a process that a signal has ended.
         sys.exit(128 + (error.sigval or SIGTERM))
 
 
@@ -347,4 +360,5 @@ def _end_with(parent: int) -> None:
     """End this process when torchrun, its parent, is gone, even by a SIGKILL: nobody else would."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    # sys.exit would end this thread alone.
     os._exit(1)

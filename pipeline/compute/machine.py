@@ -38,6 +38,7 @@ class Machine:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass; losses are computed outside it, in float32."""
+        # TF32 needs no context: it is a setting of the process (`precision.apply`).
         if self.precision == "bfloat16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
@@ -77,7 +78,9 @@ def peak_resident() -> int:
     if status.exists():
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
+                return int(line.split()[1]) << 10  # kB
+
+    # macOS counts bytes here, the other systems kB.
     unit = 1 if sys.platform == "darwin" else 1 << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -101,16 +104,20 @@ def machine(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if ranks.size > 1 and device.startswith("cuda"):
         device = _own_gpu(device, ranks)
+
     try:
         chosen = torch.device(device)
+        # A device may have a name and yet be unusable: an allocation shows it.
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise MachineError(f"--device '{device}' cannot be used: {reason}. Give auto or cpu.") from None
+
     if compiled and (lacking := cannot_compile(chosen)):
         raise MachineError(f"--compile needs {lacking}, and this machine has none. Unset STILLHOUSE_COMPILE.")
     resolved = precisions.resolve(precision, chosen)
 
+    # Last: where a connected rank fails, the others wait for it.
     ranks.connect(chosen)
     precisions.apply(resolved)
     return Machine(chosen, resolved, ranks, channels_last, compiled)
@@ -120,6 +127,7 @@ def cannot_compile(device: torch.device) -> str | None:
     """Return what torch.compile lacks on a device, or None."""
     if device.type == "cuda":
         return None if find_spec("triton") else "triton"
+    # Imported here, since torch's compiler takes as long to import as torch itself.
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

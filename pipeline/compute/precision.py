@@ -43,7 +43,9 @@ def resolve(name: str, device: torch.device) -> Precision:
 
 def apply(precision: Precision) -> None:
     """Set how this process computes float32 convolutions and products on GPUs from now on."""
+    # Under bfloat16 too: what autocast leaves in float32 reads rounded values anyway.
     allowed = precision != "float32"
+    # Each has a switch of its own, and torch's defaults differ.
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
 
@@ -63,6 +65,7 @@ def using(precision: Precision) -> Iterator[None]:
 def full_products() -> Iterator[None]:
     """Compute matrix products in IEEE float32 inside the block, whatever the precision of networks."""
     before = torch.backends.cuda.matmul.allow_tf32
+    # Distances are products alone, so convolutions keep their setting.
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
         yield

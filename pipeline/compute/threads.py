@@ -74,6 +74,7 @@ def macs(network: nn.Module, image: Tensor) -> int:
         for module in network.modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
     ]
+
     training = network.training
     network.eval()
     try:

@@ -95,6 +95,8 @@ class FileIndex:
         image = image_files.decode(str(path), self._content(row, path), self.channels, self._again)
         if box is None:
             return image_files.array(image_files.plain(image, self.resize, self.size))
+
+        # Cropped before it is resized: the filter then mixes in no pixel from outside the box.
         image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         if box.mirrored:
@@ -106,12 +108,14 @@ class FileIndex:
         return f"dvc repro --force {self.made_by}"
 
     def _path(self, row: int) -> Path:
+        # Paths are bytes on disk and need not be valid UTF-8.
         return self.root / os.fsdecode(self.records["path"][row])
 
     def _content(self, row: int, path: Path) -> bytes:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
+            # Where the raw data are missing as a whole, one file's name says too little.
             if not self.root.is_dir():
                 raise DataError(
                     f"{self.root} does not exist, and {self.folder} only lists the images there. Put the raw files "
@@ -121,6 +125,7 @@ class FileIndex:
                 f"{path} does not exist, but {self.folder} lists it. Put the file back, or list the files anew "
                 f"with: {self._again}"
             ) from None
+
         if content_hash(content) != self.records["hash"][row].tobytes():
             listed = f"({self.records['bytes'][row]:,} bytes)"
             raise DataError(

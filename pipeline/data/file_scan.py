@@ -58,6 +58,7 @@ def index(
     threads = os.cpu_count() or 1
     for split, (raw, rows) in parts.items():
         names = [os.fsencode(os.path.relpath(raw.paths[row], source.files.root)) for row in rows.tolist()]
+        # numpy's strings have one width, so all paths get that of the longest.
         kind = record_type(max(map(len, names)))
         labels = raw.labels[rows]
         shape = (len(rows), raw.channels, raw.size, raw.size)
@@ -65,6 +66,7 @@ def index(
 
         scan = partial(_scan, raw, decode=measure and split == "train")
         with files_path(folder, split).open("wb") as file, ThreadPoolExecutor(threads) as pool:
+            # The header goes first and the records block by block: the list is never whole in memory.
             header = {
                 "descr": np.lib.format.dtype_to_descr(kind),
                 "fortran_order": False,
@@ -74,6 +76,7 @@ def index(
             for start in range(0, len(rows), _BLOCK * threads):
                 block = rows[start : start + _BLOCK * threads].tolist()
                 records = np.zeros(len(block), dtype=kind)
+                # In the order of the files, whichever thread is first: the fingerprint depends on it.
                 for place, (facts, counted) in enumerate(pool.map(scan, (raw.paths[row] for row in block))):
                     records[place] = (names[start + place], *facts)
                     counts += counted

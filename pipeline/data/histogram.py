@@ -21,4 +21,5 @@ def moments(counts: list[int]) -> tuple[float, float]:
     number = sum(counts)
     first = sum(value * count for value, count in enumerate(counts))
     second = sum(value * value * count for value, count in enumerate(counts))
+    # Variance times the squared number is still an integer: nothing cancels in the difference.
     return first / (255 * number), math.sqrt(number * second - first * first) / (255 * number)

@@ -70,6 +70,7 @@ class ResidentImages:
             # All at once: for a few samples the many small steps of the permutation cost more than the crops.
             self._ids = view_ids(self.space, slot, torch.arange(len(self.images), device=device))
             self._slot = slot
+        # Bound now: by the time this batch is taken, the next slot's ids may have replaced them.
         ids = self._ids
 
         def finish() -> Tensor:
@@ -136,13 +137,16 @@ class DecodedImages:
             for place in run.tolist():
                 pixels[place] = self.files.pixels(rows[place], boxes[place])
 
+        # Their usual size decides how many threads pay.
         usual = int(self.files.records["bytes"][rows].mean())
         parts = [self._pool.submit(fill, run) for run in image_files.runs(len(rows), usual, self.threads)]
 
         def finish() -> Tensor:
             for part in parts:
-                part.result()
+                part.result()  # raises what the thread has raised
             plain = image.to(self.device, non_blocking=True)
+
+            # Random boxes were cut out while decoding; other spaces cut them out of the plain image.
             if slot == 0 or isinstance(self.space, RandomResizedCropSpace):
                 return plain
             samples = index.to(self.device)
@@ -157,6 +161,7 @@ class DecodedImages:
         records = self.files.records[index.numpy()]
         height, width = (torch.from_numpy(records[side].astype(np.int64)) for side in ("height", "width"))
         boxes, mirrored = self.space.boxes(view_ids(self.space, slot, index), index, height, width)
+        # The columns are top, left, height and width, then the flag: `Box` in its order.
         drawn = zip(*boxes.T.tolist(), mirrored.tolist(), strict=True)
         return [Box(*box) for box in drawn]
 
@@ -220,6 +225,7 @@ class Forward:
         while len(wanted) <= self.images.ahead and wanted[-1][2] < self.total:
             last = wanted[-1][2]
             wanted.append((slot, last, min(last + stop - start, self.total)))
+        # Those begun before are kept, and what is no longer wanted is dropped.
         self._waiting = {
             key: self._waiting.get(key) or self.images.begin(key[0], torch.arange(key[1], key[2]))
             for key in wanted

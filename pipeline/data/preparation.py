@@ -70,8 +70,10 @@ def prepare(
             rows = max(1, block_bytes // (source.channels * source.size**2))
             fingerprint, counts = _copy(source, name, folder, mask, labels, rows, advance)
         else:
+            # Pixels are counted only where mean or std must be measured: decoding takes hours on a large set.
             measure = None in (config.mean or source.mean, config.std or source.std)
             fingerprint, counts = file_scan.index(folder, source, mask, advance, measure=measure)
+
         for split, values in labels.items():
             content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
             np.save(content, values)
@@ -104,8 +106,10 @@ def _copy(
     advance: progress.Advance,
 ) -> tuple[dict[str, str], NDArray[np.int64]]:
     """Write all images, so many rows at a time; return fingerprints, and counts of training pixels (C, 256)."""
+    # Before the first byte: a disk that is too small would show after minutes.
     _check_disk(folder, sum(map(len, labels.values())) * source.channels * source.size**2)
     with ExitStack() as stack:
+        # All are open at once: one pass over the raw training data serves two splits.
         writers = {
             split: stack.enter_context(_Writer(folder, split, values, source))
             for split, values in labels.items()
@@ -149,8 +153,10 @@ def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.b
         return mask
     ranks = np.array([_rank(seed, index) for index in range(len(labels))], dtype=np.uint64)
     order = np.lexsort((ranks, labels))  # by class, then by rank
+
     start = 0
     for count in np.bincount(labels).tolist():
+        # Halves are rounded up, and one sample of each class always trains.
         num_held = min(max(1, math.floor(share * count + 0.5)), count - 1)
         mask[order[start : start + num_held]] = True
         start += count
@@ -170,6 +176,7 @@ class _Writer:
     def __init__(self, folder: Path, split: str, labels: NDArray[np.int64], source: Source) -> None:
         shape = (len(labels), source.channels, source.size, source.size)
         self._file = images_path(folder, split).open("wb")
+        # As numpy.save begins a file, for data that come in blocks.
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
         self._hash = fingerprinting(source.classes, shape, labels)
@@ -184,6 +191,7 @@ class _Writer:
 
     def write(self, block: NDArray[np.uint8]) -> None:
         """Append images uint8 (n, C, H, W)."""
+        # One buffer for the file and the hash, and no copy of a block that is contiguous.
         content = np.ascontiguousarray(block).reshape(-1).data
         self._file.write(content)
         self._hash.update(content)

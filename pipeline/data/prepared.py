@@ -79,6 +79,7 @@ class Prepared:
             DamagedArtifactError: a file is not what `meta.json` says.
         """
         meta = _read_meta(meta_path(folder), hint)
+        # From here on the data themselves say which stage makes them.
         hint = f"dvc repro {meta.made_by}"
         splits = {split: _open_split(folder, split, meta, hint) for split in meta.samples}
         return cls(folder, meta, splits)

@@ -83,6 +83,7 @@ class Live:
 
     def features(self, image: Tensor, names: set[str], label: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Give name, exact and rough feature (B, ...) of uint8 images (B, C, H, W), on the CPU."""
+        # The device's own TF32 is off for both: `rough` rounds by itself, alike on all devices.
         with precisions.using("float32"):
             exact, rough = (
                 teacher.features(self.normalize(image), names, label) for teacher in (self.exact, self.rough)
@@ -96,6 +97,7 @@ def rounded(network: Network) -> Network:
     copied = copy.deepcopy(network)
     for module in copied.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
+            # Weights once, inputs at each call; sums and biases stay in float32, as in a GPU's TF32.
             module.weight.data = tf32(module.weight.data)
             module.register_forward_pre_hook(lambda module, given: (tf32(given[0]), *given[1:]))
     return copied
@@ -103,6 +105,7 @@ def rounded(network: Network) -> Network:
 
 def tf32(x: Tensor) -> Tensor:
     """Round float32 to the 10 bits of fraction of TF32, to even."""
+    # Half a unit of the last kept bit, where a tie adds only if that bit is odd.
     bits = x.contiguous().view(torch.int32)
     return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
@@ -168,6 +171,7 @@ def _draw(
 def _measure(name: str, dtype: np.dtype[Any], live: Live) -> Floats | Codes:
     if dtype.kind == "f":
         return Floats(live.precision, dtype)
+    # The last encoding made these codes and knows when two of them differ.
     encoding = plugin.load("encodings", Feature.parse(name).encodings[-1])
     return Codes(live.precision, getattr(encoding, "differing", share_differing))
 
@@ -186,6 +190,7 @@ def summarize(path: Path, checkpoint: str, name: str) -> dict[str, Any]:
 
     for _, block in array.blocks(0, max(1, BLOCK_BYTES // sample_bytes)):
         x = np.moveaxis(block, 1, -1) if block.ndim > 1 else block[:, None]
+        # One pass, so as not to read the store twice; float64 has digits for the squares.
         x = x.reshape(-1, x.shape[-1]).astype(np.float64)  # (pixels, C)
         low = x.min(axis=0) if low is None else np.minimum(low, x.min(axis=0))
         high = x.max(axis=0) if high is None else np.maximum(high, x.max(axis=0))

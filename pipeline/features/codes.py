@@ -133,6 +133,7 @@ class Encoder:
             StaleArtifactError: rows that are encoded again differ.
         """
         manifest = self.extraction.manifest
+        # What computes the codes besides its inputs: an edit of it drops a half-made store.
         code = closure.digest(
             [
                 "pipeline.features.codes",
@@ -144,6 +145,7 @@ class Encoder:
         mark = whole_mark(scratch)
         if mark.exists() and mark.read_text() == identity:
             return manifests.read(scratch, f"dvc repro {manifest.made_by}")
+        # Until the end of the check it is not whole.
         publish.remove(mark)
         filled = fill(scratch, self.extraction, identity, self.title)
 
@@ -153,6 +155,7 @@ class Encoder:
         largest = worst(compare(scratch, filled, live, "last", splits, self.space, rows=ROWS))
         if largest.share > 1:
             raise StaleArtifactError(f"{largest}. Run the same command again.")
+        # Only now: the mark says that nothing is left to do.
         mark.write_text(identity)
         return filled
 

@@ -76,6 +76,7 @@ def read(store: Path, hint: str) -> Contents:
         DamagedArtifactError: its attributes are not a manifest.
     """
     attributes = _attributes(store, hint)
+    # The model refuses keys that it does not know, and a manifest has more than these.
     known = {key: attributes[key] for key in Contents.model_fields if key in attributes}
     return _parsed(Contents, known, store, hint)
 
@@ -146,6 +147,7 @@ def require_source(table: Path, origin: Mapping[str, Any], store: Path, contents
             f"Make it again with: {hint}"
         )
     feature = origin.get("feature", "")
+    # Tables are fitted to the training split of the last checkpoint.
     stored = contents.features.get(feature)
     if stored is None or stored.digest.get("last/train") != origin.get("digest"):
         raise StaleArtifactError(
@@ -176,12 +178,14 @@ def check_stored(store: Path, contents: Contents, name: str, checkpoints: Iterab
             f"{store} does not hold teacher feature '{name}'; it holds {', '.join(sorted(contents.features))}. "
             f"Add it to {teacher}.features in params.yaml, {then}"
         )
+
     if feature.slots < slots:
         cure = "Lower 'slots' of the run" if coded else f"Raise {teacher}.features.{name}.slots"
         raise ParamsError(
             f"{store} holds {feature.slots} view slots of '{name}', expected {slots}. {cure}, or {online}, in "
             f"params.yaml, {'then: dvc repro' if coded else then}"
         )
+
     for checkpoint in checkpoints:
         if checkpoint not in contents.weights:
             cure = f"Add it to {teacher}.checkpoints in params.yaml, {then}"
@@ -197,6 +201,8 @@ def _attributes(store: Path, hint: str) -> dict[str, Any]:
     if not path.exists():
         raise MissingArtifactError(f"{store} holds no store. Make it with: {hint}")
     content = read_json(path, hint)
+
+    # A file that is no manifest has no version: it reads as another layout.
     attributes = content.get("attributes") if isinstance(content, dict) else None
     attributes = attributes if isinstance(attributes, dict) else {}
     version = attributes.get("schema_version")

@@ -65,6 +65,7 @@ class Feature:
         reads = [("table" in _reads(encoding)) for encoding in feature.encodings]
         if any(reads[:-1]):
             raise ParamsError(f"'{name}' names no feature: an encoding that reads a table comes last.")
+        # A slice, because a plain tap has no last encoding.
         if (feature.table is not None) != any(reads[-1:]):
             last = f"its last encoding '{feature.encodings[-1]}'" if reads else "a plain tap"
             expected = "reads a table: add @table" if any(reads) else f"reads no table: drop @{feature.table}"

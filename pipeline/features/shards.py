@@ -46,6 +46,7 @@ class ShardWriter:
         self.hashes = {} if hashes is None else hashes
         self.pieces = pieces
         whole = layout.shape[0] * layout.shape[1]
+        # A feature with fewer slots than the others may end before the range does.
         self.span = (0, whole) if span is None else (min(span[0], whole), min(span[1], whole))
         self._parts: list[Array] = []
 
@@ -64,9 +65,11 @@ class ShardWriter:
         first = slot * self.layout.shape[1] + start
         wrote = False
         for shard, (begin, end) in list(self._pending(first, first + len(values))):
+            # The batch's share of the shard, which may begin before the batch and end after it.
             self._parts.append(values[max(begin, first) - first : end - first])
             if end <= first + len(values):
                 shard_values, self._parts = np.concatenate(self._parts), []
+                # A shard that reaches into another rank's range waits as a piece: two writers lose data.
                 if (begin, end) == shard:
                     self.write(begin, shard_values)
                     wrote = True
@@ -83,6 +86,7 @@ class ShardWriter:
             )
         values = np.ascontiguousarray(values)  # a copy only where the network's memory format is another
         slot, start = divmod(begin, self.layout.shape[1])
+        # Whole slots, or part of one: then there is one row.
         rows = -(-len(values) // self.layout.shape[1])
         self.array.write(slot, start, values.reshape(rows, -1, *values.shape[1:]))
         self.hashes[begin] = hashlib.blake2b(values.data, digest_size=16).hexdigest()
@@ -97,6 +101,7 @@ class ShardWriter:
 
     def digest(self) -> str:
         """Return the hash of the whole content."""
+        # The layout belongs to it: cut otherwise, the same content has other shards.
         hashes = [self.hashes[begin] for begin in sorted(self.hashes)]
         return hashing.content_hash([self.layout.shape, self.layout.dtype, self.layout.shard, hashes])
 
@@ -106,10 +111,11 @@ class ShardWriter:
         rows, width = self.layout.shard
         while first < stop:
             slot, start = divmod(first, samples)
-            if width >= samples:
+            if width >= samples:  # shards of whole slots
                 slot = slot // rows * rows
                 begin, end = slot * samples, min(slot + rows, slots) * samples
             else:
+                # Shards within a slot, of which the last may be shorter.
                 start = start // width * width
                 begin, end = slot * samples + start, slot * samples + min(start + width, samples)
             yield begin, end
@@ -123,6 +129,7 @@ class ShardWriter:
     def _pending(self, first: int, stop: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """Give the shards of [first, stop) that are to be written, each with its part in this range."""
         for begin, end in self.shards(max(first, self.span[0]), min(stop, self.span[1])):
+            # Whole shards are known by their hashes, parts of shards by their pieces.
             part = max(begin, self.span[0]), min(end, self.span[1])
             if begin not in self.hashes and (part == (begin, end) or not self.piece(*part).exists()):
                 yield (begin, end), part

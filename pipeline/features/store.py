@@ -55,6 +55,7 @@ class Layout:
         if per_shard < samples:
             return cls(shape, dtype, (1, per_shard), chunk)
 
+        # Shards hold whole chunks, so the last chunk of a slot is padded.
         whole = -(-samples // chunk) * chunk
         return cls(shape, dtype, (min(slots, per_shard // whole), whole), chunk)
 
@@ -63,12 +64,14 @@ class Layout:
         inner = [{"name": "bytes", "configuration": {"endian": "little"}}]
         if compression == "zstd":
             inner.append({"name": "zstd", "configuration": {"level": 1}})
+
         checksum = {"name": "crc32c"}
         sharding = {
             "chunk_shape": [1, self.chunk, *self.shape[2:]],
             "codecs": [*inner, checksum],
             "index_codecs": [inner[0], checksum],
         }
+
         return {
             "shape": list(self.shape),
             "data_type": self.dtype,

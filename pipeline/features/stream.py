@@ -34,6 +34,7 @@ class PlainStream:
     def __iter__(self) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         """Give blocks: floats as float32 (n, ...), and labels int64 (n,)."""
         sample_bytes = max(1, int(np.prod(self.shape[1:])) * self._array.dtype.itemsize)
+        # At least one sample, however large it is.
         for start, block in self._array.blocks(0, max(1, BLOCK_BYTES // sample_bytes)):
             values = block.astype(np.float32) if block.dtype.kind == "f" else block
             yield values, self._labels[start : start + len(block)]

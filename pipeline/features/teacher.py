@@ -45,10 +45,11 @@ class Teacher:
         Raises:
             UnknownNameError: a tap or encoding that does not exist.
         """
-        names = list(names)
+        names = list(names)  # gone through twice
         with self.machine.autocast():
             taps = self.network.record(image, taps_of(names))
         features = {name: Feature.parse(name) for name in names}
+        # Outside autocast: encodings compare distances, which bfloat16 would round away.
         return {
             name: feature.encode(as_float32(taps[feature.tap]), self.tables, label)
             for name, feature in features.items()

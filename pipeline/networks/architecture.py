@@ -51,6 +51,7 @@ def architecture(spec: NetworkSpec) -> Architecture:
         UnknownNameError: no such family or network.
         ShapeError: the network cannot read images of this size.
     """
+    # Weights would be fetched, and meta tensors cannot hold them.
     plain = spec.model_copy(update={"weights": "none"})
     with torch.device("meta"):
         network = build(plain, 0)

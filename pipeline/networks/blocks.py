@@ -92,6 +92,7 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
     """Interleave the channels (B, C, H, W) of `groups` equal groups."""
     batch, channels, height, width = x.shape
     grouped = x.reshape(batch, groups, channels // groups, height, width)
+    # (B, C / groups, groups, H, W): neighbors now come from different groups.
     return grouped.transpose(1, 2).reshape(batch, channels, height, width)
 
 

@@ -30,6 +30,7 @@ class CosineScores(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return scores (B, K, H, W) of a map (B, C, H, W)."""
+        # The scale multiplies the kernels: they are fewer numbers than the scores.
         return pixelwise(F.normalize(x, dim=1), self.scale * F.normalize(self.kernels, dim=1))
 
 

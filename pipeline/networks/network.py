@@ -122,10 +122,12 @@ class Network(nn.Module):
         Raises:
             UnknownNameError: a tap that the network does not have.
         """
+        # Gone through twice.
         names = None if names is None else tuple(names)
         _, kept = self._walk(image, names)
         missing = sorted(set(names or ()) - kept.keys())
         if missing:
+            # One image is enough to learn all names for the message.
             raise unknown_name("tap", missing[0], self.record(image[:1], None))
         return kept
 
@@ -168,6 +170,7 @@ class Network(nn.Module):
 
     def draw(self) -> None:
         """Draw all parameters anew, from torch's global generator: wrap it in `seeding.scope`."""
+        # torch's defaults first, then the family's own: the order of the first construction.
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
@@ -259,6 +262,7 @@ def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
     """
     device = next(network.parameters()).device
     training = network.training
+    # In training a batch norm refuses a single value a channel, and would move its statistics.
     network.eval()
     try:
         with torch.no_grad():

@@ -51,6 +51,7 @@ def fetch(weights: WeightsEnum, channels: int) -> dict[str, Tensor]:
     url: str = weights.url
     path = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlparse(url).path).name)
     published = _PUBLISHED_HASH.search(path.name)
+
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +61,8 @@ def fetch(weights: WeightsEnum, channels: int) -> dict[str, Tensor]:
             raise MachineError(
                 f"{weights} cannot be fetched ({reason}). Put {url} into {path.parent}."
             ) from None
+
+    # Also what was in the cache before: other programs write there too.
     if published:
         _check(path, published[1], url)
     return _read(path, url)
@@ -120,6 +123,7 @@ def _read(path: Path, url: str) -> dict[str, Tensor]:
         kind = type(error).__name__
     else:
         kind = type(content).__name__
+
     if isinstance(content, dict) and all(isinstance(x, Tensor) for x in content.values()):
         return content
     raise DataError(

@@ -30,6 +30,7 @@ def save_spec(spec: NetworkSpec, folder: Path) -> None:
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write parameters and buffers as safetensors, with their hash: the format itself has no checksum."""
+    # Copies, since safetensors refuses tensors that share memory.
     state = {name: x.detach().cpu().contiguous().clone() for name, x in network.state_dict().items()}
     path.write_bytes(to_bytes(state, metadata={_DIGEST: state_digest(state)}))
 
@@ -46,6 +47,7 @@ def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
         spec = validate(NetworkSpec, read_json(path, "dvc repro"), "", str(path))
     except ParamsError as error:
         raise DamagedArtifactError(f"{error} Delete it, then: dvc repro") from None
+    # Nothing is fetched that is overwritten at once.
     network = build(spec.model_copy(update={"weights": "none"}), 0)
     load_weights(network, folder / f"{weights}.safetensors")
     return network.eval(), spec
@@ -60,6 +62,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     if not path.exists():
         raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro")
+
     try:
         state = load_file(path)
         network.load_state_dict(state)
@@ -70,6 +73,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise DamagedArtifactError(
             f"{path} does not hold this network's weights: {reason}. Delete it, then: dvc repro"
         ) from None
+
     if state_digest(state) != expected:
         raise DamagedArtifactError(
             f"{path} is damaged: its tensors do not have the hash that it was written with. "
@@ -82,5 +86,6 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, x in sorted(state.items()):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)};".encode())
+        # As bytes: numpy has no bfloat16, and a NaN counts as it is.
         digest.update(x.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -49,6 +49,7 @@ def open_source(config: Config) -> Source:
     """
     from torchvision.datasets import CIFAR10, CIFAR100
 
+    # CIFAR-100 also has coarse labels, of 20 superclasses.
     official, label_key = (CIFAR10, "labels") if config.classes == 10 else (CIFAR100, "fine_labels")
     classes, train, test = cifar_batches.read(official, config.path, label_key, download=config.download)
     mean, std = NORMALIZATION[config.classes]

@@ -71,13 +71,16 @@ def _split(config: Config, prefix: str) -> ArraySplit:
             f"{images_file} holds {len(images)} images, but {labels_file} {len(labels)} labels, expected as "
             "many. Delete both, then: dvc repro"
         )
-    return ArraySplit(images[:, None], labels.astype(np.int64))
+    return ArraySplit(images[:, None], labels.astype(np.int64))  # images (N, 1, 28, 28)
 
 
 def _locate(config: Config, name: str) -> Path:
+    # A file that is there is taken as it is: header and length are checked when it is read.
     for path in (config.path / name, config.path / f"{name}.gz"):
         if path.is_file():
             return path
+
+    # Here, because torchvision is needed only where something is to be downloaded.
     from torchvision.datasets import FashionMNIST
 
     file = f"{name}.gz"

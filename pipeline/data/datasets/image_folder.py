@@ -44,6 +44,7 @@ class Config(DatasetConfig):
     @field_validator("resize")
     @classmethod
     def _covers(cls, resize: int | None, info: ValidationInfo) -> int | None:
+        # 'size' is absent where it was refused itself.
         if resize is not None and resize < info.data.get("size", 0):
             raise ValueError(
                 f"Expected {info.data['size']} or more, as 'size' is: the center is cropped out of it"
@@ -63,6 +64,7 @@ def open_source(config: Config) -> Source:
         DataError: a folder is missing or empty, or the classes of `train/` and `val/` differ.
     """
     classes = _classes(config.path / "train")
+    # The other way round, `_split` finds the class that `val/` lacks.
     for name in _classes(config.path / "val"):
         if name not in classes:
             raise DataError(
@@ -103,5 +105,6 @@ def _split(config: Config, folder: Path, classes: list[str]) -> FileSplit:
             )
         paths += listed
         counts.append(len(listed))
+
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
     return FileSplit(paths, labels, config.channels, config.size, config.resize or config.size)

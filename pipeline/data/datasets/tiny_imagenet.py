@@ -45,6 +45,7 @@ def open_source(config: Config) -> Source:
     for wnid in ids:
         if wnid not in words:
             raise DataError(f"{config.path / 'words.txt'} has no line for {wnid}, which wnids.txt lists.")
+
     classes = [f"{wnid} {words[wnid].split(',')[0]}" for wnid in ids]
     train, test = _train(config.path / "train", ids), _val(config.path / "val", ids)
     mean, std = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
@@ -70,6 +71,7 @@ def _train(folder: Path, ids: list[str]) -> FileSplit:
         paths += listed
         counts.append(len(listed))
 
+    # A folder reader would count it as a class, so that its labels are others than ours.
     extra = sorted(set(subfolders(folder)) - set(ids))
     if extra:
         raise DataError(
@@ -93,6 +95,7 @@ def _val(folder: Path, ids: list[str]) -> FileSplit:
         labels[str(folder / "images" / file)] = label[rest[0]]
 
     present = set(files(folder / "images")) if (folder / "images").is_dir() else set()
+    # Either way: a file without a line, or a line without a file.
     differ = sorted(present ^ set(labels))
     if differ:
         lacks = "is not annotated in" if differ[0] in present else "does not exist, but is annotated in"

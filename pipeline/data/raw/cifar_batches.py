@@ -56,6 +56,7 @@ def read(
 
 def _split(folder: Path, files: list[list[str]], label_key: str) -> ArraySplit:
     batches = [_load(folder, name, checksum) for name, checksum in files]
+    # A row of a batch is one image, channel after channel.
     images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([np.asarray(batch[label_key], dtype=np.int64) for batch in batches])
     return ArraySplit(images, labels)
@@ -69,11 +70,14 @@ def _load(folder: Path, name: str, checksum: str) -> dict[str, Any]:
             "extracted anew, then: dvc repro"
         )
     downloads.check(path, checksum, f"Delete {folder}, so that it is extracted anew")
+
     with path.open("rb") as file:
         try:
+            # Python 2 wrote them, whose strings are bytes.
             batch = _Unpickler(file, encoding="latin1").load()
         except pickle.UnpicklingError as error:
             raise DataError(f"{path} is no CIFAR batch ({error}). Delete {folder}, then: dvc repro") from None
+
     if not isinstance(batch, dict):
         raise DataError(f"{path} holds no dict of images and labels. Delete {folder}, then: dvc repro")
     return batch

@@ -55,6 +55,7 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
     try:
         _retrieve(url, part)
     except (OSError, http.client.HTTPException) as error:
+        # First of all: half a file must not keep a full disk full.
         remove(part)
         _reraise_of_disk(error, path)
         reason = " ".join(str(error).split()).strip("<>") or type(error).__name__
@@ -114,6 +115,7 @@ def _retrieve(url: str, path: Path) -> None:
     # Some mirrors refuse Python's own name.
     request = urllib.request.Request(url, headers={"User-Agent": "stillhouse"})
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as response, path.open("wb") as file:
+        # 0 where the mirror does not say how long the file is.
         length = int(response.headers.get("Content-Length") or 0)
         if length > shutil.disk_usage(path.parent).free:
             raise OSError(f"{length / 1e6:,.0f} MB do not fit the disk of {path.parent}")

@@ -95,9 +95,11 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
     setting = NETWORKS[name]
     inputs, *widths = setting.widths
     units: dict[str, nn.Module] = {"stem": Activated("stem", *conv_bn(channels, inputs, 3))}
+
     for k, (count, width) in enumerate(zip(setting.blocks, widths, strict=True), start=1):
         blocks: list[nn.Module] = []
         for index in range(count):
+            # Stage 1 keeps the stem's size; each later stage halves it.
             stride = 2 if index == 0 and k > 1 else 1
             if setting.expansion is None:
                 blocks.append(Basic(inputs, width, stride))

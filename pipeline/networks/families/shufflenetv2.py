@@ -60,6 +60,7 @@ class Split(nn.Module):
         left, right = x.chunk(2, dim=1)
         right = self.right(right)
         if pre is not None:
+            # The tap holds both halves, so a layer inserted there may change the passed one too.
             left, right = tap(pre, torch.cat([left, right], dim=1)).chunk(2, dim=1)
         return shuffle(torch.cat([left, F.relu(right)], dim=1), 2)
 

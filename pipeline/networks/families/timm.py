@@ -119,6 +119,7 @@ def _create(name: str, size: int, channels: int, classes: int, *, pretrained: bo
     import timm
 
     options: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
+
     try:
         config = timm.get_pretrained_cfg(name)
         # A transformer's positions belong to one size; the others take any, and refuse the argument.

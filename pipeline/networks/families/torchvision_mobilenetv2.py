@@ -28,11 +28,14 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
         MachineError: the ImageNet weights cannot be fetched.
     """
     body = MobileNetV2()
+    # The classifier is ours; without one, `body` takes a state dict that has none (`pretrained.fill`).
     body.classifier = nn.Identity()
     stem, *blocks, last = body.features
     if channels != 3:
         stem[0] = nn.Conv2d(channels, stem[0].out_channels, 3, 2, 1, bias=False)
+
     units: dict[str, nn.Module] = {
+        # Without the ReLU6 modules of stem and tail: they work in place, and the taps before them are recorded.
         "stem": Activated("stem", stem[0], stem[1], activation=F.relu6),
         "stage1": Stage("stage1", blocks[:3], activation=None),
         "stage2": Stage("stage2", blocks[3:6], activation=None),
@@ -40,6 +43,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
         "stage4": Stage("stage4", blocks[13:], activation=None),
     }
     tail = Activated("final", last[0], last[1], activation=F.relu6)
+
     network = Network(units, body.last_channel, classes, tail=tail, initialize=fan_out_small_linear)
     if weights == "imagenet":
         state = pretrained.fetch(MobileNet_V2_Weights.IMAGENET1K_V1, channels)

@@ -72,9 +72,11 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
     setting = NETWORKS[name]
     body = ResNet(setting.block, list(setting.blocks))
     width = body.fc.in_features
+    # The classifier is ours; without one, `body` takes a state dict that has none (`pretrained.fill`).
     body.fc = nn.Identity()
     if channels != 3:
         body.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+
     first, *others = body.layer1
     units: dict[str, nn.Module] = {
         "stem": Activated("stem", body.conv1, body.bn1),

@@ -35,6 +35,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
     pretrained.refuse("vgg", weights)
     units: dict[str, nn.Module] = {}
     inputs = channels
+
     for k, (count, width) in enumerate(zip(NETWORKS[name], WIDTHS, strict=True)):
         blocks = []
         for index in range(count):
@@ -42,8 +43,10 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
             block = nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width))
             blocks.append(nn.Sequential(nn.MaxPool2d(2), *block) if pooled else block)
             inputs = width
+
         if k == 0:
             between = [module for block in blocks for module in (*block, nn.ReLU())]
+            # Without the last ReLU: `Activated` has its own, behind the tap.
             units["stem"] = Activated("stem", *between[:-1])
         else:
             units[f"stage{k}"] = Stage(f"stage{k}", blocks)

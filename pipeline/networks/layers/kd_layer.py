@@ -48,11 +48,13 @@ class KDLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the values anew and set their scale back; the other modules reset themselves."""
+        # (C, K): a deviation by the words that each output reads.
         nn.init.normal_(self.values, 0.0, (2.0 / self.values.shape[1]) ** 0.5)
         nn.init.constant_(self.value_scale, self._start)
 
     def forward(self, x: Tensor, tap: Tap) -> Tensor:
         """Map (B, C, H, W) to x + alpha g(x)."""
         scores = tap(f"{self.name}.scores", self.scores(tap(f"{self.name}.input", x)))
+        # Normalized over the K words of each pixel.
         active = F.normalize(F.relu(self.norm(scores)), dim=1)
         return x + self.alpha * pixelwise(active, self.value_scale * F.normalize(self.values, dim=1))

@@ -69,6 +69,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
             f"Feature '{config.feature}' has {count:,} pixels, fewer than 'clusters: {config.clusters}'. Lower it in "
             "the table's settings in params.yaml, then: dvc repro"
         )
+
     mean = _mean(pixels)  # taken away, because the rounding of distances grows with x
     points = in_memory(pixels.map(lambda x: x - mean, pixels.channels), count, pixels.channels)
     clusters = clustering.fit(
@@ -83,6 +84,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         "counts": counts,
         "temperature": np.array(config.temperature, np.float32),
     }
+
     sizes = {
         "clusters": float(config.clusters),
         "samples": float(pixels.num_samples),
@@ -148,6 +150,7 @@ def _nearness(centers: Array) -> Callable[[Block], Array]:
     """Return the score of pixels: minus the squared distance to each of centers (G, C)."""
 
     def score(block: Block) -> Array:
+        # One center at a time: differences to all of them, (n, G, C), would take G times the memory.
         distances = [clustering.squared_distances(block.x, center) for center in centers]
         return -np.stack(distances, axis=1)
 

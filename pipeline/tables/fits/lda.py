@@ -50,6 +50,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         "class_means": space.class_means,
         "priors": space.priors,
     }
+
     quality = {
         "components": float(config.components),
         "classes": float(space.classes),

@@ -189,6 +189,7 @@ def _clustered(space: Pixels, counts: Array, config: Config) -> Subclasses:
     centers, prototypes, some, inertia, relocated = [], [], [], 0.0, 0
     with progress.bar(f"sub-classes of {config.feature}", len(counts)) as advance:
         for label, points in _by_class(space, counts, config):
+            # By class, so that the draws of one do not depend on the others.
             seed = seeding.derive(config.seed, "subclasses", label)
             first = clustering.start(points, int(counts[label]), config.per_class, seed)
             clusters = clustering.lloyd(points, first, config.iterations)
