@@ -25,9 +25,11 @@ def extract(bench: Bench) -> list[Record]:
         with torch.no_grad(), machine.autocast():
             for _ in range(work.num_forwards() // batch_size):
                 teacher.network(image)
+        # A GPU is handed its work and computes on.
         synchronize(machine.device)
 
     def whole() -> None:
+        # Else the next round would find the store whole and do nothing.
         remove(out)
         work.run(out, lambda units=1, note="": None)
 

@@ -163,6 +163,7 @@ class _Array:
 def _sklearn(x: Array, first: Array) -> Callable[[], object]:
     from sklearn.cluster import KMeans
 
+    # No tolerance: all iterations are done, as in the other engines.
     model = KMeans(len(first), init=first, n_init=1, max_iter=ITERATIONS, tol=0)
     return lambda: model.fit(x)
 
@@ -172,6 +173,7 @@ def _faiss(x: Array, first: Array) -> Callable[[], object] | None:
         import faiss
     except ImportError:
         return None
+    # By default faiss takes 256 points a centroid and warns of fewer than 39.
     options = {"niter": ITERATIONS, "max_points_per_centroid": len(x), "min_points_per_centroid": 1}
     return lambda: faiss.Kmeans(x.shape[1], len(first), **options).train(x, init_centroids=first)
 

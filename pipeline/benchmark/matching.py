@@ -43,6 +43,7 @@ def _statistics(bench: Bench) -> list[Record]:
     image = torch.randn(size, 3, spec.size, spec.size, generator=draw).to(machine.device)
     with torch.no_grad():
         maps = teacher.network.record(image, {"stage3"})["stage3"]
+    # Stands for the student's map: of the same shape, but other channels.
     other = maps.roll(1, dims=1)
 
     def forward() -> None:
@@ -59,6 +60,7 @@ def _statistics(bench: Bench) -> list[Record]:
     for measure in get_args(Measure):
         runs[measure] = timed(partial(add, Statistics(width, width, measure).to(machine.device)), size)
     rates = interleaved(f"statistics of {spec.network}", runs, bench.scale.rounds)
+
     records = [record("matching/teacher_forward", IMAGES / rates.median("forward"), f"s / {IMAGES:,} images")]
     for measure in get_args(Measure):
         share = 100 * rates.ratio("forward", to=measure)

@@ -141,6 +141,7 @@ def generate(folder: Path, samples: int, size: int) -> Prepared:
         block[:] = draw.integers(0, 256, block.shape, np.uint8)
         digest.update(np.ascontiguousarray(block).data)
 
+    # On the disk before anything else opens the file.
     images.flush()
     del images
     np.save(labels_path(folder, "train"), labels)
@@ -163,11 +164,11 @@ def settled(network: Network, size: int) -> Network:
     """Give the batch norms the statistics of random images: deep networks overflow float16 without them."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = 1.0
+        norm.momentum = 1.0  # the statistics of one batch alone
     with torch.no_grad():
         network.train()(torch.randn(16, 3, size, size, generator=seeding.generator("settled")))
     for norm in norms:
-        norm.momentum = 0.1
+        norm.momentum = 0.1  # torch's default
     return network
 
 

@@ -36,8 +36,10 @@ OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 def neighbors(bench: Bench) -> list[Record]:
     """Time trainings with the stages' settings and with torch's own, alone and beside one busy process a core."""
     cores = os.cpu_count() or 1
+    # As many threads again are busy: half of the machine is ours.
     fair = cores / (2 * cores)
     records = []
+
     for name in TRAINED:
         runs = {"ours": _run(name, ours=True), "torch's": _run(name, ours=False)}
         alone = interleaved(f"{name}, alone", runs, ROUNDS, warm=False)
@@ -86,6 +88,7 @@ def train(name: str, ours: bool, most: int | None = None) -> None:
         optimizer.step()
 
     with threads.suited([student], lambda: image[:1], BATCH) if ours else nullcontext():
+        # Once unmeasured: the first step allocates.
         step()
         start = time.perf_counter()
         for _ in range(steps):

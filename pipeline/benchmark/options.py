@@ -73,6 +73,7 @@ def _step(bench: Bench, name: str, machine: Machine) -> Run:
 
 
 def _forward(bench: Bench, name: str, machine: Machine) -> Run:
+    # A network of its own: placing and compiling change it.
     teacher = Teacher(bench.teacher(name).network, machine)
     machine.place(teacher.network)
     machine.compile(teacher.network)

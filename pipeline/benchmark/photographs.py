@@ -2,6 +2,7 @@
 
 Were all images of the larger set held, even as the views that a network sees, the peaks would grow by more than
 their target.
+
 Run as a module it does one task and prints its peak: `python -m pipeline.benchmark.photographs TASK SAMPLES FOLDER`.
 """
 
@@ -53,6 +54,7 @@ def photographs(bench: Bench) -> list[Record]:
     shoot(folder / "shot")
     for samples in sizes:
         link(folder / "shot", folder / f"raw-{samples}", samples)
+
     with progress.bar("photographs", len(sizes) * len(TASKS)) as advance:
         for task in TASKS:
             peaks = []
@@ -74,6 +76,7 @@ def _decoding(bench: Bench) -> list[Record]:
 
     def epoch(threads: int) -> Callable[[], None]:
         images = DecodedImages(files.files, files.space, CPU.device, threads)
+        # Slot 0 is the plain view, which is not what training reads.
         slots = count(1)
 
         def work() -> None:
@@ -98,6 +101,7 @@ def shoot(folder: Path) -> None:
     draw = np.random.default_rng(0)
     for number in range(DISTINCT):
         width, height = draw.integers(240, 560, 2).tolist()
+        # Enlarged noise is smooth, and so compresses more like a photograph.
         small = Image.fromarray(draw.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8))
         image = small.resize((width, height), Image.Resampling.BILINEAR)
         image.save(folder / f"{number}.JPEG", quality=90)
@@ -123,6 +127,7 @@ def extract(folder: Path, samples: int) -> None:
     plug = plugin.load("datasets", "image_folder")
     config = plug.Config(path=root, size=SIZE, resize=RESIZE, storage="indexed")
     prepare(plug.open_source(config), "image_folder", config, out)
+
     network = _network()
     spec = NetworkSpec(family="none", network="one", size=SIZE, channels=3, classes=CLASSES)
     teacher = Teacher(network, CPU)

@@ -64,6 +64,7 @@ def read(bench: Bench) -> list[Record]:
     gigabytes = samples * SAMPLE_BYTES / 1e9
     slow_batches = max(1, slow // size)
     fetch_python = python.oindex
+
     runs = {
         "random": timed(random(array.read, batches), batches * size),
         "random_map": timed(random(lambda slot, rows: mapped[slot, rows], batches), batches * size),
@@ -72,11 +73,13 @@ def read(bench: Bench) -> list[Record]:
         ),
         "epoch": timed(epoch, gigabytes),
         "stream": timed(stream(lambda start, stop: array.range(1, start, stop), samples), gigabytes),
+        # Without the copy, nothing would be read of a map.
         "stream_map": timed(stream(lambda start, stop: mapped[1, start:stop].copy(), samples), gigabytes),
         "stream_zarr": timed(
             stream(lambda start, stop: python[1, start:stop], slow), slow * SAMPLE_BYTES / 1e9
         ),
     }
+
     rates = interleaved("reading", runs, bench.scale.rounds)
     return [
         record("read/random", rates.median("random"), "samples/s", at_least=20_000),
@@ -95,6 +98,7 @@ def _make(folder: Path, samples: int) -> tuple[StoredArray, Array]:
     store.create(folder / "read.zarr", {"last": {"train": {"map": layout}}}, "none")
     array = StoredArray(store.array_path(folder / "read.zarr", "last", "train", "map"))
     writer = ShardWriter(array, layout, "map")
+
     path = folder / "read.npy"
     mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=layout.shape)
     draw = np.random.default_rng(0)

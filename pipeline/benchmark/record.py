@@ -68,6 +68,7 @@ def facts(device: str) -> dict[str, Any]:
     Args:
         device: name of the device that computes.
     """
+    # Windows has no load average.
     load = os.getloadavg() if hasattr(os, "getloadavg") else (math.nan,)
     return {
         "cores": os.cpu_count(),
@@ -88,6 +89,7 @@ def show(console: Console, machine: dict[str, Any], records: Sequence[Record]) -
     """Print the facts of the machine in one line, and the records as a table."""
     console.print(", ".join(f"{key} {value}" for key, value in machine.items()), highlight=False)
     table = Table("name", "value", "unit", "target", "holds", "note")
+    # Names stay whole in narrow terminals: they are what is searched for.
     table.columns[0].no_wrap, table.columns[1].justify = True, "right"
     for entry in records:
         holds = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[entry.holds]

@@ -38,6 +38,7 @@ def compare(rounds: int, dvc: Dvc) -> list[Record]:
         return [missing(NAME, UNIT, "no dvc.lock: nothing was reproduced yet")]
 
     with progress.bar("dvc repro", rounds + 1) as advance:
+        # Where something is not up to date, `dvc repro` would run it.
         status = dvc("status", "-q")
         advance(1)
         if status.returncode:

@@ -66,6 +66,7 @@ def input_pipeline(bench: Bench) -> list[Record]:
             "read": timed(read, bench.scale.trained),
             "step": one_epoch(bench, {"student": network}, objective, batches),
         }
+        # Reading is a small part of a step: its share needs more rounds.
         rates = interleaved(f"input of {spec.network}", runs, 3 * bench.scale.rounds)
         share = 100 * rates.ratio("step", to="read")
         note = f"{rates.median('read'):,.0f} images/s"
@@ -128,6 +129,7 @@ def distillation(
 
     plain = probe(build(spec, 0), spec.size, spec.channels)
     own = architecture(spec)
+    # The student stands in for the teacher, of which no network need be there.
     config = config.resolved(Known(own, own, dict.fromkeys(tables or {}, "final")))
     operations = module.Method.operations(config, plain, features, tables or {})
     spec = spec.model_copy(update={"inserted": dict(operations.insert)})
@@ -164,6 +166,7 @@ def one_epoch(bench: Bench, modules: Mapping[str, nn.Module], objective: Objecti
             objective=objective,
             batches=batches,
             phases=(Phase("main", recipe),),
+            # Nothing is evaluated or saved: the steps alone are timed.
             evaluate=lambda: {"top1": 0.0},
             save=lambda name: None,
             scratch=scratch,

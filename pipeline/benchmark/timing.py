@@ -54,7 +54,7 @@ def interleaved(title: str, runs: Mapping[str, Run], rounds: int, *, warm: bool 
             for name in names:
                 rates[name] = runs[name]()
                 advance(1, note=name)
-            if number >= 0:
+            if number >= 0:  # round -1 only warms up
                 measured.append(rates)
     return Rates(tuple(measured))
 

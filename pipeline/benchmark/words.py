@@ -56,6 +56,7 @@ def word_step(bench: Bench) -> list[Record]:
     draw = np.random.default_rng(0)
     centers = draw.random((WORDS, shape[0]), np.float32)
     tables: Tables = {"words": {"centers": centers, "counts": np.ones(WORDS, np.int64)}}
+    # One batch stands for all: a step's time does not depend on what it learns.
     pixels = torch.from_numpy(draw.random((bench.scale.batch_size, *shape), np.float32)).to(device)
     codewords = torch.from_numpy(centers).to(device)
 
@@ -77,6 +78,7 @@ def word_step(bench: Bench) -> list[Record]:
     runs = {"alone": alone, "quest, nearest": taught("quest", "nearest")}
     runs |= {f"letkd, {form}": taught("letkd", form) for form in FORMS}
     rates = interleaved(f"steps of {spec.network} with {WORDS} words", runs, bench.scale.rounds)
+
     return [
         *(
             record(

@@ -60,6 +60,7 @@ def index(
         names = [os.fsencode(os.path.relpath(raw.paths[row], source.files.root)) for row in rows.tolist()]
         # numpy's strings have one width, so all paths get that of the longest.
         kind = record_type(max(map(len, names)))
+
         labels = raw.labels[rows]
         shape = (len(rows), raw.channels, raw.size, raw.size)
         digest = fingerprinting(source.classes, (*shape, source.files.resize), labels)

@@ -70,7 +70,7 @@ def prepare(
             rows = max(1, block_bytes // (source.channels * source.size**2))
             fingerprint, counts = _copy(source, name, folder, mask, labels, rows, advance)
         else:
-            # Pixels are counted only where mean or std must be measured: decoding takes hours on a large set.
+            # Files are decoded only where mean or std must be measured: of a large set that takes long.
             measure = None in (config.mean or source.mean, config.std or source.std)
             fingerprint, counts = file_scan.index(folder, source, mask, advance, measure=measure)
 

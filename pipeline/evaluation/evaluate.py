@@ -79,12 +79,15 @@ def evaluate(
         train = PlainSplit.of(prepared, "train", normalize, machine)
         metrics |= _probes(network.to(machine.device), spec, train, split, machine)
 
+    # Of which network and data they are: a student's evaluation compares both with its teacher's.
     arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
     arrays["fingerprint"] = np.array(test.fingerprint)
+
     if inputs.get("teacher_evaluation"):
         other = _teacher_prediction(inputs, test.fingerprint)
         metrics["agreement"] = agreement(torch.from_numpy(arrays["last"]), other)
         metrics["best_agreement"] = agreement(torch.from_numpy(arrays["best"]), other)
+
     if inputs.get("methods"):
         metrics["methods"] = " + ".join(name for plug in inputs["methods"] for name in plug)
     return metrics | {key: inputs[key] for key in PASSED_ON if inputs.get(key) is not None}, arrays
@@ -134,6 +137,7 @@ def shown(labels: NDArray[np.int64]) -> NDArray[np.int64]:
         labels: of the split (N,).
     """
     classes = np.unique(labels)
+    # Spread evenly over all classes; rounding may meet one twice.
     chosen = classes[np.unique(np.linspace(0, len(classes) - 1, min(len(classes), 10)).round().astype(int))]
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:30] for label in chosen]))
 
@@ -156,6 +160,7 @@ def _summary(path: Path) -> dict[str, float | int]:
     content = read_json(path, "dvc repro")
     names = ("best_epoch", "epochs", "seconds", "images_per_second", "peak_bytes")
     values = content if isinstance(content, dict) else {}
+    # By type, because a bool is an instance of int.
     numbers: dict[str, float | int] = {
         name: values[name] for name in names if type(values.get(name)) in (int, float)
     }

@@ -145,6 +145,7 @@ class Encoder:
         mark = whole_mark(scratch)
         if mark.exists() and mark.read_text() == identity:
             return manifests.read(scratch, f"dvc repro {manifest.made_by}")
+
         # Until the end of the check it is not whole.
         publish.remove(mark)
         filled = fill(scratch, self.extraction, identity, self.title)

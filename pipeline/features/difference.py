@@ -111,9 +111,8 @@ class Floats:
     def __init__(self, precision: Precision, dtype: np.dtype[Any]) -> None:
         self.precision, self.dtype = precision, dtype
         self.values, self.samples = _Rows(), _Rows()
-        self.sums: Tensor | None = (
-            None  # of squares by channel: stored, reference, exact, error, noise, storage
-        )
+        # Of squares by channel, (6, C): stored, reference, exact, error, noise, storage.
+        self.sums: Tensor | None = None
         self.count = 0
 
     def add(self, slot: int, index: Tensor, stored: Array, exact: Tensor, rough: Tensor) -> None:

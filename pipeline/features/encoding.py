@@ -62,6 +62,7 @@ class Feature:
                 f"'{name}' names no feature. Expected a tap, tap:encoding or tap:encoding@table."
             )
         feature = cls(match["tap"], tuple(match["encodings"].split(":")[1:]), match["table"])
+
         reads = [("table" in _reads(encoding)) for encoding in feature.encodings]
         if any(reads[:-1]):
             raise ParamsError(f"'{name}' names no feature: an encoding that reads a table comes last.")

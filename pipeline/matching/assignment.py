@@ -43,15 +43,19 @@ def assign(matrix: NDArray[Any], strategy: str, generator: torch.Generator) -> P
             f"teacher has {teacher}. Choose strategy greedy, fc or residual, or other taps, in 'matchings' in "
             "params.yaml."
         )
+
     if strategy == "identity":
         return np.arange(student, dtype=np.int64)
     if strategy == "random":
+        # The beginning of a permutation: a random subset in random order.
         drawn: Permutation = torch.randperm(teacher, generator=generator)[:student].numpy()
         return drawn
     if strategy == "greedy":
         return np.asarray(matrix.argmax(axis=0), dtype=np.int64)
+
     from scipy.optimize import linear_sum_assignment
 
+    # The matrix may be rectangular: surplus teacher channels get no place.
     rows, columns = linear_sum_assignment(matrix, maximize=True)
     permutation = np.empty(student, dtype=np.int64)
     permutation[columns] = rows

@@ -50,6 +50,7 @@ def overlap(first: Tensor, second: Tensor, counts: Tensor) -> dict[str, float]:
 def measured(matcher: Matcher, matching: Matching, sums: Sums) -> tuple[Numbers, dict[str, NDArray[Any]]]:
     """Return all numbers of a matching, and the arrays that the report draws."""
     width = matching.width
+    # Dead are those that vary in no range of labels.
     dead = [
         torch.stack(flags).all(dim=0)
         for flags in zip(*(part.dead() for part in sums.statistics), strict=True)
@@ -105,6 +106,7 @@ def distance(matcher: Matcher, student: Network, matching: Matching) -> dict[str
 
     if "logits" in matcher.stored.features:
         array = StoredArray(array_path(matcher.store, recipe.teacher_checkpoint, "test", "logits"))
+        # In the order of the split, so that the store is read in ranges.
         rows = torch.split(torch.arange(len(matcher.prepared.split("test"))), BATCH)
         for index, ours in matcher.record(student, "test", rows, "logits"):
             t = torch.from_numpy(array.range(0, int(index[0]), int(index[-1]) + 1)).to(device)

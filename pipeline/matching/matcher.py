@@ -102,6 +102,7 @@ class Matcher:
                     advance(len(label))
             return matching, sums.joined(seen)
 
+        # A generator for each range: else `random` would draw the same permutation in all.
         permutations = [
             assign(matrix, recipe.strategy, seeding.generator(recipe.seed, self.seed, "match", number))
             for number, matrix in enumerate(sums.matrices())
@@ -164,6 +165,7 @@ class Matcher:
         teacher = file_hash(self.weights / f"{checkpoint}.safetensors")
         contents.require(self.store, manifest, weights={checkpoint: teacher})
 
+        # Of theta0 too: a matching serves only the student that starts there.
         theta0, spec = load(self.folder / "weights", "init")
         return Origin(
             made_by=self.made_by,
@@ -185,23 +187,28 @@ class Matcher:
         recipe, meta = self.block.recipe, self.prepared.meta
         where = f"matchings.{self.block.matching}"
         shapes = probe(student, meta.size, meta.channels)
+
         if recipe.student_tap not in shapes:
             raise ParamsError(
                 f"{where} reads student tap '{recipe.student_tap}'. '{self.block.student}' has {', '.join(shapes)}. "
                 "Change student_tap in params.yaml."
             )
+
         ours, theirs = shapes[recipe.student_tap], self._shape
         if len(theirs) not in (1, 3):
             raise ShapeError(
                 f"{where} matches channels, and teacher feature '{recipe.teacher_feature}' has shape {theirs}. Choose "
                 "a map or a vector in params.yaml."
             )
+
         if len(ours) == len(theirs) == 3 and ours[1:] != theirs[1:]:
             raise ShapeError(
                 f"{where} pairs student tap '{recipe.student_tap}' of {ours[1]}x{ours[2]} with teacher feature "
                 f"'{recipe.teacher_feature}' of {theirs[1]}x{theirs[2]}; maps must have one size to be mimicked. "
                 "Choose other taps in params.yaml, or ':pooled' for the feature, then: dvc repro"
             )
+
+        # `pictured` counts from 0, so one more than it is compared.
         for name, value in (("ranges", recipe.ranges), ("pictured", recipe.pictured + 1)):
             if value > origin.classes:
                 raise ParamsError(

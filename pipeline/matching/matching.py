@@ -91,6 +91,7 @@ class Matching:
     @property
     def width(self) -> int:
         """Channels that a feature has after it: c_S."""
+        # Both learned networks have the straight path, whose weight is (c_S, c_T, 1, 1).
         learned = self.arrays.get("subnet.straight.weight")
         return int(self.arrays["permutation"].shape[1] if learned is None else learned.shape[0])
 

@@ -33,6 +33,7 @@ class Rearrangement(nn.Module):
         self.classes = matching.origin.classes
         self.subnet: SubNet | None = None
         strategy = matching.recipe.strategy
+
         if strategy in LEARNED:
             self.subnet = SubNet(strategy, matching.origin.channels, matching.width)
             weights = {
@@ -40,6 +41,7 @@ class Rearrangement(nn.Module):
                 for name, array in matching.arrays.items()
                 if name.startswith(PREFIX)
             }
+
             try:
                 self.subnet.load_state_dict(weights)
             except RuntimeError:
@@ -48,6 +50,7 @@ class Rearrangement(nn.Module):
                     f"dvc repro {matching.origin.made_by}"
                 ) from None
 
+        # Empty beside a learned network; a copy, since training may find it anew.
         permutation = torch.as_tensor(matching.arrays.get("permutation", ()), dtype=torch.int64)
         self.register_buffer("permutation", permutation.clone(), persistent=changes)
 
@@ -59,4 +62,5 @@ class Rearrangement(nn.Module):
         if len(self.permutation) == 1:
             return x.index_select(1, self.permutation[0])
         chosen = self.permutation[range_of(label, len(self.permutation), self.classes)]  # (B, c_S)
+        # Indices (B, 1) and (B, c_S): every sample takes the channels of its own range.
         return x[torch.arange(len(x), device=x.device)[:, None], chosen]

@@ -108,5 +108,6 @@ class Sums:
             ]
             gammas[strategy] = float(np.mean(scores))
         if self.learned is not None:
+            # Its outputs stand at the student's places already, so Gamma is the trace.
             gammas["learned"] = float(np.trace(self.learned.matrices()[0]))
         return gammas

@@ -262,6 +262,7 @@ def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
     """
     device = next(network.parameters()).device
     training = network.training
+
     # In training a batch norm refuses a single value a channel, and would move its statistics.
     network.eval()
     try:

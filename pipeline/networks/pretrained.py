@@ -117,9 +117,8 @@ def _read(path: Path, url: str) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise  # of the disk
-    except (
-        Exception
-    ) as error:  # what is no archive of tensors fails in many ways; torch's advice is to trust it
+    except Exception as error:
+        # What is no archive of tensors fails in many ways, and torch's own message advises to trust it.
         kind = type(error).__name__
     else:
         kind = type(content).__name__

@@ -117,6 +117,7 @@ class Pixels:
             if self.samples is not None:
                 chosen = self.samples[sample]
                 values, label, sample = values[chosen], label[chosen], sample[chosen]
+
             x = np.moveaxis(values, 1, -1).reshape(-1, self.channels)  # (n H W, C)
             self._check(x, sample)
             pixel = (sample[:, None] * area + np.arange(area)).reshape(-1)
@@ -130,6 +131,7 @@ class Pixels:
             )
         finite = np.isfinite(x).all(axis=1)
         if not finite.all():
+            # From the row back to its image, which has H * W of them.
             first = sample[int(finite.argmin()) // (len(x) // len(sample))]
             raise DivergedError(
                 f"Feature '{self.feature}' of sample {first} is not finite. If it overflows float16, set its dtype to "

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor  # imported where it computes: settings are checked without it
 
-ROWS = (
-    256  # whose logits over all words are in memory at a time: they stay in the cache, which is twice as fast
-)
+# Rows whose logits over all words are in memory at a time: they stay in the cache, which is twice as fast.
+ROWS = 256
 
 
 @dataclass

@@ -3,9 +3,9 @@
 A plug-in file holds `Config` (a `TableConfig`), `fit(stream, config, context) -> Fitted`, and `UNIT`, what one of the
 groups is called into which it parts the pixels ("word"), or None where it parts none. It may hold
 `stand_in(config, channels, num_classes)`, arrays of the sizes that methods read: with it, what cannot learn from such
-a table is an error before anything is made. A fit streams: its memory does
-not grow with the number of samples. On disk a table is an npz without pickle; beside its arrays it keeps what it was
-fitted from, so that a table of another teacher or store is refused.
+a table is an error before anything is made. A fit streams: its memory does not grow with the number of samples. On
+disk a table is an npz without pickle; beside its arrays it keeps what it was fitted from, so that a table of another
+teacher or store is refused.
 
 Example:
     >>> class Config(TableConfig):

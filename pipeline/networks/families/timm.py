@@ -125,6 +125,7 @@ def _create(name: str, size: int, channels: int, classes: int, *, pretrained: bo
         # A transformer's positions belong to one size; the others take any, and refuse the argument.
         if config is not None and config.fixed_input_size:
             options["img_size"] = size
+
         with tensors_only():
             model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # each architecture refuses in its own way, and so does the download

@@ -63,6 +63,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     groups = exemplars.chosen(counts)
 
     def score(block: Block) -> Array:
+        # The softmax is over all kernels; only then are the shown ones taken, (n, G).
         log = [
             (config.scale * piece).log_softmax(dim=1)[:, torch.from_numpy(groups)]
             for piece in pieces(block.x)

@@ -230,6 +230,7 @@ def _gathered(space: Pixels, labels: Sequence[int]) -> Iterator[tuple[int, Point
         for label in labels:
             parts[label].append(_of(block, label))
     for label in labels:
+        # Dropped as they are given: only the classes to come stay in memory.
         yield label, list(rows.blocked(parts.pop(label), space.width))
 
 
@@ -253,6 +254,7 @@ def _joint(space: Pixels, subclasses: Subclasses) -> Array:
             for label in np.unique(block.label):
                 x = block.x[block.label == label]
                 h1 = label * subclasses.per_class + own[label](x)
+                # A pair may occur many times in a block: `joint[...] += 1` would count it once.
                 np.add.at(joint, (h1, ids[anywhere(x)]), 1)
             advance(len(block.x))
     return joint
@@ -261,6 +263,7 @@ def _joint(space: Pixels, subclasses: Subclasses) -> Array:
 def _quality(scores: Array, counts: Array, joint: Array, subclasses: Subclasses) -> dict[str, float]:
     """Return how tight the sub-classes are, and how often the teacher confuses them."""
     label = np.arange(len(counts)) // subclasses.per_class
+    # 0 log 0 is 0.
     entropy = -(scores * np.log(np.where(scores > 0, scores, 1))).sum(axis=1)
     return {
         "subclasses": float(len(counts)),
