@@ -78,7 +78,7 @@ def peak_resident() -> int:
     if status.exists():
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10  # kB
+                return int(line.split()[1]) << 10  # given in kB
 
     # macOS counts bytes here, the other systems kB.
     unit = 1 if sys.platform == "darwin" else 1 << 10

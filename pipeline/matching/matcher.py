@@ -165,7 +165,7 @@ class Matcher:
         teacher = file_hash(self.weights / f"{checkpoint}.safetensors")
         contents.require(self.store, manifest, weights={checkpoint: teacher})
 
-        # Of theta0 too: a matching serves only the student that starts there.
+        # Of theta0 too: a run refuses a matching whose seed has come to start elsewhere.
         theta0, spec = load(self.folder / "weights", "init")
         return Origin(
             made_by=self.made_by,

@@ -71,7 +71,7 @@ def _train(folder: Path, ids: list[str]) -> FileSplit:
         paths += listed
         counts.append(len(listed))
 
-    # A folder reader would count it as a class, so that its labels are others than ours.
+    # A folder reader would count it as a class, and number all those after it differently.
     extra = sorted(set(subfolders(folder)) - set(ids))
     if extra:
         raise DataError(

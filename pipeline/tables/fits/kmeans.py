@@ -80,6 +80,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     groups = exemplars.chosen(counts)
     shown = exemplars.exemplars(points, groups, _nearness(clusters.centers[groups]), *stream.shape[2:])
     arrays = {
+        # In the feature's own coordinates, where encodings and methods compare.
         "centers": (clusters.centers + mean).astype(np.float32),
         "counts": counts,
         "temperature": np.array(config.temperature, np.float32),
