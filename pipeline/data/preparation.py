@@ -220,7 +220,7 @@ def _normalization(
         if spread == 0.0 and std is None:
             raise DataError(
                 f"Channel {channel} of every training image is one constant value, so it has no standard "
-                "deviation to normalize with. Set mean and std under 'prepare' in params.yaml."
+                "deviation to normalize with. Set mean and std of the source in params.yaml."
             )
     return mean or tuple(m for m, _ in measured), std or tuple(s for _, s in measured)
 

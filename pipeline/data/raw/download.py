@@ -47,7 +47,7 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
     if not download:
         raise DataError(
             f"{path} does not exist, and download is false. Put {url} there, or set download: true under "
-            "'prepare' in params.yaml, then: dvc repro"
+            "the settings of the source in params.yaml, then: dvc repro"
         )
 
     part = scratch(path)

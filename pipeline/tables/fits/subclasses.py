@@ -210,7 +210,6 @@ def _clustered(space: Pixels, counts: Array, config: Config) -> Subclasses:
 
 def _by_class(space: Pixels, counts: Array, config: Config) -> Iterator[tuple[int, Points]]:
     """Give every class and its pixels, as many classes in memory at a time as the budget allows."""
-    size = counts * rows.row_bytes(space.width)
     first = 0
     while first < len(counts):
         size = np.cumsum(counts[first:]) * rows.row_bytes(space.width)
