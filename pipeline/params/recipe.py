@@ -40,7 +40,9 @@ class Recipe(Block):
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of `epoch`, counted from 0."""
+        # Milestones count epochs from 1, and `epoch` counts from 0: 150 is the first epoch after milestone 150.
         rate = self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+        # From 1 / warmup on: an epoch at rate 0 would teach nothing.
         return rate * (epoch + 1) / self.warmup if epoch < self.warmup else rate
 
 

@@ -159,6 +159,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
         items += _teacher(project, name, network)
         items.append(_store(name, teacher, meta, stored))
         costs += _costs(project, name, meta, stored, unstored, own)
+        # The last item is the store: its forward passes are what the cache costs.
         paid.append(_break_even(name, items[-1].forwards, own, len(params.seeds)))
         items += _fitted(project, name, meta)
 
@@ -167,6 +168,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
             wanted.matching for run in params.runs_of(name) for wanted in project.run(name, run).matchings
         }
         if recipes:
+            # For each seed the matching, and what was measured of it.
             files = 2 * len(params.seeds) * len(recipes)
             items.append(Item("matchings", name, (f"match_channels@{name}",), 0, files))
     for name, copy in params.copies.items():
@@ -176,6 +178,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
         name: 3 * _weight_bytes(build(_spec(project, "students", name, metas[student.dataset]), 0))
         for name, student in params.students.items()  # init, last, best
     }
+    # Seven files: three weights, network.json, history.csv, training.json, inputs.json.
     for name, size in sizes.items():
         stages = tuple(f"pretrain_student@{name}-{seed}" for seed in params.seeds)
         items.append(Item("student alone", name, stages, size, 7))
@@ -354,6 +357,7 @@ def _costs(
 
 
 def _break_even(name: str, cached: int, readers: list[_Reader], seeds: int) -> BreakEven:
+    # Only who reads the store saves anything by it: not who learns online, nor who reads no feature.
     online = [reader.forwards for reader in readers if reader.forwards and not reader.online]
     if not online:
         return BreakEven(name, cached, 0, 0, None)
