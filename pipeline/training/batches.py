@@ -70,9 +70,12 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Views]:
         """Give the batches of `epoch`; of each, this rank's part."""
+        # One slot an epoch is one slice of a store, and still another view for every sample.
         slot = slot_of(self.seed, epoch, self.slots)
         order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
+
         sizes = self.sizes
+        # Without the last batch, the end of the order is left out: other samples in every epoch.
         whole = torch.split(order[: sum(sizes)], sizes)
         parts = [self.ranks.part(batch) for batch in whole]
         shares = [self.ranks.share(len(batch)) for batch in whole]
