@@ -49,6 +49,7 @@ def main(
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
     code = closure.digest(["stages.train_teacher", plugin.module("networks", teacher.family)])
     identity = hashing.identity(teacher, prepared.meta, where.precision, code)
+
     anchors = {anchor_name(share): share for share in teacher.anchors}
     with distributed.building(out, where.ranks) as scratch:
         job = Job(scratch, where, identity, f"teacher {teacher.teacher}", teacher.stage)
