@@ -56,6 +56,7 @@ def main(
         )
 
         space, normalize = view_space(manifest.views), Normalize(meta.mean, meta.std, where.device)
+
         found = []
         for checkpoint, network in networks.items():
             # In the precision of the store: what another one costs would look like damage.

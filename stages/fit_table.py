@@ -43,6 +43,7 @@ def main(
         data = Prepared.open(prepared / fit.dataset)
         stored = contents.read(store, f"dvc repro extract_features@{fit.teacher}")
         contents.check_stored(store, stored, config.feature, ["last"], 0)
+
         digest = stored.features[config.feature].digest["last/train"]
         contents.require(store, stored, data=data.meta.fingerprint, weights={"last": fit.source.weights})
         # Run by hand, a stage may meet another store than the one that its json was made for.

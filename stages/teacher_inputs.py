@@ -28,6 +28,7 @@ def main(
     from pipeline.params.tables import AskedBlock, EncodeInputs, FitInputs, Source
 
     asked = load(AskedBlock, block)
+    # Only the manifest is read: the stage depends on zarr.json alone, and not on gigabytes of features.
     stored = contents.read(store, f"dvc repro extract_features@{asked.teacher}")
 
     def source(feature: str, checkpoint: str) -> Source:

@@ -25,6 +25,7 @@ def main(
     from pipeline.params.teacher import TrainBlock, anchor_name
 
     teacher = load(TrainBlock, block)
+    # After the block is read: a mistake in it is reported once, and not by every process.
     command.spread("stages.train_teacher", processes)
 
     from pipeline import plugin

@@ -41,10 +41,10 @@ class StageBlock(Block):
 B = TypeVar("B", bound=Block)
 T = TypeVar("T")
 # A key without a value is an empty mapping: `final:` is `final: {}`. Not for models that hold a tuple: what a
-# validator returns is no json any more, and of that a strict tuple takes no list.
+# validator returns is no longer json, and then a strict tuple accepts no list.
 OrEmpty = Annotated[T, BeforeValidator(lambda content: {} if content is None else content)]
 
-# pydantic speaks of json; who reads the message has written yaml.
+# pydantic speaks of json, and the reader of the message has written yaml.
 _IN_YAML = (
     ("Dictionary should have at least 1 item after validation, not 0", "Name one at least"),
     ("Tuple should have at least 1 item after validation, not 0", "Name one at least"),

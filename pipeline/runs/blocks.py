@@ -44,6 +44,7 @@ def blocks(project: Project) -> dict[str, Block]:
         every[f"teachers/{name}/asked"] = asked(project, name)
     for name in params.students:
         every[f"students/{name}"] = _student(project, name)
+
     for name in params.copies:
         every[f"copies/{name}"] = _copy(project, name)
     for name in params.pairs:
@@ -59,6 +60,7 @@ def asked(project: Project, teacher: str) -> AskedBlock:
     params, own = project.params, project.params.teachers[teacher]
     tables = dict.fromkeys(own.tables)
     codes: dict[str, dict[str, int]] = {}
+
     matched: dict[tuple[str, str], None] = {}
 
     for pair, _, run in project.distilled():
@@ -130,6 +132,7 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         anchors=teacher.anchors,
         views=views,
     )
+
     extract = ExtractBlock(
         stage=f"extract_features@{name}",
         teacher=name,
@@ -263,6 +266,7 @@ def _matched(
         seeds=project.params.seeds if recipes else (),
         recipes=recipes,
     )
+
     families = (_family(project, "teachers", teacher), _family(project, "students", student))
     return _coded(block, ["stages.match_channels", *families] if recipes else [])
 

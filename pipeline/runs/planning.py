@@ -268,6 +268,7 @@ def _store(name: str, teacher: TeacherParams, meta: Meta, stored: Mapping[str, S
     slots = 1 + max(feature.slots for feature in stored.values())
     layouts = [layout for feature in stored.values() for layout in _layouts(feature, meta)] * checkpoints
     layouts.append(Layout.plan((slots, train), "int32"))  # the view ids
+
     groups = 1 + checkpoints * (
         1 + splits
     )  # the view ids', the checkpoints', the splits'; the root has the manifest
@@ -297,6 +298,7 @@ def _code(project: Project, name: str, block: EncodeBlock, code: str, meta: Meta
         Layout.plan((1 + slots, train, *stored.shape), stored.dtype),
         Layout.plan((1 + slots, train), "int32"),
     ]
+
     manifest = MANIFEST_BYTES + FEATURE_BYTES + DIGEST_BYTES
     return Item(
         "codes",
@@ -318,6 +320,7 @@ def _copy(project: Project, name: str, copy: CopyParams, metas: Mapping[str, Met
         Layout.plan((1 + slots, train, len(meta.classes)), stored.dtype if stored else "float16"),
         Layout.plan((1 + slots, train), "int32"),
     ]
+
     manifest = MANIFEST_BYTES + FEATURE_BYTES + DIGEST_BYTES
     network = build(_spec(project, "teachers", copy.teacher, meta), 0)
     return Item(

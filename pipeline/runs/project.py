@@ -144,6 +144,7 @@ class Project:
                     f"params.yaml: {where} has '{name}', which is encoded with a table. Drop it: codes are made "
                     "where a run asks for them."
                 )
+            # "last" and "stage3" may be one feature, which two settings cannot share.
             if resolved in known:
                 raise ParamsError(f"params.yaml: {where} has '{resolved}' twice. Name it once.")
             known[resolved] = feature

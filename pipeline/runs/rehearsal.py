@@ -27,7 +27,7 @@ StandIns = Mapping[str, Mapping[str, NDArray[Any]]]
 def rehearse(run: Composition, student: NetworkSpec, known: Known, tables: StandIns) -> None:
     """Build a run's student and its methods without weights.
 
-    A run with a transform is left out: what its methods see depends on matchings that are not there.
+    A run with a transform is skipped: what its methods see depends on matchings that are not there.
 
     Args:
         run: its plug-ins, resolved.
@@ -62,6 +62,7 @@ def rehearse(run: Composition, student: NetworkSpec, known: Known, tables: Stand
             teacher_shapes=shapes,
             tables=read,
         )
+
         try:
             combination.assemble(run.methods, context)
         except StillhouseError:

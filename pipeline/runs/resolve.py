@@ -68,6 +68,7 @@ def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInput
         channels=meta.channels,
         classes=len(meta.classes),
     )
+    # Sizes come from the prepared images; params.yaml could only predict them.
     return StudentInputs(
         student=block.student,
         dataset=block.dataset,
@@ -144,6 +145,7 @@ def _stored(block: PairBlock, run: RunBlock, student: StudentInputs, places: Pla
     for feature in run.features:
         store, tables, hint = _place(block, feature, places)
         manifest = _manifest(store, student, hint)
+        # First what is stored at all, whose error names the setting to change; then what it was made from.
         contents.check_stored(store, manifest, feature, run.checkpoints, run.slots or 0)
         contents.require(store, manifest, weights=_weights(places.weights, run.checkpoints), tables=tables)
         digest = manifest.features[feature].digest

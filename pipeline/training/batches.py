@@ -42,11 +42,11 @@ class Batches:
     Attributes:
         images: gives their views.
         labels: int64 (N,), on the device.
-        slots: how many views are shown; None is no end.
+        slots: how many views are shown; None where they are unbounded.
         normalize: what images go through.
         seed: of the run.
         batch_size: samples a batch.
-        drop_last: leave out the last batch of an epoch when it is not full.
+        drop_last: drop the last batch of an epoch when it is not full.
         ranks: who divide each batch among them.
     """
 

@@ -127,6 +127,7 @@ class Training:
                 # Only the phase that was interrupted: the momentum is that of its optimizer.
                 if done < len(history) <= done + phase.recipe.epochs:
                     checkpoint.restore(path, self.modules, optimizer)
+
                 self.ranks.share_modules(self.modules)
                 for epoch in range(max(0, len(history) - done), phase.recipe.epochs):
                     history.append(self._epoch(phase, epoch, optimizer, done))
@@ -248,7 +249,7 @@ class Training:
         return dict(zip(names, rows.double().mean(dim=0).tolist(), strict=True))
 
     def _check_weights(self, moment: Moment, step: int) -> None:
-        """Refuse weights that an epoch's last step has spoilt: no later loss would tell before they are kept."""
+        """Refuse weights that an epoch's last step has spoiled: no later loss would tell before they are kept."""
         tensors = {
             f"{key}.{name}": x.detach()
             for key, module in self.modules.items()

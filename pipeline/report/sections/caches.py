@@ -86,6 +86,7 @@ def _codes(codes: list[Code]) -> Markup:
         ]
         for code in codes
     ]
+
     words = (
         "Codes are stores of their own, made with a fitted table. Lost is the mean KL divergence, in nats, "
         "between the words that it keeps and the teacher's whole distribution over words, of the plain training pixels."
