@@ -245,7 +245,8 @@ def _known(repo: Any, params: Path) -> State:
     from pipeline.params.base import read
 
     root = Path(repo.root_dir)
-    checks.check(read(root / "params.yaml"))  # DVC made from it the stages that are rehearsed, whatever is planned
+    # DVC makes the stages that are rehearsed from this file, whichever one is planned.
+    checks.check(read(root / "params.yaml"))
     graph = repo.index.graph  # from a stage to what it depends on
 
     order = list(TopologicalSorter({stage: set(graph.successors(stage)) for stage in graph}).static_order())

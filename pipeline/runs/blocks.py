@@ -60,7 +60,6 @@ def asked(project: Project, teacher: str) -> AskedBlock:
     params, own = project.params, project.params.teachers[teacher]
     tables = dict.fromkeys(own.tables)
     codes: dict[str, dict[str, int]] = {}
-
     matched: dict[tuple[str, str], None] = {}
 
     for pair, _, run in project.distilled():
@@ -71,7 +70,7 @@ def asked(project: Project, teacher: str) -> AskedBlock:
             for feature in run.features if run.source == "cached" else ():
                 if (table := Feature.parse(feature).table) is not None and run.slots is not None:
                     slots = codes.setdefault(table, {})
-                    # One store serves all runs: it holds what the run that shows most views reads.
+                    # One store serves all runs: it holds as many slots as the run with the most views reads.
                     slots[feature] = max(run.slots, slots.get(feature, 0))
         # A matching may be with another teacher than the pair's, and is then made from that one's store.
         for wanted in run.matchings:

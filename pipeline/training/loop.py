@@ -260,7 +260,6 @@ class Training:
             if x.is_floating_point()
         }
         finite = torch.stack([torch.isfinite(x).all() for x in tensors.values()]).tolist()
-
         if not all(finite):
             name = list(tensors)[finite.index(False)]
             raise DivergedError(
