@@ -65,7 +65,7 @@ def _check_values(content: Mapping[str, Any]) -> None:
 
 def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return `content` with every entry of a section that has no value as an empty mapping."""
-    # `words:` alone is an entry with all its defaults; what is no mapping is left for the models to refuse.
+    # `short:` alone is a recipe with all its defaults; what is no mapping is left for the models to refuse.
     return {
         section: {name: {} if entry is None else entry for name, entry in entries.items()}
         if isinstance(entries, Mapping)
