@@ -27,6 +27,7 @@ def main(
         raise typer.BadParameter(f"{out} is a folder", param_hint="--json")
     from pipeline.benchmark import suite
 
+    # Before torch is imported: a name that does not exist is an error at once.
     names = suite.select(only or [], quick)
 
     from tempfile import TemporaryDirectory
@@ -43,6 +44,7 @@ def main(
     cuda = where.device.type == "cuda"
     facts = record.facts(torch.cuda.get_device_name(where.device) if cuda else str(where.device))
     facts["threads"] = torch.get_num_threads()
+
     records = []
     console = Console(width=None if sys.stdout.isatty() else 130)  # a file has no width of its own
     for number, name in enumerate(names, start=1):
@@ -51,6 +53,7 @@ def main(
         with TemporaryDirectory(prefix="benchmark-") as folder:
             records += suite.measure(name, Bench(QUICK if quick else FULL, where, Path(folder)))
         print(f"{name}: {perf_counter() - start:.0f} s", flush=True)
+
     record.show(console, facts, records)
     if out is not None:
         record.write(out, facts, records)

@@ -45,6 +45,7 @@ def main(
         prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store, hint)
         meta = prepared.meta
         networks = {checkpoint: load(weights, checkpoint)[0] for checkpoint in manifest.weights}
+
         contents.require(
             store,
             manifest,
@@ -53,12 +54,17 @@ def main(
             std=meta.std,
             weights={key: hashing.file_hash(weights / f"{key}.safetensors") for key in manifest.weights},
         )
+
         space, normalize = view_space(manifest.views), Normalize(meta.mean, meta.std, where.device)
+
         found = []
         for checkpoint, network in networks.items():
+            # In the precision of the store: what another one costs would look like damage.
             live = Live.of(network, manifest.precision, where.device, normalize)
             found += compare(store, manifest, live, checkpoint, prepared.splits, space, rows=rows)
+
         most = worst(found)
+        # The share of what rounding explains; above 1 something else is wrong.
         if most.share > 1:
             raise StaleArtifactError(
                 f"{store}: {most}. Make it again with: dvc repro --force {manifest.made_by}"
@@ -66,9 +72,12 @@ def main(
 
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
         files = sum(path.is_file() for path in store.rglob("*"))
+        # One checkpoint is described: channels and fields are those of one network.
         checkpoint = next(iter(manifest.weights))
+        # Codes are indices, of which a mean says nothing.
         floats = {name: kept for name, kept in manifest.features.items() if kept.dtype.startswith("float")}
         seen = receptive_fields(networks[checkpoint], floats, meta.size, meta.channels)
+
         features = {
             name: stored.model_dump(mode="json", exclude={"digest"})
             | summarize(store, checkpoint, name)
@@ -78,7 +87,9 @@ def main(
         publish.write_json(
             summary, {"made_by": asked.stage, "bytes": size, "files": files, "features": features}
         )
+
         errors = {one.array: one.error for one in found if one.measure == "value"}
+        # An array is measured in several ways; the worst speaks for it.
         shares: dict[str, float] = {}
         for one in found:
             shares[one.array] = max(one.share, shares.get(one.array, 0.0))

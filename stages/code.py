@@ -18,6 +18,7 @@ def main(
     from pipeline.artifacts import closure, publish
 
     stages = [path.stem for path in (closure.root() / "stages").glob("*.py") if path.stem != "__init__"]
+    # A file each, so that a stage of DVC can depend on the code that it runs and no other.
     modules = {f"stages/{name}": f"stages.{name}" for name in stages}
     for catalogue in plugin.CATALOGUES:
         modules |= {f"{catalogue}/{name}": plugin.module(catalogue, name) for name in plugin.names(catalogue)}

@@ -170,6 +170,7 @@ def _of_machine(error: Exception) -> str | None:
             f"The memory is full: {text[:200] or 'no more can be had'}. Lower recipe.batch_size in params.yaml, "
             "STILLHOUSE_BATCH_SIZE (extraction) or STILLHOUSE_RESIDENT (distillation), or choose another --device."
         )
+
     found = _SYSTEM_ERROR.search(text)
     path: Any = None
     if isinstance(error, OSError):
@@ -178,6 +179,7 @@ def _of_machine(error: Exception) -> str | None:
         number = int(found[1]) if found else None
         written = _WRITTEN_FILE.search(text)
         path = written[1] if written else None
+
     if number not in DISK_ERRORS:
         return None
     assert number is not None

@@ -25,6 +25,7 @@ def main(
     from pipeline.runs.inputs import RunInputs
 
     run = load(RunInputs, inputs, "dvc repro inputs")
+    # After the inputs are read: a mistake in them is reported once, and not by every process.
     command.spread("stages.distill", processes)
 
     from pipeline.artifacts import closure, hashing, publish

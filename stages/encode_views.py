@@ -31,6 +31,7 @@ def main(
 
     asked = load_asked(EncodeInputs, block, "dvc repro teacher_inputs")
     if asked is None:
+        # DVC has a stage for every teacher and table, and expects its outs where nobody asks for codes too.
         with publish.replacing(metrics), publish.building(out):
             publish.write_json(metrics, {})
         return
@@ -44,6 +45,7 @@ def main(
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
     hint = f"dvc repro extract_features@{asked.teacher}"
+    # Codes of a table that was fitted to another store would be silently wrong.
     arrays, origin = tables.load(table, f"dvc repro fit_table@{asked.teacher}-{asked.table}")
     contents.require_source(table, origin, store, contents.read(store, hint))
 
@@ -72,6 +74,8 @@ def main(
             )
             stored = encoder.run(path).features[code]
             numbers[code] = {"slots": stored.slots, "mean_kl_lost": encoder.lost()}
+
+        # They say which stores a resumed run need not make again; the artifact is whole and has none.
         for mark in marks:
             publish.remove(mark)
         publish.write_json(metrics, numbers)

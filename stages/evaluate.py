@@ -43,6 +43,7 @@ def main(
     with publish.replacing(predictions, out):
         measured, arrays = evaluate(folder, Path(inputs["data"]) if data is None else data, inputs, where)
         if run is not None:
+            # Only a distilled student has a teacher to be compared with.
             measured |= compare(folder, run, where)
         with publish.writing(predictions) as part:
             write(part, arrays)

@@ -31,6 +31,7 @@ def main(
 
     extract = load_block(ExtractBlock, block)
     name = extract.teacher
+    # After the block is read: a mistake in it is reported once, and not by every process.
     command.spread("stages.extract_features", processes)
 
     from pipeline import plugin
@@ -91,6 +92,7 @@ def main(
     plugins = [plugin.module("networks", manifest.network.family)]
     plugins += [plugin.module("encodings", encoding) for encoding in encodings_of(extract.features)]
     code = closure.digest(["stages.extract_features", *plugins])
+    # Features of an interrupted run are kept only where nothing that they depend on has changed.
     identity = hashing.identity(manifest, extract.compression, code)
 
     with distributed.building(out, where.ranks) as scratch:

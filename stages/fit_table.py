@@ -24,6 +24,7 @@ def main(
 
     fit = load_asked(FitInputs, block, "dvc repro teacher_inputs")
     if fit is None:
+        # DVC has a stage for every teacher and table, and expects its outs where nobody asks for it too.
         with publish.replacing(out, metrics), publish.writing(out) as part:
             part.touch()
             publish.write_json(metrics, {})
@@ -42,8 +43,10 @@ def main(
         data = Prepared.open(prepared / fit.dataset)
         stored = contents.read(store, f"dvc repro extract_features@{fit.teacher}")
         contents.check_stored(store, stored, config.feature, ["last"], 0)
+
         digest = stored.features[config.feature].digest["last/train"]
         contents.require(store, stored, data=data.meta.fingerprint, weights={"last": fit.source.weights})
+        # Run by hand, a stage may meet another store than the one that its json was made for.
         if digest != fit.source.digest:
             raise StaleArtifactError(
                 f"{store} holds another '{config.feature}' than this table was resolved with. Run: dvc repro"
@@ -51,6 +54,8 @@ def main(
 
         stream = PlainStream(store, config.feature, data.split("train").labels)
         fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes)))
+
+        # Kept in the table itself: whoever reads it can refuse one of another teacher or feature.
         origin = {
             "made_by": fit.stage,
             "feature": config.feature,
@@ -60,6 +65,7 @@ def main(
             "digest": digest,
             "unit": module.UNIT or "cluster",
         }
+
         with publish.writing(out) as part:
             table.save(part, fitted, origin)
         publish.write_json(metrics, fitted.quality)

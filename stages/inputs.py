@@ -36,6 +36,7 @@ def main(
     places = Places(data, weights, store, tables, codes, copies, matchings, evaluation, code)
     with publish.building(out) as scratch:
         for run in pair.runs:
+            # A file for each seed: a student reruns only when its own changes.
             for seed, inputs in resolve_run(pair, run, places).items():
                 publish.write_json(scratch / run / f"{seed}.json", inputs.model_dump(mode="json"))
 

@@ -29,6 +29,7 @@ def main(
 
     pair = load(MatchBlock, block)
     if not pair.recipes:
+        # DVC has a stage for every pair, and expects its outs where no run asks for a matching too.
         with publish.replacing(metrics), publish.building(out):
             publish.write_json(metrics, {})
         return
@@ -48,6 +49,8 @@ def main(
             folder, own = scratch / match.matching, numbers.setdefault(match.matching, {})
             (folder / "measured").mkdir(parents=True)
             classes, counts = [], None
+
+            # Every student has an order of channels of its own, given by its init.
             for seed in pair.seeds:
                 student = students / str(seed)
                 matcher = Matcher(
@@ -56,12 +59,14 @@ def main(
                 title = f"{pair.pair}/{match.matching} seed {seed}"
                 with progress.bar(title, matcher.num_samples()) as advance:
                     matching, sums = matcher.run(advance)
+
                 own[str(seed)], pictures = measured(matcher, matching, sums)
                 matching.save(folder / f"{seed}.npz")
                 arrays.write(folder / "measured" / f"{seed}.npz", pictures)
                 classes.append(pictures["student_classes"])
                 counts = sums.counts.cpu()
 
+            # Two students with different inits are compared: KCD's measure of how much channels depend on them.
             if counts is not None and len(classes) > 1:
                 for seed, overlap in zip(pair.seeds, between(classes, counts), strict=True):
                     own[str(seed)]["overlap"]["students"] = overlap

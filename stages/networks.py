@@ -51,7 +51,9 @@ def _describe(family: str, name: str, size: int, channels: int, classes: int) ->
             taps = network.probe(built, size, channels)
             multiplies = cost.macs(built, size, channels)
     except StillhouseError as error:
+        # It stays in the list, with the reason why it cannot read these images.
         return record | {"reason": str(error)}
+
     shapes = {tap: list(shape) for tap, shape in taps.items()}
     return record | {
         "params": cost.num_params(built),
@@ -68,12 +70,14 @@ def _print(records: list[dict[str, Any]], title: str, open_families: list[str]) 
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width to fit into
         console.width = 180
+
     table = Table(title=title, title_justify="left", caption_justify="left")
     table.add_column("network", no_wrap=True)
     table.add_column("family", no_wrap=True)
     table.add_column("params", justify="right", no_wrap=True)
     table.add_column("MACs", justify="right", no_wrap=True)
     table.add_column("taps")
+
     for before, record in zip([None, *records], records, strict=False):
         if before is not None and before["family"] != record["family"]:
             table.add_section()
@@ -82,6 +86,7 @@ def _print(records: list[dict[str, Any]], title: str, open_families: list[str]) 
         else:
             numbers = (f"{record['params']:,}", f"{record['macs'] / 1e6:,.1f} M")
             table.add_row(record["name"], record["family"], *numbers, _taps(record))
+
     notes = ["--json tells all taps, _block1 (a stage's first block) and _pre (before an activation) too."]
     notes += [f"Family '{name}' takes any name that its library knows." for name in open_families]
     table.caption = "\n".join(notes)

@@ -112,14 +112,17 @@ def _needs(found: Plan, state: State, artifacts: Path) -> list[Need]:
     size = sum(item.bytes * _missing(item, state) for item in found.items)
     stages = (stage for item in found.items for stage in item.stages if stage not in state.made)
     freed = sum(state.held.get(stage, 0) for stage in stages)
+
     disks: dict[int, tuple[Path, int]] = {}
     for path, more in (
         (artifacts, 0 if state.linked else size - freed),
         (state.cache or artifacts, size),
     ):
+        # What is not there yet will be made on the disk of the nearest folder above it.
         place = next(one for one in (path, *path.absolute().parents) if one.exists())
         device = place.stat().st_dev
         first, held = disks.get(device, (place, 0))
+        # Workspace and cache on one disk need room together.
         disks[device] = (first, held + more)
     return [Need(place, max(0, more), shutil.disk_usage(place).free) for place, more in disks.values()]
 
@@ -133,6 +136,7 @@ def _print(found: Plan, state: State, needs: list[Need]) -> None:
 
     # Into a file or a pipe, no line is cut.
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
     table = Table("artifact", "of", "there", "to make", "size", "files", "teacher forwards", box=None)
     for item in found.items:
         missing = _missing(item, state)
@@ -145,6 +149,7 @@ def _print(found: Plan, state: State, needs: list[Need]) -> None:
     _right(table, 2)
     console.print(table)
     console.print()
+
     table = Table(
         "feature",
         "of",
@@ -240,37 +245,44 @@ def _known(repo: Any, params: Path) -> State:
     from pipeline.params.base import read
 
     root = Path(repo.root_dir)
-    checks.check(read(root / "params.yaml"))  # DVC makes of it what is rehearsed, whatever is planned
+    # DVC makes the stages that are rehearsed from this file, whichever one is planned.
+    checks.check(read(root / "params.yaml"))
     graph = repo.index.graph  # from a stage to what it depends on
+
     order = list(TopologicalSorter({stage: set(graph.successors(stage)) for stage in graph}).static_order())
     outdated = repo.status()
     changed: set[Path] = set()  # files and folders that will be others
     heavy: set[Path] = set()  # those of them that are not known until they are made
     made: set[str] = set()
     held: dict[str, int] = {}
+
     with TemporaryDirectory() as folder:
         for stage in order:
             name = stage.addressing
             kind = name.partition("@")[0]
             deps, outs = (_paths(group, root) for group in (stage.deps, stage.outs))
             if kind in LIGHT:
+                # What it reads is not made yet, so it cannot be rehearsed: all of it counts as changed.
                 if _touched(deps, heavy):
                     changed |= outs
                 else:
                     changed |= _rehearse(stage.cmd, outs, Path(folder), params)
             elif name in outdated or _touched(deps, changed):
+                # DVC knows what has changed so far; `changed` is what will have changed by then.
                 held[name] = sum(map(_bytes, outs))
                 if kind not in GATES:
                     changed |= outs
                     heavy |= outs
             else:
                 made.add(name)
+
     again = [name for name in outdated if name.startswith("prepare_data@")]
     notes = (
         [f"{', '.join(again)} will run again: sizes are those of the data that are there."] if again else []
     )
     if not made:
         notes.append("Nothing is up to date: everything counts as to be made.")
+
     types = repo.config["cache"].get("type") or ["reflink", "copy"]
     # DVC takes the first that the disk can do. Reflinks are rare, so with copies behind them a copy is counted.
     linked = "copy" not in types or bool({"hardlink", "symlink"} & set(types[: types.index("copy")]))

@@ -28,9 +28,11 @@ def main(
     from pipeline.params.tables import AskedBlock, EncodeInputs, FitInputs, Source
 
     asked = load(AskedBlock, block)
+    # Only the manifest is read: the stage depends on zarr.json alone, and not on gigabytes of features.
     stored = contents.read(store, f"dvc repro extract_features@{asked.teacher}")
 
     def source(feature: str, checkpoint: str) -> Source:
+        # No slot is needed: tables and matchings are made from the plain view.
         contents.check_stored(store, stored, feature, [checkpoint], 0)
         digest = stored.features[feature].digest[f"{checkpoint}/train"]
         return Source(weights=stored.weights[checkpoint], digest=digest, data=stored.data)
@@ -41,12 +43,15 @@ def main(
                 None if fit is None else FitInputs(**dict(fit), source=source(fit.config["feature"], "last"))
             )
             _write(scratch / "tables" / f"{name}.json", table)
+
         for name, encode in asked.codes.items():
+            # Codes are made by running the teacher again: they depend on its weights, not on stored features.
             weights = stored.weights.get("last", "")
             codes = (
                 None if encode is None else EncodeInputs(**dict(encode), weights=weights, data=stored.data)
             )
             _write(scratch / "codes" / f"{name}.json", codes)
+
         matched = {
             f"{match.checkpoint}/{match.feature}": source(match.feature, match.checkpoint).model_dump(
                 mode="json"

@@ -39,8 +39,10 @@ def main(
     stored = contents.read(store, f"dvc repro extract_features@{copy.teacher}")
     learned = (plugin.module("methods", "kd"), plugin.module("schedules", "final"))
     code = closure.digest(["stages.train_copy", *learned])
+    # Missing ones are refused by `train`, with the line of params.yaml to change.
     read = [stored.weights.get("last"), stored.features.get("logits"), stored.data]
     identity = hashing.identity(copy, where.precision, code, [str(part) for part in read])
+    # An interrupted training stays in the scratch folder; its identity decides whether it is used.
     with publish.building(out, resume=True) as scratch:
         job = Job(scratch, where, identity, f"copy {copy.name}", copy.stage)
         train(copy, data, weights, store, job, batch_size=batch_size, resident_bytes=resident << 20)

@@ -25,6 +25,7 @@ def main(
     from pipeline.params.teacher import TrainBlock, anchor_name
 
     teacher = load(TrainBlock, block)
+    # After the block is read: a mistake in it is reported once, and not by every process.
     command.spread("stages.train_teacher", processes)
 
     from pipeline import plugin
@@ -49,6 +50,7 @@ def main(
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
     code = closure.digest(["stages.train_teacher", plugin.module("networks", teacher.family)])
     identity = hashing.identity(teacher, prepared.meta, where.precision, code)
+
     anchors = {anchor_name(share): share for share in teacher.anchors}
     with distributed.building(out, where.ranks) as scratch:
         job = Job(scratch, where, identity, f"teacher {teacher.teacher}", teacher.stage)

@@ -82,6 +82,7 @@ def operations(
     for name, config in configs.items():
         own = _method(name).operations(config, student, teacher, tables)
         for tap, layer in own.insert.items():
+            # The same layer from two methods is one layer.
             if insert.setdefault(tap, layer) != layer:
                 raise ParamsError(
                     f"Methods '{inserted_by[tap]}' and '{name}' of one run put different layers at student tap "

@@ -43,6 +43,7 @@ class HeadsConfig(MethodConfig):
             ParamsError: the network has no stage boundary, or a position is named twice.
             UnknownNameError: no unit ends at a position.
         """
+        # Filled in before training, so that a run's json names its heads.
         positions = _positions(self.positions, known.student)
         return super().resolved(known).model_copy(update={"positions": positions})
 
@@ -128,6 +129,7 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C_T, H_T, W_T)."""
+        # Pooling averages all pixels of a larger map; interpolation would skip some.
         if x.shape[2] > self.size[0] or x.shape[3] > self.size[1]:
             x = F.adaptive_avg_pool2d(x, self.size)
         elif tuple(x.shape[2:]) != self.size:

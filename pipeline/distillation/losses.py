@@ -23,6 +23,7 @@ def soft_kl_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     """Return `soft_kl` of every sample (B,); its arguments are the same."""
     log_p = F.log_softmax(teacher.float() / temperature, dim=1)
     log_q = F.log_softmax(student.float() / temperature, dim=1)
+    # Logs on both sides: a probability that underflows has a log all the same.
     return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
@@ -35,7 +36,8 @@ def pixel_kl(p: Tensor, scores: Tensor, ids: Tensor | None = None) -> Tensor:
         ids: which outcomes `p` speaks of, int64 (B, k, H, W); the others are 0. None: all of them, k = K.
     """
     log_q = F.log_softmax(scores.float(), dim=1)
+    # Normalized over all K before the gather: outcomes that are left out still take their share.
     if ids is not None:
-        log_q = log_q.gather(1, ids)
-    pixels = p.numel() // p.shape[1]
+        log_q = log_q.gather(1, ids)  # (B, k, H, W)
+    pixels = p.numel() // p.shape[1]  # B * H * W
     return F.kl_div(log_q, p.float(), reduction="sum") / pixels

@@ -83,6 +83,7 @@ class MethodConfig(Block):
     @classmethod
     def _complete(cls, given: Any) -> Any:
         default = cls.model_fields["weights"]
+        # Combined methods have no defaults of their own; what is no mapping is refused by the model.
         if default.is_required() or not isinstance(given, Mapping):
             return given
 

@@ -41,10 +41,10 @@ class StageBlock(Block):
 B = TypeVar("B", bound=Block)
 T = TypeVar("T")
 # A key without a value is an empty mapping: `final:` is `final: {}`. Not for models that hold a tuple: what a
-# validator returns is no json any more, and of that a strict tuple takes no list.
+# validator returns is no longer json, and then a strict tuple accepts no list.
 OrEmpty = Annotated[T, BeforeValidator(lambda content: {} if content is None else content)]
 
-# pydantic speaks of json; who reads the message has written yaml.
+# pydantic speaks of json, and the reader of the message has written yaml.
 _IN_YAML = (
     ("Dictionary should have at least 1 item after validation, not 0", "Name one at least"),
     ("Tuple should have at least 1 item after validation, not 0", "Name one at least"),
@@ -63,6 +63,7 @@ def placed(where: str) -> Iterator[None]:
     try:
         yield
     except (ParamsError, ShapeError, UnknownNameError) as error:
+        # What was raised nearer to the cause knows the place better.
         if str(error).startswith("params.yaml"):
             raise
         raise type(error)(f"params.yaml: {where}: {error}") from None
@@ -84,6 +85,7 @@ def text(path: Path) -> str:
         ParamsError: no such file, or no text.
     """
     try:
+        # Not read_text, which changes line ends: dvc.yaml compares the checked text with the file byte by byte.
         return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise ParamsError(
@@ -142,6 +144,7 @@ def validate(model: type[B], content: Any, where: str, file: str = "params.yaml"
     """
     try:
         # As json, so that strictness still lets a list be a tuple.
+        # Dates, which yaml has and json lacks, become text.
         return model.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         raise ParamsError(_one_line(error, model, content, where, file)) from None
@@ -162,6 +165,7 @@ def load(model: type[B], path: Path, hint: str = "dvc repro params") -> B:
     try:
         return validate(model, read_json(path, hint), "", str(path))
     except ParamsError as error:
+        # A stage wrote it, so no edit of params.yaml would mend it.
         raise DamagedArtifactError(f"{error} Make it again with: {hint}") from None
 
 
@@ -175,18 +179,24 @@ def _one_line(error: ValidationError, model: type[BaseModel], content: Any, wher
     details = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     path = _path(details["loc"], content)
     place = ".".join(part for part in (where, *path) if part)
+
     if details["type"] == "extra_forbidden":
         key = str(details["loc"][-1])
         known = sorted(_fields(model, details["loc"][:-1]))
         near = difflib.get_close_matches(key, known, n=1)
         guess = f" Did you mean '{near[0]}'?" if near else ""
         return f"{file}: unknown key '{place}'.{guess} Known keys: {', '.join(known) or 'none'}."
+
+    # A key that is missing is none of the keys that `_path` returns.
     if details["type"] == "missing":
         return f"{file}: '{'.'.join((place, str(details['loc'][-1]))).removeprefix('.')}' is missing. Add it."
+
     # A union has an error for each of its members.
     messages = [item["msg"] for item in error.errors() if _path(item["loc"], content) == path]
+    # Members often say the same: each message once.
     first, *others = (message.removeprefix("Value error, ") for message in dict.fromkeys(messages))
     message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+
     for of_json, of_yaml in _IN_YAML:
         message = message.replace(of_json, of_yaml)
     value = "null" if details["input"] is None else repr(details["input"])
@@ -197,6 +207,7 @@ def _path(location: tuple[int | str, ...], content: Any) -> list[str]:
     """Return the keys of `location` that the yaml holds: without the tags that pydantic puts between them."""
     path = []
     for part in location:
+        # Positions in a list are keys too: "milestones.2".
         keys = (
             range(len(content)) if isinstance(content, list) else content if isinstance(content, dict) else ()
         )
@@ -208,6 +219,7 @@ def _path(location: tuple[int | str, ...], content: Any) -> list[str]:
 
 def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
     """Return the keys of the block at `path` below `model`, following what annotations can tell."""
+    # Several at a time: below a union, any of its members may be meant.
     models = [model]
     for part in path:
         fields = [one.model_fields[str(part)] for one in models if part in one.model_fields]
@@ -218,6 +230,7 @@ def _fields(model: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
             models = [inner for field in fields for inner in _models(field.annotation)]
         elif tagged:  # the tag of a union
             models = tagged
+
     # A literal of one value is a union's tag: in params.yaml a plug-in's name says it.
     return {
         name

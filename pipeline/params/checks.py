@@ -17,6 +17,8 @@ from pipeline.params.teachers import checkpoints_of
 
 OWN = "own"  # folder of the matchings with a pair's own teacher; borrowed ones stand beside it
 LISTS = ("seeds", "distill")
+# No slash, which parts pair and run; nothing that a shell reads; no dot or dash at the start, which would hide a file
+# or make an option of it.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -32,6 +34,7 @@ def check(content: Mapping[str, Any]) -> Sections:
     """
     _check_values(content)
     params = validate(Sections, _filled(content), "")
+    # After the models: of a misspelled `seeds` they say which key was meant, not that one is missing.
     _check_lists(content)
     _check_names(params)
     _check_recipes(params)
@@ -62,6 +65,7 @@ def _check_values(content: Mapping[str, Any]) -> None:
 
 def _filled(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return `content` with every entry of a section that has no value as an empty mapping."""
+    # `short:` alone is a recipe with all its defaults; what is no mapping is left for the models to refuse.
     return {
         section: {name: {} if entry is None else entry for name, entry in entries.items()}
         if isinstance(entries, Mapping)
@@ -91,6 +95,7 @@ def _check_names(params: Sections) -> None:
 def _check_recipes(params: Sections) -> None:
     for section in ("teachers", "students"):
         for name, network in getattr(params, section).items():
+            # For its errors alone: an unknown name, or a change that does not fit.
             params.recipe(network.recipe, f"{section}.{name}.recipe")
 
 
@@ -101,6 +106,7 @@ def _check_pairs(params: Sections) -> None:
         _check_same_data(f"pairs.{name}", params, pair.teacher, pair.student)
         for run in pair.overrides:
             _known(f"run of pairs.{name}.overrides:", run, params.runs)
+            # For its errors alone: an override that does not fit its run.
             params.run(name, run)
 
 
@@ -122,17 +128,23 @@ def _check_borrowed(params: Sections) -> None:
 
         if name == OWN:
             raise ParamsError(f"params.yaml: borrowed.{name} has the name of another folder. Rename it.")
+
+        # It stands in the entry because dvc.yaml cannot look it up through the pair.
         if borrowed.student != pair.student:
             raise ParamsError(
                 f"params.yaml: borrowed.{name} has student '{borrowed.student}', and its pair '{borrowed.pair}' has "
                 f"'{pair.student}'. Name that one."
             )
+
+        # Channels of another network have no counterparts here, and the pair's own teacher needs no lending.
         lender, own = params.teachers[borrowed.teacher], params.teachers[pair.teacher]
         if (lender.dataset, lender.network) != (own.dataset, own.network) or borrowed.teacher == pair.teacher:
             raise ParamsError(
                 f"params.yaml: borrowed.{name} has teacher '{borrowed.teacher}', expected the network of "
                 f"'{pair.teacher}' of its pair, trained on the same data from another seed."
             )
+
+        # A run finds it by these three, so it would never read the second of two.
         other = first.setdefault((borrowed.pair, borrowed.teacher, borrowed.matching), name)
         if other != name:
             raise ParamsError(
@@ -154,8 +166,10 @@ def _check_distill(params: Sections) -> None:
 
     for section in ("seeds", "distill"):
         values = getattr(params, section)
+        # Each is part of a stage's name, of which there can be one.
         if len(set(values)) < len(values):
             raise ParamsError(f"params.yaml: {section} contains duplicates. Name each once.")
+    # Else DVC's matrix of students would be empty, and nothing would say so.
     if params.distill and not params.seeds:
         raise ParamsError(
             "params.yaml: distill asks for students, and seeds is empty. Add a seed: seeds: [0]"
@@ -163,6 +177,7 @@ def _check_distill(params: Sections) -> None:
 
 
 def _check_same_data(where: str, params: Sections, teacher: str, student: str) -> None:
+    # Stored outputs go by the position of a sample in the teacher's own data.
     of_teacher, of_student = params.teachers[teacher].dataset, params.students[student].dataset
     if of_teacher != of_student:
         raise ParamsError(

@@ -43,6 +43,7 @@ class MatchingParams(Block):
 
     @model_validator(mode="after")
     def _learned_ones_are_one(self) -> Self:
+        # Correlation is the very thing that they are trained to raise, so no other measure applies.
         if self.strategy in LEARNED and (self.ranges > 1 or self.measure != "correlation"):
             raise ValueError(
                 f"strategy {self.strategy} learns one network by correlation. Drop ranges and measure, or choose "

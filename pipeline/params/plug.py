@@ -32,6 +32,7 @@ class Plug(Block):
 
     @model_serializer
     def _written(self) -> dict[str, dict[str, Any]]:
+        # As params.yaml has it, so that the json of a block reads back.
         return {self.name: self.settings}
 
     @classmethod
@@ -54,6 +55,7 @@ def plugs(content: Any, most: int | None = None) -> dict[str, Any]:
         return {content: {}}
     if not isinstance(content, Mapping) or not content or (most is not None and len(content) > most):
         raise ValueError("Expected a name, or its settings as {name: {setting: value}}")
+    # `kd:` without a value is KD with its defaults.
     for name, settings in content.items():
         if not isinstance(settings, Mapping | None):
             raise ValueError(f"Expected the settings of '{name}' as a mapping")

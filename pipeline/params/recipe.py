@@ -23,7 +23,7 @@ class Recipe(Block):
         milestones: epochs, from 1, after which the learning rate is multiplied by `decay`.
         decay: that factor.
         warmup: epochs over which the learning rate grows linearly from 0.
-        drop_last: leave out the last batch of an epoch when it is not full; else one of a single sample joins the batch
+        drop_last: drop the last batch of an epoch when it is not full; else one of a single sample joins the batch
             before it.
     """
 
@@ -40,7 +40,9 @@ class Recipe(Block):
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of `epoch`, counted from 0."""
+        # Milestones count epochs from 1, and `epoch` counts from 0: 150 is the first epoch after milestone 150.
         rate = self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+        # From 1 / warmup on: an epoch at rate 0 would teach nothing.
         return rate * (epoch + 1) / self.warmup if epoch < self.warmup else rate
 
 
@@ -68,7 +70,7 @@ def cut(samples: int, batch_size: int, drop_last: bool = False) -> list[int]:
     Args:
         samples: of the epoch.
         batch_size: samples a batch.
-        drop_last: leave out the last batch when it is not full.
+        drop_last: drop the last batch when it is not full.
     """
     whole, left = divmod(samples, batch_size)
     sizes = [batch_size] * whole

@@ -88,6 +88,7 @@ class Sections(Block):
                     changes[key] = plugs(changes[key])
                 except ValueError:
                     continue  # the validation below says what is wrong
+                # Methods are merged instead: an override may add one to those of the run.
                 if base[key] is not None and changes[key].keys() != base[key].keys() and key != "methods":
                     base[key] = {}
         return validate(RunParams, merged(base, changes), where)

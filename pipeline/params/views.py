@@ -82,6 +82,7 @@ def view_params(views: Plug, where: str) -> ViewParams:
         UnknownNameError: there is no such space.
         ParamsError: its settings are wrong.
     """
+    # The literal that tags each in the union is also its name in params.yaml.
     spaces: dict[str, type[Plain | CropFlip | RandomResizedCrop]] = {
         get_args(model.model_fields["space"].annotation)[0]: model for model in SPACES
     }

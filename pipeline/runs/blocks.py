@@ -35,6 +35,7 @@ def blocks(project: Project) -> dict[str, Block]:
         ParamsError: something in params.yaml does not fit together.
     """
     params = project.params
+    # What others build on comes first: a mistake is reported where it stands, not at what reads it.
     every: dict[str, Block] = {"project": params}
     for name in project.views:  # which looks at the settings of sources and views
         every[f"datasets/{name}"] = _prepare(project, name)
@@ -43,6 +44,7 @@ def blocks(project: Project) -> dict[str, Block]:
         every[f"teachers/{name}/asked"] = asked(project, name)
     for name in params.students:
         every[f"students/{name}"] = _student(project, name)
+
     for name in params.copies:
         every[f"copies/{name}"] = _copy(project, name)
     for name in params.pairs:
@@ -59,25 +61,34 @@ def asked(project: Project, teacher: str) -> AskedBlock:
     tables = dict.fromkeys(own.tables)
     codes: dict[str, dict[str, int]] = {}
     matched: dict[tuple[str, str], None] = {}
+
     for pair, _, run in project.distilled():
         names = params.pairs[pair]
         if names.teacher == teacher:
             tables |= dict.fromkeys((*run.tables, *tables_of(run.features)))
+            # A teacher that runs online makes its codes beside the student: only cached runs need them stored.
             for feature in run.features if run.source == "cached" else ():
                 if (table := Feature.parse(feature).table) is not None and run.slots is not None:
                     slots = codes.setdefault(table, {})
+                    # One store serves all runs: it holds as many slots as the run with the most views reads.
                     slots[feature] = max(run.slots, slots.get(feature, 0))
+        # A matching may be with another teacher than the pair's, and is then made from that one's store.
         for wanted in run.matchings:
             if (wanted.teacher or names.teacher) == teacher:
                 recipe = project.matching(teacher, names.student, wanted.matching)
                 matched[recipe.teacher_feature, recipe.teacher_checkpoint] = None
+
     for borrowed in params.borrowed.values():
         if borrowed.teacher == teacher:
             recipe = project.matching(teacher, borrowed.student, borrowed.matching)
             matched[recipe.teacher_feature, recipe.teacher_checkpoint] = None
+
+    # Also those that only `teachers.<name>.tables` asks for, which no run has checked.
     for table in tables:
         demands.check_table(project, teacher, table)
 
+    # None where nobody asks: DVC's matrix of teachers and tables is a full product, and every stage of it reads a json.
+    # Matched features are sorted, so that the order of runs in params.yaml changes nothing.
     return AskedBlock(
         teacher=teacher,
         tables={name: _fit(project, teacher, name) if name in tables else None for name in params.tables},
@@ -102,7 +113,9 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
     teacher, spec = project.params.teachers[name], project.spec("teachers", name)
     features, views = project.features(name), project.views[teacher.dataset]
     for feature, stored in features.items():
+        # For its errors alone: more slots than there are views.
         project.slots(name, stored.slots, f"teachers.{name}.features.{feature}.slots")
+
     family = plugin.module("networks", spec.family)
     encodings = [plugin.module("encodings", encoding) for encoding in encodings_of(features)]
 
@@ -118,6 +131,7 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         anchors=teacher.anchors,
         views=views,
     )
+
     extract = ExtractBlock(
         stage=f"extract_features@{name}",
         teacher=name,
@@ -126,6 +140,7 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         checkpoints=teacher.checkpoints,
         compression=teacher.compression,
     )
+
     check = CodeBlock(stage=f"check_features@{name}", teacher=name)
     evaluate = CodeBlock(stage=f"evaluate_teacher@{name}", teacher=name)
     return {
@@ -167,6 +182,7 @@ def _encode(project: Project, teacher: str, table: str, codes: dict[str, int]) -
 def _student(project: Project, name: str) -> StudentBlock:
     student, spec = project.params.students[name], project.spec("students", name)
     project.architecture("students", name)  # which can read the images
+    # Without a code hash: `student_inputs` puts the hashes of the code into its json itself.
     return StudentBlock(
         stage=f"student_inputs@{name}",
         student=name,
@@ -195,6 +211,8 @@ def _copy(project: Project, name: str) -> CopyBlock:
         slots=copy.slots,
         compression=teacher.compression,
     )
+
+    # It learns by plain KD from the last checkpoint (`training/copies.py`), so their code counts too.
     learned = (plugin.module("methods", "kd"), plugin.module("schedules", "final"))
     return _coded(block, ["stages.train_copy", *learned, _family(project, "teachers", copy.teacher)])
 
@@ -220,6 +238,7 @@ def _match(project: Project, name: str) -> MatchBlock:
         wanted.matching: project.matching(pair.teacher, pair.student, wanted.matching)
         for run in project.params.runs_of(name)
         for wanted in project.run(name, run).matchings
+        # A borrowed matching has a stage of its own.
         if wanted.teacher is None
     }
     return _matched(project, f"match_channels@{name}", name, pair.teacher, recipes)
@@ -236,6 +255,7 @@ def _matched(
     project: Project, stage: str, pair: str, teacher: str, recipes: dict[str, MatchingParams]
 ) -> MatchBlock:
     student = project.params.pairs[pair].student
+    # Without recipes no seed is named either: a new seed would run a stage that makes nothing.
     block = MatchBlock(
         stage=stage,
         pair=pair,
@@ -245,6 +265,7 @@ def _matched(
         seeds=project.params.seeds if recipes else (),
         recipes=recipes,
     )
+
     families = (_family(project, "teachers", teacher), _family(project, "students", student))
     return _coded(block, ["stages.match_channels", *families] if recipes else [])
 

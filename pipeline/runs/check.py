@@ -44,5 +44,6 @@ def project(content: Mapping[str, Any]) -> Project:
             config = plugin.load("tables", table.name).Config
         validate(config, table.settings, f"tables.{name}.{table.name}")
 
+    # This builds every network and rehearses every run of 'distill': settings may be right and not fit together.
     blocks(checked)
     return checked

@@ -50,6 +50,7 @@ def compare(folder: Path, inputs: RunInputs, machine: Machine) -> dict[str, floa
         StaleArtifactError: something that is read is not what the inputs name.
     """
     composition = Composition.of(inputs, f"runs.{inputs.run}")
+    # Test rows are read below; the training arrays that this opens are not worth loading.
     sources = Sources.of(inputs, machine, resident_bytes=0)
     student = load(folder / "weights")[0].to(machine.device)
     compared = combination.compared(composition.methods)
@@ -63,6 +64,7 @@ def compare(folder: Path, inputs: RunInputs, machine: Machine) -> dict[str, floa
     prepared = Prepared.open(Path(inputs.data))
     normalize = Normalize(prepared.meta.mean, prepared.meta.std, machine.device)
     split = PlainSplit.of(prepared, "test", normalize, machine)
+    # Sums in float64, divided once: the last batch is smaller than the others.
     totals: dict[str, float] = {}
     start = 0
     for image in split.batches():
@@ -100,6 +102,7 @@ def _fetch(feature: str, inputs: RunInputs, sources: Sources) -> Fetch | None:
         store = Path(stored.store)
         manifest = contents.read(store, RESOLVED)
         kept = manifest.features.get(feature)
+        # Codes have no test split, not every store has the last checkpoint, and a new one may be of other weights.
         if kept and "last/test" in kept.digest and manifest.weights["last"] == inputs.teacher_weights:
             return partial(_read, StoredArray(array_path(store, "last", "test", feature)))
     return None
@@ -130,6 +133,8 @@ def _transform(
         seed=inputs.seed,
         matchings=sources.matchings,
     )
+
+    # As in training, should the plug-in draw anything.
     with seeding.scope(inputs.seed, "transform"):
         transform = composition.transform(composition.transform_config, context)
     if transform.state_dict():

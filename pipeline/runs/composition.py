@@ -88,9 +88,11 @@ class Composition:
             transform_config = transform_config.resolved(known)
 
         needs = combination.needs(methods)
+        # Before its own needs are added: the question is what the methods read.
         schedule.check(schedule_config, needs)
         needs |= schedule.needs(schedule_config)
         if transform is not None:
+            # Likewise: something else than the transform must read what it changes.
             _check_changes(transform.changes(transform_config), needs, where)
             needs |= transform.needs(transform_config)
 
@@ -128,6 +130,7 @@ def check_settings(run: Composed, where: str) -> None:
         ParamsError: settings are wrong.
     """
     with placed(f"{where}.methods"):
+        # Run through for its errors alone: a layer that does not exist.
         list(_layers(_methods(run, where)))
     _loaded("schedules", run.schedule, f"{where}.schedule")
     if run.transform is not None:

@@ -19,6 +19,7 @@ from pipeline.runs.rehearsal import feature_shape
 if TYPE_CHECKING:
     from pipeline.runs.project import Project
 
+# A stage, or a place in it: "stage2", "stage2_block1", "stage2_pre".
 _STAGE = re.compile(r"(?P<stage>stage\d+)(?P<place>(_\w+)?)")
 
 
@@ -74,6 +75,7 @@ def _check_reads(project: Project, teacher: str, run: RunBlock, where: str) -> N
     for name in run.tables:
         if name not in project.params.tables:
             raise unknown_name(f"table of {where}:", name, project.params.tables, "Add it to 'tables'.")
+        # The table speaks of channels in the order that they had before the transform.
         if project.table(teacher, name).feature in run.changes:
             raise ParamsError(
                 f"params.yaml: {where} reads table '{name}', which is fitted to "
@@ -81,12 +83,15 @@ def _check_reads(project: Project, teacher: str, run: RunBlock, where: str) -> N
                 "transform, or take the feature out of its features."
             )
         check_table(project, teacher, name)
+
     for name in run.features:
         check_feature(project, teacher, name, where)
+        # A code needs its table to be made, though the student itself may not read it.
         for table in tables_of([name]):
             if table not in project.params.tables:
                 raise unknown_name(f"table of {where}:", table, project.params.tables, "Add it to 'tables'.")
             check_table(project, teacher, table)
+
     kept = project.params.teachers[teacher]
     for checkpoint in run.checkpoints:
         if checkpoint not in (names := checkpoints_of(kept)):
@@ -97,6 +102,7 @@ def _check_reads(project: Project, teacher: str, run: RunBlock, where: str) -> N
                 f"params.yaml: {where} learns from checkpoint '{checkpoint}', and the store of teacher '{teacher}' "
                 f"holds {', '.join(kept.checkpoints)}. Add it to teachers.{teacher}.checkpoints."
             )
+
     if run.source == "cached":
         _check_stored(project, teacher, run, where)
 
@@ -116,6 +122,7 @@ def _check_stored(project: Project, teacher: str, run: RunBlock, where: str) -> 
                 f"params.yaml: {where} reads '{name}' of teacher '{teacher}', whose store holds "
                 f"{', '.join(stored)}. Add it to teachers.{teacher}.features, or set 'source: online' of the run."
             )
+
         place = f"teachers.{teacher}.features.{name}.slots"
         slots = project.slots(teacher, stored[name].slots, place)
         if run.slots is not None and slots < run.slots:
@@ -133,11 +140,13 @@ def check_table(project: Project, teacher: str, name: str) -> None:
     """
     feature, stored = project.table(teacher, name).feature, project.features(teacher)
     check_feature(project, teacher, feature, f"tables.{name}")
+
     if feature not in stored:
         raise ParamsError(
             f"params.yaml: tables.{name} is fitted to '{feature}', and the store of teacher '{teacher}' holds "
             f"{', '.join(stored)}. Add {feature}: {{slots: 0}} to teachers.{teacher}.features."
         )
+
     if "last" not in project.params.teachers[teacher].checkpoints:
         raise ParamsError(
             f"params.yaml: tables.{name} is fitted to the last checkpoint of teacher '{teacher}', and its store "
@@ -148,6 +157,7 @@ def check_table(project: Project, teacher: str, name: str) -> None:
 
 def _check_copies(project: Project, teacher: str, run: RunBlock, where: str) -> None:
     for name in run.copies:
+        # Those of another teacher would teach something else, and are not even offered in the error.
         copies = {key: copy for key, copy in project.params.copies.items() if copy.teacher == teacher}
         if name not in copies:
             raise unknown_name(
@@ -156,6 +166,7 @@ def _check_copies(project: Project, teacher: str, run: RunBlock, where: str) -> 
                 copies,
                 "Add it to 'copies' in params.yaml.",
             )
+
         check_copy(project, name)
         if run.slots is None:
             raise ParamsError(
@@ -178,6 +189,7 @@ def check_copy(project: Project, name: str) -> None:
     """
     copy = project.params.copies[name]
     slots = project.slots(copy.teacher, copy.slots, f"copies.{name}.slots")
+
     logits = project.features(copy.teacher).get("logits")
     place = f"teachers.{copy.teacher}.features.logits"
     if logits is None or "last" not in project.params.teachers[copy.teacher].checkpoints:
@@ -185,6 +197,7 @@ def check_copy(project: Project, name: str) -> None:
             f"params.yaml: copies.{name} learns from the logits of teacher '{copy.teacher}', which its store does "
             f"not hold. Add {place}."
         )
+
     if project.slots(copy.teacher, logits.slots, f"{place}.slots") < slots:
         raise ParamsError(
             f"params.yaml: copies.{name} sees {slots} view slots, and {place}.slots is {logits.slots}. Raise it, "
@@ -198,17 +211,20 @@ def _check_matchings(project: Project, pair: str, run: RunBlock, where: str) -> 
         if wanted.matching not in project.params.matchings:
             known = project.params.matchings
             raise unknown_name(f"matching of {where}:", wanted.matching, known, "Add it to 'matchings'.")
+
         if wanted.seed is not None and wanted.seed not in project.params.seeds:
             raise ParamsError(
                 f"params.yaml: {where} takes the matching of seed {wanted.seed}, and seeds are "
                 f"{', '.join(map(str, project.params.seeds))}. Name one of these."
             )
+
         if wanted.teacher is not None and project.borrowed(pair, wanted.teacher, wanted.matching) is None:
             raise ParamsError(
                 f"params.yaml: {where} takes the matching '{wanted.matching}' with teacher '{wanted.teacher}'. "
                 f"Add {wanted.teacher}-{wanted.matching}: {{pair: {pair}, teacher: {wanted.teacher}, student: "
                 f"{names.student}, matching: {wanted.matching}}} to 'borrowed'."
             )
+
         check_matching(project, wanted.teacher or names.teacher, names.student, wanted.matching)
 
 
@@ -221,6 +237,7 @@ def check_matching(project: Project, teacher: str, student: str, name: str) -> N
     recipe, where = project.matching(teacher, student, name), f"matchings.{name}"
     _check_student_taps(project, student, (recipe.student_tap,), where)
     check_feature(project, teacher, recipe.teacher_feature, where)
+
     stored, kept = project.features(teacher), project.params.teachers[teacher].checkpoints
     if recipe.teacher_feature not in stored:
         raise ParamsError(
@@ -232,6 +249,8 @@ def check_matching(project: Project, teacher: str, student: str, name: str) -> N
             f"params.yaml: {where} matches checkpoint '{recipe.teacher_checkpoint}', and the store of teacher "
             f"'{teacher}' holds {', '.join(kept)}. Add it to teachers.{teacher}.checkpoints."
         )
+
+    # None where only the files know. `pictured` counts from 0, so it needs one class more than it says.
     classes = project.images[project.params.students[student].dataset].classes
     for setting, value in (("ranges", recipe.ranges), ("pictured", recipe.pictured + 1)):
         if classes is not None and value > classes:

@@ -159,6 +159,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
         items += _teacher(project, name, network)
         items.append(_store(name, teacher, meta, stored))
         costs += _costs(project, name, meta, stored, unstored, own)
+        # The last item is the store: its forward passes are what the cache costs.
         paid.append(_break_even(name, items[-1].forwards, own, len(params.seeds)))
         items += _fitted(project, name, meta)
 
@@ -167,6 +168,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
             wanted.matching for run in params.runs_of(name) for wanted in project.run(name, run).matchings
         }
         if recipes:
+            # For each seed the matching, and what was measured of it.
             files = 2 * len(params.seeds) * len(recipes)
             items.append(Item("matchings", name, (f"match_channels@{name}",), 0, files))
     for name, copy in params.copies.items():
@@ -176,6 +178,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
         name: 3 * _weight_bytes(build(_spec(project, "students", name, metas[student.dataset]), 0))
         for name, student in params.students.items()  # init, last, best
     }
+    # Seven files: three weights, network.json, history.csv, training.json, inputs.json.
     for name, size in sizes.items():
         stages = tuple(f"pretrain_student@{name}-{seed}" for seed in params.seeds)
         items.append(Item("student alone", name, stages, size, 7))
@@ -265,6 +268,7 @@ def _store(name: str, teacher: TeacherParams, meta: Meta, stored: Mapping[str, S
     slots = 1 + max(feature.slots for feature in stored.values())
     layouts = [layout for feature in stored.values() for layout in _layouts(feature, meta)] * checkpoints
     layouts.append(Layout.plan((slots, train), "int32"))  # the view ids
+
     groups = 1 + checkpoints * (
         1 + splits
     )  # the view ids', the checkpoints', the splits'; the root has the manifest
@@ -294,6 +298,7 @@ def _code(project: Project, name: str, block: EncodeBlock, code: str, meta: Meta
         Layout.plan((1 + slots, train, *stored.shape), stored.dtype),
         Layout.plan((1 + slots, train), "int32"),
     ]
+
     manifest = MANIFEST_BYTES + FEATURE_BYTES + DIGEST_BYTES
     return Item(
         "codes",
@@ -315,6 +320,7 @@ def _copy(project: Project, name: str, copy: CopyParams, metas: Mapping[str, Met
         Layout.plan((1 + slots, train, len(meta.classes)), stored.dtype if stored else "float16"),
         Layout.plan((1 + slots, train), "int32"),
     ]
+
     manifest = MANIFEST_BYTES + FEATURE_BYTES + DIGEST_BYTES
     network = build(_spec(project, "teachers", copy.teacher, meta), 0)
     return Item(
@@ -354,6 +360,7 @@ def _costs(
 
 
 def _break_even(name: str, cached: int, readers: list[_Reader], seeds: int) -> BreakEven:
+    # Only who reads the store saves anything by it: not who learns online, nor who reads no feature.
     online = [reader.forwards for reader in readers if reader.forwards and not reader.online]
     if not online:
         return BreakEven(name, cached, 0, 0, None)

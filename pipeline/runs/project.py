@@ -114,6 +114,7 @@ class Project:
             ShapeError: the network cannot read images of this size.
         """
         spec = self.spec(kind, name)
+        # Without the weights, which change no shape.
         key = spec.model_dump_json(exclude={"weights"})
         if key not in self._architectures:
             with placed(f"{kind}.{name}"):
@@ -143,6 +144,7 @@ class Project:
                     f"params.yaml: {where} has '{name}', which is encoded with a table. Drop it: codes are made "
                     "where a run asks for them."
                 )
+            # "last" and "stage3" may be one feature, which two settings cannot share.
             if resolved in known:
                 raise ParamsError(f"params.yaml: {where} has '{resolved}' twice. Name it once.")
             known[resolved] = feature
@@ -164,6 +166,7 @@ class Project:
             UnknownNameError: there is no such table, or the teacher has no such tap.
         """
         recipe, own = self.params.tables[name], self.params.teachers[teacher].tables.get(name, {})
+        # After the merge nobody knows which half is wrong; a teacher's own values are the likelier one.
         place = f"tables.{name}.{recipe.name}" if not own else f"teachers.{teacher}.tables.{name}"
         config: TableConfig = validate(
             plugin.load("tables", recipe.name).Config, merged(recipe.settings, own), place
@@ -196,6 +199,7 @@ class Project:
             ParamsError: settings are wrong, or the run needs what is not asked for; the message says what to add.
             UnknownNameError: it names what does not exist.
         """
+        # Many ask for a run, and its rehearsal builds networks.
         if (pair, run) not in self._runs:
             self._runs[pair, run] = self._run(pair, run)
         return self._runs[pair, run]
@@ -210,14 +214,17 @@ class Project:
         names, settings = self.params.pairs[pair], self.params.run(pair, run)
         where = f"pairs.{pair}.overrides.{run}" if run in names.overrides else f"runs.{run}"
         known = self.known(names.teacher, names.student)
+        # One run may fit one pair and not another, so the error names the pair.
         with placed(f"{where} (of pair {pair})"):
             composition = Composition.of(settings, where, known)
 
         changed = merged(self.recipe("students", names.student).model_dump(mode="json"), settings.recipe)
         recipe = validate(Recipe, changed, f"{where}.recipe")
+
         needs, online = composition.needs, settings.source == "online"
         # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
         tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
+
         block = RunBlock(
             methods=composition.plugs(),
             schedule=Plug.of(settings.schedule.name, **composition.schedule_config.model_dump(mode="json")),
@@ -236,6 +243,8 @@ class Project:
             matchings=tuple(WantedMatching(**wanted._asdict()) for wanted in needs.matchings),
             plugins=composition.plugins,
         )
+
+        # First what is there at all: its errors say what to add, the rehearsal's only what does not fit.
         demands.check_run(self, pair, block, needs.student, where)
         with placed(f"{where} (of pair {pair})"):
             rehearse(
@@ -248,6 +257,7 @@ class Project:
 
     def _run_slots(self, teacher: str, slots: Slots, online: bool, where: str) -> int | None:
         space = view_space(self.views[self.params.teachers[teacher].dataset])
+        # Only a teacher that runs can follow an unbounded number of views: a store has a number of slots.
         if online and slots == "all" and space.count is None:
             return None
         return num_slots(space, slots, f"{where}.slots")

@@ -27,7 +27,7 @@ StandIns = Mapping[str, Mapping[str, NDArray[Any]]]
 def rehearse(run: Composition, student: NetworkSpec, known: Known, tables: StandIns) -> None:
     """Build a run's student and its methods without weights.
 
-    A run with a transform is left out: what its methods see depends on matchings that are not there.
+    A run with a transform is skipped: what its methods see depends on matchings that are not there.
 
     Args:
         run: its plug-ins, resolved.
@@ -46,11 +46,13 @@ def rehearse(run: Composition, student: NetworkSpec, known: Known, tables: Stand
     shapes = {name: feature_shape(known.teacher.taps, name, student.classes) for name in run.needs.teacher}
     operations = combination.operations(run.methods, known.student.taps, shapes, read)
 
+    # On meta, shapes are computed and nothing is drawn or allocated.
     with torch.device("meta"):
         spec = student.model_copy(
             update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
         )
         network = build(spec, 0)
+
         context = Context(
             num_classes=spec.classes,
             labels=torch.zeros(spec.classes, dtype=torch.int64),
@@ -60,6 +62,7 @@ def rehearse(run: Composition, student: NetworkSpec, known: Known, tables: Stand
             teacher_shapes=shapes,
             tables=read,
         )
+
         try:
             combination.assemble(run.methods, context)
         except StillhouseError:
@@ -82,6 +85,7 @@ def feature_shape(taps: Mapping[str, Shape], name: str, classes: int) -> Shape:
     """
     feature = Feature.parse(name)
     x = torch.zeros(1, *taps[feature.tap])
+    # Only the last encoding can read a table.
     *plain, last = feature.encodings or ("",)
     if feature.table is None:
         return tuple(feature.encode(x).shape[1:])

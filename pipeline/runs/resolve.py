@@ -68,6 +68,7 @@ def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInput
         channels=meta.channels,
         classes=len(meta.classes),
     )
+    # Sizes come from the prepared images; params.yaml could only predict them.
     return StudentInputs(
         student=block.student,
         dataset=block.dataset,
@@ -96,6 +97,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     """
     settings, student = block.runs[run], resolve_student(block.student, places.data, places.code)
     online = settings.source == "online"
+    # The weights that the run itself loads: none where a store is all that is read.
     loaded = [*(settings.checkpoints if online else ()), *(["last"] if settings.network else [])]
     plugins = [f"networks/{block.teacher_family}", *settings.plugins]
 
@@ -105,6 +107,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
         code=student.code | _code(places.code, plugins),
         pair=block.pair,
         run=run,
+        # Any seed: it is replaced below.
         seed=block.seeds[0],
         teacher=block.teacher,
         methods=settings.methods,
@@ -142,6 +145,7 @@ def _stored(block: PairBlock, run: RunBlock, student: StudentInputs, places: Pla
     for feature in run.features:
         store, tables, hint = _place(block, feature, places)
         manifest = _manifest(store, student, hint)
+        # First what is stored at all, whose error names the setting to change; then what it was made from.
         contents.check_stored(store, manifest, feature, run.checkpoints, run.slots or 0)
         contents.require(store, manifest, weights=_weights(places.weights, run.checkpoints), tables=tables)
         digest = manifest.features[feature].digest
@@ -182,6 +186,7 @@ def _copy(block: PairBlock, name: str, run: RunBlock, student: StudentInputs, pl
 def _table(block: PairBlock, name: str, places: Places) -> tuple[str, str]:
     """Return path and hash of a table, which must be fitted to what the teacher's store holds now."""
     path, hint = places.tables / f"{name}.npz", f"dvc repro fit_table@{block.teacher}-{name}"
+    # An empty file stands where nobody asked for the table at the time.
     if not path.exists() or not path.stat().st_size:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}")
     extracted = f"dvc repro extract_features@{block.teacher}"
@@ -202,6 +207,7 @@ def _matchings(
         stage = f"match_channels@{block.pair}" if folder == OWN else f"match_borrowed@{folder}"
 
         path = places.matchings / folder / wanted.matching / f"{own_seed}.npz"
+
         origin = Matching.load(path, f"dvc repro {stage}").origin
         expected = {
             "student": block.student.student,
@@ -212,6 +218,7 @@ def _matchings(
         if wanted.teacher is None:  # another teacher's weights are not among what is read here
             checkpoint = origin.recipe.teacher_checkpoint
             expected["teacher_weights"] = _weights(places.weights, [checkpoint])[checkpoint]
+
         for field, value in expected.items():
             if getattr(origin, field) != value:
                 raise StaleArtifactError(

@@ -57,6 +57,7 @@ class Sources:
         """
         tables = _tables(inputs)
         teachers = _teachers(inputs, tables, machine)
+        # None where views are unbounded, and then nothing is read from a store.
         slots = inputs.slots if inputs.slots is not None else 0
 
         features: TeacherSource
@@ -88,7 +89,9 @@ def matchings(inputs: RunInputs) -> dict[str, Matching]:
     for key, (name, expected) in inputs.matchings.items():
         path = Path(name)
         check_file(path, expected)
+
         matching = known[key] = Matching.load(path, RESOLVED)
+        # Of the plain network: what methods insert is no part of theta0.
         theta0 = state_digest(build(inputs.network, matching.origin.seed).state_dict())
         if theta0 != matching.origin.theta0:
             raise StaleArtifactError(
@@ -131,6 +134,7 @@ def _shapes(inputs: RunInputs, teachers: Mapping[str, Teacher]) -> dict[str, Sha
         }
     if not inputs.features:
         return {}
+    # Any checkpoint will do: they are of one network.
     teacher, spec = next(iter(teachers.values())), inputs.network
     requested = dict.fromkeys(inputs.features, (0, "float32"))
     probed = stored_features(requested, teacher, spec.channels, spec.size)

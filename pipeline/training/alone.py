@@ -34,6 +34,7 @@ class CrossEntropy:
         """Return the loss; its only term is `ce`."""
         with self.machine.autocast():
             logits = self.network(views.image)
+        # In float32, whatever the forward pass was computed in.
         loss = F.cross_entropy(logits.float(), views.label)
         return loss, {"ce": loss}
 
@@ -64,7 +65,9 @@ def train(
     network = build(spec, seed)
     job.machine.place(network)
     setting = Setting.of(prepared, views, job.machine)
+    # All views there are: no store limits them.
     batches = setting.batches(recipe, seed, all_slots(setting.space, "all", job.title))
+
     assembly.train(
         job,
         Subject(network, spec),
@@ -72,5 +75,6 @@ def train(
         setting,
         batches,
         (Phase("main", recipe),),
+        # At least one epoch: after none, an anchor would be the untrained network.
         anchors={name: max(1, round(share * recipe.epochs)) for name, share in (anchors or {}).items()},
     )

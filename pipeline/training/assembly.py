@@ -84,8 +84,10 @@ def train(
     machine, network = job.machine, subject.network
     folder = result.begin(job.scratch, job.identity, subject.spec, machine.ranks)
     save = result.saver(network, folder, machine.ranks)
+    # Before a checkpoint fills the network: a resumed training keeps its first weights too.
     save("init")
 
+    # Synchronized batch norms are other modules, which have to be placed and compiled in their turn.
     modules = {"student": network, **subject.beside}
     for module in modules.values():
         distributed.synchronized(module, machine.device, machine.ranks)

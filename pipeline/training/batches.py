@@ -42,11 +42,11 @@ class Batches:
     Attributes:
         images: gives their views.
         labels: int64 (N,), on the device.
-        slots: how many views are shown; None is no end.
+        slots: how many views are shown; None where they are unbounded.
         normalize: what images go through.
         seed: of the run.
         batch_size: samples a batch.
-        drop_last: leave out the last batch of an epoch when it is not full.
+        drop_last: drop the last batch of an epoch when it is not full.
         ranks: who divide each batch among them.
     """
 
@@ -70,9 +70,12 @@ class Batches:
 
     def epoch(self, epoch: int) -> Iterator[Views]:
         """Give the batches of `epoch`; of each, this rank's part."""
+        # One slot an epoch is one slice of a store, and still another view for every sample.
         slot = slot_of(self.seed, epoch, self.slots)
         order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
+
         sizes = self.sizes
+        # Without the last batch, the end of the order is left out: other samples in every epoch.
         whole = torch.split(order[: sum(sizes)], sizes)
         parts = [self.ranks.part(batch) for batch in whole]
         shares = [self.ranks.share(len(batch)) for batch in whole]

@@ -28,7 +28,9 @@ def save(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, sta
     for number, buffer in enumerate(_momentum(optimizer)):
         if buffer is not None:
             tensors[f"momentum/{number}"] = buffer
+    # Copies: safetensors refuses tensors that share memory.
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    # All in one file, so that weights and state cannot be of two different epochs.
     with publish.writing(path) as part:
         part.write_bytes(to_bytes(tensors, metadata={"state": json.dumps(state)}))
 
@@ -47,9 +49,11 @@ def restore(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) 
     """Fill modules and the optimizer's momentum from a checkpoint."""
     with safe_open(path, "pt") as file:
         for name, x in _tensors(modules).items():
+            # In place: the optimizer holds these very tensors.
             x.detach().copy_(file.get_tensor(name))
         saved = set(file.keys())
         for number, parameter in enumerate(_parameters(optimizer)):
+            # A parameter that has had no gradient yet has no momentum.
             name = f"momentum/{number}"
             if name in saved:
                 optimizer.state[parameter]["momentum_buffer"] = file.get_tensor(name).to(parameter.device)

@@ -75,6 +75,7 @@ def train(
     network, spec = load(job.scratch / "weights")
     setting, copy = Setting.of(prepared, block.views, machine), Teacher(network, machine)
     requested = {"logits": (slots, taught.features["logits"].dtype)}
+
     manifest = Manifest.of(
         meta,
         block.views,
@@ -84,8 +85,10 @@ def train(
         stored_features(requested, copy, meta.channels, meta.size),
         teacher=taught.teacher,
         made_by=job.made_by,
+        # Students learn from these alone; a copy is not evaluated.
         splits=("train",),
     )
+
     extraction = Extraction(
         manifest,
         {"last": copy},
@@ -110,12 +113,15 @@ def _learn(
     resident_bytes: int,
 ) -> None:
     """Train the copy by KD from the stored logits, as a student of the teacher's own architecture."""
+    # Untrained, also where the teacher started from pretrained weights.
     machine, spec = job.machine, taught.network.model_copy(update={"weights": "none"})
     # Its name is part of the init: copies of one seed differ, and none starts as the teacher itself did.
     network = build(spec, "self_taught", block.name, block.seed)
     machine.place(network)
+
     setting = Setting.of(prepared, block.views, machine)
     batches = setting.batches(block.recipe, block.seed, slots)
+
     context = Context(
         num_classes=spec.classes,
         labels=batches.labels.cpu(),
@@ -127,10 +133,12 @@ def _learn(
     kd, final = plugin.load("methods", "kd"), plugin.load("schedules", "final")
     method = kd.Method(kd.Config(temperature=block.temperature, weights=block.weights), context)
     schedule = final.Schedule(final.Config(), context)
+
     source = CachedSource({"logits": store}, ["last"], slots, machine.device, resident_bytes)
     objective = Distillation(
         network, method, schedule, None, source, machine, block.seed, taps=method.needs(method.config).student
     )
+
     assembly.train(
         job,
         Subject(network, spec, {"method": method, "schedule": schedule}),

@@ -91,21 +91,29 @@ class Distillation(nn.Module):
             epochs=moment.epochs,
             step=moment.step,
             phase=moment.phase,
+            # By the step alone: a resumed training draws what an uninterrupted one would.
             generator=seeding.generator(self.seed, "step", moment.step),
         )
+
         with self.machine.autocast():
             taps = self.student.record(views.image, self.taps)
+        # Losses are computed in float32, whatever the forward pass was.
         taps = {name: x.float() for name, x in taps.items()}
+
         plan = self.schedule(taps, batch)
+        # Before the lessons: an epoch that starts with a new permutation is taught by it from its first batch.
         if self.transform is not None:
             self.transform.observe({name: x.detach() for name, x in taps.items()}, batch)
+
         terms: Terms = {}
         none = torch.zeros((), device=views.image.device)
         loss = _weigh(plan.terms, plan.weights, terms, none, 1.0, "", "schedule")
+
         for lesson in plan.lessons:
             taught = self._lesson(lesson, batch)
             computed = self.method(taps, taught)
             if lesson.terms is not None:
+                # Terms that do not count are not in the history either.
                 computed = {name: term for name, term in computed.items() if name in lesson.terms}
             given = self.method.weights(taught) if lesson.weights is None else lesson.weights
             loss = loss + _weigh(computed, given, terms, none, lesson.weight, lesson.name, "method")
@@ -132,6 +140,7 @@ def _weigh(
             f"Term '{min(missing)}' of the {what} has no weight; found weights for {', '.join(sorted(weights))}. "
             "Give it a default weight in the plug-in's Config."
         )
+
     for name, term in computed.items():
         terms[f"{prefix}_{name}" if prefix else name] = term
         total = total + scale * weights[name] * term
@@ -201,6 +210,7 @@ def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machin
         ParamsError: the student lacks a tap that is read.
     """
     seed, composition = inputs.seed, Composition.of(inputs, f"runs.{inputs.run}")
+    # What methods see has the shapes that the transform gives it.
     seen = sources.shapes
     if composition.transform is not None:
         seen = composition.transform.shapes(composition.transform_config, seen, sources.matchings)
@@ -244,9 +254,11 @@ def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machin
         copies=sources.copies,
         taps=composition.needs.student,
     )
+
     beside: dict[str, nn.Module] = {"method": method, "schedule": schedule}
     if transform is not None and transform.state_dict():
         beside["transform"] = transform  # it may change while the student learns
+    # Where features are cached, a method may read a teacher's modules, but no teacher runs.
     running = sources.teachers.values() if inputs.source == "online" else ()
     return LineUp(Subject(student, spec, beside, [one.network for one in running]), objective)
 

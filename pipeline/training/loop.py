@@ -32,7 +32,7 @@ from pipeline.params.recipe import Phase, Recipe
 from pipeline.training import checkpoint
 from pipeline.training.batches import Batches, Views
 
-CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints: short epochs would wait for the disk
 Row = dict[str, float | int | str]
 Terms = dict[str, Tensor]  # scalars by name
 
@@ -116,14 +116,18 @@ class Training:
     def _run(self) -> list[Row]:
         path = self.scratch / "checkpoint.safetensors"
         history = self.ranks.agree(self._done(path) if self.ranks.first else [])
+        # What was frozen from the start stays so in every phase.
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
+
         with progress.bar(self.title, sum(phase.recipe.epochs for phase in self.phases)) as advance:
             advance(len(history))
             done, saved = 0, time.monotonic()
             for phase in self.phases:
                 optimizer = self._optimizer(phase, trained)
+                # Only the phase that was interrupted: the momentum is that of its optimizer.
                 if done < len(history) <= done + phase.recipe.epochs:
                     checkpoint.restore(path, self.modules, optimizer)
+
                 self.ranks.share_modules(self.modules)
                 for epoch in range(max(0, len(history) - done), phase.recipe.epochs):
                     history.append(self._epoch(phase, epoch, optimizer, done))
@@ -144,6 +148,7 @@ class Training:
                 f"{self.title}: a batch of {batches.batch_size} has no two samples for each of {processes} "
                 f"processes. Set STILLHOUSE_PROCESSES to {batches.batch_size // 2} or less."
             )
+
         if not any(phase.recipe.epochs for phase in self.phases):
             return
         samples = len(batches.labels)
@@ -152,6 +157,7 @@ class Training:
                 f"{self.title}: the training split has {samples} sample, expected 2 or more, because a batch norm "
                 "cannot learn from one. Add images to the data set, then: dvc repro"
             )
+
         if len(batches) == 0:
             raise ParamsError(
                 f"{self.title}: {samples} training samples make no batch of {batches.batch_size}. Lower "
@@ -183,25 +189,33 @@ class Training:
             group["lr"] = rate
         for module in self.modules.values():
             module.train()
+
         start = time.perf_counter()
         step = (before + epoch) * len(self.batches)
         moment = Moment(phase.name, epoch, phase.recipe.epochs, step)
         parameters = [x for group in optimizer.param_groups for x in group["params"]]
+
         names: list[str] = []
         rows: list[Tensor] = []
+        # By the epoch of the whole training: a second phase sees new orders and views.
         for number, (views, fetch) in enumerate(self._ahead(epoch + before, moment)):
             now = Moment(moment.phase, epoch, moment.epochs, step + number)
             loss, terms = self.objective(views, fetch(), now)
+            # To None: what has no gradient in this step is left alone, by weight decay too.
             optimizer.zero_grad(set_to_none=True)
             (loss * views.share).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             self.ranks.sum_gradients(parameters)
             optimizer.step()
             names = [*terms, "loss"]
+            # They stay on the device: reading them would make every step wait.
             row = torch.stack([*(term.detach() for term in terms.values()), loss.detach()])
             rows.append(row * views.share)
+
+        # Before the evaluation: it reads running statistics, and may keep the weights as the best.
         means = self._means(names, self.ranks.total(torch.stack(rows)).cpu(), moment)
         self.ranks.share_statistics(self.modules)
         self._check_weights(moment, len(rows))
+        # The history's speed is that of training, without evaluation.
         seconds = time.perf_counter() - start
         return {
             "epoch": before + epoch + 1,
@@ -235,7 +249,7 @@ class Training:
         return dict(zip(names, rows.double().mean(dim=0).tolist(), strict=True))
 
     def _check_weights(self, moment: Moment, step: int) -> None:
-        """Refuse weights that an epoch's last step has spoilt: no later loss would tell before they are kept."""
+        """Refuse weights that an epoch's last step has spoiled: no later loss would tell before they are kept."""
         tensors = {
             f"{key}.{name}": x.detach()
             for key, module in self.modules.items()
@@ -254,6 +268,7 @@ class Training:
             )
 
     def _keep(self, history: list[Row]) -> None:
+        # Of equal epochs the first is the best, here as in the summary.
         if float(history[-1]["top1"]) > max((float(row["top1"]) for row in history[:-1]), default=-1.0):
             self.save("best")
         for name, epochs in self.anchors.items():

@@ -70,16 +70,20 @@ def finish(
     if not machine.ranks.first:
         return
     save("last")
+
     if not history:
         save("best")
     else:
         with publish.writing(scratch / "history.csv") as part, part.open("w", newline="") as file:
+            # Phases differ in their terms: a row has empty cells where it lacks one.
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in history for key in row)))
             writer.writeheader()
             writer.writerows(history)
+
     seconds = sum(float(row["seconds"]) for row in history)
     images = sum(float(row["images_per_second"]) * float(row["seconds"]) for row in history)
     best = max(history, key=lambda row: float(row["top1"]), default=None)
+
     summary = {
         "made_by": made_by,
         "epochs": len(history),
@@ -89,5 +93,7 @@ def finish(
         "peak_bytes": machine.peak_bytes(),
         "device": machine.hardware,
     }
+
+    # The checkpoint goes last: until all is written, a run that is interrupted resumes from it.
     write_json(scratch / "training.json", summary)
     publish.remove(scratch / "checkpoint.safetensors")

@@ -46,6 +46,7 @@ class Method(BaseMethod[Config]):
         pairs = (soft_kl(learner, teacher.detach(), 1.0) for teacher, learner in permutations(every, 2))
         return {
             "ce": ce,
+            # Sums start at 0 * ce: without heads they are tensors too.
             "ce_shallow": sum((F.cross_entropy(z, batch.label) for z in shallow), 0 * ce),
             "synergy": sum(pairs, 0 * ce),
         }

@@ -37,6 +37,7 @@ class Method(BaseMethod[Config]):
         """Return `ce` and `ce_shallow`, the sum over the heads."""
         ce = F.cross_entropy(student["logits"], batch.label)
         shallow = self.heads(student, ("logits",)).values()
+        # The sum starts at 0 * ce: without heads it is a tensor too.
         return {
             "ce": ce,
             "ce_shallow": sum((F.cross_entropy(x["logits"], batch.label) for x in shallow), 0 * ce),

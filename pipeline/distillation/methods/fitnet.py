@@ -66,6 +66,7 @@ class Method(BaseMethod[Config]):
         super().__init__(config, context)
         student = context.student_shapes[config.student_tap]
         teacher = context.teacher_shapes[config.teacher_feature]
+        # Standardized channels have mean 0, and no ReLU gives what is below it.
         self.regressor = regressor(student, teacher, relu=config.relu and config.standardize is None)
 
         mean, scale = torch.zeros(1), torch.ones(1)
@@ -121,6 +122,7 @@ def regressor(student: Shape, teacher: Shape, *, relu: bool = True) -> nn.Sequen
         layer = nn.Conv2d(c_s, c_t, 3, stride=2, padding=1)
     elif (2 * h_s, 2 * w_s) == (h_t, w_t):
         layer = nn.ConvTranspose2d(c_s, c_t, 4, stride=2, padding=1)
+    # Without padding a kernel of 1 + the difference leaves exactly the teacher's size.
     elif h_s >= h_t and w_s >= w_t:
         layer = nn.Conv2d(c_s, c_t, (1 + h_s - h_t, 1 + w_s - w_t))
     else:

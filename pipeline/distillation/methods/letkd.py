@@ -93,6 +93,7 @@ class Method(BaseMethod[Config]):
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)
+        # An inserted layer records its scores as "<tap>.scores".
         self.targets = nn.ModuleDict(
             {tap: Target(tap, place, context, f"{tap}.scores") for tap, place in config.places.items()}
         )
@@ -122,5 +123,6 @@ class Method(BaseMethod[Config]):
         for tap, place in self.config.places.items():
             loss = self.targets[tap](student[f"{tap}.scores"], batch.teacher[place.source], batch.label)
             kind = self.kinds[tap]
+            # Places of one kind share a term, and with it a weight.
             terms[kind] = terms.get(kind, 0.0) + loss
         return terms

@@ -73,6 +73,7 @@ class Method(BaseMethod[Config]):
                     f"Place '{tap}' learns the table '{place.table}', which holds sub-classes, and QuEST learns words. "
                     "Name a table that kmeans or kernels made, or the method letkd, in params.yaml."
                 )
+            # Scores have the size of the tap that they are made of, which is checked in their place.
             self.targets[tap] = Target(tap, place, context, tap)
             channels = context.student_shapes[tap][0]
             words = outcomes(tap, place, context.tables)

@@ -32,4 +32,5 @@ class Schedule(TeacherSchedule[Config]):
 
     def checkpoint(self, epoch: int, epochs: int) -> str:
         """Return the anchor of `epoch`."""
+        # Rounded down: the shares of an uneven split differ by one epoch at most.
         return self.config.anchors[epoch * len(self.config.anchors) // epochs]

@@ -184,6 +184,7 @@ class Schedule(Fused[Config]):
         assert context.teacher is not None  # `needs` asks for it
         networks = []
         for number in range(config.num_networks):
+            # A scope each: they start apart from each other, and alike whatever else is drawn.
             with seeding.scope(context.seed, "self_learning", number):
                 networks.append(context.teacher.fresh())
             _check_drawn(networks[-1], context.teacher)
@@ -227,6 +228,7 @@ def _check_drawn(network: Network, teacher: Network) -> None:
     trained = dict(teacher.named_parameters())
     for name, x in network.named_parameters():
         same = torch.equal(x.detach(), trained[name].detach().cpu())
+        # Equal constants prove nothing: a batch norm's scale is 1 in every fresh network.
         if same and (x != x.flatten()[0]).any():
             raise ParamsError(
                 f"The teacher's '{name}' cannot be drawn anew, so it has no self-learning copies. Choose a teacher "

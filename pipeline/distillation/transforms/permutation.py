@@ -124,11 +124,14 @@ class Transform(TeacherTransform[Config]):
                     f"The transform permutes teacher feature '{feature}', and the run reads "
                     f"{', '.join(teacher) or 'none'}. Name one of these in its 'features', in params.yaml."
                 )
+
             if len(teacher[feature]) not in (1, 3) or teacher[feature][0] != matching.origin.channels:
                 raise ShapeError(
                     f"Teacher feature '{feature}' has shape {teacher[feature]}, and matching '{config.matching}' was "
                     f"made for {matching.origin.channels} channels. Match that feature in 'matchings' in params.yaml."
                 )
+
+            # Channels come first in maps and vectors alike.
             shapes[feature] = (matching.width, *teacher[feature][1:])
         return shapes
 
@@ -147,6 +150,7 @@ class Transform(TeacherTransform[Config]):
 
         # The buffers are read once, after a start or a resumption; then the numbers are known here.
         current, finished = self._known or (int(self.current), int(self.finished))
+        # A number for phase and epoch, since a buffer holds no text.
         now = seeding.derive(batch.phase, batch.epoch)
         if now != current:
             if current != -1:
@@ -170,6 +174,7 @@ class Transform(TeacherTransform[Config]):
     def _match(self) -> None:
         for number, statistics in enumerate(self.recorded):
             assert isinstance(statistics, Statistics)
+            # A range of labels that did not occur keeps its permutation.
             if statistics.count > 0:
                 generator = seeding.generator(self.recipe.seed, self.origin.seed, "match", number)
                 permutation = assign(statistics.matrix().cpu().numpy(), self.recipe.strategy, generator)

@@ -88,14 +88,17 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
         )
         for name, entry in sections.datasets.items()
     }
+
     teachers = {
         name: _teacher(artifacts, name, datasets[entry.dataset]) for name, entry in sections.teachers.items()
     }
+
     pairs = []
     for name in sections.pairs if sections.seeds else ():  # without a seed no student is trained
         block = blocks.pair(name)
         matchings = matched(artifacts, name, blocks)
         pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds, matchings))
+
     return Results(
         seeds=sections.seeds,
         datasets=datasets,
@@ -110,6 +113,7 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
 def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
     source = _Source(f"teachers/{name}", f"evaluate_teacher@{name}", f"train_teacher@{name}", {})
     trained = _trained(artifacts, source, dataset, 0)
+
     hint = f"dvc repro check_features@{name}"
     store = mapping(artifacts / "checks" / f"{name}.json", hint, ("features",))
     needed = ("precision", "largest_error", "largest_share", "error", "bytes", "files")
@@ -126,6 +130,7 @@ def _pair(
 ) -> Pair:
     name, student, dataset = block.pair, block.student.student, teacher.dataset
     about = {"dataset": dataset.name, "student": student}
+
     alone = []
     for seed in seeds:
         source = _Source(
@@ -135,6 +140,8 @@ def _pair(
             about | {"seed": seed},
         )
         trained = _trained(artifacts, source, dataset, seed)
+
+        # It was evaluated without a teacher, so its agreement with this pair's is counted here.
         agreeing = trained.prediction == teacher.trained.prediction
         trained.metrics["agreement"] = 100 * float(agreeing.mean())
         alone.append(trained)
@@ -142,6 +149,7 @@ def _pair(
     recipe = block.student.recipe
     runs = [Run(ALONE, "alone", tuple(alone), alone_settings(recipe))]
     for run, settings in block.runs.items():
+        # What a file says of itself must be what params.yaml has now: its path may hold what earlier settings made.
         expected = about | {
             "pair": name,
             "run": run,
@@ -150,6 +158,7 @@ def _pair(
             "source": settings.source,
             "slots": settings.slots,
         }
+
         students = []
         for seed in seeds:
             source = _Source(
@@ -181,6 +190,7 @@ def _trained(artifacts: Path, source: _Source, dataset: Dataset, seed: int) -> T
     metrics = mapping(path, hint, (*NEEDED, *source.needed))
     require(path, hint, metrics, source.expected)
     predictions = _predictions(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
+
     epochs = int(metrics["epochs"])  # none where weights were taken as they are
 
     folder, made_by = artifacts / source.key, f"dvc repro {source.trained}"
@@ -199,6 +209,7 @@ def _trained(artifacts: Path, source: _Source, dataset: Dataset, seed: int) -> T
 
 
 def _predictions(path: Path, hint: str, dataset: Dataset) -> dict[str, NDArray[Any]]:
+    # First of all: of other data, predictions have another length and another meaning.
     fingerprint = str(arrays.read(path, hint, ("fingerprint",))["fingerprint"])
     if fingerprint != dataset.prepared.meta.fingerprint["test"]:
         raise StaleArtifactError(
@@ -215,11 +226,15 @@ def _history(path: Path, hint: str, epochs: int) -> History:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
     except (ValueError, csv.Error) as error:  # bytes that are no text
         raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
+
     if len(rows) != epochs:
         raise DamagedArtifactError(
             f"{path} has {len(rows)} epochs, the metrics say {epochs}. Make it again with: {hint}"
         )
+
+    # A line that is cut short has None in its last cells.
     columns = {name: [row[name] or "" for row in rows] for name in rows[0]}
+    # Read once here, so that a cell that is no number is an error which names the file.
     for name in columns.keys() - {"phase"}:
         for cell in columns[name]:
             try:

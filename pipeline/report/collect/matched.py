@@ -33,6 +33,8 @@ def _matched(artifacts: Path, folder: str, block: MatchBlock) -> Iterator[Matche
     hint, seeds = f"dvc repro {block.stage}", tuple(map(str, block.seeds))
     metrics = artifacts / "metrics" / "matchings" / block.pair / f"{folder}.json"
     measured = mapping(metrics, hint, block.recipes) if block.recipes else {}
+
+    # Pictures are of the first seed; numbers are of all.
     for name, recipe in block.recipes.items():
         path = artifacts / "matchings" / block.pair / folder / name / "measured" / f"{seeds[0]}.npz"
         by_seed = inner(metrics, hint, measured, name, seeds)

@@ -33,12 +33,14 @@ def _table(artifacts: Path, teacher: Teacher, block: FitBlock) -> Table:
     place, hint = Path(block.teacher, block.name), f"dvc repro {block.stage}"
     quality = mapping(artifacts / "metrics" / "tables" / f"{place}.json", hint, ())
     path = artifacts / "tables" / f"{place}.npz"
+
     arrays, origin = npz.load(path, hint)
     require(path, hint, origin, {"teacher": block.teacher})
     if origin.get("table") != {"table": block.table, "config": block.config}:
         raise StaleArtifactError(
             f"{path} was fitted with other settings than params.yaml has. Make it again with: {hint}"
         )
+
     table = Table(block.name, teacher, block.table, str(block.config["feature"]), quality, arrays)
     _check_places(path, hint, table)
     return table
@@ -56,6 +58,7 @@ def codes(artifacts: Path, blocks: Blocks) -> tuple[Code, ...]:
         for block in blocks.asked(teacher).codes.values():
             if block is None:
                 continue
+
             hint = f"dvc repro {block.stage}"
             path = artifacts / "metrics" / "codes" / teacher / f"{block.table}.json"
             metrics = mapping(path, hint, block.codes)
@@ -69,12 +72,15 @@ def _check_places(path: Path, hint: str, table: Table) -> None:
     """Refuse a table whose examples lie outside the data or the map, and a map of which no field is known."""
     if not table.has("gallery", *PLACES):
         return
+
     feature = table.teacher.store["features"].get(table.feature, {})
     if "field" not in feature:
         raise DamagedArtifactError(
             f"The summary of teacher '{table.teacher.name}' has no receptive field of '{table.feature}', which {path} "
             f"was fitted to. Make it again with: dvc repro check_features@{table.teacher.name}"
         )
+
+    # Else a gallery would show pixels of other images, or end in a traceback.
     field = table.teacher.field(table.feature)
     samples = table.teacher.dataset.prepared.meta.samples["train"]
     for name, most in zip(PLACES, (samples, len(field.rows), len(field.columns)), strict=True):

@@ -45,6 +45,7 @@ def table(head: Sequence[Content], rows: Sequence[Row], words: int = 1) -> Marku
         Markup('<th scope="col"{}>{}</th>').format(_kind("" if column < words else "number"), title)
         for column, title in enumerate(head)
     ]
+
     lines = []
     for row in rows:
         cells = []
@@ -58,6 +59,7 @@ def table(head: Sequence[Content], rows: Sequence[Row], words: int = 1) -> Marku
             end = Markup("th") if column == 0 else Markup("td")
             cells.append(Markup("<{}{}{}>{}</{}>").format(tag, _kind(kind), order, cell.content, end))
         lines.append(Markup("<tr>{}</tr>").format(Markup().join(cells)))
+
     return Markup(
         '<div class="scroll" tabindex="0"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
     ).format(Markup().join(heads), Markup("\n").join(lines))

@@ -20,6 +20,7 @@ def fixed(value: float, digits: int = 2) -> str:
 
 def signed(value: float, digits: int = 2) -> str:
     """Write a difference with its sign; what rounds to 0 has none."""
+    # Rounded before the sign is chosen: "-0.00" would say that something was lost.
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
         return text
@@ -85,6 +86,7 @@ def short(name: str, length: int = 26) -> str:
     """Cut a long name for a picture; its two ends stay."""
     if len(name) <= length:
         return name
+    # Names of one grid of runs often differ at their ends.
     tail = length // 3
     return f"{name[: length - tail - 1]}\N{HORIZONTAL ELLIPSIS}{name[-tail:]}"
 
@@ -94,5 +96,6 @@ def _three(value: float) -> str:
         return str(int(value))
     if abs(value) < 1:
         return f"{value:.2g}"
+    # Three digits in all: what stands before the point leaves fewer behind it.
     digits = max(0, 2 - len(str(int(abs(value)))) + 1)
     return f"{value:.{digits}f}"

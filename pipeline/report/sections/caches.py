@@ -24,6 +24,7 @@ def section(results: Results) -> Markup:
     ]
     if not parts:
         return Markup()
+
     words = (
         "A sample of rows is computed again by the live teacher on views made from scratch; the error is the largest "
         "difference, relative to the value plus the feature's rms. What rounding explains is measured on this network: "
@@ -85,6 +86,7 @@ def _codes(codes: list[Code]) -> Markup:
         ]
         for code in codes
     ]
+
     words = (
         "Codes are stores of their own, made with a fitted table. Lost is the mean KL divergence, in nats, "
         "between the words that it keeps and the teacher's whole distribution over words, of the plain training pixels."
@@ -108,7 +110,9 @@ def _row(
     shown = markup.NOTHING if error is None else markup.Cell("0" if error == 0 else f"{error:.1e}", error)
     if feature is None:  # codes: integers have no mean
         return [name, *[markup.NOTHING] * 4, shown, *[markup.NOTHING] * 4]
+
     samples = teacher.dataset.prepared.meta.samples
+    # Only training samples have augmented slots.
     rows = sum(
         number * (feature["slots"] + 1 if split == "train" else 1) for split, number in samples.items()
     )

@@ -80,6 +80,7 @@ def _strategies(pair: Pair) -> list[str]:
 
 
 def _overlaps(pair: Pair) -> Markup:
+
     tops = list(
         dict.fromkeys(
             top
@@ -106,6 +107,7 @@ def _overlaps(pair: Pair) -> Markup:
 
 
 def _distances(pair: Pair, runs: list[Run]) -> Markup:
+
     rows: list[markup.Row] = []
     for matched in pair.matchings:
         for key, words in (("theta0", "before training"), ("alone", "trained alone")):
@@ -122,6 +124,7 @@ def _distances(pair: Pair, runs: list[Run]) -> Markup:
         moved = bool(run.settings.transform)
         sides = [markup.NOTHING, l2] if moved else [l2, markup.NOTHING]
         rows.append([run.name, run.composition, markup.mean(run.estimate("teacher_kl"), 3), *sides])
+
     head = ["student", "matching or composition", "KL of predictions", "L2 of maps", "L2 to the transformed"]
     return markup.table(head, rows, 2) + markup.note(
         "On the test split. A run's maps are compared where its method compares them itself."
@@ -133,16 +136,20 @@ def _pictures(pair: Pair, matched: Matched) -> Markup:
     if any(x.ndim != 3 or not x.any() for x in matched.arrays.values()):
         return Markup()  # vectors have no picture
     shown = {name.removesuffix("_map"): x[:MOST_CHANNELS] for name, x in flat.items()}
+
     name = pair.dataset.classes[matched.recipe.pictured]
     student = shown["student"]
     drawn = [
         ("student", "the student alone", student),
         ("teacher", "the teacher", shown["teacher"]),
         ("transformed", "the transformed teacher", shown["transformed"]),
+        # A teacher may have more channels than the student: its first ones are compared.
         ("teacher-student", "teacher minus student", shown["teacher"][: len(student)] - student),
         ("transformed-student", "transformed teacher minus student", shown["transformed"] - student),
     ]
+    # One scale for all, so that a difference can be compared with what it is the difference of.
     top = max(float(np.abs(x).max()) for _, _, x in drawn) or 1.0
+
     pictures = [
         draw(
             f"{pair.name}/consistency/{matched.title}/{key}",
@@ -153,6 +160,7 @@ def _pictures(pair: Pair, matched: Matched) -> Markup:
         )
         for key, words, values in drawn
     ]
+
     lead = markup.note(
         Markup(
             "Mean maps of the class <b>{}</b>: a row is a channel, its pixels side by side. Orange is positive, blue "
@@ -163,6 +171,7 @@ def _pictures(pair: Pair, matched: Matched) -> Markup:
 
 
 def _maps(ax: Axes, values: Maps, top: float) -> None:
+    # The root lets small values be seen beside the largest.
     strength = np.sqrt(np.abs(values) / top).clip(0, 1)
     color = np.where(values[..., None] > 0, MORE, LESS)
     image = np.concatenate([color, strength[..., None]], axis=2)  # (C, H * W, RGBA): the page shines through

@@ -1,4 +1,4 @@
-"""Whether classes are related in the student's logits as they do in the teacher's."""
+"""Whether classes are related in the student's logits as they are in the teacher's."""
 
 from __future__ import annotations
 

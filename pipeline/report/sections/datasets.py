@@ -50,6 +50,7 @@ def _gallery(dataset: Dataset) -> Markup:
     # Large data sets are indexed where they lie, which may be another machine than the report's.
     if files is not None and not Path(files.root).is_dir():
         return Markup("<p>{}</p>").format(f"The images stay in {files.root}, which is not on this machine.")
+
     classes, first = np.unique(split.labels, return_index=True)
     items = [
         Markup('<li title="{0}"><img alt="" src="{1}">{0}</li>').format(

@@ -102,6 +102,7 @@ def _by_gain(pair: Pair) -> list[Run]:
 
 
 def _matrix(results: Results) -> Markup:
+    # Pairs may be asked for different runs: a row each, with blanks.
     names = dict.fromkeys(run.name for pair in results.pairs for run in pair.runs[1:])
     gains = {pair.name: {run.name: run.gain(pair.alone) for run in pair.runs[1:]} for pair in results.pairs}
     best = {pair.name: pair.best.name for pair in results.pairs}

@@ -37,6 +37,7 @@ def section(results: Results, pair: Pair) -> Markup:
 
     # Gains over the student alone are the overview's picture.
     baseline = pair.baseline
+    # Of two runs the only gain is the one that the overview shows.
     if baseline is not None and len(runs) > 2:
         gains = [(run.name, run.gain(baseline)) for run in runs if run is not baseline]
         interval = ", with 95 % intervals: in color where they exclude zero" if len(results.seeds) > 1 else ""

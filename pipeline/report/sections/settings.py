@@ -41,6 +41,7 @@ def _run(run: Run, alone: Run) -> Markup:
             for name in settings.changed
         ),
     ]  # fmt: skip
+
     # What a folded block would hide: another composition than the name says, and another recipe.
     words = [run.composition] if run.composition != run.name else []
     if settings.changed:

@@ -63,6 +63,7 @@ def cells(scores: NDArray[np.float32]) -> NDArray[np.uint8]:
     """
     step = _step(len(scores))
     padding = -len(scores) % step
+    # (m, step, m, step): each cell of the picture is a block of scores.
     parts = np.pad(scores, (0, padding)).reshape(len(scores) // step + bool(padding), step, -1, step)
     strength = np.sqrt(parts.max(axis=(1, 3)))  # (m, m)
     image = np.empty((*strength.shape, 4), np.uint8)

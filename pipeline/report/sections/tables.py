@@ -23,6 +23,7 @@ def section(results: Results) -> Markup:
 
 def _plugin(name: str, tables: list[Table]) -> Markup:
     numbers = {table.title: dict(_flat(table.quality)) for table in tables}
+
     columns = list(dict.fromkeys(column for quality in numbers.values() for column in quality))
     rows: list[markup.Row] = [
         [
@@ -33,6 +34,7 @@ def _plugin(name: str, tables: list[Table]) -> Markup:
         ]
         for table in tables
     ]
+
     head = ["table", "teacher", "feature", *(column.replace("_", " ") for column in columns)]
     return Markup("<section><h3>{}</h3>{}</section>").format(name, markup.table(head, rows, 3))
 

@@ -92,6 +92,7 @@ def section(results: Results) -> Markup:
 
 
 def _curve(ax: Axes, teachers: list[Teacher], styles: dict[str, Style], name: str) -> None:
+    # A curve that reaches 0 has no place on a logarithmic axis.
     positive = True
     for teacher in teachers:
         values = teacher.trained.column(name)

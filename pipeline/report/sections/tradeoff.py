@@ -65,6 +65,7 @@ def _scatter(ax: Axes, pairs: list[Pair], metric: str) -> None:
     places = []
     for pair in pairs:
         trained = pair.teacher.trained.metrics
+        # Teachers share one color, since several pairs may have the same teacher.
         ax.plot(trained[metric], trained["top1"], "D", markersize=6.5, color=palette.INK, mew=0, zorder=3)
         places.append(float(trained[metric]))
 

@@ -28,6 +28,7 @@ def section(results: Results, pair: Pair) -> Markup:
     runs = [run for run in pair.runs if run.diagnostics("distance")]
     if not runs:
         return Markup()
+    # Of all runs together, so that a distance has one color in every picture.
     names = list(dict.fromkeys(name for run in runs for name in run.diagnostics("distance")))
     styles = {name: palette.series(number) for number, name in enumerate(names)}
 
@@ -58,5 +59,6 @@ def _words(name: str) -> str:
 def _distances(ax: Axes, run: Run, styles: dict[str, Style]) -> None:
     for name in run.diagnostics("distance"):
         line(ax, np.stack([student.column(name) for student in run.students]).mean(axis=0), styles[name])
+    # From 0 on, where outputs are the same: how far they still are is what counts.
     ax.set_ylim(bottom=0)
     by_epoch(ax, "distance")

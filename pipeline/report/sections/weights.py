@@ -62,6 +62,7 @@ def _bands(ax: Axes, run: Run, place: str, style: Style, title: str) -> None:
 
     median = column(50)
     epochs = np.arange(1, len(median) + 1)
+    # Both are pale: where they lie over each other, in the middle half, the color is stronger.
     for low, high in ((5, 95), (25, 75)):
         ax.fill_between(epochs, column(low), column(high), color=style.color, alpha=0.18, linewidth=0)
     line(ax, median, style)
