@@ -647,7 +647,7 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
     [
         ({"alpha": {"finale": 0.1}}, "alpha is given for 'finale', and the places are final"),
         ({"insert": {"final": "kd_layer"}}, "insert has a layer at 'final'"),
-        ({"places": {}}, "at least 1 item"),
+        ({"places": {}}, "Name one at least"),
         ({"places": {"final": {"table": "words", "encoding": "halved"}}}, "'nearest', 'top4' or 'subclass'"),
         ({"places": {"final": {"table": "words", "learns": "words"}}}, "unknown key"),
         ({"places": {"final": {"encoding": "nearest"}}}, "table' is missing"),

@@ -140,7 +140,7 @@ def test_inserted_layers_are_named_for_the_inputs(name: str) -> None:
     operations = module.Method.operations(
         found.method.config, found.context.student_shapes, found.context.teacher_shapes, found.context.tables
     )
-    assert {spec.layer for spec in operations.insert.values()} <= set(getattr(module, "LAYERS", ()))
+    assert {spec.name for spec in operations.insert.values()} <= set(getattr(module, "LAYERS", ()))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -166,7 +166,7 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     ("runs.kd.methods", {"kd": {"weights": {"ce": float("nan")}}}, ["methods.kd.weights.ce' is nan", "finite"]),
     ("runs.kd.methods", {"kd": {"weights": {"kdd": 1.0}}},
      ["'runs.kd.methods.kd.weights'", "'kdd' is no term of this method. Its terms are ce, kd."]),
-    ("runs.kd.methods", {"kd": {"insert": {"stage2": {"layer": "kd_laye"}}}},
+    ("runs.kd.methods", {"kd": {"insert": {"stage2": "kd_laye"}}},
      ["runs.kd.methods", "Unknown layer 'kd_laye'", "Did you mean 'kd_layer'?"]),
     ("runs.kd.recipe", {"epoch": 2}, ["unknown key 'runs.kd.recipe.epoch'", "Did you mean 'epochs'?"]),
     ("runs.kd.schedule", "finale", ["runs.kd.schedule", "Unknown schedule 'finale'", "Did you mean 'final'?"]),

@@ -19,7 +19,7 @@ WORDS = changed(PARAMS, "tables.words", {"kmeans": {"feature": "stage2", "cluste
 COPY = {"teacher": "big", "student": "small"}
 UNBOUNDED = changed(PARAMS, "datasets.toy.views", "random_resized_crop")
 FEW = changed(UNBOUNDED, "teachers.big.features", {"logits": {"slots": 2}, "stage2": {"slots": 2}})
-LAYER = {"layer": "kd_layer", "settings": {"words": 3}}
+LAYER = {"kd_layer": {"words": 3}}
 
 
 def refused(params: dict[str, Any], changes: dict[str, Any]) -> str:
@@ -61,7 +61,7 @@ TAPS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
      ["Unknown student tap of pairs.pair.overrides.fitnet: 'stag2'"]),
     (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage9": LAYER}}}},
      ["params.yaml: runs.kd (of pair pair)", "Unknown tap 'stage9'", "Did you mean 'stage3'?"]),
-    (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage2": {"layer": "kd_layer"}}}}},
+    (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage2": "kd_layer"}}}},
      ["params.yaml: runs.kd (of pair pair)", "Layer 'kd_layer' at 'stage2'", "'words'"]),
     # a wrong last stage
     (PARAMS, {"runs.fitnet.methods": {"fitnet": {"student_tap": "stage4_block1"}}},
@@ -230,8 +230,7 @@ def test_it_is_reported_before_anything_runs(
         (FEW, {"distill": ["pair/online"]}),
         (FEW, {"distill": [], "copies": {"one": COPY | {"slots": 2}}}),
         # layers that agree are one
-        (WORDS, {"runs.kd.methods": {**place("stage2"), "kd": {"insert": {"stage2": {
-            "layer": "kd_layer", "settings": {"words": 4, "alpha": 1.0}}}}}}),
+        (WORDS, {"runs.kd.methods": {**place("stage2"), "kd": {"insert": {"stage2": {"kd_layer": {"words": 4, "alpha": 1.0}}}}}}),
         # what nobody asks for is not looked up in a store
         (PARAMS, {"tables.words": {"kmeans": {"feature": "final", "clusters": 4}}}),
         (PARAMS, {"matchings.other": {}}),

@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_an_error() -> None:
         rehearse(
             composed({"mimicry": {"student_tap": "stage1", "teacher_feature": "stage2"}}), STUDENT, KNOWN, {}
         )
-    layers = [{"stage2": {"layer": "kd_layer", "settings": {"words": words}}} for words in (3, 4)]
+    layers = [{"stage2": {"kd_layer": {"words": words}}} for words in (3, 4)]
     with pytest.raises(ParamsError, match="Methods 'kd' and 'fitnet' of one run put different layers"):
         rehearse(composed({"kd": {"insert": layers[0]}, "fitnet": {"insert": layers[1]}}), STUDENT, KNOWN, {})
 

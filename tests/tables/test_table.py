@@ -279,10 +279,19 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
 def fit_arguments(
     small: Small, folder: Path, feature: str, name: str = "moments", **config: object
 ) -> list[object]:
+    stored = small.manifest.features.get(feature)
     block = {
+        "stage": "fit_table@small-center",
+        "teacher": "small",
         "dataset": small.prepared.folder.name,
+        "name": "center",
         "table": name,
         "config": {"feature": feature, **config},
+        "source": {
+            "weights": small.manifest.weights["last"],
+            "digest": "" if stored is None else stored.digest["last/train"],
+            "data": small.manifest.data,
+        },
     }
     folder.mkdir(exist_ok=True)
     (folder / "fit.json").write_text(json.dumps(block))
@@ -306,7 +315,7 @@ def test_the_stage_fits_the_plain_training_samples(
     np.testing.assert_allclose(arrays["mean"], channels.mean(axis=1), rtol=1e-10)
     np.testing.assert_allclose(arrays["std"], channels.std(axis=1), rtol=1e-10)
     assert origin["teacher"] == "small"
-    assert (origin["made_by"], origin["feature"]) == ("fit_table@fit", "stage3")
+    assert (origin["made_by"], origin["feature"]) == ("fit_table@small-center", "stage3")
     assert origin["digest"] == small.manifest.features["stage3"].digest["last/train"]
     assert json.loads((tmp_path / "center.json").read_text())["channels"] == plain.shape[1]
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["center.npz"]
@@ -363,3 +372,27 @@ def test_the_stage_reports_what_cannot_be_fitted(
     assert run_stage(monkeypatch, fit_table.main, *arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
+
+
+def test_a_feature_that_was_stored_anew_is_refused(
+    small: Small, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inputs name the bytes that the table is to be fitted to."""
+    arguments = fit_arguments(small, tmp_path, "stage3")
+    inputs = tmp_path / "fit.json"
+    block = json.loads(inputs.read_text())
+    block["source"]["digest"] = "0" * 32
+    inputs.write_text(json.dumps(block))
+    assert run_stage(monkeypatch, fit_table.main, *arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("holds another 'stage3' than this table was resolved with. Run: dvc repro")
+
+
+def test_a_table_that_nobody_asks_for_is_an_empty_file(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = fit_arguments(small, tmp_path, "stage3")
+    (tmp_path / "fit.json").write_text("null")
+    assert run_stage(monkeypatch, fit_table.main, *arguments) == 0
+    assert (tmp_path / "tables" / "center.npz").read_bytes() == b""
+    assert json.loads((tmp_path / "center.json").read_text()) == {}
