@@ -193,8 +193,7 @@ METHODS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
      ["'runs.kd.methods.kd.weights'", "'hint' is no term of this method. Its terms are ce, kd."]),
     (PARAMS, {"runs.kd.methods": {"kd": {}, "fitnet": {"weights": {"kd": 1.0}}}},
      ["'runs.kd.methods.fitnet.weights'", "'kd' is no term of this method. Its terms are ce, hint."]),
-    (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage2": LAYER}}, "fitnet": {"insert": {"stage2": LAYER | {
-        "settings": {"words": 4}}}}}},
+    (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage2": LAYER}}, "fitnet": {"insert": {"stage2": {"kd_layer": {"words": 4}}}}}},
      ["runs.kd (of pair pair): Methods 'kd' and 'fitnet' of one run put different layers at student tap 'stage2'",
       "{words: 3}", "{words: 4}", "Change the settings of either"]),
     # a layer that is as wide as its table; nothing is fitted yet
@@ -230,7 +229,8 @@ def test_it_is_reported_before_anything_runs(
         (FEW, {"distill": ["pair/online"]}),
         (FEW, {"distill": [], "copies": {"one": COPY | {"slots": 2}}}),
         # layers that agree are one
-        (WORDS, {"runs.kd.methods": {**place("stage2"), "kd": {"insert": {"stage2": {"kd_layer": {"words": 4, "alpha": 1.0}}}}}}),
+        (WORDS, {"runs.kd.methods": {**place("stage2"), "kd": {"insert": {
+            "stage2": {"kd_layer": {"words": 4, "alpha": 1.0}}}}}}),
         # what nobody asks for is not looked up in a store
         (PARAMS, {"tables.words": {"kmeans": {"feature": "final", "clusters": 4}}}),
         (PARAMS, {"matchings.other": {}}),
