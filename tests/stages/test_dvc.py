@@ -175,13 +175,15 @@ def test_settings_rerun_what_they_change(project: Project) -> None:
     before = (project.folder / "params.yaml").read_text()
     project.edit(change)
     table = {"teacher_inputs@ada", "fit_table@ada-words", "encode_views@ada-words"}
-    # Pictures are no part of a matching, so its student stays. No cell that is empty runs, and no other table.
     others = {"train_copy@copy", "match_channels@ada-sam"}
-    again = students("ada-sam/letkd", "ada-sam/kd", "bob-sam/kd", "ada-sam/slkd_star")
-    assert project.repro() == {"params", "report"} | table | others | INPUTS | again
+    again = {
+        f"distill@{name}-0" for name in ("ada-sam/letkd", "ada-sam/kd", "bob-sam/kd", "ada-sam/slkd_star")
+    }
+    # Pictures are no part of a matching, so its student stays. No cell that is empty runs, and no other table.
+    assert project.repro("distill") == {"params"} | table | others | INPUTS | again
 
     (project.folder / "params.yaml").write_text(before)
-    assert project.repro() == set()  # the run cache has it
+    assert project.repro("distill") == set()  # the run cache has it
 
 
 def test_a_teacher_reruns_its_chain_and_another_feature_reruns_no_fit(project: Project) -> None:
@@ -197,17 +199,16 @@ def test_a_teacher_reruns_its_chain_and_another_feature_reruns_no_fit(project: P
     assert project.repro() == {"params", "report"} | INPUTS | bob | ada
 
 
-def test_a_measure_reruns_the_students_that_are_matched_by_it(project: Project) -> None:
-    project.edit(lambda params: params["matchings"]["kcd"].update(measure="l2"))
+def test_a_seed_and_a_measure_rerun_what_they_are_for(project: Project) -> None:
+    def change(params: dict[str, Any]) -> None:
+        params["seeds"] = [0, 1]
+        params["matchings"]["kcd"]["measure"] = "l2"
+
+    project.edit(change)
     matched = {"match_channels@ada-sam", "inputs@ada-sam", "distill@ada-sam/kcd-0"}
-    assert project.repro("distill") == {"params"} | matched
-
-
-def test_a_seed_is_added_by_params(project: Project) -> None:
-    project.edit(lambda params: params.update(seeds=[0, 1]))
-    new = of("sam-1", "pretrain_student") | {"match_channels@ada-sam", "inputs@ada-sam"}
-    ran = project.repro("distill@ada-sam/kd-1", "distill@ada-sam/kcd-0", "distill@ada-sam/kcd-1")
-    assert ran == {"params", "distill@ada-sam/kd-1", "distill@ada-sam/kcd-1"} | new
+    new = {"pretrain_student@sam-1", "distill@ada-sam/kd-1"}
+    ran = project.repro("distill@ada-sam/kd-0", "distill@ada-sam/kd-1", "distill@ada-sam/kcd-0")
+    assert ran == {"params"} | matched | new
 
 
 def test_runs_methods_students_and_pairs_are_added_by_params(project: Project) -> None:
@@ -219,17 +220,17 @@ def test_runs_methods_students_and_pairs_are_added_by_params(project: Project) -
 
     def add(params: dict[str, Any]) -> None:
         params["students"]["sue"] = NETWORK
-        params["pairs"]["ada-sue"] = {"teacher": "ada", "student": "sue"}
-        params["runs"]["ours"] = {"methods": {"ours": {}, "fitnet": {}}, "slots": 2}
-        params["distill"] += ["ada-sue/ours", "bob-sam/both"]
+        params["pairs"]["bob-sue"] = {"teacher": "bob", "student": "sue"}
+        params["runs"]["ours"] = {"methods": {"ours": {}, "fitnet": {"standardize": "moments"}}, "slots": 2}
+        params["distill"].append("bob-sue/ours")
 
     project.edit(add)
     # Codes wait for their table, also where there are none of it.
     table = {"teacher_inputs@bob", "fit_table@bob-moments", "encode_views@bob-moments"}
-    sue = {"student_inputs@sue", "pretrain_student@sue-0", "match_channels@ada-sue", "inputs@ada-sue"}
-    new = {"distill@ada-sue/ours-0", "distill@bob-sam/both-0"}
+    sue = {"student_inputs@sue", "pretrain_student@sue-0", "match_channels@bob-sue", "inputs@bob-sue"}
     # The listing of the code has one more entry.
-    assert project.repro("distill") == {"params", "student_inputs@sam"} | INPUTS | table | sue | new
+    listed = {"params", "student_inputs@sam"} | INPUTS
+    assert project.repro("distill") == listed | table | sue | {"distill@bob-sue/ours-0"}
     assert (project.folder / "artifacts/tables/bob/moments.npz").stat().st_size > 0
 
 
@@ -245,28 +246,29 @@ def test_code_reruns_what_names_it(project: Project) -> None:
         "report/page.py",
         "tables/fits/moments.py",
         "features/encodings/nearest.py",
-        "distillation/methods/mimicry.py",
+        "distillation/methods/kd.py",
         "evaluation/evaluate.py",
         "runs/comparison.py",
     ):
         project.append(f"pipeline/{file}", "\nEDITED = True\n")
     project.append("pipeline/params/runs.py", '    remark: str = ""\n')
 
-    listed = {"params", "student_inputs@sam"} | INPUTS
+    runs = ("kd", "kcd", "letkd")
+    ran = project.repro(
+        *(f"distill@ada-sam/{run}-0" for run in runs), "evaluate_pretrained@sam-0", "train_copy@copy"
+    )
+    listed = {"params", "student_inputs@sam", "inputs@ada-sam"}
+    # The table comes out the same. Of the edits, two are of what students are trained by: one method, one encoding.
     table = {"teacher_inputs@ada", "fit_table@ada-moments", "encode_views@ada-words"}
-    # The table comes out the same, so no student for it; of the edits, two are of what students are trained by.
-    trained = {"distill@ada-sam/letkd-0", "distill@ada-sam/kcd-0"}
-    measured = {"evaluate_teacher@ada", "evaluate_teacher@bob", "evaluate@bob-sam/kd-0"}
-    assert project.repro("distill", "evaluate@bob-sam/kd-0") == listed | table | trained | measured
+    trained = {"distill@ada-sam/kd-0", "distill@ada-sam/letkd-0", "train_copy@copy"}
+    measured = {"evaluate_teacher@ada", "evaluate_pretrained@sam-0"}
+    assert ran == listed | table | trained | measured
 
 
 def test_shared_code_reruns_what_imports_it(project: Project) -> None:
-    targets = ("train_teacher@bob", "extract_features@ada", "pretrain_student@sam-0", "train_copy@copy")
-    project.append("pipeline/distillation/methods/kd.py", "\nEDITED = True\n")
-    assert project.repro(*targets) == {"params", "student_inputs@sam", "train_copy@copy"}
     project.append("pipeline/features/store.py", "\nEDITED = True\n")
-    expected = {"params", "student_inputs@sam", "extract_features@ada", "train_copy@copy"}
-    assert project.repro(*targets) == expected
+    ran = project.repro("train_teacher@bob", "extract_features@ada", "pretrain_student@sam-0")
+    assert ran == {"params", "student_inputs@sam", "extract_features@ada"}
 
 
 # ------------------------------------------------------------------ empty sections
@@ -287,5 +289,6 @@ def test_params_of_nothing_reproduce(tmp_path: Path) -> None:
     project = make(tmp_path, {"seeds": [], "distill": []})
     assert project.repro() == {"params", "report"}
     page = (tmp_path / "artifacts/report/index.html").read_text()
-    assert "params.yaml has no pairs" in page
+    assert "There is nothing to report" in page
+    assert "params.yaml has no seeds" in page
     assert project.repro() == set()
