@@ -193,7 +193,8 @@ METHODS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
      ["'runs.kd.methods.kd.weights'", "'hint' is no term of this method. Its terms are ce, kd."]),
     (PARAMS, {"runs.kd.methods": {"kd": {}, "fitnet": {"weights": {"kd": 1.0}}}},
      ["'runs.kd.methods.fitnet.weights'", "'kd' is no term of this method. Its terms are ce, hint."]),
-    (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage2": LAYER}}, "fitnet": {"insert": {"stage2": {"kd_layer": {"words": 4}}}}}},
+    (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage2": LAYER}}, "fitnet": {"insert": {
+        "stage2": {"kd_layer": {"words": 4}}}}}},
      ["runs.kd (of pair pair): Methods 'kd' and 'fitnet' of one run put different layers at student tap 'stage2'",
       "{words: 3}", "{words: 4}", "Change the settings of either"]),
     # a layer that is as wide as its table; nothing is fitted yet
