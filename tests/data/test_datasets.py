@@ -824,18 +824,19 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def blocks(tmp_path: Path, folder: Path) -> Path:
-    entries = {
-        "digits": {"source": "digits", "prepare": {"holdout": 0.1}},
-        "plain": {"source": "digits"},
-        "wrong_source": {"source": "digit"},
-        "wrong_key": {"source": "digits", "prepare": {"holdot": 0.1}},
-        "wrong_entry": {"sorce": "digits"},
-        "wrong_value": {"source": "digits", "prepare": {"holdout": 1.5}},
-        "photos": {"source": "image_folder", "prepare": {"path": str(folder), "size": 6}},
-        "away": {"source": "image_folder", "prepare": {"path": str(folder / "away"), "size": 6}},
+    entries: dict[str, dict[str, Any]] = {
+        "digits": {"source": "digits", "settings": {"holdout": 0.1}},
+        "plain": {"source": "digits", "settings": {}},
+        "wrong_source": {"source": "digit", "settings": {}},
+        "wrong_key": {"source": "digits", "settings": {"holdot": 0.1}},
+        "wrong_entry": {"sorce": "digits", "settings": {}},
+        "wrong_value": {"source": "digits", "settings": {"holdout": 1.5}},
+        "photos": {"source": "image_folder", "settings": {"path": str(folder), "size": 6}},
+        "away": {"source": "image_folder", "settings": {"path": str(folder / "away"), "size": 6}},
     }
     for name, entry in entries.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps(entry))
+        block = {"stage": f"prepare_data@{name}", "dataset": name} | entry
+        (tmp_path / f"{name}.json").write_text(json.dumps(block))
     return tmp_path
 
 
@@ -846,7 +847,7 @@ def test_the_command_prepares_and_says_so(blocks: Path, tmp_path: Path) -> None:
     assert "train 1292, holdout 145, test 360" in done.stdout
     data = Prepared.open(out)
     assert isinstance(data.meta, Meta)
-    assert data.meta.source == "digits"
+    assert (data.meta.source, data.meta.made_by) == ("digits", "prepare_data@digits")
     first = data.meta.fingerprint
     assert run(blocks / "digits.json", "--out", out).returncode == 0
     assert Prepared.open(out).meta.fingerprint == first
@@ -858,10 +859,10 @@ def test_the_command_prepares_and_says_so(blocks: Path, tmp_path: Path) -> None:
     [
         ("digit", "digit.json does not exist. Make it with: dvc repro params"),
         ("wrong_source", "Unknown dataset 'digit'. Did you mean 'digits'?"),
-        ("wrong_key", "unknown key 'datasets.wrong_key.prepare.holdot'. Did you mean 'holdout'?"),
+        ("wrong_key", "unknown key 'datasets.wrong_key.source.digits.holdot'. Did you mean 'holdout'?"),
         ("wrong_entry", "unknown key 'sorce'. Did you mean 'source'?"),
-        ("wrong_value", "'datasets.wrong_value.prepare.holdout' is 1.5"),
-        ("away", "does not exist"),
+        ("wrong_value", "'datasets.wrong_value.source.digits.holdout' is 1.5"),
+        ("away", "away/train does not exist"),
     ],
 )
 def test_a_users_mistake_is_one_line(blocks: Path, tmp_path: Path, name: str, text: str) -> None:

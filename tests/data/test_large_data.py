@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as reference
-from training_fixtures import TIMES, weights
+from training_fixtures import TIMES, job, weights
 
 from pipeline import seeding
 from pipeline.data.datasets import image_folder
@@ -348,9 +348,8 @@ SPEC = NetworkSpec(family="resnet", network="resnet8", size=SIZE, channels=3, cl
 
 
 def trained(scratch: Path, prepared: Prepared, epochs: int = 3) -> Path:
-    scratch.mkdir(exist_ok=True)
     recipe = Recipe(epochs=epochs, batch_size=6, learning_rate=0.01, milestones=())
-    train(scratch, SPEC, recipe, CROPS, prepared, 1, current(), identity="a", title="indexed")
+    train(job(scratch, "indexed"), SPEC, recipe, CROPS, prepared, 1)
     return scratch
 
 
@@ -394,9 +393,8 @@ def test_indexed_and_copied_data_train_alike(tmp_path: Path) -> None:
     for storage in ("indexed", "copied"):
         data, _ = indexed(root, tmp_path / storage, resize=SIZE, storage=storage)
         scratch = tmp_path / f"{storage}-training"
-        scratch.mkdir()
         recipe = Recipe(epochs=1, batch_size=6, learning_rate=0.01, milestones=())
-        train(scratch, SPEC, recipe, SPACES[1], data, 1, current(), identity="a", title=storage)
+        train(job(scratch, storage), SPEC, recipe, SPACES[1], data, 1)
         found.append((weights(scratch), history(scratch)))
     assert found[0][1] == found[1][1]
     assert all(torch.equal(x, found[1][0][name]) for name, x in found[0][0].items())
@@ -410,15 +408,21 @@ def project(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """Prepare, train, extract and check 40 files by the stages' commands."""
     settings = {"path": str(root), "size": SIZE, "resize": RESIZE, "storage": "indexed"}
     blocks = {
-        "photographs": {"source": "image_folder", "prepare": settings},
+        "photographs": {
+            "stage": "prepare_data@photographs", "dataset": "photographs", "source": "image_folder",
+            "settings": settings,
+        },
         "train": {
-            "teacher": "big", "family": "resnet", "network": "resnet8", "seed": 0, "dataset": "photographs",
-            "recipe": {"epochs": 1, "batch_size": 8}, "views": CROPS.model_dump(mode="json"),
+            "stage": "train_teacher@big", "teacher": "big", "dataset": "photographs", "family": "resnet",
+            "network": "resnet8", "weights": "none", "seed": 0, "recipe": {"epochs": 1, "batch_size": 8},
+            "anchors": [], "views": CROPS.model_dump(mode="json"),
         },
         "extract": {
-            "teacher": "big", "views": CROPS.model_dump(mode="json"), "checkpoints": ["last"], "compression": "none",
+            "stage": "extract_features@big", "teacher": "big", "views": CROPS.model_dump(mode="json"),
+            "checkpoints": ["last"], "compression": "none",
             "features": {"logits": {"slots": 2, "dtype": "float32"}, "stage2": {"slots": 1, "dtype": "float32"}},
         },
+        "check": {"stage": "check_features@big", "teacher": "big"},
     }  # fmt: skip
     for name, block in blocks.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(block))
@@ -429,7 +433,7 @@ def project(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         (train_teacher.main, (tmp_path / "train.json", *data, "--out", tmp_path / "teacher", *where)),
         (extract_features.main, (tmp_path / "extract.json", *data, *kept, "--out", tmp_path / "big.zarr",
                                  "--batch-size", 7, *where)),
-        (check_features.main, (*data, *kept, "--store", tmp_path / "big.zarr", "--out",
+        (check_features.main, (tmp_path / "check.json", *data, *kept, "--store", tmp_path / "big.zarr", "--out",
                                tmp_path / "check_out.json", "--summary", tmp_path / "summary.json", *where)),
     ]  # fmt: skip
     for main, arguments in commands:
@@ -491,7 +495,7 @@ def test_a_file_that_changes_stops_every_stage_in_one_line(
     commands: list[tuple[Callable[..., Any], tuple[object, ...]]] = [
         (train_teacher.main, (project / "train.json", *data, "--out", project / "again")),
         (extract_features.main, (project / "extract.json", *data, *kept, "--out", project / "again.zarr")),
-        (check_features.main, (*data, *kept, "--store", project / "big.zarr", "--out",
+        (check_features.main, (project / "check.json", *data, *kept, "--store", project / "big.zarr", "--out",
                                project / "out.json", "--summary", project / "again.json")),
     ]  # fmt: skip
     for main, arguments in commands:
@@ -499,7 +503,7 @@ def test_a_file_that_changes_stops_every_stage_in_one_line(
         assert run_stage(monkeypatch, main, *arguments, "--device", current().device) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {raw / 'train' / 'b' / '11.JPEG'} has ")
-        assert line.endswith("dvc repro --force prepare_data")
+        assert line.endswith("dvc repro --force prepare_data@photographs")
     assert not (project / "again").exists()
 
 

@@ -305,11 +305,13 @@ class Stage:
         )
 
     def check(self, **places: Path) -> int:
+        block = self.folder / "check.json"
+        block.write_text(json.dumps({"stage": "check_features@small", "teacher": "small"}))
         places = {"data": self.data, "weights": self.weights, "store": self.out} | places
         arguments = [part for key, value in places.items() for part in (f"--{key}", value)]
         outs = ("--out", self.folder / "error.json", "--summary", self.folder / "summary.json")
         return run_stage(
-            self.monkeypatch, check_features.main, *arguments, *outs, "--device", current().device
+            self.monkeypatch, check_features.main, block, *arguments, *outs, "--device", current().device
         )
 
 
@@ -352,6 +354,7 @@ def test_the_stage_publishes_a_store_that_its_gate_accepts(stage: Stage, prepare
     assert metrics["error"].keys() == metrics["share"].keys() == arrays  # every array was looked at
     assert metrics["bytes"] == sum(len(content) for content in contents(stage.out).values())
     summary = json.loads((stage.folder / "summary.json").read_text())
+    assert summary["made_by"] == "check_features@small"
     assert summary["features"].keys() == BLOCK.keys()
     assert summary["features"]["stage1"]["shape"] == [16, 8, 8]
     assert "field" not in summary["features"]["logits"]
@@ -471,7 +474,7 @@ def test_values_that_a_dtype_cannot_hold_are_reported_and_nothing_is_published(
         (
             {"logits": {}},
             {"views": {"space": "random_resized_crop"}},
-            ["teachers.small.features.logits.slots is 'all'", "no end"],
+            ["teachers.small.features.logits.slots is 'all'", "is unbounded"],
         ),
         ({"logits": {}}, {"checkpoints": ["anchor_050"]}, ["anchor_050.safetensors does not exist"]),
     ],
