@@ -17,7 +17,7 @@ from pipeline.artifacts import arrays
 from pipeline.data.prepared import Prepared
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 from pipeline.params.pairs import PairBlock, RunBlock
-from pipeline.params.sections import ALONE
+from pipeline.params.sections import ALONE, Sections
 from pipeline.params.views import view_params
 from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.mapping import mapping, require
@@ -97,7 +97,7 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
     for name in sections.pairs if sections.seeds else ():  # without a seed no student is trained
         block = blocks.pair(name)
         matchings = matched(artifacts, name, blocks)
-        pairs.append(_pair(artifacts, block, teachers[block.teacher], sections.seeds, matchings))
+        pairs.append(_pair(artifacts, block, teachers[block.teacher], sections, matchings))
 
     return Results(
         seeds=sections.seeds,
@@ -125,10 +125,11 @@ def _pair(
     artifacts: Path,
     block: PairBlock,
     teacher: Teacher,
-    seeds: tuple[int, ...],
+    sections: Sections,
     matchings: tuple[Matched, ...],
 ) -> Pair:
     name, student, dataset = block.pair, block.student.student, teacher.dataset
+    seeds = sections.seeds
     about = {"dataset": dataset.name, "student": student}
 
     alone = []
@@ -148,7 +149,8 @@ def _pair(
 
     recipe = block.student.recipe
     runs = [Run(ALONE, "alone", tuple(alone), alone_settings(recipe))]
-    for run, settings in block.runs.items():
+    for run in sections.runs_of(name):  # in the order of params.yaml, which the block's json does not keep
+        settings = block.runs[run]
         # What a file says of itself must be what params.yaml has now: its path may hold what earlier settings made.
         expected = about | {
             "pair": name,
