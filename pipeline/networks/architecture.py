@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from pipeline.networks.network import Shape, build, probe
+from pipeline.networks.network import Network, Shape, build, insert, probe
 from pipeline.networks.spec import NetworkSpec
 
 LAST = "last"  # in the place of a stage's name: the last stage
@@ -44,16 +47,49 @@ class Architecture:
         return f"{self.stages[-1]}{underscore}{place}{colon}{encodings}"
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves random draws out: on the meta device torch imports its compiler for them, which takes seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`; of a draw, return the tensor as it is."""
+        return args[0] if func in _DRAWS else func(*args, **(kwargs or {}))
+
+
+_DRAWS = (torch.Tensor.normal_, torch.Tensor.uniform_)
+
+
+def undrawn() -> AbstractContextManager[object]:
+    """Return a context in which parameters keep what their memory holds: where shapes alone count, draws are slow."""
+    return _Undrawn()
+
+
 def architecture(spec: NetworkSpec) -> Architecture:
-    """Return the architecture of `spec`, found on torch's meta device: nothing is drawn and nothing is computed.
+    """Return the architecture of `spec`: nothing is drawn, and one image of zeros is computed.
 
     Raises:
         UnknownNameError: no such family or network.
         ShapeError: the network cannot read images of this size.
     """
+    network = blank(spec)
+    return Architecture(tuple(network.units), probe(network, spec.size, spec.channels))
+
+
+def blank(spec: NetworkSpec) -> Network:
+    """Build a network whose parameters are all zero, on the CPU: its shapes can be probed.
+
+    Raises:
+        UnknownNameError: no such family, network, layer or tap.
+    """
     # Weights would be fetched, and meta tensors cannot hold them.
-    plain = spec.model_copy(update={"weights": "none"})
-    with torch.device("meta"):
+    plain = spec.model_copy(update={"weights": "none", "inserted": {}})
+    with torch.device("meta"), undrawn():
         network = build(plain, 0)
-        taps = probe(network, spec.size, spec.channels)
-    return Architecture(tuple(network.units), taps)
+
+    # Not probed on the meta device, where a batch norm would import torch's compiler, too.
+    network = network.to_empty(device="cpu")
+    for x in (*network.parameters(), *network.buffers()):
+        x.data.zero_()  # what the memory held may be slow to compute with, or no index
+    insert(network, spec, 0)
+    return network

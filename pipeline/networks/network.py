@@ -225,7 +225,7 @@ def build(spec: NetworkSpec, *seed: int | str) -> Network:
         network: Network = family.build(spec.network, spec.size, spec.channels, spec.classes, spec.weights)
 
     if spec.inserted:
-        _insert(network, spec, seed)
+        insert(network, spec, *seed)
     if spec.classifier_width is not None:
         with seeding.scope(*seed, "classifier"):
             network.classifier = nn.Linear(spec.classifier_width, spec.classes)
@@ -233,8 +233,13 @@ def build(spec: NetworkSpec, *seed: int | str) -> Network:
     return network
 
 
-def _insert(network: Network, spec: NetworkSpec, seed: tuple[int | str, ...]) -> None:
-    """Insert the layers of `spec`; each is built for the channels that its tap has without any of them."""
+def insert(network: Network, spec: NetworkSpec, *seed: int | str) -> None:
+    """Insert the layers of `spec`; each is built for the channels that its tap has without any of them.
+
+    Raises:
+        UnknownNameError: no such layer or tap.
+        ParamsError: a layer does not have the settings.
+    """
     shapes = probe(network, spec.size, spec.channels)
     for name, layer in spec.inserted.items():
         if name not in shapes:

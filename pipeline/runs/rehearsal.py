@@ -1,4 +1,4 @@
-"""A rehearsal of a run before anything is made: its student and its methods on torch's meta device.
+"""A rehearsal of a run before anything is made: its student and its methods, without weights.
 
 Shapes follow from architectures, and of a table only the sizes of its arrays count. So what would not fit together
 after a teacher has been trained and its tables have been fitted is an error of `dvc repro params`.
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pipeline import plugin
 from pipeline.distillation import combination
 from pipeline.distillation.method import Context, Known
-from pipeline.errors import StillhouseError
 from pipeline.features.encoding import Feature
-from pipeline.networks.network import Shape, build, probe
+from pipeline.networks.architecture import blank, undrawn
+from pipeline.networks.network import Shape, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.runs.composition import Composition
 
@@ -46,30 +46,21 @@ def rehearse(run: Composition, student: NetworkSpec, known: Known, tables: Stand
     shapes = {name: feature_shape(known.teacher.taps, name, student.classes) for name in run.needs.teacher}
     operations = combination.operations(run.methods, known.student.taps, shapes, read)
 
-    # On meta, shapes are computed and nothing is drawn or allocated.
-    with torch.device("meta"):
-        spec = student.model_copy(
-            update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
-        )
-        network = build(spec, 0)
-
-        context = Context(
-            num_classes=spec.classes,
-            labels=torch.zeros(spec.classes, dtype=torch.int64),
-            student=network,
-            # Probing is the expensive part: a student that nothing is inserted into has been probed.
-            student_shapes=probe(network, spec.size, spec.channels) if spec.inserted else known.student.taps,
-            teacher_shapes=shapes,
-            tables=read,
-        )
-
-        try:
-            combination.assemble(run.methods, context)
-        except StillhouseError:
-            raise
-        except RuntimeError:
-            # What a plug-in computes from values cannot be rehearsed without any; nothing is wrong with the settings.
-            return
+    spec = student.model_copy(
+        update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
+    )
+    network = blank(spec)
+    context = Context(
+        num_classes=spec.classes,
+        labels=torch.zeros(spec.classes, dtype=torch.int64),
+        student=network,
+        # A student that nothing is inserted into has been probed.
+        student_shapes=probe(network, spec.size, spec.channels) if spec.inserted else known.student.taps,
+        teacher_shapes=shapes,
+        tables=read,
+    )
+    with undrawn():
+        combination.assemble(run.methods, context)
 
 
 def feature_shape(taps: Mapping[str, Shape], name: str, classes: int) -> Shape:
