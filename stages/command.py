@@ -47,6 +47,14 @@ Mark = Annotated[
     typer.Option(help="Folder to put an about.json into, so that it is there; may be given again."),
 ]
 
+Code = Annotated[
+    Path | None,
+    typer.Option(
+        "--code",
+        help="Json of the hashes of this stage's code, made by stages.code; else they are made anew.",
+    ),
+]
+
 BatchSize = Annotated[
     int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
 ]

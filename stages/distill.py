@@ -9,10 +9,13 @@ import typer
 
 from stages import command
 
+CODE = "dvc repro params"  # makes the hashes of code
+
 
 def main(
     inputs: Annotated[Path, typer.Argument(help="The json of a run and seed, made by stages.inputs.")],
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, training.json.")],
+    code: command.Code = None,
     device: command.Device = "auto",
     precision: command.Precision = "auto",
     resident: command.Resident = 2048,
@@ -34,9 +37,11 @@ def main(
     from pipeline.training.assembly import Job
     from pipeline.training.distill import distill
 
+    # Hashing a closure anew takes as long as a few epochs of a small network.
+    hashes = closure.code_hashes(["stages.distill"]) if code is None else publish.read_json(code, CODE)
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
-    identity = hashing.identity(run, where.precision, closure.digest(["stages.distill"]))
+    identity = hashing.identity(run, where.precision, hashes)
     with distributed.building(out, where.ranks) as scratch:
         name = f"{run.pair}/{run.run}"
         job = Job(scratch, where, identity, f"{name} seed {run.seed}", f"distill@{name}-{run.seed}")

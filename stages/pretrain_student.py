@@ -9,11 +9,14 @@ import typer
 
 from stages import command
 
+CODE = "dvc repro params"  # makes the hashes of code
+
 
 def main(
     inputs: Annotated[Path, typer.Argument(help="The student's json, made by stages.student_inputs.")],
     seed: Annotated[int, typer.Option(help="Seed of init, order and views.")],
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, training.json.")],
+    code: command.Code = None,
     device: command.Device = "auto",
     precision: command.Precision = "auto",
     processes: command.Processes = 1,
@@ -36,9 +39,13 @@ def main(
 
     prepared = Prepared.open(Path(student.data))
     check_data(student, prepared)
+    # Hashing a closure anew takes as long as a few epochs of a small network.
+    hashes = (
+        closure.code_hashes(["stages.pretrain_student"]) if code is None else publish.read_json(code, CODE)
+    )
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
-    identity = hashing.identity(student, seed, where.precision, closure.digest(["stages.pretrain_student"]))
+    identity = hashing.identity(student, seed, where.precision, hashes)
     with distributed.building(out, where.ranks) as scratch:
         stage = f"pretrain_student@{student.student}-{seed}"
         job = Job(scratch, where, identity, f"student {student.student} seed {seed}", stage)
