@@ -65,11 +65,6 @@ def code_hashes(modules: Iterable[str]) -> dict[str, str]:
 
 def digest(modules: Iterable[str]) -> str:
     """Return one hash of the closure of `modules`."""
-    return _digest(root(), tuple(modules))
-
-
-@cache
-def _digest(base: Path, modules: tuple[str, ...]) -> str:
     return content_hash(code_hashes(modules))
 
 

@@ -105,7 +105,7 @@ def _prepare(project: Project, name: str) -> PrepareBlock:
     block = PrepareBlock(
         stage=f"prepare_data@{name}", dataset=name, source=source.name, settings=source.settings
     )
-    return _coded(block, ["stages.prepare_data", plugin.module("datasets", source.name)])
+    return _coded(project, block, ["stages.prepare_data", plugin.module("datasets", source.name)])
 
 
 def _teacher(project: Project, name: str) -> dict[str, Block]:
@@ -144,10 +144,10 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
     check = CodeBlock(stage=f"check_features@{name}", teacher=name)
     evaluate = CodeBlock(stage=f"evaluate_teacher@{name}", teacher=name)
     return {
-        f"teachers/{name}/train": _coded(train, ["stages.train_teacher", family]),
-        f"teachers/{name}/extract": _coded(extract, ["stages.extract_features", family, *encodings]),
-        f"teachers/{name}/check": _coded(check, ["stages.check_features", family, *encodings]),
-        f"teachers/{name}/evaluate": _coded(evaluate, ["stages.evaluate", family]),
+        f"teachers/{name}/train": _coded(project, train, ["stages.train_teacher", family]),
+        f"teachers/{name}/extract": _coded(project, extract, ["stages.extract_features", family, *encodings]),
+        f"teachers/{name}/check": _coded(project, check, ["stages.check_features", family, *encodings]),
+        f"teachers/{name}/evaluate": _coded(project, evaluate, ["stages.evaluate", family]),
     }
 
 
@@ -161,7 +161,7 @@ def _fit(project: Project, teacher: str, name: str) -> FitBlock:
         table=plug,
         config=project.table(teacher, name).model_dump(mode="json"),
     )
-    return _coded(block, ["stages.fit_table", plugin.module("tables", plug)])
+    return _coded(project, block, ["stages.fit_table", plugin.module("tables", plug)])
 
 
 def _encode(project: Project, teacher: str, table: str, codes: dict[str, int]) -> EncodeBlock:
@@ -176,7 +176,7 @@ def _encode(project: Project, teacher: str, table: str, codes: dict[str, int]) -
         compression=own.compression,
     )
     encodings = [plugin.module("encodings", encoding) for encoding in encodings_of(codes)]
-    return _coded(block, ["stages.encode_views", _family(project, "teachers", teacher), *encodings])
+    return _coded(project, block, ["stages.encode_views", _family(project, "teachers", teacher), *encodings])
 
 
 def _student(project: Project, name: str) -> StudentBlock:
@@ -214,7 +214,7 @@ def _copy(project: Project, name: str) -> CopyBlock:
 
     # It learns by plain KD from the last checkpoint (`training/copies.py`), so their code counts too.
     learned = (plugin.module("methods", "kd"), plugin.module("schedules", "final"))
-    return _coded(block, ["stages.train_copy", *learned, _family(project, "teachers", copy.teacher)])
+    return _coded(project, block, ["stages.train_copy", *learned, _family(project, "teachers", copy.teacher)])
 
 
 def _pair(project: Project, name: str) -> PairBlock:
@@ -267,12 +267,13 @@ def _matched(
     )
 
     families = (_family(project, "teachers", teacher), _family(project, "students", student))
-    return _coded(block, ["stages.match_channels", *families] if recipes else [])
+    return _coded(project, block, ["stages.match_channels", *families] if recipes else [])
 
 
 def _family(project: Project, kind: Kind, name: str) -> str:
     return plugin.module("networks", project.spec(kind, name).family)
 
 
-def _coded(block: S, modules: Iterable[str]) -> S:
-    return block.model_copy(update={"code_hash": closure.digest(modules)})
+def _coded(project: Project, block: S, modules: Iterable[str]) -> S:
+    """Return the block with the hash of its code, unless the project is only checked."""
+    return block.model_copy(update={"code_hash": closure.digest(modules)}) if project.hashed else block

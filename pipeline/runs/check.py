@@ -45,5 +45,7 @@ def project(content: Mapping[str, Any]) -> Project:
         validate(config, table.settings, f"tables.{name}.{table.name}")
 
     # This builds every network and rehearses every run of 'distill': settings may be right and not fit together.
+    checked.hashed = False
     blocks(checked)
+    checked.hashed = True
     return checked

@@ -46,10 +46,14 @@ class Project:
 
     Args:
         params: params.yaml, its names checked.
+
+    Attributes:
+        hashed: whether blocks of it get the hash of their code; a check alone needs none.
     """
 
     def __init__(self, params: Sections) -> None:
         self.params = params
+        self.hashed = True
         self._architectures: dict[str, Architecture] = {}
         self._runs: dict[tuple[str, str], RunBlock] = {}
 
