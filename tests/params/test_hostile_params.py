@@ -281,8 +281,8 @@ LOOSE: dict[Place, str] = {
     ("seeds", "entry", ""): "$(touch owned-seed)",
     ("borrowed", "item", "pair"): "`touch owned-pair`",
 }
-# Of those that become paths, some that DVC does not refuse by itself.
-OUTSIDE = (("datasets", "key", ""), ("tables", "key", ""), ("borrowed", "item", "pair"))
+# Of those that become paths, some that DVC does not refuse by itself: two teachers' tables would be one output.
+OUTSIDE = (("datasets", "key", ""), ("borrowed", "item", "pair"))
 TARGETS = ("pretrain_student", "match_borrowed")
 WAYS = {
     "alone": "repro --single-item",
