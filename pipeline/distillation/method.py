@@ -39,11 +39,12 @@ from pydantic import field_validator
 from torch import Tensor, nn
 
 from pipeline.errors import ParamsError
-from pipeline.matching.matching import Matching, Wanted
+from pipeline.matching.matching import Matching
 from pipeline.networks.architecture import Architecture
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, Shape, Taps
 from pipeline.params.base import Block
+from pipeline.params.matchings import Wanted
 from pipeline.params.recipe import Phase, Recipe
 
 Terms = dict[str, Tensor]  # scalars by name

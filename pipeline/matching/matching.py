@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
@@ -17,26 +17,6 @@ from pipeline.params.base import Block, validate
 from pipeline.params.matchings import MatchingParams
 
 Array = NDArray[Any]
-
-
-class Wanted(NamedTuple):
-    """What a run asks for.
-
-    Attributes:
-        matching: key of `matchings`.
-        teacher: another teacher than the pair's own, or None.
-        seed: another student's than the run's own, or None.
-    """
-
-    matching: str
-    teacher: str | None = None
-    seed: int | None = None
-
-    @property
-    def key(self) -> str:
-        """Its name among a run's matchings, for instance "kcd", "other/kcd" or "kcd@1"."""
-        before = "" if self.teacher is None else f"{self.teacher}/"
-        return before + self.matching + ("" if self.seed is None else f"@{self.seed}")
 
 
 class Origin(Block):

@@ -52,6 +52,26 @@ class MatchingParams(Block):
         return self
 
 
+class Wanted(Block):
+    """A matching that a run reads.
+
+    Attributes:
+        matching: key of `matchings`.
+        teacher: another teacher than the pair's own, or None.
+        seed: the seed of another student than the run's own, or None.
+    """
+
+    matching: str
+    teacher: str | None = None
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name among a run's matchings, for instance "kcd", "other/kcd" or "kcd@1"."""
+        before = "" if self.teacher is None else f"{self.teacher}/"
+        return before + self.matching + ("" if self.seed is None else f"@{self.seed}")
+
+
 class BorrowedParams(Block):
     """Asks for a matching of a pair's students with another teacher of the same network (KCD's Table 3).
 

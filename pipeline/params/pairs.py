@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pipeline.params.base import Block, OrEmpty, StageBlock
+from pipeline.params.matchings import Wanted
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.students import StudentBlock
@@ -22,20 +23,6 @@ class PairParams(Block):
     teacher: str
     student: str
     overrides: OrEmpty[dict[str, OrEmpty[dict[str, Any]]]] = {}
-
-
-class WantedMatching(Block):
-    """A matching that a run reads.
-
-    Attributes:
-        matching: key of `matchings`.
-        teacher: another teacher than the pair's own, or None.
-        seed: another student's seed than the run's own, or None.
-    """
-
-    matching: str
-    teacher: str | None
-    seed: int | None
 
 
 class RunBlock(Block):
@@ -70,7 +57,7 @@ class RunBlock(Block):
     changes: tuple[str, ...]
     network: bool
     copies: tuple[str, ...]
-    matchings: tuple[WantedMatching, ...]
+    matchings: tuple[Wanted, ...]
     plugins: tuple[str, ...]
 
 

@@ -23,7 +23,7 @@ from pipeline.networks.catalogue import family_of
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import placed, validate
 from pipeline.params.matchings import MatchingParams
-from pipeline.params.pairs import RunBlock, WantedMatching
+from pipeline.params.pairs import RunBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.sections import Sections, merged
@@ -244,7 +244,7 @@ class Project:
             changes=composition.changes,
             network=needs.network,
             copies=composition.copies,
-            matchings=tuple(WantedMatching(**wanted._asdict()) for wanted in needs.matchings),
+            matchings=needs.matchings,
             plugins=composition.plugins,
         )
 

@@ -16,7 +16,7 @@ from pipeline.errors import MissingArtifactError, StaleArtifactError
 from pipeline.features import contents
 from pipeline.features import manifest as manifests
 from pipeline.features.manifest import Manifest
-from pipeline.matching.matching import Matching, Wanted
+from pipeline.matching.matching import Matching
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.checks import OWN
 from pipeline.params.pairs import PairBlock, RunBlock
@@ -200,8 +200,7 @@ def _matchings(
 ) -> dict[str, tuple[str, str]]:
     """Return path and hash of the matchings that a student reads, checked to be of its networks and data."""
     paths = {}
-    for reference in block.runs[run].matchings:
-        wanted = Wanted(reference.matching, reference.teacher, reference.seed)
+    for wanted in block.runs[run].matchings:
         teacher, own_seed = wanted.teacher or block.teacher, seed if wanted.seed is None else wanted.seed
         folder = OWN if wanted.teacher is None else block.borrowed[f"{wanted.teacher}/{wanted.matching}"]
         stage = f"match_channels@{block.pair}" if folder == OWN else f"match_borrowed@{folder}"

@@ -19,9 +19,9 @@ from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsEr
 from pipeline.matching.assignment import assign, score
 from pipeline.matching.consistency import FLOOR, SMOOTHING, Statistics, pooled, range_of
 from pipeline.matching.learned import SubNet, trace
-from pipeline.matching.matching import Matching, Origin, Wanted
+from pipeline.matching.matching import Matching, Origin
 from pipeline.params.base import validate
-from pipeline.params.matchings import MatchingParams, Measure
+from pipeline.params.matchings import MatchingParams, Measure, Wanted
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 STRATEGIES = ("bipartite", "greedy", "random", "identity")
@@ -308,5 +308,9 @@ def test_a_file_that_is_no_matching_is_reported_in_one_line(tmp_path: Path) -> N
 
 
 def test_what_a_run_asks_for_has_a_name_of_its_own() -> None:
-    wanted = [Wanted("kcd"), Wanted("kcd", seed=1), Wanted("kcd", "other"), Wanted("kcd", "other", 1)]
+    wanted = [
+        Wanted(matching="kcd", teacher=teacher, seed=seed)
+        for teacher in (None, "other")
+        for seed in (None, 1)
+    ]
     assert [one.key for one in wanted] == ["kcd", "kcd@1", "other/kcd", "other/kcd@1"]

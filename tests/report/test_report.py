@@ -543,7 +543,7 @@ def test_intervals_stand_beside_a_zero_line() -> None:
     colors = [palette.UP, palette.MUTED, palette.DOWN]
     assert [mark.get_color() for mark in marks] == colors
     assert [mark.get_markerfacecolor() for mark in marks] == [palette.UP, palette.PAPER, palette.DOWN]
-    spans = [lines.get_segments()[0][:, 0].tolist() for lines in ax.collections[::2]]  # type: ignore[attr-defined]
+    spans = [lines.get_segments()[0][:, 0].tolist() for lines in ax.collections[::2]]  # type: ignore[attr-defined]  # of lines
     np.testing.assert_allclose(spans, [[1.5, 2.5], [-0.3, 0.7], [-2.5, -1.5]])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
 

@@ -26,10 +26,9 @@ from pipeline.distillation.transform import TeacherTransform, TransformConfig
 from pipeline.errors import ParamsError, ShapeError
 from pipeline.matching.assignment import assign
 from pipeline.matching.consistency import Statistics, pooled, range_of
-from pipeline.matching.matching import Wanted
 from pipeline.matching.rearrangement import Rearrangement
 from pipeline.networks.network import Shape, Taps
-from pipeline.params.matchings import LEARNED
+from pipeline.params.matchings import LEARNED, Wanted
 
 
 class Config(TransformConfig):
@@ -184,4 +183,4 @@ class Transform(TeacherTransform[Config]):
 
 
 def _wanted(config: Config) -> Wanted:
-    return Wanted(config.matching, config.teacher, config.seed)
+    return Wanted(matching=config.matching, teacher=config.teacher, seed=config.seed)
