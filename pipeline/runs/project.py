@@ -18,8 +18,9 @@ from pipeline.data.views import check_size, num_slots, view_space
 from pipeline.distillation.method import Known
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
-from pipeline.networks.architecture import Architecture, architecture
+from pipeline.networks.architecture import Architecture, architecture, blank
 from pipeline.networks.catalogue import family_of
+from pipeline.networks.network import Network
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import placed, validate
 from pipeline.params.matchings import MatchingParams
@@ -55,7 +56,11 @@ class Project:
         self.params = params
         self.hashed = True
         self._architectures: dict[str, Architecture] = {}
+        # Each run of a teacher asks for these again.
+        self._features: dict[str, dict[str, FeatureParams]] = {}
+        self._tables: dict[tuple[str, str], TableConfig] = {}
         self._runs: dict[tuple[str, str], RunBlock] = {}
+        self._last: tuple[str, Network] | None = None
 
     # Data
 
@@ -138,6 +143,9 @@ class Project:
             UnknownNameError: the teacher has no such tap, or there is no such encoding.
             ParamsError: a feature is there twice, or needs a table.
         """
+        if teacher in self._features:
+            return self._features[teacher]
+
         network, where = self.architecture("teachers", teacher), f"teachers.{teacher}.features"
         known: dict[str, FeatureParams] = {}
         for name, feature in self.params.teachers[teacher].features.items():
@@ -152,6 +160,7 @@ class Project:
             if resolved in known:
                 raise ParamsError(f"params.yaml: {where} has '{resolved}' twice. Name it once.")
             known[resolved] = feature
+        self._features[teacher] = known
         return known
 
     def slots(self, teacher: str, slots: Slots, what: str) -> int:
@@ -169,14 +178,18 @@ class Project:
             ParamsError: a setting is wrong.
             UnknownNameError: there is no such table, or the teacher has no such tap.
         """
+        if (teacher, name) in self._tables:
+            return self._tables[teacher, name]
+
         recipe, own = self.params.tables[name], self.params.teachers[teacher].tables.get(name, {})
         # After the merge nobody knows which half is wrong; a teacher's own values are the likelier one.
         place = f"tables.{name}.{recipe.name}" if not own else f"teachers.{teacher}.tables.{name}"
         config: TableConfig = validate(
             plugin.load("tables", recipe.name).Config, merged(recipe.settings, own), place
         )
-        network = self.architecture("teachers", teacher)
-        return config.model_copy(update={"feature": network.resolved(config.feature)})
+        feature = self.architecture("teachers", teacher).resolved(config.feature)
+        self._tables[teacher, name] = config.model_copy(update={"feature": feature})
+        return self._tables[teacher, name]
 
     def _stand_ins(self, teacher: str, names: Iterable[str]) -> dict[str, dict[str, NDArray[Any]]]:
         """Return arrays of the sizes of a teacher's tables, by table; without those of which none are known."""
@@ -256,8 +269,16 @@ class Project:
                 self.spec("students", names.student),
                 known,
                 self._stand_ins(names.teacher, needs.tables),
+                self._blank,
             )
         return block
+
+    def _blank(self, spec: NetworkSpec) -> Network:
+        """Return a student without weights; runs of one student follow each other, so the last one is kept."""
+        key = spec.model_dump_json()
+        if self._last is None or self._last[0] != key:
+            self._last = key, blank(spec)
+        return self._last[1]
 
     def _run_slots(self, teacher: str, slots: Slots, online: bool, where: str) -> int | None:
         space = view_space(self.views[self.params.teachers[teacher].dataset])

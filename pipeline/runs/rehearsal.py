@@ -6,7 +6,7 @@ after a teacher has been trained and its tables have been fitted is an error of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,14 +17,20 @@ from pipeline.distillation import combination
 from pipeline.distillation.method import Context, Known
 from pipeline.features.encoding import Feature
 from pipeline.networks.architecture import blank, undrawn
-from pipeline.networks.network import Shape, probe
+from pipeline.networks.network import Network, Shape, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.runs.composition import Composition
 
 StandIns = Mapping[str, Mapping[str, NDArray[Any]]]
 
 
-def rehearse(run: Composition, student: NetworkSpec, known: Known, tables: StandIns) -> None:
+def rehearse(
+    run: Composition,
+    student: NetworkSpec,
+    known: Known,
+    tables: StandIns,
+    build: Callable[[NetworkSpec], Network] = blank,
+) -> None:
     """Build a run's student and its methods without weights.
 
     A run with a transform is skipped: what its methods see depends on matchings that are not there.
@@ -34,6 +40,7 @@ def rehearse(run: Composition, student: NetworkSpec, known: Known, tables: Stand
         student: the plain student.
         known: both networks.
         tables: arrays of the tables' sizes, by table and array name.
+        build: returns a network without weights; who rehearses many runs can keep them, since nothing changes one.
 
     Raises:
         ParamsError: methods disagree about the student, or a table is of another kind.
@@ -49,7 +56,7 @@ def rehearse(run: Composition, student: NetworkSpec, known: Known, tables: Stand
     spec = student.model_copy(
         update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
     )
-    network = blank(spec)
+    network = build(spec)
     context = Context(
         num_classes=spec.classes,
         labels=torch.zeros(spec.classes, dtype=torch.int64),
