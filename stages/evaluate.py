@@ -54,7 +54,8 @@ def _checked(inputs: Any, path: Path) -> RunInputs | None:
     """Return the inputs of a distilled student, and refuse those that are not of the form that a training writes."""
     from pipeline.errors import DamagedArtifactError, ParamsError
     from pipeline.params.base import validate
-    from pipeline.runs.inputs import RunInputs, StudentInputs
+    from pipeline.runs.inputs import RunInputs
+    from pipeline.runs.student import StudentInputs
 
     try:
         if not isinstance(inputs, dict):

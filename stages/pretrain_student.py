@@ -25,7 +25,7 @@ def main(
 ) -> None:
     """Train the student of INPUTS on labels alone."""
     from pipeline.params.base import load
-    from pipeline.runs.inputs import StudentInputs, check_data
+    from pipeline.runs.student import StudentInputs, check_data
 
     student = load(StudentInputs, inputs, "dvc repro student_inputs")
     command.spread("stages.pretrain_student", processes)

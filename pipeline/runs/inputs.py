@@ -10,45 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.artifacts.hashing import file_hash
-from pipeline.data.prepared import Prepared
 from pipeline.errors import StaleArtifactError
-from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import Block
 from pipeline.params.plug import Plug
-from pipeline.params.recipe import Recipe
-from pipeline.params.views import ViewParams
+from pipeline.runs.student import StudentInputs
 
-TRANSFORM = (
-    "transform.safetensors"  # in a student's folder: the state that a transform ended in, if it has one
-)
-
-
-class StudentInputs(Block):
-    """What a student alone is trained from.
-
-    Attributes:
-        student: key of `students`.
-        dataset: key of `datasets`.
-        network: the plain student.
-        recipe: how it is trained.
-        views: what it sees.
-        data: folder of the prepared data.
-        fingerprint: of the data, by split.
-        mean: normalization of the images.
-        std: as `mean`.
-        code: hash by file of the plug-ins' closure.
-    """
-
-    student: str
-    dataset: str
-    network: NetworkSpec
-    recipe: Recipe
-    views: ViewParams
-    data: str
-    fingerprint: dict[str, str]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    code: dict[str, str]
+# The state that a transform ended in, if it has one: its name in a student's folder.
+TRANSFORM = "transform.safetensors"
 
 
 class Stored(Block):
@@ -108,19 +76,6 @@ class RunInputs(StudentInputs):
     matchings: dict[str, tuple[str, str]] = {}
     teacher_weights: str
     teacher_evaluation: str
-
-
-def check_data(inputs: StudentInputs, prepared: Prepared) -> None:
-    """Refuse prepared data that are not those that `inputs` names.
-
-    Raises:
-        StaleArtifactError: a fingerprint or the normalization differs.
-    """
-    meta = prepared.meta
-    if (meta.fingerprint, meta.mean, meta.std) != (inputs.fingerprint, inputs.mean, inputs.std):
-        raise StaleArtifactError(
-            f"{inputs.data} is not the data that this run was resolved with. Run: dvc repro"
-        )
 
 
 def check_file(path: Path, expected: str) -> None:

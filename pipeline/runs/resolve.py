@@ -21,7 +21,8 @@ from pipeline.networks.spec import NetworkSpec
 from pipeline.params.checks import OWN
 from pipeline.params.pairs import PairBlock, RunBlock
 from pipeline.params.students import StudentBlock
-from pipeline.runs.inputs import RunInputs, Stored, StudentInputs
+from pipeline.runs.inputs import RunInputs, Stored
+from pipeline.runs.student import StudentInputs
 from pipeline.tables import table
 
 

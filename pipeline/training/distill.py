@@ -24,8 +24,9 @@ from pipeline.networks.network import Network, Shape, Taps, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import save_weights
 from pipeline.runs.composition import Composition
-from pipeline.runs.inputs import TRANSFORM, RunInputs, check_data
+from pipeline.runs.inputs import TRANSFORM, RunInputs
 from pipeline.runs.sources import Sources
+from pipeline.runs.student import check_data
 from pipeline.training import assembly
 from pipeline.training.assembly import Job, Subject
 from pipeline.training.batches import Views
