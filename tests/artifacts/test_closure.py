@@ -163,6 +163,11 @@ def test_what_is_measured_and_what_may_be_asked_for_rerun_nothing_expensive(stag
     assert not any(path.startswith("pipeline/report/") for path in paths)
 
 
+def test_what_a_run_is_made_from_reruns_no_student_alone() -> None:
+    assert "pipeline/runs/inputs.py" not in code_hashes(["stages.pretrain_student"])
+    assert "pipeline/runs/inputs.py" in code_hashes(["stages.distill"])
+
+
 def test_digest_depends_on_every_file() -> None:
     assert digest(["pipeline.distillation.methods.kd"]) == digest(["pipeline.distillation.methods.kd"])
     assert digest(["pipeline.distillation.methods.kd"]) != digest(["pipeline.distillation.methods.fitnet"])
