@@ -6,6 +6,7 @@ Of the processes of one run, the first shows its bars.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -49,3 +50,9 @@ def bar(title: str, total: int) -> Iterator[Advance]:
                 progress.update(task, note=note)
 
         yield advance
+
+
+def say(line: str) -> None:
+    """Print a line about how work is done; it stands above the bars."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)

@@ -56,6 +56,11 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
+def uniform(draws: Tensor) -> Tensor:
+    """Return float32 in [0, 1) of hashed int64 values, elementwise; any shape, same on every device."""
+    return _shift(draws, 40).float() / (1 << 24)  # as many bits as a float32 has
+
+
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Shift int64 right without its sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

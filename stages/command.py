@@ -60,11 +60,39 @@ BatchSize = Annotated[
 ]
 
 ChannelsLast = Annotated[
+    bool | None,
+    typer.Option(
+        "--channels-last/--channels-first",
+        envvar="STILLHOUSE_CHANNELS_LAST",
+        help="Keep maps in memory with the channels innermost; by default on a GPU, unless in float32.",
+    ),
+]
+
+Steps = Annotated[
+    str,
+    typer.Option(
+        "--steps",
+        envvar="STILLHOUSE_STEPS",
+        help="auto, eager or captured: replay training steps as CUDA graphs; auto does so on a GPU.",
+    ),
+]
+
+Cohort = Annotated[
+    int,
+    typer.Option(
+        "--cohort",
+        envvar="STILLHOUSE_COHORT",
+        help="Students that a GPU trains side by side at most, as branches of one graph; 0: by their size.",
+        min=0,
+    ),
+]
+
+Deterministic = Annotated[
     bool,
     typer.Option(
-        "--channels-last",
-        envvar="STILLHOUSE_CHANNELS_LAST",
-        help="Keep maps in memory with the channels innermost.",
+        "--deterministic",
+        envvar="STILLHOUSE_DETERMINISTIC",
+        help="The same bits twice on a GPU, so that a resumed training ends as an uninterrupted one; slower.",
     ),
 ]
 

@@ -28,6 +28,8 @@ class Machine:
         ranks: the processes that share the work.
         channels_last: networks hold their weights, and so their maps, with the channels innermost.
         compiled: networks run through torch.compile.
+        captured: training steps are replayed as CUDA graphs.
+        cohort: how many students of one process are trained side by side at most; None leaves it to their size.
     """
 
     device: torch.device
@@ -35,6 +37,13 @@ class Machine:
     ranks: Ranks = ALONE
     channels_last: bool = False
     compiled: bool = False
+    captured: bool = False
+    cohort: int | None = None
+
+    @property
+    def fused(self) -> bool:
+        """Whether an optimizer updates all parameters by one kernel; captured or not, a GPU computes the same bits."""
+        return self.captured or self.device.type == "cuda"
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of a forward pass; losses are computed outside it, in float32."""
@@ -90,12 +99,25 @@ def machine(
     precision: str = "auto",
     ranks: Ranks = ALONE,
     *,
-    channels_last: bool = False,
+    channels_last: bool | None = None,
     compiled: bool = False,
+    steps: str = "auto",
+    cohort: int = 0,
+    deterministic: bool = False,
 ) -> Machine:
     """Return the machine that the options ask for; several ranks are connected, and each takes a GPU of its own.
 
     From now on the process computes in this precision.
+
+    Args:
+        device: "auto", or torch's name of one.
+        precision: see `pipeline.compute.precision`.
+        ranks: the processes that share the work.
+        channels_last: the memory format; None is channels innermost where a GPU's matrix units compute.
+        compiled: run networks through torch.compile.
+        steps: "eager", "captured" as CUDA graphs, or "auto", which captures them on a GPU.
+        cohort: students that are trained side by side at most; 0 leaves it to their size.
+        deterministic: let a GPU choose kernels that give the same bits twice.
 
     Raises:
         MachineError: a device that is not there, or an option that is not known.
@@ -116,11 +138,24 @@ def machine(
     if compiled and (lacking := cannot_compile(chosen)):
         raise MachineError(f"--compile needs {lacking}, and this machine has none. Unset STILLHOUSE_COMPILE.")
     resolved = precisions.resolve(precision, chosen)
+    captured = _captured(steps, chosen)
+    if channels_last is None:
+        channels_last = chosen.type == "cuda" and resolved != "float32"
 
     # Last: where a connected rank fails, the others wait for it.
     ranks.connect(chosen)
     precisions.apply(resolved)
-    return Machine(chosen, resolved, ranks, channels_last, compiled)
+    if deterministic:
+        precisions.same_bits_twice()
+    return Machine(chosen, resolved, ranks, channels_last, compiled, captured, cohort or None)
+
+
+def _captured(steps: str, device: torch.device) -> bool:
+    if steps not in ("auto", "eager", "captured"):
+        raise MachineError(f"--steps is '{steps}'. Give auto, eager or captured.")
+    if steps == "captured" and device.type != "cuda":
+        raise MachineError(f"--steps is 'captured', which GPUs do, and the device is '{device}'. Give auto or eager.")
+    return steps != "eager" and device.type == "cuda"
 
 
 def cannot_compile(device: torch.device) -> str | None:

@@ -8,6 +8,7 @@ words and sub-classes: differences of distances are small beside the distances (
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
@@ -48,6 +49,20 @@ def apply(precision: Precision) -> None:
     # Each has a switch of its own, and torch's defaults differ.
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def same_bits_twice() -> None:
+    """Let this process choose, from now on, kernels that give the same bits each time, where torch has any.
+
+    cuDNN's fastest convolutions add up in another order at each call. Without them a training that is resumed on a GPU
+    ends bit for bit where an uninterrupted one ends, and steps take longer; `benchmark --only deterministic` says how
+    much.
+    """
+    # cuBLAS reads it when it starts: with a workspace of its own for each stream its sums have one order.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # which is for debugging, and takes time
 
 
 @contextmanager

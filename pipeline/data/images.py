@@ -65,19 +65,26 @@ class ResidentImages:
 
     def begin(self, slot: int, index: Tensor) -> Callable[[], Tensor]:
         """Cut the views when they are taken; see `Images.begin`."""
-        device = self.images.device
+        # Bound now: by the time this batch is taken, the next slot's ids may have replaced them.
+        ids = self.ids(slot)
+        return lambda: self.views(ids, index.to(self.images.device, non_blocking=True))
+
+    def ids(self, slot: int) -> Tensor:
+        """Return the view that each sample shows in a slot, int64 (N,)."""
         if slot != self._slot:
             # All at once: for a few samples the many small steps of the permutation cost more than the crops.
-            self._ids = view_ids(self.space, slot, torch.arange(len(self.images), device=device))
-            self._slot = slot
-        # Bound now: by the time this batch is taken, the next slot's ids may have replaced them.
-        ids = self._ids
+            every = torch.arange(len(self.images), device=self.images.device)
+            self._ids, self._slot = view_ids(self.space, slot, every), slot
+        return self._ids
 
-        def finish() -> Tensor:
-            rows = index.to(device, non_blocking=True)
-            return self.space.apply(self.images.index_select(0, rows), ids[rows], rows)
+    def views(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """Return views uint8 (B, C, H, W); nothing leaves the device, and no value is read.
 
-        return finish
+        Args:
+            ids: the view that each sample of the split shows, int64 (N,).
+            rows: the samples, int64 (B,), on the device.
+        """
+        return self.space.apply(self.images.index_select(0, rows), ids[rows], rows)
 
 
 class MappedImages:

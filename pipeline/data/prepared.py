@@ -99,11 +99,20 @@ class Prepared:
 def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
     """Copy a whole split that is not indexed to `device`: images uint8 (N, C, H, W) and labels int64 (N,).
 
+    Images that somebody holds there already are not copied again.
+
     Raises:
         DamagedArtifactError: the bytes are not those that were prepared.
     """
     import torch
 
+    from pipeline.compute.resident import shared
+
+    images = shared(split.fingerprint, torch.device(device), lambda: _verified(split))
+    return images, torch.from_numpy(np.array(split.labels)).to(device)
+
+
+def _verified(split: Split) -> NDArray[np.uint8]:
     assert isinstance(split.images, np.ndarray)
     images = np.array(split.images)  # a copy: torch cannot hold a read-only map
     digest = fingerprinting(split.classes, images.shape, split.labels)
@@ -114,7 +123,7 @@ def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, t
             f"{digest.hexdigest()[:8]}, meta.json says {split.fingerprint[:8]}. Make them again with: "
             f"dvc repro --force {split.made_by}"
         )
-    return torch.from_numpy(images).to(device), torch.from_numpy(np.array(split.labels)).to(device)
+    return images
 
 
 def _read_meta(path: Path, hint: str) -> Meta:

@@ -282,4 +282,4 @@ def _uniform(index: Tensor, view: Tensor, count: int) -> Tensor:
     """Return float32 (B, count) in [0, 1) that depend on sample and view alone."""
     key = seeding.mix(seeding.mix(index + 1) + view)
     draws = seeding.mix(key[:, None] + torch.arange(1, count + 1, device=index.device))
-    return ((draws >> 40) & ((1 << 24) - 1)).float() / (1 << 24)
+    return seeding.uniform(draws)

@@ -11,7 +11,7 @@ A method alone is returned as it is. Each starts in a random scope of its own, a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -27,6 +27,7 @@ from pipeline.distillation.method import (
     MethodConfig,
     Needs,
     Operations,
+    StepWeights,
     Tables,
     Terms,
     Weights,
@@ -34,7 +35,7 @@ from pipeline.distillation.method import (
 from pipeline.errors import ParamsError
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Shape, Taps
-from pipeline.params.recipe import Phase, Recipe
+from pipeline.params.recipe import Epoch, Phase, Recipe
 
 LABELS = "ce"  # the term that counts once
 Configs = Mapping[str, MethodConfig]  # settings by the method's name, in the order of params.yaml
@@ -181,9 +182,18 @@ class Combined(BaseMethod[CombinedConfig]):
             )
         return next(iter(own.values()), whole)
 
-    def weights(self, batch: Batch) -> Weights:
+    def weights(self, batch: Batch) -> StepWeights:
         """Return the weights of all methods' terms at this batch."""
         return self._merged({name: method.weights(batch) for name, method in self._each()})
+
+    def start(self, epoch: Epoch) -> Hashable:
+        """Begin an epoch of every method."""
+        return tuple(method.start(epoch) for _, method in self._each())
+
+    def check(self, batch: Batch) -> None:
+        """Let every method look at the first batch."""
+        for _, method in self._each():
+            method.check(batch)
 
     def diagnose(self) -> dict[str, float]:
         """Return what the methods showed in the epoch; where two use one name, with their prefixes."""

@@ -11,18 +11,28 @@ QUANTILES = (5, 25, 50, 75, 95)  # in percent; columns of the history end in the
 
 
 class Gathered:
-    """Values by name of the samples of one epoch. They stay on their device, so that no step waits for it."""
+    """Values by name of the samples of one epoch. They stay on their device, so that no step waits for it.
 
-    def __init__(self) -> None:
-        self._epoch: tuple[str, int] | None = None
-        self._values: dict[str, list[Tensor]] = {}
+    Args:
+        samples: number of training samples; each has a place, and is seen once an epoch at most.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self._values: dict[str, Tensor] = {}
+
+    def reset(self) -> None:
+        """Drop what was gathered: an epoch begins."""
+        for values in self._values.values():
+            values.fill_(torch.nan)
 
     def add(self, batch: Batch, values: dict[str, Tensor]) -> None:
-        """Add values (B,) by name; those of another epoch are dropped first."""
-        if self._epoch != (batch.phase, batch.epoch):
-            self._epoch, self._values = (batch.phase, batch.epoch), {}
+        """Add values (B,) by name."""
         for name, value in values.items():
-            self._values.setdefault(name, []).append(value.detach().float())
+            if name not in self._values:
+                self._values[name] = torch.full((self.samples,), torch.nan, device=value.device)
+            # At the samples' places, which need no count of the steps.
+            self._values[name].index_copy_(0, batch.index, value.detach().float())
 
     def means(self) -> dict[str, float]:
         """Return the mean of every name over the epoch."""
@@ -38,4 +48,6 @@ class Gathered:
         }
 
     def _all(self) -> dict[str, Tensor]:
-        return {name: torch.cat(parts).cpu() for name, parts in self._values.items()}
+        # Places of samples that this epoch left out are empty.
+        seen = ((name, x[~x.isnan()].cpu()) for name, x in self._values.items())
+        return {name: x for name, x in seen if len(x)}

@@ -6,6 +6,11 @@ known. A method says what it needs, and returns every term of its loss by name, 
 sums them. It touches no disk, and never runs the teacher. A file whose method inserts layers names their files in
 `LAYERS`, so that a run depends on their code.
 
+A step is a function of tensors on the device, so that a GPU can repeat it as one graph: `forward` makes no tensor on
+the CPU, reads no value back and branches on none. What follows the training is computed from `Batch.epoch` and
+`Batch.step`, which are tensors; what changes once an epoch belongs into `start`. A method that cannot keep to this
+still works: its steps run eagerly, and the log says so.
+
 Example:
     A student that learns the teacher's logits as they are, and takes the weight of the labels from its defaults:
 
@@ -28,7 +33,8 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
@@ -38,6 +44,7 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 from torch import Tensor, nn
 
+from pipeline import seeding
 from pipeline.errors import ParamsError
 from pipeline.matching.matching import Matching
 from pipeline.networks.architecture import Architecture
@@ -45,10 +52,11 @@ from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, Shape, Taps
 from pipeline.params.base import Block
 from pipeline.params.matchings import Wanted
-from pipeline.params.recipe import Phase, Recipe
+from pipeline.params.recipe import Epoch, Phase, Recipe
 
 Terms = dict[str, Tensor]  # scalars by name
 Weights = dict[str, float]
+StepWeights = Mapping[str, float | Tensor]  # of one step: those that follow the training are scalars on the device
 Tables = Mapping[str, Mapping[str, NDArray[Any]]]  # arrays of fitted tables, by table and array name
 Matchings = Mapping[str, Matching]  # by the key of what was wanted
 
@@ -212,22 +220,35 @@ class Batch:
         label: labels, int64 (B,).
         index: positions of the samples in the training split, int64 (B,).
         teacher: needed features by name, (B, ...), without gradients.
-        epoch: the epoch, counted from 0 within the phase.
+        epoch: the epoch, counted from 0 within the phase, int64 ().
         epochs: number of epochs of the phase.
-        step: the step, counted from 0 over all phases.
+        step: the step, counted from 0 over all phases, int64 ().
         phase: the phase's name.
-        generator: the source of this step's draws, on the CPU.
+        seed: of the run.
     """
 
     image: Tensor
     label: Tensor
     index: Tensor
     teacher: Taps
-    epoch: int
+    epoch: Tensor
     epochs: int
-    step: int
+    step: Tensor
     phase: str
-    generator: torch.Generator
+    seed: int
+
+    def uniform(self, *shape: int, draw: int = 0) -> Tensor:
+        """Return float32 draws from [0, 1), of any shape; they are a function of seed, step and `draw` alone.
+
+        So a training that is resumed draws what an uninterrupted one would, on every device.
+
+        Args:
+            shape: of what is returned.
+            draw: tells apart what a method draws in one step.
+        """
+        key = seeding.mix(self.step + seeding.derive(self.seed, "step", draw))
+        places = torch.arange(1, 1 + math.prod(shape), device=self.step.device)
+        return seeding.uniform(seeding.mix(key + places)).view(shape)
 
 
 C = TypeVar("C", bound=MethodConfig)
@@ -273,9 +294,28 @@ class BaseMethod(nn.Module, Generic[C]):
         """Return the parts of the training, in their order; the student's recipe is the only one by default."""
         return (Phase("main", recipe),)
 
-    def weights(self, batch: Batch) -> Weights:
-        """Return the weights of the terms at this batch; override it for a warm-up."""
+    def weights(self, batch: Batch) -> StepWeights:
+        """Return the weights of the terms at this batch; override it for a warm-up.
+
+        Example:
+            >>> def weights(self, batch: Batch) -> StepWeights:  # over 20 epochs
+            ...     return {"ce": 1.0, "kd": 0.9 * (batch.epoch / 20).clamp(max=1)}
+        """
         return self.config.weights
+
+    def start(self, epoch: Epoch) -> Hashable:
+        """Begin an epoch, outside of its steps; return what makes them other steps than those of other epochs.
+
+        Steps of equal values are the same function of tensors, and a GPU repeats them as one graph.
+        """
+        return None
+
+    def check(self, batch: Batch) -> None:
+        """Refuse features that do not suit the settings; called with the first batch, where values may be read.
+
+        Raises:
+            ParamsError: they do not.
+        """
 
     def diagnose(self) -> dict[str, float]:
         """Return what the epoch showed beside its terms, for the history; called once, at an epoch's end.

@@ -18,14 +18,16 @@ Example:
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
-from pipeline.distillation.method import Batch, Context, Known, Needs, Terms, Weights
+from pipeline.distillation.method import Batch, Context, Known, Needs, StepWeights, Terms
 from pipeline.networks.network import Taps
 from pipeline.params.base import Block
+from pipeline.params.recipe import Epoch
 
 
 class ScheduleConfig(Block):
@@ -49,9 +51,9 @@ class Lesson:
     """
 
     teacher: Taps
-    weight: float = 1.0
+    weight: float | Tensor = 1.0
     name: str = ""
-    weights: Weights | None = None
+    weights: StepWeights | None = None
     terms: tuple[str, ...] | None = None
 
 
@@ -68,7 +70,7 @@ class Teaching:
 
     lessons: tuple[Lesson, ...]
     terms: Terms = field(default_factory=dict)
-    weights: Weights = field(default_factory=dict)
+    weights: StepWeights = field(default_factory=dict)
 
 
 C = TypeVar("C", bound=ScheduleConfig)
@@ -116,6 +118,10 @@ class TeacherSchedule(nn.Module, Generic[C]):
     def checkpoint(self, epoch: int, epochs: int) -> str:
         """Return the checkpoint that teaches in `epoch` of `epochs`."""
         return "last"
+
+    def start(self, epoch: Epoch) -> Hashable:
+        """Begin an epoch; see `BaseMethod.start`."""
+        return None
 
     def diagnose(self) -> dict[str, float]:
         """Return what the epoch showed beside its terms; see `BaseMethod.diagnose`."""

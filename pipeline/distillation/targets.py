@@ -216,7 +216,8 @@ class Target(nn.Module):
             return pixel_kl(F.embedding(ids, table["scores"]).movedim(-1, 1), scores)
 
         if encoding == "nearest":
-            return F.cross_entropy(scores, feature.long())  # the KL of a one-hot p_T
+            # The KL of a one-hot p_T. By a gather, because torch's own loss of a map is not the same bits twice on GPUs.
+            return -F.log_softmax(scores, dim=1).gather(1, feature.long()[:, None]).mean()
         if encoding == "top4":
             ids, distances = codebook.unpack(feature)  # each (B, k, H, W)
             return pixel_kl(F.softmax(-self.place.temperature * distances, dim=1), scores, ids)

@@ -19,7 +19,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Generic, Self, TypeVar
 
 from torch import nn
@@ -27,6 +27,7 @@ from torch import nn
 from pipeline.distillation.method import Batch, Context, Known, Matchings, Needs
 from pipeline.networks.network import Shape, Taps
 from pipeline.params.base import Block
+from pipeline.params.recipe import Epoch
 
 
 class TransformConfig(Block):
@@ -76,6 +77,10 @@ class TeacherTransform(nn.Module, Generic[C]):
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
         return super().train(False)
+
+    def start(self, epoch: Epoch) -> Hashable:
+        """Begin an epoch, where it may change itself; see `BaseMethod.start`."""
+        return None
 
     def observe(self, student: Taps, batch: Batch) -> None:
         """Watch a training step, before its lessons; nothing by default.

@@ -1,7 +1,7 @@
 """Where the teacher's features of a training batch come from: the store, or the teacher itself.
 
-Both give the same tensors for the same views. The training loop asks for the next batch before it computes the
-current one (`begin`), and takes the features when it needs them.
+Both give the same tensors for the same views. What is too large for the device is read while the batch before is
+computed (`begin`); all else is a part of the step (`features`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from pipeline.compute.resident import shared
 from pipeline.features import contents
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher, as_float32
@@ -24,20 +25,31 @@ RESIDENT_BYTES = 2 << 30
 class TeacherSource(Protocol):
     """Gives the teacher's features of training batches."""
 
-    def begin(
-        self, checkpoint: str, slot: int, index: Tensor, image: Tensor, label: Tensor
-    ) -> Callable[[], Taps]:
-        """Start on a batch and return the function that waits for its features.
+    def begin(self, checkpoint: str, slot: int, index: Tensor) -> Callable[[], Taps]:
+        """Start to read what does not lie on the device, and return the function that waits for it.
 
         Args:
             checkpoint: the teacher's, for instance "last".
             slot: the batch's view slot.
             index: sample indices int64 (B,), on the CPU.
-            image: normalized views (B, C, H, W).
-            label: int64 (B,), on the machine's device.
 
         Returns:
-            A function that returns features (B, ...) by name, floats as float32, on the machine's device.
+            A function that returns features (B, ...) by name, as they are stored, on the machine's device.
+        """
+        ...
+
+    def features(
+        self, checkpoint: str, slot: Tensor, index: Tensor, image: Tensor, label: Tensor, read: Taps
+    ) -> Taps:
+        """Return features (B, ...) by name, floats as float32; a part of a step, so nothing leaves the device.
+
+        Args:
+            checkpoint: the teacher's.
+            slot: the batch's view slot, int64 ().
+            index: sample indices int64 (B,).
+            image: normalized views (B, C, H, W).
+            label: int64 (B,).
+            read: what `begin` has read of this batch.
         """
         ...
 
@@ -68,9 +80,10 @@ class CachedSource:
         hint: str = "dvc repro",
     ) -> None:
         self.device, self.checkpoints, self.names = device, list(checkpoints), list(stores)
+        known = {name: contents.read(path, hint) for name, path in stores.items()}
         # All checks first: a large array is not read for a run that cannot start.
         for name, path in stores.items():
-            contents.check_stored(path, contents.read(path, hint), name, self.checkpoints, slots)
+            contents.check_stored(path, known[name], name, self.checkpoints, slots)
 
         self._resident: dict[tuple[str, str], Tensor] = {}
         self._arrays: dict[tuple[str, str], StoredArray] = {}
@@ -78,13 +91,12 @@ class CachedSource:
             for name, path in stores.items():
                 array = StoredArray(array_path(path, checkpoint, "train", name))
                 if array.nbytes <= resident_bytes:
-                    self._resident[checkpoint, name] = torch.from_numpy(array.all()).to(device)
+                    digest = known[name].features[name].digest[f"{checkpoint}/train"]
+                    self._resident[checkpoint, name] = shared(digest, device, array.all)
                 else:
                     self._arrays[checkpoint, name] = array
 
-    def begin(
-        self, checkpoint: str, slot: int, index: Tensor, image: Tensor, label: Tensor
-    ) -> Callable[[], Taps]:
+    def begin(self, checkpoint: str, slot: int, index: Tensor) -> Callable[[], Taps]:
         """Start reading; see `TeacherSource.begin`. A damaged chunk raises DamagedArtifactError."""
         rows = index.numpy()
         # Reads run beside the computation of the batch before; `finish` waits for them.
@@ -95,25 +107,29 @@ class CachedSource:
         }
 
         def finish() -> Taps:
-            taps: Taps = {}
-            for name in self.names:
-                if name in reads:
-                    array, future = reads[name]
-                    x = torch.from_numpy(array.finish(future)).to(self.device, non_blocking=True)
-                else:
-                    resident = self._resident[checkpoint, name]
-                    x = _rows(resident, slot, index.to(self.device, non_blocking=True))
-                taps[name] = as_float32(x)
-            return taps
+            return {
+                name: torch.from_numpy(array.finish(future)).to(self.device, non_blocking=True)
+                for name, (array, future) in reads.items()
+            }
 
         return finish
 
+    def features(
+        self, checkpoint: str, slot: Tensor, index: Tensor, image: Tensor, label: Tensor, read: Taps
+    ) -> Taps:
+        """Pick the rows of what lies on the device; see `TeacherSource.features`."""
+        return {
+            name: as_float32(read[name] if name in read else _rows(self._resident[checkpoint, name], slot, index))
+            for name in self.names
+        }
 
-def _rows(resident: Tensor, slot: int, index: Tensor) -> Tensor:
+
+def _rows(resident: Tensor, slot: Tensor, index: Tensor) -> Tensor:
     """Return samples `index` int64 (B,) of a slot; CUDA indexes no unsigned integers, so their bits are taken."""
     if resident.dtype == torch.uint16:
-        return resident.view(torch.int16)[slot].index_select(0, index).view(torch.uint16)
-    return resident[slot].index_select(0, index)
+        return _rows(resident.view(torch.int16), slot, index).view(torch.uint16)
+    # The slot is a value on the device, so it cannot be a slice's bound.
+    return resident.flatten(0, 1).index_select(0, slot * resident.shape[1] + index)
 
 
 class OnlineSource:
@@ -128,8 +144,12 @@ class OnlineSource:
         self.teachers = teachers
         self.names = list(features)
 
-    def begin(
-        self, checkpoint: str, slot: int, index: Tensor, image: Tensor, label: Tensor
-    ) -> Callable[[], Taps]:
-        """Run the teacher when the features are taken; see `TeacherSource.begin`."""
-        return lambda: self.teachers[checkpoint].features(image, self.names, label) if self.names else {}
+    def begin(self, checkpoint: str, slot: int, index: Tensor) -> Callable[[], Taps]:
+        """Read nothing; see `TeacherSource.begin`."""
+        return dict
+
+    def features(
+        self, checkpoint: str, slot: Tensor, index: Tensor, image: Tensor, label: Tensor, read: Taps
+    ) -> Taps:
+        """Run the teacher; see `TeacherSource.features`."""
+        return self.teachers[checkpoint].features(image, self.names, label) if self.names else {}

@@ -57,11 +57,16 @@ class Teacher:
 
 
 def on_device(tables: Mapping[str, Mapping[str, NDArray[Any]]], machine: Machine) -> Tables:
-    """Return the arrays of fitted tables as tensors, floats as float32."""
+    """Return the arrays of fitted tables as tensors, floats as float32; whole numbers stay where they can be read."""
     return {
-        name: {key: as_float32(torch.as_tensor(array)).to(machine.device) for key, array in arrays.items()}
+        name: {key: _placed(torch.as_tensor(array), machine) for key, array in arrays.items()}
         for name, arrays in tables.items()
     }
+
+
+def _placed(array: Tensor, machine: Machine) -> Tensor:
+    # A number is read as such: from a GPU it would make every step wait.
+    return array if array.ndim == 0 and not array.is_floating_point() else as_float32(array).to(machine.device)
 
 
 def as_float32(x: Tensor) -> Tensor:

@@ -61,6 +61,21 @@ class Phase:
     frozen: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of a phase.
+
+    Attributes:
+        phase: the phase's name.
+        number: counted from 0 within the phase.
+        epochs: of the phase.
+    """
+
+    phase: str
+    number: int
+    epochs: int
+
+
 def cut(samples: int, batch_size: int, drop_last: bool = False) -> list[int]:
     """Return how many samples each batch of an epoch has.
 

@@ -148,5 +148,5 @@ def _add(totals: dict[str, float], name: str, values: Tensor) -> None:
 
 def _batch(image: Tensor, label: Tensor, teacher: Taps) -> Batch:
     """Return plain samples as the batch that a transform is given."""
-    index = torch.arange(len(label))
-    return Batch(image, label, index, teacher, 0, 1, 0, "test", seeding.generator("test"))
+    index, none = torch.arange(len(label), device=label.device), torch.zeros_like(label[0])
+    return Batch(image, label, index, teacher, epoch=none, epochs=1, step=none, phase="test", seed=0)

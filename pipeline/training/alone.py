@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.compute.machine import Machine
 from pipeline.data.prepared import Prepared
-from pipeline.networks.network import Network, build
+from pipeline.networks.network import Network, Taps, build
 from pipeline.networks.spec import NetworkSpec
-from pipeline.params.recipe import Phase, Recipe
+from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.params.views import ViewParams
 from pipeline.training import assembly
-from pipeline.training.assembly import Job, Subject
+from pipeline.training.assembly import Assembly, Job, Subject
 from pipeline.training.batches import Views
-from pipeline.training.loop import Moment, Terms
 from pipeline.training.setting import Setting, all_slots
+from pipeline.training.step import Clock, Terms
 
 
 class CrossEntropy:
@@ -26,11 +26,15 @@ class CrossEntropy:
     def __init__(self, network: Network, machine: Machine) -> None:
         self.network, self.machine = network, machine
 
-    def begin(self, views: Views, moment: Moment) -> Callable[[], None]:
-        """Nothing is fetched."""
-        return lambda: None
+    def start(self, epoch: Epoch) -> Hashable:
+        """Begin an epoch; all are alike."""
+        return None
 
-    def __call__(self, views: Views, fetched: None, moment: Moment) -> tuple[Tensor, Terms]:
+    def begin(self, slot: int, index: Tensor) -> Callable[[], Taps]:
+        """Read nothing."""
+        return dict
+
+    def __call__(self, views: Views, read: Taps, clock: Clock) -> tuple[Tensor, Terms]:
         """Return the loss; its only term is `ce`."""
         with self.machine.autocast():
             logits = self.network(views.image)
@@ -48,7 +52,24 @@ def train(
     seed: int,
     anchors: Mapping[str, float] | None = None,
 ) -> None:
-    """Train a network on labels and leave its result in the job's scratch folder.
+    """Train a network on labels and leave its result in the job's scratch folder; see `prepare`.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    assembly.train(prepare(job, spec, recipe, views, prepared, seed, anchors))
+
+
+def prepare(
+    job: Job,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    views: ViewParams,
+    prepared: Prepared,
+    seed: int,
+    anchors: Mapping[str, float] | None = None,
+) -> Assembly:
+    """Return the training of a network on labels, ready to run.
 
     Args:
         job: where it runs.
@@ -58,9 +79,6 @@ def train(
         prepared: the data.
         seed: seed of init, order and views.
         anchors: shares of the epochs after which weights are kept, by name.
-
-    Raises:
-        DivergedError: the loss is not finite.
     """
     network = build(spec, seed)
     job.machine.place(network)
@@ -68,7 +86,7 @@ def train(
     # All views there are: no store limits them.
     batches = setting.batches(recipe, seed, all_slots(setting.space, "all", job.title))
 
-    assembly.train(
+    return assembly.assemble(
         job,
         Subject(network, spec),
         CrossEntropy(network, job.machine),

@@ -1,22 +1,28 @@
-"""What all trainings have in common: a network on its machine, the loop over it, and the folder that it leaves."""
+"""What all trainings have in common: a network on its machine, the loop over it, and the folder that it leaves.
+
+Several may run in one process (`run`): each ends as it would have ended alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
 
+from pipeline import progress
 from pipeline.compute import distributed
 from pipeline.compute.machine import Machine
+from pipeline.errors import StillhouseError
 from pipeline.networks.network import Network
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.recipe import Phase
-from pipeline.training import result
+from pipeline.training import loop, result
 from pipeline.training.batches import Batches
-from pipeline.training.loop import Objective, Training
+from pipeline.training.loop import Row, Training
 from pipeline.training.setting import Setting
+from pipeline.training.step import Objective
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,45 @@ class Subject:
     frozen: Iterable[Network] = ()
 
 
-def train(
+@dataclass(frozen=True)
+class Assembly:
+    """A training that is ready to run.
+
+    Attributes:
+        training: the loop.
+        finish: writes its result from its history.
+    """
+
+    training: Training
+    finish: Callable[[list[Row]], None]
+
+
+def train(assembly: Assembly) -> None:
+    """Run a training and leave its result.
+
+    Raises:
+        DivergedError: a term is not finite.
+    """
+    assembly.finish(assembly.training.run())
+
+
+def run(assemblies: Sequence[Assembly]) -> list[StillhouseError | None]:
+    """Run trainings of one data set and batch size; return for each why it has no result, or None.
+
+    One that fails does not stop the others.
+    """
+    failures: list[StillhouseError | None] = []
+    outcomes = loop.run([assembly.training for assembly in assemblies])
+    for assembly, outcome in zip(assemblies, outcomes, strict=True):
+        if isinstance(outcome, StillhouseError):
+            failures.append(outcome)
+        else:
+            assembly.finish(outcome)
+            failures.append(None)
+    return failures
+
+
+def assemble(
     job: Job,
     subject: Subject,
     objective: Objective,
@@ -65,8 +109,9 @@ def train(
     *,
     diagnose: Callable[[], dict[str, float]] = dict,
     anchors: Mapping[str, int] | None = None,
-) -> None:
-    """Train a network and leave its result in the job's scratch folder: init, last, best and anchor weights.
+    finish: Callable[[], None] = lambda: None,
+) -> Assembly:
+    """Make a training ready, which leaves in the job's scratch folder init, last, best and anchor weights.
 
     Args:
         job: where it runs.
@@ -77,9 +122,7 @@ def train(
         phases: parts of the training, in their order.
         diagnose: what an epoch showed beside its terms.
         anchors: epochs after which weights are kept, by name.
-
-    Raises:
-        DivergedError: a term is not finite.
+        finish: called before the result is written.
     """
     machine, network = job.machine, subject.network
     folder = result.begin(job.scratch, job.identity, subject.spec, machine.ranks)
@@ -108,5 +151,14 @@ def train(
         identity=job.identity,
         title=job.title,
         anchors=anchors or {},
+        captured=machine.captured and machine.ranks.size == 1,
+        fused=machine.fused,
     )
-    result.finish(job.scratch, training.run(), save, machine, job.made_by)
+    if machine.captured and machine.ranks.size > 1:
+        progress.say(f"{job.title}: its steps run eagerly and are not captured, because ranks exchange gradients")
+
+    def write(history: list[Row]) -> None:
+        finish()
+        result.finish(job.scratch, history, save, machine, job.made_by)
+
+    return Assembly(training, write)

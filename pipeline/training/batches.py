@@ -1,4 +1,10 @@
-"""Training batches on the device; nothing in them depends on what ran before."""
+"""Training batches on the device; nothing in them depends on what ran before.
+
+What a step reads of an epoch lies in tensors that keep their addresses: the order of the samples, their views, the
+slot, and how far the epoch is. They are filled when an epoch starts, so a step copies nothing from the CPU, and one
+that was captured as a CUDA graph reads the next batch when it is replayed. Only what is too large for the device is
+copied in before a step (`Feed.advance`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ from torch import Tensor
 
 from pipeline import seeding
 from pipeline.compute.distributed import ALONE, Ranks
-from pipeline.data.images import Images, views
+from pipeline.data.images import Images, ResidentImages, views
 from pipeline.data.normalize import Normalize
 from pipeline.data.views import slot_of
 from pipeline.params.recipe import cut
@@ -21,14 +27,14 @@ class Views:
     """Normalized views of some training samples, all from one slot.
 
     Attributes:
-        slot: the slot.
-        index: of the samples, int64 (B,), on the CPU.
+        slot: the slot, int64 ().
+        index: of the samples, int64 (B,).
         image: normalized (B, C, H, W).
         label: int64 (B,).
         share: of the global batch, which the ranks divide among them; 1 in one process.
     """
 
-    slot: int
+    slot: Tensor
     index: Tensor
     image: Tensor
     label: Tensor
@@ -68,17 +74,106 @@ class Batches:
         """Return the number of batches of an epoch."""
         return len(self.sizes)
 
-    def epoch(self, epoch: int) -> Iterator[Views]:
-        """Give the batches of `epoch`; of each, this rank's part."""
+    def slot(self, epoch: int) -> int:
+        """Return the slot that `epoch` shows."""
         # One slot an epoch is one slice of a store, and still another view for every sample.
-        slot = slot_of(self.seed, epoch, self.slots)
-        order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
+        return slot_of(self.seed, epoch, self.slots)
 
+    def parts(self, epoch: int) -> list[Tensor]:
+        """Return the samples of each batch of `epoch`, int64 (B,) on the CPU; of each, this rank's part."""
+        order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
         sizes = self.sizes
         # Without the last batch, the end of the order is left out: other samples in every epoch.
-        whole = torch.split(order[: sum(sizes)], sizes)
-        parts = [self.ranks.part(batch) for batch in whole]
-        shares = [self.ranks.share(len(batch)) for batch in whole]
-        for (index, view), share in zip(views(self.images, slot, parts), shares, strict=True):
-            label = self.labels[index.to(self.labels.device, non_blocking=True)]
-            yield Views(slot, index, self.normalize(view), label, share)
+        return [self.ranks.part(batch) for batch in torch.split(order[: sum(sizes)], sizes)]
+
+    def epoch(self, epoch: int) -> Iterator[Views]:
+        """Give the batches of `epoch`; of each, this rank's part."""
+        feed = Feed(self)
+        feed.start(epoch)
+        for number in range(len(self)):
+            feed.advance(number)
+            yield feed.views(number)
+
+
+class Feed:
+    """Gives the batches of one epoch after another, from tensors that stay where they are.
+
+    Args:
+        batches: what is given.
+        fixed: keep also what is copied in at one address; see `Held`.
+
+    Attributes:
+        sizes: samples of each batch; of one that is divided, of this rank's part.
+        parts: the samples of each batch of the epoch, int64 (B,) on the CPU.
+    """
+
+    def __init__(self, batches: Batches, *, fixed: bool = False) -> None:
+        device, sizes, ranks = batches.labels.device, batches.sizes, batches.ranks
+        self.batches = batches
+        self.sizes = [len(ranks.part(torch.empty(size))) for size in sizes]
+        self.parts: list[Tensor] = []
+        self._shares = [ranks.share(size) for size in sizes]
+
+        self._order = torch.zeros(sum(self.sizes), dtype=torch.int64, device=device)
+        self._first = torch.zeros((), dtype=torch.int64, device=device)  # place of the next batch in the order
+        self._slot = torch.zeros((), dtype=torch.int64, device=device)
+        self._ids = torch.zeros(len(batches.labels), dtype=torch.int64, device=device)
+        self._places = {size: torch.arange(size, device=device) for size in set(self.sizes)}
+        self.fixed, self._held = fixed, Held(fixed)
+        self._coming: Iterator[tuple[Tensor, Tensor]] = iter(())
+
+    def start(self, epoch: int) -> None:
+        """Begin an epoch, counted over all phases."""
+        batches, slot = self.batches, self.batches.slot(epoch)
+        self.parts = batches.parts(epoch)
+        self._order.copy_(torch.cat(self.parts))
+        self._first.zero_()
+        self._slot.fill_(slot)
+
+        if isinstance(batches.images, ResidentImages):
+            self._ids.copy_(batches.images.ids(slot))
+        else:
+            self._coming = views(batches.images, slot, self.parts)
+
+    def advance(self, number: int) -> None:
+        """Bring what is not on the device for the batch `number`, the next one."""
+        if not isinstance(self.batches.images, ResidentImages):
+            _, image = next(self._coming)
+            self._held.put("image", image)
+
+    def views(self, number: int) -> Views:
+        """Return the next batch, whose number is `number`; no value is read, and nothing is copied to the device."""
+        batches, size = self.batches, self.sizes[number]
+        rows = self._order.index_select(0, self._first + self._places[size])
+        self._first += size
+
+        if isinstance(batches.images, ResidentImages):
+            image = batches.images.views(self._ids, rows)
+        else:
+            image = self._held.get("image", size)
+        label = batches.labels.index_select(0, rows)
+        return Views(self._slot, rows, batches.normalize(image), label, self._shares[number])
+
+
+class Held:
+    """Batches of tensors by name, which a step reads.
+
+    Args:
+        fixed: keep one of a name and size at the same address always, as a captured step must find it.
+    """
+
+    def __init__(self, fixed: bool) -> None:
+        self.fixed = fixed
+        self._tensors: dict[tuple[str, int], Tensor] = {}
+
+    def put(self, name: str, x: Tensor) -> None:
+        """Hold a tensor (B, ...), in the place of the last one of that name and size."""
+        key = (name, len(x))
+        if self.fixed and key in self._tensors:
+            self._tensors[key].copy_(x, non_blocking=True)
+        else:
+            self._tensors[key] = x
+
+    def get(self, name: str, size: int) -> Tensor:
+        """Return what is held of a name and batch size."""
+        return self._tensors[name, size]

@@ -140,10 +140,12 @@ def _learn(
     )
 
     assembly.train(
-        job,
-        Subject(network, spec, {"method": method, "schedule": schedule}),
-        objective.to(machine.device),
-        setting,
-        batches,
-        (Phase("main", block.recipe),),
+        assembly.assemble(
+            job,
+            Subject(network, spec, {"method": method, "schedule": schedule}),
+            objective.to(machine.device),
+            setting,
+            batches,
+            (Phase("main", block.recipe),),
+        )
     )

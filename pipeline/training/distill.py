@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,16 @@ from pipeline.features.source import RESIDENT_BYTES, TeacherSource
 from pipeline.networks.network import Network, Shape, Taps, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import save_weights
+from pipeline.params.recipe import Epoch
 from pipeline.runs.composition import Composition
 from pipeline.runs.inputs import TRANSFORM, RunInputs
 from pipeline.runs.sources import Sources
 from pipeline.runs.student import check_data
 from pipeline.training import assembly
-from pipeline.training.assembly import Job, Subject
+from pipeline.training.assembly import Assembly, Job, Subject
 from pipeline.training.batches import Views
-from pipeline.training.loop import Moment
 from pipeline.training.setting import Setting
+from pipeline.training.step import Clock
 
 
 class Distillation(nn.Module):
@@ -68,32 +69,39 @@ class Distillation(nn.Module):
             transform.eval().requires_grad_(False)
         self.source, self.machine, self.seed, self.copies = source, machine, seed, copies or {}
         self.taps = taps
+        self.epoch, self.checkpoint = Epoch("main", 0, 1), "last"
+        self._checked = False
 
-    def begin(self, views: Views, moment: Moment) -> Callable[[], Taps]:
-        """Start fetching the teacher's features of a batch."""
-        chosen = self.schedule.checkpoint(moment.epoch, moment.epochs)
-        of = (views.slot, views.index, views.image, views.label)
-        wait = self.source.begin(chosen, *of)
-        copies = {f"{name}/logits": source.begin("last", *of) for name, source in self.copies.items()}
-        return lambda: wait() | {name: take()["logits"] for name, take in copies.items()}
+    def start(self, epoch: Epoch) -> Hashable:
+        """Begin an epoch; see `pipeline.training.step.Objective`."""
+        self.epoch, self.checkpoint = epoch, self.schedule.checkpoint(epoch.number, epoch.epochs)
+        ways = [part.start(epoch) for part in (self.method, self.schedule, self.transform) if part is not None]
+        return self.checkpoint, *ways
 
-    def forward(self, views: Views, fetched: Taps, moment: Moment) -> tuple[Tensor, Terms]:
+    def begin(self, slot: int, index: Tensor) -> Callable[[], Taps]:
+        """Start to read the teacher's features that are not on the device."""
+        wait = self.source.begin(self.checkpoint, slot, index)
+        copies = {name: source.begin("last", slot, index) for name, source in self.copies.items()}
+        return lambda: wait() | {
+            f"{name}/{feature}": x for name, take in copies.items() for feature, x in take().items()
+        }
+
+    def forward(self, views: Views, read: Taps, clock: Clock) -> tuple[Tensor, Terms]:
         """Return the weighted sum of all terms, and the terms by name.
 
         Raises:
-            ParamsError: a term has no weight.
+            ParamsError: a term has no weight, or the features of the first batch do not suit the method.
         """
         batch = Batch(
             image=views.image,
             label=views.label,
             index=views.index,
-            teacher=fetched,
-            epoch=moment.epoch,
-            epochs=moment.epochs,
-            step=moment.step,
-            phase=moment.phase,
-            # By the step alone: a resumed training draws what an uninterrupted one would.
-            generator=seeding.generator(self.seed, "step", moment.step),
+            teacher=self._features(views, read),
+            epoch=clock.epoch,
+            epochs=self.epoch.epochs,
+            step=clock.step,
+            phase=self.epoch.phase,
+            seed=self.seed,
         )
 
         with self.machine.autocast():
@@ -112,17 +120,29 @@ class Distillation(nn.Module):
 
         for lesson in plan.lessons:
             taught = self._lesson(lesson, batch)
+            # Once, in the first step, which is never captured: to read a value makes a GPU wait.
+            if not self._checked:
+                self.method.check(taught)
             computed = self.method(taps, taught)
             if lesson.terms is not None:
                 # Terms that do not count are not in the history either.
                 computed = {name: term for name, term in computed.items() if name in lesson.terms}
             given = self.method.weights(taught) if lesson.weights is None else lesson.weights
             loss = loss + _weigh(computed, given, terms, none, lesson.weight, lesson.name, "method")
+        self._checked = True
         return loss, terms
 
     def diagnose(self) -> dict[str, float]:
         """Return what method and schedule say of the epoch that has ended."""
         return self.method.diagnose() | self.schedule.diagnose()
+
+    def _features(self, views: Views, read: Taps) -> Taps:
+        of = (views.slot, views.index, views.image, views.label)
+        features = dict(self.source.features(self.checkpoint, *of, read))
+        for name, source in self.copies.items():
+            own = {key.removeprefix(f"{name}/"): x for key, x in read.items() if key.startswith(f"{name}/")}
+            features |= {f"{name}/{key}": x for key, x in source.features("last", *of, own).items()}
+        return features
 
     def _lesson(self, lesson: Lesson, batch: Batch) -> Batch:
         if self.transform is None:
@@ -132,7 +152,13 @@ class Distillation(nn.Module):
 
 
 def _weigh(
-    computed: Terms, weights: Weights, terms: Terms, total: Tensor, scale: float, prefix: str, what: str
+    computed: Terms,
+    weights: Weights,
+    terms: Terms,
+    total: Tensor,
+    scale: float | Tensor,
+    prefix: str,
+    what: str,
 ) -> Tensor:
     """Add `computed` to `terms` under their full names and return `total` and their weighted sum."""
     missing = computed.keys() - weights.keys()
@@ -149,7 +175,16 @@ def _weigh(
 
 
 def distill(inputs: RunInputs, job: Job, *, resident_bytes: int = RESIDENT_BYTES) -> None:
-    """Train a student by its inputs and leave its result in the job's scratch folder.
+    """Train a student by its inputs and leave its result in the job's scratch folder; see `prepare`.
+
+    Raises:
+        DivergedError: a term is not finite.
+    """
+    assembly.train(prepare(inputs, job, resident_bytes=resident_bytes))
+
+
+def prepare(inputs: RunInputs, job: Job, *, resident_bytes: int = RESIDENT_BYTES) -> Assembly:
+    """Return the training of a student by its inputs, ready to run.
 
     Args:
         inputs: what it is trained from.
@@ -158,7 +193,6 @@ def distill(inputs: RunInputs, job: Job, *, resident_bytes: int = RESIDENT_BYTES
 
     Raises:
         StaleArtifactError: something that is read is not what the inputs name.
-        DivergedError: a term is not finite.
     """
     prepared = Prepared.open(Path(inputs.data))
     check_data(inputs, prepared)
@@ -168,7 +202,15 @@ def distill(inputs: RunInputs, job: Job, *, resident_bytes: int = RESIDENT_BYTES
     sources = Sources.of(inputs, job.machine, resident_bytes)
     lineup = line_up(inputs, sources, batches.labels.cpu(), job.machine)
     objective = lineup.objective.to(job.machine.device)
-    assembly.train(
+
+    def finish() -> None:
+        # Evaluation compares features under the transform as it is now.
+        transform = objective.transform
+        if transform is not None and transform.state_dict() and job.machine.ranks.first:
+            with publish.writing(job.scratch / TRANSFORM) as part:
+                save_weights(transform, part)
+
+    return assembly.assemble(
         job,
         lineup.subject,
         objective,
@@ -176,13 +218,8 @@ def distill(inputs: RunInputs, job: Job, *, resident_bytes: int = RESIDENT_BYTES
         batches,
         objective.method.phases(inputs.recipe),
         diagnose=objective.diagnose,
+        finish=finish,
     )
-
-    # Evaluation compares features under the transform as it is now.
-    transform = objective.transform
-    if transform is not None and transform.state_dict() and job.machine.ranks.first:
-        with publish.writing(job.scratch / TRANSFORM) as part:
-            save_weights(transform, part)
 
 
 @dataclass(frozen=True)

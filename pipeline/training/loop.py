@@ -3,10 +3,14 @@
 What is trained, and on which loss, is the caller's. Every random draw is keyed by seed and epoch, so a run that
 is interrupted resumes from its checkpoint and ends bit for bit where it would have ended.
 
+A step is a function of tensors on the device (`pipeline.training.step`). On a GPU the loop captures it as a CUDA graph
+and replays that, and several trainings that are run together (`run`) are the branches of one graph: each ends as it
+would have ended alone.
+
 Several ranks (`pipeline.compute.distributed`) divide every batch. Each weighs its loss, a mean over its part, by
 its part's share, and the gradients are summed. So what is a mean over samples (cross-entropy, soft targets, a map's
 error) is exactly one process's, uneven last batches too. What looks across the samples of a batch is that of the
-part: Gram matrices and other terms of pairs, norms over the batch (BYOT), draws of `Batch.generator`, and on CPUs
+part: Gram matrices and other terms of pairs, norms over the batch (BYOT), draws of `Batch.uniform`, and on CPUs
 what batch norms normalize by. On GPUs batch norms are synchronized. Their running statistics are the mean over the
 ranks, taken at every epoch's end.
 """
@@ -14,10 +18,10 @@ ranks, taken at every epoch's end.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,45 +29,17 @@ from torch import Tensor, nn
 from pipeline import progress
 from pipeline.compute import threads
 from pipeline.compute.distributed import Ranks
-from pipeline.compute.eager import EagerSGD
-from pipeline.errors import DataError, DivergedError, MachineError, ParamsError
+from pipeline.compute.graphs import side_stream
+from pipeline.errors import DataError, DivergedError, MachineError, ParamsError, StillhouseError
 from pipeline.networks.network import Network, Rest
-from pipeline.params.recipe import Phase, Recipe
+from pipeline.params.recipe import Epoch, Phase
 from pipeline.training import checkpoint
-from pipeline.training.batches import Batches, Views
+from pipeline.training.batches import Batches, Feed
+from pipeline.training.optimizer import set_rate, sgd
+from pipeline.training.step import Captured, Objective, Step
 
 CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints: short epochs would wait for the disk
 Row = dict[str, float | int | str]
-Terms = dict[str, Tensor]  # scalars by name
-
-
-@dataclass(frozen=True)
-class Moment:
-    """Where in the training a step stands.
-
-    Attributes:
-        phase: the phase's name.
-        epoch: within the phase.
-        epochs: of the phase.
-        step: over all phases.
-    """
-
-    phase: str
-    epoch: int
-    epochs: int
-    step: int
-
-
-class Objective(Protocol):
-    """What one step minimizes."""
-
-    def begin(self, views: Views, moment: Moment) -> Callable[[], Any]:
-        """Start fetching what the step needs; returns the function that waits for it."""
-        ...
-
-    def __call__(self, views: Views, fetched: Any, moment: Moment) -> tuple[Tensor, Terms]:
-        """Return the loss and its terms, scalars by name."""
-        ...
 
 
 @dataclass
@@ -81,6 +57,8 @@ class Training:
         identity: of everything that the training depends on; a checkpoint of another one is not used.
         title: of the progress bar.
         anchors: epochs done, over all phases, after which `save` is called, by name.
+        captured: replay steps as a CUDA graph where they can be captured.
+        fused: update all parameters by one kernel, at a learning rate that lies on the device; as `captured` needs it.
     """
 
     modules: Mapping[str, nn.Module]
@@ -93,11 +71,18 @@ class Training:
     identity: str
     title: str
     anchors: Mapping[str, int] = field(default_factory=dict)
+    captured: bool = False
+    fused: bool = False
 
     @property
     def ranks(self) -> Ranks:
         """The processes that share the work."""
         return self.batches.ranks
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of epochs over all phases."""
+        return sum(phase.recipe.epochs for phase in self.phases)
 
     def run(self) -> list[Row]:
         """Train, and return the history: one row an epoch.
@@ -109,39 +94,53 @@ class Training:
             DivergedError: a term or a weight that is not finite; the checkpoint of an earlier epoch stays in the
                 scratch.
         """
-        self._check_batches()
-        with threads.suited(self._networks(), self._plain_image, self.batches.batch_size):
-            return self._run()
+        (outcome,) = run([self])
+        if isinstance(outcome, StillhouseError):
+            raise outcome
+        return outcome
 
-    def _run(self) -> list[Row]:
+    def epochs(self, history: list[Row]) -> Iterator[Step]:
+        """Give the step of every epoch, made ready for its first batch; when the next one is asked for, it is done.
+
+        Args:
+            history: filled with one row an epoch, those of a checkpoint first.
+        """
+        self._check()
         path = self.scratch / "checkpoint.safetensors"
-        history = self.ranks.agree(self._done(path) if self.ranks.first else [])
+        history.extend(self.ranks.agree(self._done(path) if self.ranks.first else []))
         # What was frozen from the start stays so in every phase.
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
+        feed = Feed(self.batches, fixed=self.captured)
+        done, saved = 0, time.monotonic()
+        for phase in self.phases:
+            optimizer = self._optimizer(phase, trained)
+            # Only the phase that was interrupted: the momentum is that of its optimizer.
+            if done < len(history) <= done + phase.recipe.epochs:
+                checkpoint.restore(path, self.modules, optimizer)
+            self.ranks.share_modules(self.modules)
 
-        with progress.bar(self.title, sum(phase.recipe.epochs for phase in self.phases)) as advance:
-            advance(len(history))
-            done, saved = 0, time.monotonic()
-            for phase in self.phases:
-                optimizer = self._optimizer(phase, trained)
-                # Only the phase that was interrupted: the momentum is that of its optimizer.
-                if done < len(history) <= done + phase.recipe.epochs:
-                    checkpoint.restore(path, self.modules, optimizer)
+            step = Step(self.title, self.objective, feed, optimizer, self.ranks)
+            for number in range(max(0, len(history) - done), phase.recipe.epochs):
+                rate = phase.recipe.rate(number)
+                set_rate(optimizer, rate)
+                for module in self.modules.values():
+                    module.train()
+                epoch = Epoch(phase.name, number, phase.recipe.epochs)
 
-                self.ranks.share_modules(self.modules)
-                for epoch in range(max(0, len(history) - done), phase.recipe.epochs):
-                    history.append(self._epoch(phase, epoch, optimizer, done))
-                    self._keep(history)
-                    if self.ranks.first and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                        state = {"identity": self.identity, "history": history}
-                        checkpoint.save(path, self.modules, optimizer, state)
-                        saved = time.monotonic()
-                    advance(1, note=f"top-1 {history[-1]['top1']:.2f}")
-                done += phase.recipe.epochs
-        return history
+                start = time.perf_counter()
+                step.start(epoch, done)
+                yield step
+                history.append(self._row(epoch, done, rate, step, start))
 
-    def _check_batches(self) -> None:
-        """Refuse, before the first step, batches that nothing can be learned from."""
+                self._keep(history)
+                if self.ranks.first and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    state = {"identity": self.identity, "history": history}
+                    checkpoint.save(path, self.modules, optimizer, state)
+                    saved = time.monotonic()
+            done += phase.recipe.epochs
+
+    def _check(self) -> None:
+        """Refuse, before the first step, batches that nothing can be learned from; see `run`."""
         batches, processes = self.batches, self.ranks.size
         if batches.batch_size < 2 * processes and processes > 1:
             raise MachineError(
@@ -149,7 +148,7 @@ class Training:
                 f"processes. Set STILLHOUSE_PROCESSES to {batches.batch_size // 2} or less."
             )
 
-        if not any(phase.recipe.epochs for phase in self.phases):
+        if not self.num_epochs:
             return
         samples = len(batches.labels)
         if samples < 2:
@@ -164,7 +163,7 @@ class Training:
                 "recipe.batch_size in params.yaml, or set drop_last: false."
             )
 
-    def _networks(self) -> list[Network]:
+    def networks(self) -> list[Network]:
         """Return the networks that run in a step; heads, which read maps, add little to the network they end."""
         return [
             network
@@ -173,7 +172,7 @@ class Training:
             if isinstance(network, Network) and not isinstance(network, Rest)
         ]
 
-    def _plain_image(self) -> Tensor:
+    def plain_image(self) -> Tensor:
         """Return the first normalized image (1, C, H, W)."""
         return self.batches.normalize(self.batches.images.begin(0, torch.tensor([0]))())
 
@@ -183,43 +182,17 @@ class Training:
         history: list[Row] = resumed["history"] if resumed and resumed["identity"] == self.identity else []
         return history
 
-    def _epoch(self, phase: Phase, epoch: int, optimizer: torch.optim.Optimizer, before: int) -> Row:
-        rate = phase.recipe.rate(epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        for module in self.modules.values():
-            module.train()
-
-        start = time.perf_counter()
-        step = (before + epoch) * len(self.batches)
-        moment = Moment(phase.name, epoch, phase.recipe.epochs, step)
-        parameters = [x for group in optimizer.param_groups for x in group["params"]]
-
-        names: list[str] = []
-        rows: list[Tensor] = []
-        # By the epoch of the whole training: a second phase sees new orders and views.
-        for number, (views, fetch) in enumerate(self._ahead(epoch + before, moment)):
-            now = Moment(moment.phase, epoch, moment.epochs, step + number)
-            loss, terms = self.objective(views, fetch(), now)
-            # To None: what has no gradient in this step is left alone, by weight decay too.
-            optimizer.zero_grad(set_to_none=True)
-            (loss * views.share).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self.ranks.sum_gradients(parameters)
-            optimizer.step()
-            names = [*terms, "loss"]
-            # They stay on the device: reading them would make every step wait.
-            row = torch.stack([*(term.detach() for term in terms.values()), loss.detach()])
-            rows.append(row * views.share)
-
+    def _row(self, epoch: Epoch, before: int, rate: float, step: Step, start: float) -> Row:
+        """Return the history's row of an epoch that has ended."""
         # Before the evaluation: it reads running statistics, and may keep the weights as the best.
-        means = self._means(names, self.ranks.total(torch.stack(rows)).cpu(), moment)
+        means = self._means(step.names, self.ranks.total(step.rows).cpu(), epoch)
         self.ranks.share_statistics(self.modules)
-        self._check_weights(moment, len(rows))
+        self._check_weights(epoch, len(step.rows))
         # The history's speed is that of training, without evaluation.
         seconds = time.perf_counter() - start
         return {
-            "epoch": before + epoch + 1,
-            "phase": phase.name,
+            "epoch": before + epoch.number + 1,
+            "phase": epoch.phase,
             "learning_rate": rate,
             **means,
             **self.ranks.agree(self.evaluate() if self.ranks.first else {}),
@@ -227,28 +200,17 @@ class Training:
             "images_per_second": sum(self.batches.sizes) / seconds,
         }
 
-    def _ahead(self, epoch: int, moment: Moment) -> Iterator[tuple[Views, Callable[[], Any]]]:
-        """Give the batches of an epoch; each has its fetch started while the one before is computed."""
-        waiting: tuple[Views, Callable[[], Any]] | None = None
-        for views in self.batches.epoch(epoch):
-            following = (views, self.objective.begin(views, moment))
-            if waiting is not None:
-                yield waiting
-            waiting = following
-        if waiting is not None:
-            yield waiting
-
-    def _means(self, names: list[str], rows: Tensor, moment: Moment) -> dict[str, float]:
+    def _means(self, names: Sequence[str], rows: Tensor, epoch: Epoch) -> dict[str, float]:
         """Average the terms (steps, terms) over an epoch, once an epoch so that no step waits for the device."""
         if not torch.isfinite(rows).all():
             step, term = (~torch.isfinite(rows)).nonzero()[0].tolist()
             raise DivergedError(
-                f"{self.title}: term '{names[term]}' is {rows[step, term].item()} in epoch {moment.epoch + 1}, "
+                f"{self.title}: term '{names[term]}' is {rows[step, term].item()} in epoch {epoch.number + 1}, "
                 f"step {step + 1}. Lower recipe.learning_rate or that term's weight in params.yaml, then: dvc repro"
             )
         return dict(zip(names, rows.double().mean(dim=0).tolist(), strict=True))
 
-    def _check_weights(self, moment: Moment, step: int) -> None:
+    def _check_weights(self, epoch: Epoch, step: int) -> None:
         """Refuse weights that an epoch's last step has spoiled: no later loss would tell before they are kept."""
         tensors = {
             f"{key}.{name}": x.detach()
@@ -263,7 +225,7 @@ class Training:
         if not all(finite):
             name = list(tensors)[finite.index(False)]
             raise DivergedError(
-                f"{self.title}: '{name}' is not finite after epoch {moment.epoch + 1}, step {step}. "
+                f"{self.title}: '{name}' is not finite after epoch {epoch.number + 1}, step {step}. "
                 "Lower recipe.learning_rate or the weights of the loss's terms in params.yaml, then: dvc repro"
             )
 
@@ -275,7 +237,7 @@ class Training:
             if len(history) == epochs:
                 self.save(name)
 
-    def _optimizer(self, phase: Phase, trained: set[int]) -> torch.optim.Optimizer:
+    def _optimizer(self, phase: Phase, trained: set[int]) -> torch.optim.SGD:
         """Return a phase's optimizer of the parameters `trained`, by id, that the phase does not freeze."""
         parameters = []
         for key, module in self.modules.items():
@@ -284,15 +246,65 @@ class Training:
                 parameter.requires_grad_(id(parameter) in trained and not frozen)
                 if parameter.requires_grad:
                     parameters.append(parameter)
-        return sgd(parameters, phase.recipe)
+        return sgd(parameters, phase.recipe, fused=self.fused)
 
 
-def sgd(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
-    """Return the optimizer of a recipe."""
-    return EagerSGD(
-        parameters,
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
+Outcome = list[Row] | StillhouseError  # the history, or why there is none
+
+
+def run(trainings: Sequence[Training]) -> list[Outcome]:
+    """Run trainings, and return what came of each; one that fails does not stop the others.
+
+    Those that are captured take their steps together, as branches of one graph: they must have the same number of
+    steps an epoch, and batches of the same sizes. The others follow one another.
+    """
+    if all(training.captured for training in trainings):
+        return _together(trainings)
+    return [outcome for training in trainings for outcome in _together([training])]
+
+
+def _together(trainings: Sequence[Training]) -> list[Outcome]:
+    """Run trainings epoch by epoch, each epoch step by step."""
+    histories: list[list[Row]] = [[] for _ in trainings]
+    outcomes: list[Outcome] = [*histories]
+    title = trainings[0].title if len(trainings) == 1 else f"{len(trainings)} students"
+    device = trainings[0].batches.labels.device
+
+    with ExitStack() as stack:
+        total = sum(training.num_epochs for training in trainings)
+        advance, shown = stack.enter_context(progress.bar(title, total)), 0
+        stack.enter_context(side_stream(device))
+        for training in trainings:
+            suited = threads.suited(training.networks(), training.plain_image, training.batches.batch_size)
+            stack.enter_context(suited)
+
+        captured = Captured(device) if trainings[0].captured else None
+        running = {
+            number: training.epochs(history)
+            for number, (training, history) in enumerate(zip(trainings, histories, strict=True))
+        }
+        while True:
+            steps = []
+            for number, epochs in list(running.items()):
+                try:
+                    steps.append(next(epochs))  # the epoch before ends here
+                except StopIteration:
+                    del running[number]
+                except StillhouseError as error:
+                    outcomes[number] = error
+                    del running[number]
+
+            done = sum(map(len, histories))
+            best = max((float(history[-1]["top1"]) for history in histories if history), default=0.0)
+            advance(done - shown, note=f"top-1 {best:.2f}")
+            shown = done
+            if not steps:
+                return outcomes
+
+            for number in range(len(steps[0])):
+                if captured is not None:
+                    captured.take(steps, number)
+                else:
+                    for step in steps:
+                        step.advance(number)
+                        step(number)

@@ -18,6 +18,7 @@ ReLU.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Literal, Self
 
 import torch
@@ -32,6 +33,7 @@ from pipeline.distillation.method import BaseMethod, Batch, Context, Known, Need
 from pipeline.errors import ParamsError
 from pipeline.networks.architecture import LAST
 from pipeline.networks.network import Taps
+from pipeline.params.recipe import Epoch
 
 
 class Config(HeadsConfig):
@@ -93,7 +95,7 @@ class Method(BaseMethod[Config]):
             shapes = context.student_shapes[config.tap], context.teacher_shapes[config.teacher_feature]
             for name in (*self.heads.positions, "last"):
                 self.projectors[name] = Projector(*shapes, relu=config.relu)
-        self.gathered = Gathered()
+        self.gathered = Gathered(context.num_samples)
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
@@ -118,7 +120,7 @@ class Method(BaseMethod[Config]):
             )
 
         if self.config.maps:
-            hint = self._hint(batch)
+            hint = batch.teacher[self.config.teacher_feature]  # (B, C, H, W)
             terms["map"] = self._distance("last", student, hint).mean()
             if shallow:
                 distances = {name: self._distance(name, taps, hint) for name, taps in shallow.items()}
@@ -129,15 +131,18 @@ class Method(BaseMethod[Config]):
         """Return quantiles over an epoch's samples of the weights of Figure 2, "weight.<kind>.<position>.<percent>"."""
         return self.gathered.quantiles()
 
-    def _hint(self, batch: Batch) -> Tensor:
-        hint = batch.teacher[self.config.teacher_feature]  # (B, C, H, W)
-        # At the first step alone: reading the answer makes a GPU wait.
-        if self.config.relu and batch.step == 0 and (hint < 0).any():
+    def start(self, epoch: Epoch) -> Hashable:
+        """Begin to gather the weights of an epoch."""
+        self.gathered.reset()
+        return None
+
+    def check(self, batch: Batch) -> None:
+        """Refuse a teacher's map that is negative in places, where the projectors end in a ReLU."""
+        if self.config.maps and self.config.relu and (batch.teacher[self.config.teacher_feature] < 0).any():
             raise ParamsError(
                 f"Teacher feature '{self.config.teacher_feature}' is negative in places, which projectors that end "
                 "in a ReLU cannot be. Set relu: false in the run's settings, in params.yaml."
             )
-        return hint
 
     def _distance(self, name: str, taps: Taps, hint: Tensor) -> Tensor:
         """Return the mean squared error of every sample (B,)."""

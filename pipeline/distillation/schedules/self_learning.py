@@ -17,6 +17,7 @@ fused logits instead.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from itertools import combinations
 from typing import Literal, Self, TypeVar
 
@@ -32,6 +33,7 @@ from pipeline.distillation.method import Batch, Context, Needs, Terms, Weights
 from pipeline.distillation.schedule import Lesson, ScheduleConfig, TeacherSchedule, Teaching
 from pipeline.errors import ParamsError
 from pipeline.networks.network import Network, Taps
+from pipeline.params.recipe import Epoch
 
 LABELS = ("ce",)  # the methods' terms that are left when the teacher does not teach
 
@@ -124,7 +126,7 @@ class Fused(TeacherSchedule[FC]):
 
     def __init__(self, config: FC, context: Context) -> None:
         super().__init__(config, context)
-        self.gathered = Gathered()
+        self.gathered = Gathered(context.num_samples)
 
     @classmethod
     def check(cls, config: FC, needs: Needs) -> None:
@@ -170,6 +172,11 @@ class Fused(TeacherSchedule[FC]):
     def fused(self, learned: list[Tensor]) -> Tensor:
         """Return the weighted sum of logits (B, K) of every network."""
         return torch.stack([w * c for w, c in zip(self.config.shares, learned, strict=True)]).sum(dim=0)
+
+    def start(self, epoch: Epoch) -> Hashable:
+        """Begin to gather the distances of an epoch."""
+        self.gathered.reset()
+        return None
 
     def diagnose(self) -> dict[str, float]:
         """Return the mean distances of Figure 2, "distance.<first>-<second>"."""

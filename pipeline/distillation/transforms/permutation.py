@@ -13,7 +13,7 @@ the strategy are the matching's own, and its permutation is the first one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Self
 
 import torch
@@ -29,6 +29,7 @@ from pipeline.matching.consistency import Statistics, pooled, range_of
 from pipeline.matching.rearrangement import Rearrangement
 from pipeline.networks.network import Shape, Taps
 from pipeline.params.matchings import LEARNED, Wanted
+from pipeline.params.recipe import Epoch
 
 
 class Config(TransformConfig):
@@ -91,7 +92,7 @@ class Transform(TeacherTransform[Config]):
             self.recorded.extend(Statistics(teacher, student, measure) for _ in range(ranges))
             self.register_buffer("finished", torch.tensor(0))  # epochs
             self.register_buffer("current", torch.tensor(-1))  # which epoch it is, over all phases
-        self._known: tuple[int, int] | None = None  # both as numbers, so that no step waits for a device
+        self.recording = False  # whether this epoch counts for the next matching
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
@@ -141,32 +142,36 @@ class Transform(TeacherTransform[Config]):
         return {**teacher, **{name: self.rearrangement(teacher[name], batch.label) for name in known}}
 
     @torch.no_grad()
-    def observe(self, student: Taps, batch: Batch) -> None:
-        """Match anew where an epoch's end is due, and record the epochs before such ends."""
+    def start(self, epoch: Epoch) -> Hashable:
+        """Match anew where that is due, and say whether this epoch is recorded: only the last one before a matching."""
         every = self.config.dynamic
         if every is None:
-            return
+            return None
 
-        # The buffers are read once, after a start or a resumption; then the numbers are known here.
-        current, finished = self._known or (int(self.current), int(self.finished))
         # A number for phase and epoch, since a buffer holds no text.
-        now = seeding.derive(batch.phase, batch.epoch)
+        current, now = int(self.current), seeding.derive(epoch.phase, epoch.number)
         if now != current:
             if current != -1:
-                finished += 1
-                if finished % every == 0:
+                self.finished += 1
+                if int(self.finished) % every == 0:
                     self._match()
             self.current.fill_(now)
-            self.finished.fill_(finished)
-        self._known = now, finished
+        self.recording = (int(self.finished) + 1) % every == 0
+        return self.recording
 
-        # Only the last epoch before a matching counts for it.
-        if (finished + 1) % every == 0:
-            ranges = range_of(batch.label, self.recipe.ranges, self.origin.classes)
-            a = pooled(batch.teacher[self.config.features[0]])
-            b = pooled(student[self.config.student_tap])
-            for number, statistics in enumerate(self.recorded):
-                assert isinstance(statistics, Statistics)
+    @torch.no_grad()
+    def observe(self, student: Taps, batch: Batch) -> None:
+        """Record a batch of an epoch that is recorded."""
+        if not self.recording:
+            return
+        a = pooled(batch.teacher[self.config.features[0]])
+        b = pooled(student[self.config.student_tap])
+        ranges = range_of(batch.label, self.recipe.ranges, self.origin.classes)
+        for number, statistics in enumerate(self.recorded):
+            assert isinstance(statistics, Statistics)
+            if len(self.recorded) == 1:
+                statistics.add(a, b)
+            else:
                 chosen = ranges == number
                 statistics.add(a[chosen], b[chosen])
 

@@ -1,0 +1,234 @@
+"""A training step as a function of tensors on the device, and who takes it: Python, or a CUDA graph.
+
+The step's inputs are filled before it: samples, views and slot (`Feed`), epoch and step (`Clock`), the learning rate.
+It leaves its terms in a row of a table. No tensor is made on the CPU in it or copied from there, no value is read, and
+no branch depends on one. So the first steps of an epoch can be taken by Python and the others by a graph that repeats
+them (`Captured`), with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline import progress
+from pipeline.compute import graphs
+from pipeline.compute.distributed import Ranks
+from pipeline.networks.network import Taps
+from pipeline.params.recipe import Epoch
+from pipeline.training.batches import Feed, Held, Views
+
+Terms = dict[str, Tensor]  # scalars by name
+WARM = 3  # steps that Python takes before a capture: they choose kernels and make what lasts from step to step
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where in the training a step stands, on the device.
+
+    Attributes:
+        epoch: within the phase, int64 ().
+        step: over all phases, int64 ().
+        number: of the step within the epoch, int64 (1,).
+    """
+
+    epoch: Tensor
+    step: Tensor
+    number: Tensor
+
+    @classmethod
+    def on(cls, device: torch.device) -> Clock:
+        """Return a clock that stands at 0."""
+        return cls(*(torch.zeros(shape, dtype=torch.int64, device=device) for shape in ((), (), (1,))))
+
+    def set(self, epoch: int, step: int) -> None:
+        """Begin an epoch."""
+        self.epoch.fill_(epoch)
+        self.step.fill_(step)
+        self.number.zero_()
+
+    def tick(self) -> None:
+        """Count a step."""
+        self.step.add_(1)
+        self.number.add_(1)
+
+
+class Objective(Protocol):
+    """What one step minimizes."""
+
+    def start(self, epoch: Epoch) -> Hashable:
+        """Begin an epoch, and return what its steps depend on beside tensors; a graph is captured for each."""
+        ...
+
+    def begin(self, slot: int, index: Tensor) -> Callable[[], Taps]:
+        """Start to read what a step needs and is not on the device; return the function that waits for it.
+
+        Args:
+            slot: the view slot.
+            index: sample indices int64 (B,), on the CPU.
+        """
+        ...
+
+    def __call__(self, views: Views, read: Taps, clock: Clock) -> tuple[Tensor, Terms]:
+        """Return the loss and its terms, scalars by name."""
+        ...
+
+
+class Step:
+    """The steps of one training in one phase, epoch after epoch.
+
+    Args:
+        title: of the training.
+        objective: what is minimized.
+        feed: gives the batches.
+        optimizer: of the phase.
+        ranks: who divide each batch.
+
+    Attributes:
+        key: what the steps of this epoch depend on beside tensors.
+        names: of the terms, and of the loss as the last one.
+        rows: terms of the epoch's steps (steps, terms).
+    """
+
+    def __init__(
+        self, title: str, objective: Objective, feed: Feed, optimizer: torch.optim.SGD, ranks: Ranks
+    ) -> None:
+        self.title, self.objective, self.feed, self.optimizer, self.ranks = (
+            title,
+            objective,
+            feed,
+            optimizer,
+            ranks,
+        )
+        self.device = feed.batches.labels.device
+        self.key: Hashable = None
+        self.names: list[str] = []
+        self.rows = torch.empty(0)
+        self._clock, self._held = Clock.on(self.device), Held(feed.fixed)
+        self._parameters = [x for group in optimizer.param_groups for x in group["params"]]
+        self._slot = 0
+        self._waiting: Callable[[], Taps] = dict
+        self._read: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of steps of an epoch."""
+        return len(self.feed.sizes)
+
+    def start(self, epoch: Epoch, before: int) -> None:
+        """Begin an epoch; `before` is how many epochs the phases before it have."""
+        whole = before + epoch.number
+        # By the epoch of the whole training: a second phase sees new orders and views.
+        self.feed.start(whole)
+        self._clock.set(epoch.number, whole * len(self))
+        self._slot = self.feed.batches.slot(whole)
+
+        key = epoch.phase, self.objective.start(epoch)
+        if key != self.key:
+            self.key, self.names = key, []
+        self._waiting = self.objective.begin(self._slot, self.feed.parts[0])
+
+    def advance(self, number: int) -> None:
+        """Bring what the step `number` reads and is not on the device, and start to read what the next one does."""
+        take = self._waiting
+        if number + 1 < len(self):
+            self._waiting = self.objective.begin(self._slot, self.feed.parts[number + 1])
+        self.feed.advance(number)
+
+        read = take()
+        for name, x in read.items():
+            self._held.put(name, x)
+        self._read = tuple(read)
+
+    def __call__(self, number: int) -> None:
+        """Take the next step, whose number within the epoch is `number`: of it, the size of the batch is read alone."""
+        views = self.feed.views(number)
+        read = {name: self._held.get(name, len(views.index)) for name in self._read}
+        loss, terms = self.objective(views, read, self._clock)
+
+        # To None: what has no gradient in this step is left alone, by weight decay too.
+        self.optimizer.zero_grad(set_to_none=True)
+        (loss * views.share).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.ranks.sum_gradients(self._parameters)
+        self.optimizer.step()
+
+        # They stay on the device: reading them would make every step wait.
+        row = torch.stack([*(term.detach() for term in terms.values()), loss.detach()]) * views.share
+        if not self.names:
+            self.names = [*terms, "loss"]
+            self.rows = torch.zeros(len(self), len(row), dtype=row.dtype, device=row.device)
+        self.rows.index_copy_(0, self._clock.number, row[None])
+        self._clock.tick()
+
+
+class Captured:
+    """Takes steps of several trainings, of equal sizes, as branches of a CUDA graph.
+
+    The first steps are taken by Python, one of them watched. What cannot be captured runs on so, and it is said why.
+    A batch of another size than the first of its epoch, mostly the last one, is Python's too.
+
+    Args:
+        device: the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._key: Hashable = None
+        self._taken = 0
+        self._graph: graphs.Graph | None = None
+        self._tied: list[Step] = []  # those that Python takes
+
+    def take(self, steps: Sequence[Step], number: int) -> None:
+        """Take the step `number` of every training."""
+        for step in steps:
+            step.advance(number)
+
+        if steps[0].feed.sizes[number] != steps[0].feed.sizes[0]:
+            _all(steps, number)
+            return
+
+        key = tuple((step, step.key) for step in steps)
+        if key != self._key:
+            # The old graph's memory first: it is as large as the new one's.
+            self._key, self._graph, self._taken, self._tied = key, None, 0, []
+        if self._graph is None:
+            self._warm_up(steps, number)
+            return
+        self._graph.replay()
+        _all(self._tied, number)
+
+    def _warm_up(self, steps: Sequence[Step], number: int) -> None:
+        if self._taken == 1:  # the first one makes what lasts, and may read what it likes
+            self._tied = [step for step in steps if not self._watched(step, number)]
+        else:
+            _all(steps, number)
+        self._taken += 1
+
+        free = [step for step in steps if step not in self._tied]
+        if self._taken == WARM and free:
+            try:
+                self._graph = graphs.Graph([lambda step=step: step(0) for step in free])  # type: ignore[misc]  # bound now
+            except RuntimeError as error:
+                for step in free:
+                    _say(step, " ".join(str(error).split())[:200])
+
+    def _watched(self, step: Step, number: int) -> bool:
+        """Take a step, and say whether it can be captured."""
+        watch = graphs.Watch(self.device)
+        with watch:
+            step(number)
+        if watch.found is not None:
+            _say(step, watch.found)
+        return watch.found is None
+
+
+def _all(steps: Sequence[Step], number: int) -> None:
+    for step in steps:
+        step(number)
+
+
+def _say(step: Step, why: str) -> None:
+    progress.say(f"{step.title}: its steps run eagerly and are not captured, because {why}")
