@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from pipeline.artifacts.publish import read_json
 from pipeline.data.file_index import FileIndex, record_type
 from pipeline.data.layout import SCHEMA, Meta, files_path, fingerprinting, images_path, labels_path, meta_path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, unknown_name
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -96,23 +93,12 @@ class Prepared:
         return self.splits[name]
 
 
-def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copy a whole split that is not indexed to `device`: images uint8 (N, C, H, W) and labels int64 (N,).
-
-    Images that somebody holds there already are not copied again.
+def verified(split: Split) -> NDArray[np.uint8]:
+    """Return a copy of all images uint8 (N, C, H, W) of a split that is not indexed.
 
     Raises:
-        DamagedArtifactError: the bytes are not those that were prepared.
+        DamagedArtifactError: the bytes, or the labels', are not those that were prepared.
     """
-    import torch
-
-    from pipeline.compute.resident import shared
-
-    images = shared(split.fingerprint, torch.device(device), lambda: _verified(split))
-    return images, torch.from_numpy(np.array(split.labels)).to(device)
-
-
-def _verified(split: Split) -> NDArray[np.uint8]:
     assert isinstance(split.images, np.ndarray)
     images = np.array(split.images)  # a copy: torch cannot hold a read-only map
     digest = fingerprinting(split.classes, images.shape, split.labels)
@@ -124,59 +110,3 @@ def _verified(split: Split) -> NDArray[np.uint8]:
             f"dvc repro --force {split.made_by}"
         )
     return images
-
-
-def _read_meta(path: Path, hint: str) -> Meta:
-    content = read_json(path, hint)
-    version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA:
-        raise StaleArtifactError(
-            f"{path} has schema version {version}, expected {SCHEMA}. Make it again with: {hint}"
-        )
-
-    try:
-        meta = Meta.model_validate_json(json.dumps(content))  # as json, a list may be a tuple
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DamagedArtifactError(f"{path}: {place}: {first['msg']}. Make it again with: {hint}") from None
-
-    if set(meta.fingerprint) != set(meta.samples):
-        raise DamagedArtifactError(
-            f"{path} has fingerprints of {', '.join(meta.fingerprint)}, "
-            f"expected of {', '.join(meta.samples)}. Make it again with: {hint}"
-        )
-    return meta
-
-
-def _open_split(folder: Path, split: str, meta: Meta, hint: str) -> Split:
-    number = meta.samples[split]
-    labels = np.array(_open_array(labels_path(folder, split), (number,), np.dtype("int64"), hint))
-    images: NDArray[np.uint8] | FileIndex
-    if meta.files is None:
-        shape = (number, meta.channels, meta.size, meta.size)
-        images = _open_array(images_path(folder, split), shape, np.dtype("uint8"), hint)
-    else:
-        records = _open_array(files_path(folder, split), (number,), None, hint)
-        images = FileIndex(
-            folder, meta.made_by, Path(meta.files.root), records, meta.channels, meta.size, meta.files.resize
-        )
-    return Split(split, images, labels, meta.fingerprint[split], meta.classes, folder, meta.made_by)
-
-
-def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any] | None, hint: str) -> NDArray[Any]:
-    """Map an array; without a dtype, one of an index's records."""
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-    except (ValueError, EOFError) as error:  # a header that is no header, or fewer bytes than it promises
-        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
-    if dtype is None:  # paths are as long as the longest of them
-        dtype = record_type(array.dtype["path"].itemsize if "path" in (array.dtype.names or ()) else 1)
-    if array.shape != shape or array.dtype != dtype:
-        raise DamagedArtifactError(
-            f"{path} holds {array.dtype} {array.shape}, meta.json says {dtype} {shape}. "
-            f"Make it again with: {hint}"
-        )
-    return array
