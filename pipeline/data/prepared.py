@@ -110,3 +110,59 @@ def verified(split: Split) -> NDArray[np.uint8]:
             f"dvc repro --force {split.made_by}"
         )
     return images
+
+
+def _read_meta(path: Path, hint: str) -> Meta:
+    content = read_json(path, hint)
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA:
+        raise StaleArtifactError(
+            f"{path} has schema version {version}, expected {SCHEMA}. Make it again with: {hint}"
+        )
+
+    try:
+        meta = Meta.model_validate_json(json.dumps(content))  # as json, a list may be a tuple
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DamagedArtifactError(f"{path}: {place}: {first['msg']}. Make it again with: {hint}") from None
+
+    if set(meta.fingerprint) != set(meta.samples):
+        raise DamagedArtifactError(
+            f"{path} has fingerprints of {', '.join(meta.fingerprint)}, "
+            f"expected of {', '.join(meta.samples)}. Make it again with: {hint}"
+        )
+    return meta
+
+
+def _open_split(folder: Path, split: str, meta: Meta, hint: str) -> Split:
+    number = meta.samples[split]
+    labels = np.array(_open_array(labels_path(folder, split), (number,), np.dtype("int64"), hint))
+    images: NDArray[np.uint8] | FileIndex
+    if meta.files is None:
+        shape = (number, meta.channels, meta.size, meta.size)
+        images = _open_array(images_path(folder, split), shape, np.dtype("uint8"), hint)
+    else:
+        records = _open_array(files_path(folder, split), (number,), None, hint)
+        images = FileIndex(
+            folder, meta.made_by, Path(meta.files.root), records, meta.channels, meta.size, meta.files.resize
+        )
+    return Split(split, images, labels, meta.fingerprint[split], meta.classes, folder, meta.made_by)
+
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any] | None, hint: str) -> NDArray[Any]:
+    """Map an array; without a dtype, one of an index's records."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
+    except (ValueError, EOFError) as error:  # a header that is no header, or fewer bytes than it promises
+        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
+    if dtype is None:  # paths are as long as the longest of them
+        dtype = record_type(array.dtype["path"].itemsize if "path" in (array.dtype.names or ()) else 1)
+    if array.shape != shape or array.dtype != dtype:
+        raise DamagedArtifactError(
+            f"{path} holds {array.dtype} {array.shape}, meta.json says {dtype} {shape}. "
+            f"Make it again with: {hint}"
+        )
+    return array
