@@ -204,7 +204,7 @@ def test_a_step_that_reads_a_value_runs_eagerly_and_says_so(
     world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     plug(monkeypatch, "methods", "reads", Config=ReadsConfig, Method=Reads)
-    inputs = world.inputs("kd", recipe=LEARN, methods=(Plug(name="reads"),))
+    inputs = world.inputs("kd", recipe=LEARN, methods=(Plug.model_validate("reads"),))
 
     def trained(name: str, where: Machine) -> dict[str, Any]:
         scratch = world.path(f"scratch/{name}")
@@ -434,7 +434,7 @@ class Draws(BaseMethod[ReadsConfig]):
 
 def test_draws_are_replayed_anew(world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
     plug(monkeypatch, "methods", "draws", Config=ReadsConfig, Method=Draws)
-    inputs = world.inputs("kd", recipe=LEARN, methods=(Plug(name="draws"),))
+    inputs = world.inputs("kd", recipe=LEARN, methods=(Plug.model_validate("draws"),))
 
     def trained(name: str, where: Machine) -> dict[str, Any]:
         scratch = world.path(f"scratch/{name}")
