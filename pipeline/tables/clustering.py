@@ -11,7 +11,7 @@ the store and the memory that is spent on holding rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,24 @@ class Members:
     counts: Array
     sums: Array
     inertia: float
+
+
+class Words(NamedTuple):
+    """What one engine makes of the pixels of a map.
+
+    Attributes:
+        mean: of the pixels, which was taken away from them, float32 (C,).
+        clusters: in coordinates without it.
+        counts: pixels nearest to each center, int64 (K,).
+        quality: how well and how softly the clusters serve.
+        shown: the exemplars.
+    """
+
+    mean: Array
+    clusters: Clusters
+    counts: Array
+    quality: dict[str, float]
+    shown: dict[str, Array]
 
 
 class Nearest:
@@ -99,19 +117,10 @@ def start(points: Points, count: int, clusters: int, seed: int) -> Array:
     The sample has 8 rows a cluster, and 32,768 at least: all of them, where there are no more.
     """
     from sklearn.cluster import kmeans_plusplus
-    from sklearn.utils.random import sample_without_replacement
     from threadpoolctl import threadpool_limits
 
-    # Which rows are in the sample.
-    size = max(START_ROWS, START_ROWS_PER_CLUSTER * clusters)
-    chosen = np.arange(count)
-    if size < count:
-        # The method whose memory is that of the sample.
-        chosen = np.sort(
-            sample_without_replacement(count, size, method="reservoir_sampling", random_state=state(seed))
-        )
-
     # They are picked out as the blocks go by: no block is kept.
+    chosen = sampled(count, clusters, seed)
     rows, seen = [], 0
     for x, _, _ in points:
         first, last = np.searchsorted(chosen, (seen, seen + len(x)))
@@ -121,6 +130,19 @@ def start(points: Points, count: int, clusters: int, seed: int) -> Array:
     with threadpool_limits(1):  # the products' last bits depend on the threads; one is as fast
         centers, _ = kmeans_plusplus(np.concatenate(rows), clusters, random_state=state(seed))
     return np.asarray(centers, np.float32)
+
+
+def sampled(count: int, clusters: int, seed: int) -> Array:
+    """Draw which of `count` rows k-means++ chooses from, int64 (n,), ascending."""
+    from sklearn.utils.random import sample_without_replacement
+
+    size = max(START_ROWS, START_ROWS_PER_CLUSTER * clusters)
+    if size >= count:
+        return np.arange(count)
+    # The method whose memory is that of the sample.
+    return np.sort(
+        sample_without_replacement(count, size, method="reservoir_sampling", random_state=state(seed))
+    )
 
 
 def state(seed: int) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,10 @@ class Subclasses:
         return score
 
 
+# What an engine makes: the space, the sub-classes in it, how often h1 says i and h2 says j (M, M), the exemplars.
+Engine = tuple[Discriminants, Subclasses, Array, dict[str, Array]]
+
+
 def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array]:
     """Return arrays of the table's sizes."""
     number = num_classes * config.per_class
@@ -130,20 +135,14 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         DivergedError: the feature holds values that are not finite.
     """
     pixels = Pixels.of(stream, config.feature)
-    space = discriminants.fit(pixels, config.components, context.num_classes)
-    projected = _projected(pixels, space)
+    engine = _on_cpu if context.device is None else _on_device
+    space, subclasses, joint, shown = engine(pixels, config, context)
 
-    class_counts = _class_counts(pixels, config, context.num_classes)
-    subclasses = _clustered(projected, class_counts, config)
-
-    joint = _joint(projected, subclasses)
     counts = joint.sum(axis=1)
     scores = joint / np.maximum(counts, 1)[:, None]
     empty = np.flatnonzero(counts == 0)
     scores[empty, empty] = 1
 
-    groups = exemplars.chosen(counts)
-    shown = exemplars.exemplars(projected, groups, subclasses.nearness(groups), *stream.shape[2:])
     arrays = {
         "mean": space.mean,
         "scalings": space.scalings,
@@ -155,6 +154,52 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     }
     quality = _quality(scores, counts, joint, subclasses)
     return Fitted(arrays | shown, quality | {"explained": float(space.explained.sum())})
+
+
+def _on_cpu(pixels: Pixels, config: Config, context: FitContext) -> Engine:
+    space = discriminants.fit(pixels, config.components, context.num_classes)
+    projected = _projected(pixels, space)
+
+    class_counts = _class_counts(pixels, context.num_classes)
+    _require(class_counts, config)
+    subclasses = _clustered(projected, class_counts, config)
+
+    joint = _joint(projected, subclasses)
+    groups, (height, width) = exemplars.chosen(joint.sum(axis=1)), pixels.stream.shape[2:]
+    shown = exemplars.exemplars(projected, groups, subclasses.nearness(groups), height, width)
+    return space, subclasses, joint, shown
+
+
+def _on_device(pixels: Pixels, config: Config, context: FitContext) -> Engine:
+    import torch
+
+    from pipeline.tables.device import subclasses as device
+    from pipeline.tables.device.rows import DeviceRows
+    from pipeline.tables.device.scatter import scatter
+
+    num_classes = context.num_classes
+    stored = DeviceRows.of(pixels, torch.device(context.device or "cpu"))
+    space = discriminants.fit(pixels, config.components, num_classes, partial(scatter, stored, num_classes))
+    projected = device.projected(stored, space)
+    del stored  # they are larger than what is left of them
+
+    class_counts = device.class_counts(projected, num_classes)
+    _require(class_counts, config)
+    title = f"sub-classes of {config.feature}"
+    clustered = device.clustered(
+        projected, class_counts, config.per_class, config.iterations, config.seed, title
+    )
+
+    joint = device.joint(projected, clustered)
+    groups, (height, width) = exemplars.chosen(joint.sum(axis=1)), pixels.stream.shape[2:]
+    shown = device.gallery(projected, clustered, groups, height, width)
+    centers, prototypes, counts = (
+        x.cpu().numpy() for x in (clustered.centers, clustered.prototypes, clustered.counts)
+    )
+    subclasses = Subclasses(
+        centers, prototypes, counts > 0, config.per_class, clustered.inertia, clustered.relocated
+    )
+    return space, subclasses, joint, shown
 
 
 def _projected(pixels: Pixels, space: Discriminants) -> Pixels:
@@ -171,17 +216,21 @@ def _projected(pixels: Pixels, space: Discriminants) -> Pixels:
     return pixels.map(project, scalings.shape[1])
 
 
-def _class_counts(pixels: Pixels, config: Config, num_classes: int) -> Array:
-    """Count the pixels of each class, int64 (K,); too few in one of them is an error."""
+def _class_counts(pixels: Pixels, num_classes: int) -> Array:
+    """Count the pixels of each class, int64 (K,)."""
     counts = np.zeros(num_classes, np.int64)
     for _, label, _ in pixels:
         counts += np.bincount(label, minlength=num_classes)
+    return counts
+
+
+def _require(counts: Array, config: Config) -> None:
+    """Check that each class has pixels for its sub-classes."""
     if counts.min() < config.per_class:
         raise ParamsError(
             f"Class {counts.argmin()} has {counts.min()} pixels of feature '{config.feature}', fewer than "
             f"'per_class: {config.per_class}'. Lower it in the table's settings in params.yaml, then: dvc repro"
         )
-    return counts
 
 
 def _clustered(space: Pixels, counts: Array, config: Config) -> Subclasses:
