@@ -69,7 +69,7 @@ def of_class(centers: Tensor, per_class: int) -> Assign:
     def assign(rows: Rows) -> Tensor:
         clusters = []
         size = max(1, nearest.TILE_BYTES // (4 * own[0].numel()))
-        for x, label in zip(rows.x.split(size), rows.label.split(size), strict=True):
+        for x, label in zip(torch.split(rows.x, size), torch.split(rows.label, size), strict=True):
             distance = nearest.squared_distances(x[:, None], own[label])  # (n, K)
             clusters.append(label * per_class + distance.argmin(dim=1))
         return torch.cat(clusters)
@@ -151,7 +151,7 @@ def _relocate(rows: DeviceRows, centers: Tensor, found: Members, unit: FixedPoin
     far = distances(rows, centers, found.cluster)
     empty = (found.counts == 0).nonzero()[:, 0]
     filled, places = [], []
-    for label in (empty // per_class).unique().tolist():
+    for label in torch.unique(empty // per_class).tolist():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         mine = empty[empty // per_class == label]
         # Rows of other classes come last; of equally far ones the first is taken.
         candidates = torch.where(found.cluster // per_class == label, far, -1.0)

@@ -38,7 +38,7 @@ class Nearest:
 
 def tiles(x: Tensor, values: int) -> Iterator[Tensor]:
     """Cut rows (n, D) into tiles for which as many `values` a row, in float32, fit `TILE_BYTES`."""
-    yield from x.split(max(1, TILE_BYTES // (4 * values)))
+    yield from torch.split(x, max(1, TILE_BYTES // (4 * values)))
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

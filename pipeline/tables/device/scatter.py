@@ -27,7 +27,7 @@ def scatter(rows: DeviceRows, num_classes: int, title: str) -> Scatter:
     sums = DeviceScatter(num_classes, rows.width, rows.device)
     with progress.bar(title, len(rows)) as advance:
         for block in rows:
-            for x, label in zip(block.x.split(ROWS), block.label.split(ROWS), strict=True):
+            for x, label in zip(torch.split(block.x, ROWS), torch.split(block.label, ROWS), strict=True):
                 sums.add(x, label)
             advance(len(block.x))
     return sums.on_cpu()

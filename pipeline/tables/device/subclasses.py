@@ -110,7 +110,7 @@ def _samples(rows: DeviceRows, counts: Array, per_class: int, seed: int) -> Iter
         places = np.concatenate([begin[label] + chosen[label] for label in range(first, last)])
         x = rows.take(order[torch.from_numpy(places).to(rows.device)])
 
-        samples = x.split([len(index) for index in chosen[first:last]])
+        samples = torch.split(x, [len(index) for index in chosen[first:last]])
         yield from zip(samples, seeds[first:last], strict=True)
         first = last
 
