@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from table_fixtures import MapStream, digit_maps, pixel_rows
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline import plugin
 from pipeline.errors import DivergedError, ParamsError
@@ -20,9 +21,10 @@ from pipeline.tables import clustering, exemplars
 from pipeline.tables.device import gallery, lloyd, nearest, rows, start
 from pipeline.tables.device.fixed_point import FixedPoint
 from pipeline.tables.device.rows import DeviceRows, Rows
-from pipeline.tables.device.scatter import scatter
+from pipeline.tables.device.scatter import DeviceScatter, scatter
 from pipeline.tables.discriminants import Scatter
 from pipeline.tables.pixels import Block, Pixels
+from pipeline.tables.softness import Softness
 from pipeline.tables.table import FitContext, Fitted
 
 Array = NDArray[Any]
@@ -403,3 +405,63 @@ def test_the_best_pixel_of_each_image_is_the_loop() -> None:
         best = {int(image): scores[pixel // 8 == image, group].max() for image in np.unique(pixel // 8)}
         shown = [image for image in known["nearest_sample"][group] if image >= 0]
         assert sorted(shown) == [image for image, value in best.items() if value > -np.inf]
+
+
+# Without a GPU.
+
+
+@pytest.mark.cpu
+def test_a_pass_stays_on_a_gpu_and_never_waits_for_it() -> None:
+    """Under torch's fake tensors, which have a device and no values: reading one, or mixing devices, is an error."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    gpu, count = torch.device("cuda"), 5000
+    with FakeTensorMode():
+        x, label = torch.empty(count, 12, device=gpu), torch.zeros(count, dtype=torch.int64, device=gpu)
+        block = Rows(x, label, torch.arange(count, device=gpu))
+        points = DeviceRows(lambda: [block], count, 12, gpu, budget=1 << 40)
+        assert points.resident
+        centers, unit = torch.empty(20, 12, device=gpu), FixedPoint(2.0**30)
+        for per_class in (None, 4):
+            found = lloyd.members(points, centers, unit, per_class)
+            lloyd.distances(points, centers, found.cluster)
+            assert unit.mean(found.sums, found.counts).device.type == "cuda"
+
+        sums = DeviceScatter(10, 12, gpu)
+        sums.add(x, label)
+        softness = Softness()
+        softness.add(torch.addmm((centers**2).sum(dim=1), x, centers.T, beta=-1, alpha=2))
+        best, first = gallery.best_of_images(torch.empty(count, 3, device=gpu), block.pixel, 16)
+        for result in (sums.within, softness.entropy, best, first):
+            assert isinstance(result, torch.Tensor)
+            assert result.device.type == "cuda"
+
+
+def test_an_iteration_reads_two_numbers_back() -> None:
+    """Whether a cluster is empty, and whether a center has moved: as often in many blocks as in one."""
+    x = pixel_rows(digit_maps(60)).astype(np.float32)
+
+    def read_back(iterations: int) -> int:
+        points = on_device(x, budget=0, size=100)
+        with ReadBack() as seen:
+            assert lloyd.lloyd(points, centers_of(x[::100]), iterations).iterations == iterations
+        return seen.number
+
+    before = read_back(1)
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch)
+        assert read_back(1) == before
+        assert read_back(4) == before + 3 * 2
+
+
+class ReadBack(TorchDispatchMode):
+    """Counts the operations for whose result Python waits."""
+
+    number = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        waits = ("_local_scalar_dense", "equal", "nonzero", "bincount", "unique_dim", "_unique2")
+        self.number += func.overloadpacket.__name__ in waits
+        return func(*args, **(kwargs or {}))

@@ -3,7 +3,7 @@
 A GPU adds up the rows of a group in an order of its own, so sums of floats differ from run to run. Here values become
 integers of 64 bits, counted in a unit that is a power of two, so small that the sum of all rows just fits. Sums of
 integers have no rounding: only each value is rounded once, to half a unit. For N rows of magnitude m that is
-m N 2**-62 at most, 7e-13 m for 3.2 million rows, where float32 rounds m itself to 6e-8 m.
+2 m N 2**-62 at most, 1e-12 m for 3.2 million rows, where float32 rounds m itself to 6e-8 m.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _relocate(rows: DeviceRows, centers: Tensor, found: Members, unit: FixedPoin
     far = distances(rows, centers, found.cluster)
     empty = (found.counts == 0).nonzero()[:, 0]
     filled, places = [], []
-    for label in torch.unique(empty // per_class).tolist():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    for label in torch.unique(empty // per_class).tolist():
         mine = empty[empty // per_class == label]
         # Rows of other classes come last; of equally far ones the first is taken.
         candidates = torch.where(found.cluster // per_class == label, far, -1.0)

@@ -178,7 +178,7 @@ class Sender:
         locked = self._buffers[turn][: plain.nbytes].view(plain.dtype).view(plain.shape)
         locked.copy_(plain)
         x = locked.to(self.device, non_blocking=True)
-        copied = self._copied[turn] = torch.cuda.Event()
+        copied = self._copied[turn] = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         copied.record(torch.cuda.current_stream(self.device))
         return x
 

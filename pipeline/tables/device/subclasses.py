@@ -1,6 +1,6 @@
 """Sub-classes on a device: all classes are clustered at once, in as many passes as one class takes.
 
-The rules are those of `pipeline.tables.fits.subclasses`, with the same draws in each class. Pixels in LDA space are
+The rules are those of `pipeline.tables.subclasses`, with the same draws in each class. Pixels in LDA space are
 float32 products, so they differ from the CPU engine's in their last bits, and centers by as much (1e-4 in tests); a
 pixel between two centers may go to the other one.
 """
@@ -28,7 +28,7 @@ from pipeline.tables.pixels import Array
 
 @dataclass(frozen=True)
 class Clustered:
-    """Centers and prototypes of all classes; see `pipeline.tables.fits.subclasses.Subclasses`.
+    """Centers and prototypes of all classes; see `pipeline.tables.subclasses.Subclasses`.
 
     Attributes:
         centers: float32 (M, D).
