@@ -1,11 +1,11 @@
-"""K-means over rows that stream: k-means++ on a sample, then Lloyd's iterations over all rows.
+"""K-means over rows that stream, on a CPU: k-means++ on a sample, then Lloyd's iterations over all rows.
 
 scikit-learn is the engine: `kmeans_plusplus` chooses the first centers and `KMeans.predict` finds the nearest one,
 the fastest of what was measured (C = 64 and 256, K = 4096, two cores: 203,000 and 98,000 rows a second;
 `pairwise_distances_argmin` 116,000 and 44,000, torch's addmm and argmin 170,000 and 88,000). Its `fit` is not used:
 it holds all rows, and adds them up in float32 in each thread, so that its centers change with the number of
 threads. Here sums are float64 and in the order of the rows: bit for bit the same whatever the threads, the blocks of
-the store and the memory that is spent on holding rows.
+the store and the memory that is spent on holding rows. A GPU follows the same rules in `pipeline.tables.device.lloyd`.
 """
 
 from __future__ import annotations
@@ -134,11 +134,12 @@ def start(points: Points, count: int, clusters: int, seed: int) -> Array:
 
 def sampled(count: int, clusters: int, seed: int) -> Array:
     """Draw which of `count` rows k-means++ chooses from, int64 (n,), ascending."""
-    from sklearn.utils.random import sample_without_replacement
-
     size = max(START_ROWS, START_ROWS_PER_CLUSTER * clusters)
     if size >= count:
         return np.arange(count)
+
+    from sklearn.utils.random import sample_without_replacement
+
     # The method whose memory is that of the sample.
     return np.sort(
         sample_without_replacement(count, size, method="reservoir_sampling", random_state=state(seed))

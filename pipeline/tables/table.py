@@ -58,7 +58,7 @@ class FitContext:
     Attributes:
         num_classes: number of classes.
         device: name of the device on which torch computes the fit, or None for numpy and scikit-learn on the CPU;
-            a fit may take the device or leave it. What both compute differs in last bits, and where these decide.
+            a fit may leave it unused. Both compute the same but for rounding.
     """
 
     num_classes: int

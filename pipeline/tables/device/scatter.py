@@ -13,7 +13,7 @@ from pipeline import progress
 from pipeline.tables.device.rows import DeviceRows
 from pipeline.tables.discriminants import Scatter
 
-ROWS = 1 << 14  # that are in float64 at a time
+ROWS = 1 << 15  # that are in float64 at a time
 
 
 def scatter(rows: DeviceRows, num_classes: int, title: str) -> Scatter:
