@@ -10,7 +10,8 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -179,6 +180,36 @@ def require_as_many(inputs: Sequence[object], option: str, values: Sequence[obje
             f"given {len(values)} times for {len(inputs)} inputs; give one for each, in their order",
             param_hint=option,
         )
+
+
+@contextmanager
+def fitting(device: str) -> Iterator[str | None]:
+    """Give the name of the device that torch fits a table on, with full products; None is the CPU's own engine.
+
+    On a CPU most fits do without torch, whose import takes longer than they do.
+
+    Raises:
+        MachineError: the device cannot be used.
+    """
+    # Of this module's imports no artifact depends: which machine there is decides nothing about a table.
+    if device == "cpu" or (device == "auto" and not may_have_gpu()):
+        yield None
+        return
+
+    from pipeline.compute.machine import machine
+    from pipeline.compute.precision import full_products
+
+    chosen = machine(device).device
+    with full_products():
+        yield None if chosen.type == "cpu" else str(chosen)
+
+
+def may_have_gpu() -> bool:
+    """Tell, without torch, whether it is worth asking torch for a GPU."""
+    if sys.platform == "darwin":
+        return False  # torch computes there with Metal, which "auto" does not take
+    nodes = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # NVIDIA's, WSL's, AMD's and Jetson's
+    return sys.platform != "linux" or any(Path(node).exists() for node in nodes)
 
 
 def mark(folders: list[Path] | None) -> None:

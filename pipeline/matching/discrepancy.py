@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.evaluation.distance import map_distance, prediction_kl
 from pipeline.features.store import StoredArray, array_path
 from pipeline.matching.consistency import pooled
-from pipeline.matching.matcher import BATCH, Matcher
+from pipeline.matching.matcher import Matcher
 from pipeline.matching.matching import Matching
 from pipeline.matching.rearrangement import Rearrangement
 from pipeline.matching.sums import Sums
@@ -107,7 +107,7 @@ def distance(matcher: Matcher, student: Network, matching: Matching) -> dict[str
     if "logits" in matcher.stored.features:
         array = StoredArray(array_path(matcher.store, recipe.teacher_checkpoint, "test", "logits"))
         # In the order of the split, so that the store is read in ranges.
-        rows = torch.split(torch.arange(len(matcher.prepared.split("test"))), BATCH)
+        rows = torch.split(torch.arange(len(matcher.prepared.split("test"))), matcher.batch)
         for index, ours in matcher.record(student, "test", rows, "logits"):
             t = torch.from_numpy(array.range(0, int(index[0]), int(index[-1]) + 1)).to(device)
             add("kl", prediction_kl(ours, t))

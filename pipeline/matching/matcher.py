@@ -6,6 +6,7 @@ mode. One pass gives M; learned networks are trained after it, and passed over o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,10 @@ from pipeline.networks.weights import load, state_digest
 from pipeline.params.matchings import LEARNED, Match
 from pipeline.progress import Advance
 
-BATCH = 250
+BATCH = 250  # on a CPU, where sums must not change
+GPU_BATCH = 4096  # at most: small batches leave a GPU waiting for Python
+GPU_BATCH_BYTES = 8 << 30  # of what a batch takes there, as `Matcher.batch` estimates it
+MAPS = 256  # float32 maps of an image's size that a forward pass is taken to hold at a time
 LEARNING_RATE = 1e-3
 LEARNED_BATCH = 64
 Arrays = dict[str, NDArray[Any]]
@@ -123,7 +127,7 @@ class Matcher:
         """Give the two features of the plain images of a split, in their order, float32: (B, ...), (B, ...), labels."""
         recipe, array = self.block.recipe, self._array(split)
         labels = torch.from_numpy(np.array(self.prepared.split(split).labels)).to(self.machine.device)
-        rows = torch.split(torch.arange(len(labels)), BATCH)
+        rows = torch.split(torch.arange(len(labels)), self.batch)
         for index, tap in self.record(student, split, rows, recipe.student_tap):
             start, stop = int(index[0]), int(index[-1]) + 1
             a = torch.from_numpy(array.range(0, start, stop)).to(self.machine.device)
@@ -140,6 +144,16 @@ class Matcher:
             with torch.no_grad(), self.machine.autocast():
                 x = student.record(normalize(image), (tap,))[tap]
             yield index, x.float()
+
+    @property
+    def batch(self) -> int:
+        """Images of a forward pass of the student: many on a GPU, as long as they fit."""
+        if self.machine.device.type != "cuda":
+            return BATCH
+        values = MAPS * self.prepared.meta.size**2 + 4 * math.prod(
+            self._shape
+        )  # a feature as float64, and the other
+        return max(BATCH, min(GPU_BATCH, GPU_BATCH_BYTES // (4 * values)))
 
     @property
     def stored(self) -> Contents:

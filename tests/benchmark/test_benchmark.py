@@ -44,7 +44,8 @@ TINY = replace(
     pair=("resnet.resnet14", "resnet.resnet8"),
     channels=12,
 )
-IN_PROCESS = ("cached_step", "self_learning", "extract", "matching", "read", "input_pipeline", "options")
+IN_PROCESS = ("cached_step", "self_learning", "extract", "matching", "read", "input_pipeline", "options",
+              "fits_gpu")  # fmt: skip
 
 
 @pytest.fixture
