@@ -48,7 +48,9 @@ class ShardWriter:
         whole = layout.shape[0] * layout.shape[1]
         # A feature with fewer slots than the others may end before the range does.
         self.span = (0, whole) if span is None else (min(span[0], whole), min(span[1], whole))
-        self._parts: list[Array] = []
+        # Of the part of a shard that is being filled, and then of the next one: fresh pages are slow.
+        self._memory = np.empty((0, *layout.shape[2:]), layout.dtype)
+        self._filled = 0
 
     def wants(self, first: int, stop: int) -> bool:
         """Say whether something of the positions [first, stop) is still to be written."""
@@ -60,31 +62,32 @@ class ShardWriter:
         Args:
             slot: their slot.
             start: index of the first.
-            values: (n, ...); those that are written already are passed over.
+            values: (n, ...), cast to the array's type; those that are written already are passed over.
         """
         first = slot * self.layout.shape[1] + start
         wrote = False
-        for shard, (begin, end) in list(self._pending(first, first + len(values))):
-            # The batch's share of the shard, which may begin before the batch and end after it.
-            self._parts.append(values[max(begin, first) - first : end - first])
+        for shard, part in list(self._pending(first, first + len(values))):
+            begin, end = part
+            self._take(part, first, values)
             if end <= first + len(values):
-                shard_values, self._parts = np.concatenate(self._parts), []
+                # Else what the memory held before would be written.
+                assert self._filled == end - begin, f"{self.name}: samples before {first} are missing"
+                self._filled = 0
                 # A shard that reaches into another rank's range waits as a piece: two writers lose data.
-                if (begin, end) == shard:
-                    self.write(begin, shard_values)
+                if part == shard:
+                    self.write(begin, self._memory[: end - begin])
                     wrote = True
                 else:
-                    with publish.writing(self.piece(begin, end)) as part, part.open("wb") as file:
-                        np.save(file, shard_values, allow_pickle=False)
+                    with publish.writing(self.piece(begin, end)) as path, path.open("wb") as file:
+                        np.save(file, self._memory[: end - begin], allow_pickle=False)
         return wrote
 
     def write(self, begin: int, values: Array) -> None:
-        """Write the shard that begins at a position: `values` (n, ...)."""
+        """Write the shard that begins at a position: `values` (n, ...), contiguous."""
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ParamsError(
                 f"Feature '{self.name}' has values that {values.dtype} cannot hold. {self._cure()}"
             )
-        values = np.ascontiguousarray(values)  # a copy only where the network's memory format is another
         slot, start = divmod(begin, self.layout.shape[1])
         # Whole slots, or part of one: then there is one row.
         rows = -(-len(values) // self.layout.shape[1])
@@ -125,6 +128,18 @@ class ShardWriter:
         """Return the file of positions [begin, end) of a shard that is not this range's alone."""
         assert self.pieces is not None
         return self.pieces.with_name(f"{self.pieces.name}.{begin}-{end}.npy")
+
+    def _take(self, part: tuple[int, int], first: int, values: Array) -> None:
+        """Copy the share of a batch, whose first position is `first`, in the part [begin, end) of a shard."""
+        begin, end = part
+        if len(self._memory) < end - begin:
+            self._memory = np.empty((end - begin, *self.layout.shape[2:]), self.layout.dtype)
+        # The batch may begin before the part and end after it.
+        share = values[max(begin, first) - first : end - first]
+        place = max(first - begin, 0)
+        with np.errstate(over="ignore"):  # an overflow is an error when the shard is written
+            self._memory[place : place + len(share)] = share
+        self._filled += len(share)
 
     def _pending(self, first: int, stop: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """Give the shards of [first, stop) that are to be written, each with its part in this range."""
