@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.file_index import FileIndex
-from pipeline.data.images import DecodedImages, Forward, MappedImages
+from pipeline.data.images import DecodedImages, Forward, Images, MappedImages
 from pipeline.data.prepared import Split
 from pipeline.data.views import ViewSpace, view_ids
 
@@ -108,14 +108,18 @@ class ReadAheadImages:
 
 def open_ranges(split: Split, space: ViewSpace, device: torch.device) -> Ranges:
     """Open a split for passes over ranges; memory of the CPU does not depend on the number of samples."""
-    total = len(split)
+    images = split.images
+    if device.type == "cuda" and not isinstance(images, FileIndex) and _fits(images.nbytes, device):
+        return ResidentRanges(copied(images, device), space)
+    return Forward(open_rows(split, space, device), len(split))
+
+
+def open_rows(split: Split, space: ViewSpace, device: torch.device) -> Images:
+    """Open a split for few samples, or for many that do not fit on the device."""
     if isinstance(split.images, FileIndex):
-        return Forward(DecodedImages(split.images, space, device), total)
-    if device.type == "cpu":
-        return Forward(MappedImages(split.images, space, device), total)
-    if _fits(split.images.nbytes, device):
-        return ResidentRanges(copied(split.images, device), space)
-    return Forward(ReadAheadImages(split.images, space, device), total)
+        return DecodedImages(split.images, space, device)
+    kind = MappedImages if device.type == "cpu" else ReadAheadImages
+    return kind(split.images, space, device)
 
 
 def copied(images: NDArray[np.uint8], device: torch.device) -> Tensor:
