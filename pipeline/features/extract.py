@@ -11,9 +11,11 @@ ranks leave beside the arrays. Batches are those of one process, so the store is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,7 @@ from pipeline.features import store
 from pipeline.features.contents import StoredFeature
 from pipeline.features.manifest import Manifest
 from pipeline.features.outbox import Outbox
-from pipeline.features.shards import Progress, ShardWriter
+from pipeline.features.shards import Later, Progress, ShardWriter, at_once
 from pipeline.features.store import Layout, StoredArray
 from pipeline.features.teacher import Teacher
 from pipeline.progress import Advance
@@ -147,14 +149,20 @@ class Extraction:
 
     def _fill(self, folder: Path, log: Progress, part: _Part, advance: Advance) -> None:
         """Compute the batches of this rank; all are written at the end."""
-        writers = self._writers(folder, log, part, self._span(part, self.ranks.rank))
+        recording = Lock()
 
         def write(slot: int, start: int, values: Mapping[str, Array]) -> None:
-            wrote = [writers[name].add(slot, start, x) for name, x in values.items()]
-            if any(wrote):
+            for name, x in values.items():
+                writers[name].add(slot, start, x)
+
+        def record(work: Callable[[], None]) -> None:
+            work()
+            with recording:
                 log.save({part.key(name): writer for name, writer in writers.items()})
 
         with Outbox(self.device, write) as outbox:
+            span = self._span(part, self.ranks.rank)
+            writers = self._writers(folder, log, part, span, lambda work: outbox.later(partial(record, work)))
             for slot, start in self._batches(part, self.ranks.rank):
                 stop = min(start + self.samples, part.samples)
                 first, last = slot * part.samples + start, slot * part.samples + stop
@@ -199,14 +207,19 @@ class Extraction:
         return slot * part.samples + start, last * part.samples + stop
 
     def _writers(
-        self, folder: Path, log: Progress, part: _Part, span: tuple[int, int] | None = None
+        self,
+        folder: Path,
+        log: Progress,
+        part: _Part,
+        span: tuple[int, int] | None = None,
+        later: Later = at_once,
     ) -> dict[str, ShardWriter]:
         writers = {}
         for name, layout in part.layouts.items():
             path = store.array_path(folder, part.checkpoint, part.split, name)
             pieces = folder / PIECES / f"{part.checkpoint}.{part.split}.{path.name}"
             hashes = log.of(part.key(name))
-            writers[name] = ShardWriter(StoredArray(path), layout, name, hashes, span, pieces)
+            writers[name] = ShardWriter(StoredArray(path), layout, name, hashes, span, pieces, later)
         return writers
 
     def _features(self, part: _Part, slot: int, start: int, stop: int, names: set[str]) -> dict[str, Tensor]:
