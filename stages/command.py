@@ -56,8 +56,25 @@ Code = Annotated[
     ),
 ]
 
+
+def _batch_size(text: str) -> int | None:
+    """Return a number of images, None for "auto"."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"'{text}' is no number of images. Give auto, or 1 or more.")
+    return int(text)
+
+
 BatchSize = Annotated[
-    int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
+    int | None,
+    typer.Option(
+        envvar="STILLHOUSE_BATCH_SIZE",
+        help="Images of one forward pass; auto is 256 on a CPU, and on a GPU up to 1024, fewer of large images.",
+        parser=_batch_size,
+        metavar="auto|N",
+        show_default="auto",
+    ),
 ]
 
 ChannelsLast = Annotated[

@@ -1,10 +1,6 @@
-"""What one pass sees of both networks, held to loops; and how many images a pass takes at a time."""
+"""What one pass sees of both networks, held to loops."""
 
 from __future__ import annotations
-
-from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -12,10 +8,7 @@ from device_fixtures import current, here
 from torch import Tensor
 
 from pipeline import seeding
-from pipeline.compute.machine import Machine
-from pipeline.matching import matcher
 from pipeline.matching.consistency import Statistics
-from pipeline.matching.matcher import Matcher
 from pipeline.matching.sums import Sums
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -48,19 +41,3 @@ def test_sums_are_the_loop(ranges: int, vectors: bool) -> None:
         known = Statistics(5, 4, "correlation")
         known.add(flat[chosen], b[chosen].double().mean(dim=(2, 3)))
         torch.testing.assert_close(torch.from_numpy(matrix), known.matrix(), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.cpu
-def test_batches_are_large_on_a_gpu_and_as_ever_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    empty: dict[str, Any] = dict.fromkeys(Matcher.__dataclass_fields__)
-    size = SimpleNamespace(meta=SimpleNamespace(size=32))
-    small = Matcher(**empty | {"prepared": size, "machine": Machine(torch.device("cpu"))})
-    monkeypatch.setattr(Matcher, "_shape", (256, 8, 8))
-    assert small.batch == matcher.BATCH == 250
-
-    on_gpu = replace(small, machine=Machine(torch.device("cuda")))
-    assert on_gpu.batch == matcher.GPU_BATCH >= 2048
-    size.meta.size = 64
-    assert matcher.BATCH < on_gpu.batch < matcher.GPU_BATCH
-    size.meta.size = 224  # as many as before, at least
-    assert on_gpu.batch == matcher.BATCH
