@@ -26,18 +26,26 @@ from feature_fixtures import (
     prepare,
 )
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from pipeline.compute.machine import Machine
+from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
+from pipeline.data.ranges import ResidentRanges
 from pipeline.errors import ParamsError
 from pipeline.features import extract, store
 from pipeline.features.extract import Extraction
 from pipeline.features.outbox import Outbox
 from pipeline.features.shards import ShardWriter
 from pipeline.features.store import Layout, StoredArray, array_path
+from pipeline.features.teacher import Teacher
 
 pytestmark = pytest.mark.usefixtures("device")
 
 Array = NDArray[Any]
+META = torch.device("meta")
 WAIT = 60.0  # seconds, of a test that would else never end
 
 
@@ -270,6 +278,41 @@ def test_a_cast_where_the_teacher_runs_gives_numpys_bits(prepared: Prepared) -> 
     assert made._cast("logits", x.to("meta")).dtype == torch.float16
     maps = torch.empty(2, 3, 4, 4, device="meta").to(memory_format=torch.channels_last)
     assert made._cast("logits", maps).is_contiguous()
+
+
+class KeepsToItsDevice(TorchDispatchMode):
+    """Refuses what leaves a tensor on the CPU."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            assert not isinstance(x, Tensor) or x.device == META, f"{func} leaves a tensor on the {x.device}"
+        return found
+
+
+@pytest.mark.cpu
+def test_a_batch_is_computed_without_the_cpu(prepared: Prepared) -> None:
+    """On the meta device, which has no values to wait for; the view ids of its slot are there."""
+    one, spec = network()
+    made = extraction(prepared, {"last": one}, spec)
+    data = prepared.split("train")
+    images = torch.zeros(data.images.shape, dtype=torch.uint8, device=META)
+    ranges = ResidentRanges(images, made.space)
+    ranges._slot, ranges._ids = 2, torch.zeros(50, dtype=torch.int64, device=META)
+    made = replace(
+        made,
+        teachers={"last": Teacher(one, Machine(META))},
+        normalize=Normalize(prepared.meta.mean, prepared.meta.std, META),
+    )
+    made._views["train"] = ranges, torch.zeros(50, dtype=torch.int64, device=META)
+    part = made._parts({split: made._layouts(split) for split in made.splits})[0]
+    with KeepsToItsDevice():
+        features = made._features(part, 2, 16, 48, set(REQUESTED))
+    assert {name: str(x.dtype) for name, x in features.items()} == {
+        name: f"torch.{dtype}" for name, (_, dtype) in REQUESTED.items()
+    }
 
 
 # The batch.
