@@ -31,11 +31,12 @@ def main(
     # After the inputs are read: a mistake in them is reported once, and not by every process.
     command.spread("stages.distill", processes)
 
-    from pipeline.artifacts import closure, hashing, publish
-    from pipeline.compute import distributed
-    from pipeline.compute.machine import machine
-    from pipeline.training.assembly import Job
-    from pipeline.training.distill import distill
+    with command.loading():
+        from pipeline.artifacts import closure, hashing, publish
+        from pipeline.compute import distributed
+        from pipeline.compute.machine import machine
+        from pipeline.training.assembly import Job
+        from pipeline.training.distill import distill
 
     # Hashing a closure anew takes as long as a few epochs of a small network.
     hashes = closure.code_hashes(["stages.distill"]) if code is None else publish.read_json(code, CODE)

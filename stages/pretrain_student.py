@@ -30,12 +30,13 @@ def main(
     student = load(StudentInputs, inputs, "dvc repro student_inputs")
     command.spread("stages.pretrain_student", processes)
 
-    from pipeline.artifacts import closure, hashing, publish
-    from pipeline.compute import distributed
-    from pipeline.compute.machine import machine
-    from pipeline.data.prepared import Prepared
-    from pipeline.training.alone import train
-    from pipeline.training.assembly import Job
+    with command.loading():
+        from pipeline.artifacts import closure, hashing, publish
+        from pipeline.compute import distributed
+        from pipeline.compute.machine import machine
+        from pipeline.data.prepared import Prepared
+        from pipeline.training.alone import train
+        from pipeline.training.assembly import Job
 
     prepared = Prepared.open(Path(student.data))
     check_data(student, prepared)
