@@ -53,6 +53,10 @@ class DivergedError(StillhouseError, ArithmeticError):
     """Training that reached a value that is not finite."""
 
 
+class CohortError(StillhouseError):
+    """Several students of one command have failed, each with a reason of its own."""
+
+
 class MachineError(StillhouseError, RuntimeError):
     """The machine lacks what a command needs: a device, an extra, disk space."""
 

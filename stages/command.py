@@ -11,7 +11,7 @@ import gc
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -192,6 +192,15 @@ def spread(module: str, processes: int) -> None:
         sys.exit()
 
 
+def require_as_many(inputs: Sequence[object], option: str, values: Sequence[object]) -> None:
+    """Refuse an option that is not given once for each of the inputs."""
+    if len(values) != len(inputs):
+        raise typer.BadParameter(
+            f"given {len(values)} times for {len(inputs)} inputs; give one for each, in their order",
+            param_hint=option,
+        )
+
+
 def mark(folders: list[Path] | None) -> None:
     """Put an `about.json` into folders that other stages fill: what depends on a folder finds it there, if empty."""
     from pipeline.artifacts.publish import write_json
@@ -224,7 +233,8 @@ def _of_machine(error: Exception) -> str | None:
     ):
         return (
             f"The memory is full: {text[:200] or 'no more can be had'}. Lower recipe.batch_size in params.yaml, "
-            "STILLHOUSE_BATCH_SIZE (extraction) or STILLHOUSE_RESIDENT (distillation), or choose another --device."
+            "STILLHOUSE_BATCH_SIZE (extraction), STILLHOUSE_RESIDENT or STILLHOUSE_COHORT (distillation), or choose "
+            "another --device."
         )
 
     found = _SYSTEM_ERROR.search(text)

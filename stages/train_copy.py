@@ -20,6 +20,8 @@ def main(
     precision: command.Precision = "auto",
     batch_size: command.BatchSize = 256,
     resident: command.Resident = 2048,
+    steps: command.Steps = "auto",
+    deterministic: command.Deterministic = False,
 ) -> None:
     """Train the copy of BLOCK by the teacher's logits in its STORE."""
     from pipeline.params.base import load
@@ -36,7 +38,8 @@ def main(
         from pipeline.training.assembly import Job
         from pipeline.training.copies import train
 
-    data, where = Prepared.open(prepared / copy.dataset), machine(device, precision)
+    data = Prepared.open(prepared / copy.dataset)
+    where = machine(device, precision, steps=steps, deterministic=deterministic)
     stored = contents.read(store, f"dvc repro extract_features@{copy.teacher}")
     learned = (plugin.module("methods", "kd"), plugin.module("schedules", "final"))
     code = closure.digest(["stages.train_copy", *learned])

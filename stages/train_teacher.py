@@ -17,8 +17,10 @@ def main(
     device: command.Device = "auto",
     precision: command.Precision = "auto",
     processes: command.Processes = 1,
-    channels_last: command.ChannelsLast = False,
+    channels_last: command.ChannelsLast = None,
     compiled: command.Compile = False,
+    steps: command.Steps = "auto",
+    deterministic: command.Deterministic = False,
 ) -> None:
     """Train the teacher of BLOCK on labels and keep its init, last, best and anchor weights."""
     from pipeline.params.base import load
@@ -48,7 +50,15 @@ def main(
         weights=teacher.weights,
     )
     # Before the output is touched: a slip in an option must not cost what is there.
-    where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)
+    where = machine(
+        device,
+        precision,
+        distributed.join(),
+        channels_last=channels_last,
+        compiled=compiled,
+        steps=steps,
+        deterministic=deterministic,
+    )
     code = closure.digest(["stages.train_teacher", plugin.module("networks", teacher.family)])
     identity = hashing.identity(teacher, prepared.meta, where.precision, code)
 

@@ -86,7 +86,7 @@ def read(data: Path, store: Path) -> None:
     source = CachedSource({"stage1": store}, ["last"], 0, CPU.device, resident_bytes=0)
     order = torch.randperm(len(prepared.split("train")))
     for index in torch.split(order, 64):
-        source.begin("last", 0, index, torch.empty(0), torch.empty(0))()
+        source.begin("last", 0, index)()
 
 
 def peak() -> float:

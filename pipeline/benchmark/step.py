@@ -22,8 +22,9 @@ from pipeline.params.recipe import Phase, Recipe
 from pipeline.training.alone import CrossEntropy
 from pipeline.training.batches import Batches
 from pipeline.training.distill import Distillation
-from pipeline.training.loop import Objective, Training
+from pipeline.training.loop import Training
 from pipeline.training.setting import Setting
+from pipeline.training.step import Objective
 
 SLOTS = 1
 # What a usual toolkit, which runs the teacher, reaches of a student-only step.
@@ -172,6 +173,8 @@ def one_epoch(bench: Bench, modules: Mapping[str, nn.Module], objective: Objecti
             scratch=scratch,
             identity=str(next(_RUNS)),
             title="training",
+            captured=bench.machine.captured,
+            fused=bench.machine.fused,
         )
         return float(training.run()[-1]["images_per_second"])
 

@@ -35,11 +35,15 @@ class Given:
     def __init__(self, name: str, feature: Tensor) -> None:
         self.name, self.feature = name, feature
 
-    def begin(
-        self, checkpoint: str, slot: int, index: Tensor, image: Tensor, label: Tensor
-    ) -> Callable[[], Taps]:
-        """Return the function that gives the feature of as many samples."""
-        return lambda: {self.name: self.feature[: len(index)]}
+    def begin(self, checkpoint: str, slot: int, index: Tensor) -> Callable[[], Taps]:
+        """Read nothing."""
+        return dict
+
+    def features(
+        self, checkpoint: str, slot: Tensor, index: Tensor, image: Tensor, label: Tensor, read: Taps
+    ) -> Taps:
+        """Return the feature of as many samples."""
+        return {self.name: self.feature[: len(index)]}
 
 
 def word_step(bench: Bench) -> list[Record]:

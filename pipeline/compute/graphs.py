@@ -18,7 +18,11 @@ from torch.utils._pytree import tree_leaves
 
 Work = Callable[[], None]
 # Operations that return a value to Python, or a shape that depends on values.
-READING = frozenset({"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2", "unique_dim"})
+READING = frozenset(
+    {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2", "unique_dim"}
+)
+    {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2", "unique_dim"}
+)
 
 
 class Graph:
@@ -30,10 +34,11 @@ class Graph:
 
     def __init__(self, branches: Sequence[Work]) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        sides = [torch.cuda.Stream() for _ in branches[1:]]
+        sides = [_stream() for _ in branches[1:]]
         # Other threads may go on: those that decode images pin memory meanwhile.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            main, begun = torch.cuda.current_stream(), torch.cuda.Event()
+            main = torch.cuda.current_stream()
+            begun = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             begun.record(main)
             branches[0]()
             for side, work in zip(sides, branches[1:], strict=True):
@@ -56,14 +61,18 @@ def side_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    side, before = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side, before = _stream(device), torch.cuda.current_stream(device)
     side.wait_stream(before)
     with torch.cuda.stream(side):
         yield
     before.wait_stream(side)
 
 
-class Watch(TorchDispatchMode):
+def _stream(device: torch.device | None = None) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Notes the first thing that ties what runs to the CPU or to a generator, and so keeps it from being captured.
 
     Args:
@@ -74,7 +83,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.found: str | None = None
 

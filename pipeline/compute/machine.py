@@ -154,7 +154,9 @@ def _captured(steps: str, device: torch.device) -> bool:
     if steps not in ("auto", "eager", "captured"):
         raise MachineError(f"--steps is '{steps}'. Give auto, eager or captured.")
     if steps == "captured" and device.type != "cuda":
-        raise MachineError(f"--steps is 'captured', which GPUs do, and the device is '{device}'. Give auto or eager.")
+        raise MachineError(
+            f"--steps is 'captured', which GPUs do, and the device is '{device}'. Give auto or eager."
+        )
     return steps != "eager" and device.type == "cuda"
 
 

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pipeline.compute.work import macs
+
 SMALL = 200_000_000  # multiply-accumulates of a step's forward pass
 CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # the user's own choice
 
@@ -50,38 +52,3 @@ def _small(networks: list[nn.Module], image: Callable[[], Tensor], batch_size: i
 
     plain = image()
     return batch_size * sum(macs(network, plain) for network in networks) < SMALL
-
-
-def macs(network: nn.Module, image: Tensor) -> int:
-    """Return the multiply-accumulates of a network's convolutions and linear layers.
-
-    torch's own counter is not used: its import takes longer than a small network's epoch.
-
-    Args:
-        network: called with `image`; it is left as it is.
-        image: (1, C, H, W).
-    """
-    total = 0
-
-    def count(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal total
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        total += weight.numel() * out[0].numel() // out.shape[1]  # every weight, at every pixel
-
-    hooks = [
-        module.register_forward_hook(count)
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            network(image)
-    finally:
-        network.train(training)
-        for hook in hooks:
-            hook.remove()
-    return total

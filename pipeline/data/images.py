@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.compute.resident import shared
 from pipeline.data.file_index import Box, FileIndex
-from pipeline.data.prepared import Split, to_device
+from pipeline.data.prepared import Split, verified
 from pipeline.data.raw import image_files
 from pipeline.data.views import RandomResizedCropSpace, ViewSpace, view_ids
 
@@ -179,11 +180,10 @@ def open_images(split: Split, space: ViewSpace, device: torch.device) -> tuple[I
     Returns:
         the images, and labels int64 (N,) on the device.
     """
+    labels = torch.from_numpy(np.array(split.labels)).to(device)
     if isinstance(split.images, FileIndex):
-        labels = torch.from_numpy(np.array(split.labels)).to(device)
         return DecodedImages(split.images, space, device), labels
-    images, labels = to_device(split, device)
-    return ResidentImages(images, space), labels
+    return ResidentImages(shared(split.fingerprint, device, lambda: verified(split)), space), labels
 
 
 def stream_images(split: Split, space: ViewSpace, device: torch.device) -> Images:

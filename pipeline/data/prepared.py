@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,6 @@ from pipeline.artifacts.publish import read_json
 from pipeline.data.file_index import FileIndex, record_type
 from pipeline.data.layout import SCHEMA, Meta, files_path, fingerprinting, images_path, labels_path, meta_path
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, unknown_name
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -96,23 +93,12 @@ class Prepared:
         return self.splits[name]
 
 
-def to_device(split: Split, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copy a whole split that is not indexed to `device`: images uint8 (N, C, H, W) and labels int64 (N,).
-
-    Images that somebody holds there already are not copied again.
+def verified(split: Split) -> NDArray[np.uint8]:
+    """Return a copy of all images uint8 (N, C, H, W) of a split that is not indexed.
 
     Raises:
-        DamagedArtifactError: the bytes are not those that were prepared.
+        DamagedArtifactError: the bytes, or the labels', are not those that were prepared.
     """
-    import torch
-
-    from pipeline.compute.resident import shared
-
-    images = shared(split.fingerprint, torch.device(device), lambda: _verified(split))
-    return images, torch.from_numpy(np.array(split.labels)).to(device)
-
-
-def _verified(split: Split) -> NDArray[np.uint8]:
     assert isinstance(split.images, np.ndarray)
     images = np.array(split.images)  # a copy: torch cannot hold a read-only map
     digest = fingerprinting(split.classes, images.shape, split.labels)

@@ -216,7 +216,7 @@ class Target(nn.Module):
             return pixel_kl(F.embedding(ids, table["scores"]).movedim(-1, 1), scores)
 
         if encoding == "nearest":
-            # The KL of a one-hot p_T. By a gather, because torch's own loss of a map is not the same bits twice on GPUs.
+            # The KL of a one-hot p_T, by a gather: torch's own loss of maps adds up in any order on GPUs.
             return -F.log_softmax(scores, dim=1).gather(1, feature.long()[:, None]).mean()
         if encoding == "top4":
             ids, distances = codebook.unpack(feature)  # each (B, k, H, W)

@@ -119,7 +119,9 @@ class CachedSource:
     ) -> Taps:
         """Pick the rows of what lies on the device; see `TeacherSource.features`."""
         return {
-            name: as_float32(read[name] if name in read else _rows(self._resident[checkpoint, name], slot, index))
+            name: as_float32(
+                read[name] if name in read else _rows(self._resident[checkpoint, name], slot, index)
+            )
             for name in self.names
         }
 

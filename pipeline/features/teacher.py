@@ -66,7 +66,9 @@ def on_device(tables: Mapping[str, Mapping[str, NDArray[Any]]], machine: Machine
 
 def _placed(array: Tensor, machine: Machine) -> Tensor:
     # A number is read as such: from a GPU it would make every step wait.
-    return array if array.ndim == 0 and not array.is_floating_point() else as_float32(array).to(machine.device)
+    return (
+        array if array.ndim == 0 and not array.is_floating_point() else as_float32(array).to(machine.device)
+    )
 
 
 def as_float32(x: Tensor) -> Tensor:

@@ -155,7 +155,9 @@ def assemble(
         fused=machine.fused,
     )
     if machine.captured and machine.ranks.size > 1:
-        progress.say(f"{job.title}: its steps run eagerly and are not captured, because ranks exchange gradients")
+        progress.say(
+            f"{job.title}: its steps run eagerly and are not captured, because ranks exchange gradients"
+        )
 
     def write(history: list[Row]) -> None:
         finish()

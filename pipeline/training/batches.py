@@ -115,7 +115,9 @@ class Feed:
         self._shares = [ranks.share(size) for size in sizes]
 
         self._order = torch.zeros(sum(self.sizes), dtype=torch.int64, device=device)
-        self._first = torch.zeros((), dtype=torch.int64, device=device)  # place of the next batch in the order
+        self._first = torch.zeros(
+            (), dtype=torch.int64, device=device
+        )  # place of the next batch in the order
         self._slot = torch.zeros((), dtype=torch.int64, device=device)
         self._ids = torch.zeros(len(batches.labels), dtype=torch.int64, device=device)
         self._places = {size: torch.arange(size, device=device) for size in set(self.sizes)}

@@ -15,7 +15,7 @@ from pipeline.artifacts import publish
 from pipeline.compute.machine import Machine
 from pipeline.data.prepared import Prepared
 from pipeline.distillation import combination
-from pipeline.distillation.method import BaseMethod, Batch, Context, Tables, Terms, Weights
+from pipeline.distillation.method import BaseMethod, Batch, Context, StepWeights, Tables, Terms
 from pipeline.distillation.schedule import Lesson, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.errors import ParamsError
@@ -75,16 +75,19 @@ class Distillation(nn.Module):
     def start(self, epoch: Epoch) -> Hashable:
         """Begin an epoch; see `pipeline.training.step.Objective`."""
         self.epoch, self.checkpoint = epoch, self.schedule.checkpoint(epoch.number, epoch.epochs)
-        ways = [part.start(epoch) for part in (self.method, self.schedule, self.transform) if part is not None]
+        ways = [
+            part.start(epoch) for part in (self.method, self.schedule, self.transform) if part is not None
+        ]
         return self.checkpoint, *ways
 
     def begin(self, slot: int, index: Tensor) -> Callable[[], Taps]:
         """Start to read the teacher's features that are not on the device."""
         wait = self.source.begin(self.checkpoint, slot, index)
         copies = {name: source.begin("last", slot, index) for name, source in self.copies.items()}
-        return lambda: wait() | {
-            f"{name}/{feature}": x for name, take in copies.items() for feature, x in take().items()
-        }
+        return lambda: (
+            wait()
+            | {f"{name}/{feature}": x for name, take in copies.items() for feature, x in take().items()}
+        )
 
     def forward(self, views: Views, read: Taps, clock: Clock) -> tuple[Tensor, Terms]:
         """Return the weighted sum of all terms, and the terms by name.
@@ -153,7 +156,7 @@ class Distillation(nn.Module):
 
 def _weigh(
     computed: Terms,
-    weights: Weights,
+    weights: StepWeights,
     terms: Terms,
     total: Tensor,
     scale: float | Tensor,

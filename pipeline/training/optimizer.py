@@ -17,17 +17,17 @@ def sgd(parameters: list[nn.Parameter], recipe: Recipe, *, fused: bool = False) 
         recipe: gives its settings.
         fused: update all of them by one kernel, at a learning rate that is a tensor on their device.
     """
-    settings = {
-        "momentum": recipe.momentum,
-        "nesterov": recipe.nesterov,
-        "weight_decay": recipe.weight_decay,
-    }
-    if not fused or not parameters:
-        return EagerSGD(parameters, lr=recipe.learning_rate, **settings)
+    fused = fused and bool(parameters)
+    optimizer = EagerSGD(
+        parameters,
+        lr=torch.tensor(recipe.learning_rate, device=parameters[0].device) if fused else recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+        fused=fused or None,
+    )
 
-    rate = torch.tensor(recipe.learning_rate, device=parameters[0].device)
-    optimizer = EagerSGD(parameters, lr=rate, fused=True, **settings)
-    if recipe.momentum:
+    if fused and recipe.momentum:
         for parameter in parameters:
             # Momentum of 0 is what torch starts from, and one kernel has it of all parameters or of none.
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -23,7 +23,9 @@ from pipeline.params.recipe import Epoch
 from pipeline.training.batches import Feed, Held, Views
 
 Terms = dict[str, Tensor]  # scalars by name
-WARM = 3  # steps that Python takes before a capture: they choose kernels and make what lasts from step to step
+WARM = (
+    3  # steps that Python takes before a capture: they choose kernels and make what lasts from step to step
+)
 
 
 @dataclass(frozen=True)

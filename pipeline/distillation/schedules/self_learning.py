@@ -211,14 +211,14 @@ class Schedule(Fused[Config]):
         learned = [x.float() for x in learned]
 
         terms: Terms = {}
-        weights: Weights = {}
+        weights: dict[str, float | Tensor] = {}
         for number, c in enumerate(learned, start=1):
             terms[f"slt{number}_ce"] = F.cross_entropy(c, batch.label)
             terms[f"slt{number}_kd"] = soft_kl(c, t, config.temperature)
             weights |= {f"slt{number}_{name}": weight for name, weight in config.weights.items()}
 
         teaching = self.teach(student, batch, learned, detach=config.detach)
-        return Teaching(teaching.lessons, terms | teaching.terms, weights | teaching.weights)
+        return Teaching(teaching.lessons, terms | teaching.terms, weights | dict(teaching.weights))
 
 
 def _distances(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
