@@ -21,8 +21,6 @@ Work = Callable[[], None]
 READING = frozenset(
     {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2", "unique_dim"}
 )
-    {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2", "unique_dim"}
-)
 
 
 class Graph:
