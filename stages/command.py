@@ -7,12 +7,10 @@ argument errors come at once.
 from __future__ import annotations
 
 import functools
-import gc
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +18,7 @@ import typer
 
 from pipeline.artifacts.publish import DISK_ERRORS
 from pipeline.errors import StillhouseError
+from pipeline.loading import loading as loading  # for stages: through here it is in no artifact's code
 
 # Before torch is imported, unless the user has decided: a thread of GNU's OpenMP that is done spins for milliseconds
 # until the others are, and beside busy neighbors these do not run meanwhile. A short spin costs a quiet machine little.
@@ -160,24 +159,6 @@ def run(main: Callable[..., Any]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(reporting)
     app()
-
-
-@contextmanager
-def loading() -> Iterator[None]:
-    """Import torch and the like inside the block: a quarter faster than without it, the exit of the process included.
-
-    Imports make a million objects that stay, and the garbage collector would look through them again and again.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-        # Once a process: what is frozen is never collected, and a later block might freeze what should be.
-        if not gc.get_freeze_count():
-            gc.freeze()
 
 
 def spread(module: str, processes: int) -> None:
