@@ -16,9 +16,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from pipeline import loading as imports
 from pipeline.artifacts.publish import DISK_ERRORS
 from pipeline.errors import StillhouseError
-from pipeline.loading import loading as loading  # for stages: through here it is in no artifact's code
 
 # Before torch is imported, unless the user has decided: a thread of GNU's OpenMP that is done spins for milliseconds
 # until the others are, and beside busy neighbors these do not run meanwhile. A short spin costs a quiet machine little.
@@ -127,6 +127,7 @@ Resident = Annotated[
 ]
 
 
+loading = imports.loading  # for stages: what they take from here is in no artifact's code
 INTERRUPTED = 130  # what a shell gives for Ctrl-C
 # Libraries in C++ and Rust put the system's error into a text of their own.
 _SYSTEM_ERROR = re.compile(r"os[ _]error(?:_code)?[ =':]*(\d+)")
