@@ -390,7 +390,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         metrics=artifacts / "metrics/codes/big/words.json",
     )
     world.resolve(artifacts / "inputs/pairs/pair")
-    distill.main(artifacts / "inputs/pairs/pair/kcd/0.json", out=artifacts / "students/pair/kcd/0")
+    distill.main([artifacts / "inputs/pairs/pair/kcd/0.json"], out=[artifacts / "students/pair/kcd/0"])
     return world
 
 

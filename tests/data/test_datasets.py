@@ -32,10 +32,12 @@ from pipeline import plugin
 from pipeline.artifacts.publish import read_json, scratch, write_json
 from pipeline.data.dataset import ArraySplit, DatasetConfig, Source
 from pipeline.data.datasets import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
+from pipeline.data.images import ResidentImages, open_images
 from pipeline.data.layout import Meta
 from pipeline.data.preparation import held_out, prepare
-from pipeline.data.prepared import Prepared, to_device
+from pipeline.data.prepared import Prepared, verified
 from pipeline.data.raw import download, image_files
+from pipeline.data.views import PlainSpace
 from pipeline.errors import (
     DamagedArtifactError,
     DataError,
@@ -129,9 +131,10 @@ def test_prepared_arrays_are_those_of_the_source(tmp_path: Path) -> None:
         assert not split.images.flags.writeable
         np.testing.assert_array_equal(split.images, raw.images(0, len(raw.labels)))
         np.testing.assert_array_equal(split.labels, raw.labels)
-        images, labels = to_device(split, "cpu")
-        assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
-        np.testing.assert_array_equal(images.numpy(), split.images)
+        images, labels = open_images(split, PlainSpace(), torch.device("cpu"))
+        assert isinstance(images, ResidentImages)
+        assert (images.images.dtype, labels.dtype) == (torch.uint8, torch.int64)
+        np.testing.assert_array_equal(images.images.numpy(), split.images)
         np.testing.assert_array_equal(labels.numpy(), split.labels)
 
 
@@ -142,9 +145,9 @@ def test_a_changed_byte_is_told_where_the_split_goes_to_the_device(prepared: Pat
     (prepared / file).write_bytes(content)
     split = Prepared.open(prepared).split("train")
     with pytest.raises(DamagedArtifactError) as error:
-        to_device(split, "cpu")
+        open_images(split, PlainSpace(), torch.device("cpu"))
     one_line(error, str(prepared / "train_images.npy"), "dvc repro --force prepare_data")
-    to_device(Prepared.open(prepared).split("test"), "cpu")
+    verified(Prepared.open(prepared).split("test"))
 
 
 @pytest.mark.parametrize("holdout", [0.0, 0.3])

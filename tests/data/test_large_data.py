@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current, here
-from feature_fixtures import run_stage
+from feature_fixtures import features_of, run_stage
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -476,8 +476,8 @@ def test_the_stages_run_on_indexed_data(project: Path) -> None:
     cached = CachedSource(stores, ["last"], 1, current().device)
     online = OnlineSource({"last": teacher}, ["logits", "stage2"])
     for shown in Setting.of(data, CROPS, current()).batches(Recipe(batch_size=8), 0, 1).epoch(4):
-        batch = ("last", shown.slot, shown.index, shown.image, shown.label)
-        found = [source.begin(*batch)() for source in (cached, online)]
+        batch = ("last", int(shown.slot), shown.index.cpu(), shown.image, shown.label)
+        found = [features_of(source, *batch) for source in (cached, online)]
         for name in ("logits", "stage2"):
             torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-5)
 

@@ -20,8 +20,10 @@ from training_fixtures import (
     Assembled,
     assemble,
     assemble_all,
+    clock,
     frozen_teacher,
     plug,
+    views_of,
 )
 
 from pipeline import plugin
@@ -44,9 +46,8 @@ from pipeline.distillation.transforms import permutation
 from pipeline.errors import ParamsError, UnknownNameError
 from pipeline.networks.network import Shape, Taps, build, probe
 from pipeline.params.recipe import Phase, Recipe
-from pipeline.training.batches import Views
 from pipeline.training.distill import Distillation
-from pipeline.training.loop import Moment, sgd
+from pipeline.training.optimizer import sgd
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -433,7 +434,7 @@ def objective(
 
 
 def step(made: Distillation, batch: Batch) -> tuple[Tensor, Terms]:
-    return made(Views(1, batch.index, batch.image, batch.label), batch.teacher, Moment("main", 0, 2, 0))
+    return made(views_of(batch), {}, clock())
 
 
 def test_kd_and_fitnet_under_the_permutation_with_slkds_schedule() -> None:

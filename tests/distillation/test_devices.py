@@ -17,7 +17,7 @@ from test_methods import MATCHINGS, SETTINGS, TABLES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from training_fixtures import RECIPE, Assembled, assemble_all, frozen_teacher
+from training_fixtures import RECIPE, Assembled, assemble_all, frozen_teacher, views_of
 
 from pipeline import plugin
 from pipeline.compute.machine import Machine
@@ -26,10 +26,10 @@ from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.matching.matching import Matching
 from pipeline.networks.network import Taps
-from pipeline.params.recipe import Phase
+from pipeline.params.recipe import Epoch, Phase
 from pipeline.training.batches import Views
 from pipeline.training.distill import Distillation
-from pipeline.training.loop import Moment
+from pipeline.training.step import Clock
 
 META = torch.device("meta")
 FINAL, INNER = "final", "stage3_block1"
@@ -82,10 +82,13 @@ class Given:
     """A source of the same features for every batch."""
 
     def __init__(self, features: Taps) -> None:
-        self.features = features
+        self.given = features
 
     def begin(self, *batch: Any) -> Callable[[], Taps]:
-        return lambda: self.features
+        return dict
+
+    def features(self, checkpoint: str, slot: Tensor, index: Tensor, *batch: Any) -> Taps:
+        return {name: x.to(index.device) for name, x in self.given.items()}
 
 
 def matching(ranges: int = 1) -> Matching:
@@ -136,13 +139,19 @@ def build(
 
 def step(objective: Distillation, batch: Batch, phase: Phase) -> None:
     """Run a step that is not the first, forward and backward, on the meta device."""
+    objective.start(Epoch(phase.name, 0, 2))
+    with torch.no_grad():
+        objective(views_of(batch), {}, Clock.on(torch.device("cpu")))
     objective.to(META)
-    views = Views(1, batch.index, batch.image.to(META), batch.label.to(META))
-    fetched = {name: x.to(META) for name, x in batch.teacher.items()}
-    for number in (7, 8):
+    objective.source = Given({name: x.to(META) for name, x in batch.teacher.items()})
+    objective.start(Epoch(phase.name, 1, 2))
+    index, image, label = (x.to(META) for x in (batch.index, batch.image, batch.label))
+    clock = Clock.on(META)
+    for _ in range(2):
         with KeepsToItsDevice():
-            loss, terms = objective(views, fetched, Moment(phase.name, 1, 2, number))
+            loss, terms = objective(Views(torch.zeros((), device=META), index, image, label), {}, clock)
             loss.backward()
+            clock.tick()
     assert loss.device == META
     assert terms
     for name, x in objective.named_parameters():

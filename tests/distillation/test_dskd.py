@@ -41,6 +41,7 @@ from pipeline.networks.network import Network, Taps, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import validate
 from pipeline.params.plug import Plug
+from pipeline.params.recipe import Epoch
 from pipeline.runs.inputs import RunInputs
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -422,6 +423,7 @@ def test_weights_sum_to_one_and_are_reported_by_quantiles() -> None:
     found = assemble("dskd")
     assert found.method.diagnose() == {}
     batch = found.batch(7)
+    found.method.start(Epoch("main", 0, 2))
     found.method(found.taps(batch), batch)
     held = found.method.gathered._all()
     assert set(held) == {f"weight.{kind}.{place}" for kind in ("kd", "map") for place in ("stage1", "stage2")}
@@ -475,9 +477,11 @@ def test_a_map_that_is_negative_asks_for_projectors_without_a_relu() -> None:
     batch = found.batch()
     negative = replace(batch, teacher=batch.teacher | {"stage3": batch.teacher["stage3"] - 1})
     with pytest.raises(ParamsError, match=r"'stage3' is negative in places.*Set relu: false") as error:
-        found.method(found.taps(batch), negative)
+        found.method.check(negative)
     assert "\n" not in str(error.value)
+    found.method.check(batch)
     linear = assemble("dskd", {"relu": False})
+    linear.method.check(negative)
     assert math.isfinite(linear.method(linear.taps(batch), negative)["map"].item())
     assert (linear.method.projectors["last"](linear.taps(batch)["stage3"]) < 0).any()
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from device_fixtures import current, here
 from safetensors.torch import load_file
 from torch import Tensor
-from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, cut_off_after, make_world
+from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, clock, cut_off_after, make_world
 
 from pipeline import plugin, seeding
 from pipeline.artifacts.hashing import file_hash
@@ -35,7 +35,7 @@ from pipeline.networks.network import build
 from pipeline.networks.weights import load
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.plug import Plug
-from pipeline.params.recipe import Recipe
+from pipeline.params.recipe import Epoch, Recipe
 from pipeline.runs.comparison import TRANSFORM, compare
 from pipeline.runs.inputs import RunInputs
 from pipeline.training import loop
@@ -93,9 +93,8 @@ def transform(
 
 
 def batch(teacher: dict[str, Tensor], label: Tensor, epoch: int = 0, phase: str = "main") -> Batch:
-    generator = seeding.generator(0)
-    label, index = here(label), torch.arange(len(label))
-    return Batch(here(torch.zeros(len(label))), label, index, teacher, epoch, 9, 0, phase, generator)
+    label, index, now = here(label), here(torch.arange(len(label))), clock(epoch)
+    return Batch(here(torch.zeros(len(label))), label, index, teacher, now.epoch, 9, now.step, phase, 0)
 
 
 def test_a_permutation_is_a_gather_on_maps_vectors_and_preactivations() -> None:
@@ -151,6 +150,7 @@ def test_dynamic_matches_anew_from_the_epoch_before(monkeypatch: pytest.MonkeyPa
     orders = [[1, 2, 0], [2, 0, 1], [0, 2, 1], [1, 0, 2], [2, 1, 0], [0, 1, 2]]
     held = []
     for epoch, order in enumerate(orders):
+        made.start(Epoch("main", epoch, 6))
         for step in range(3):
             x = here(torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, step)))
             made.observe({"final": x[:, order]}, batch({"final": x}, torch.arange(8) % CLASSES, epoch))
@@ -162,6 +162,7 @@ def test_dynamic_matches_anew_from_the_epoch_before(monkeypatch: pytest.MonkeyPa
 def test_dynamic_goes_on_bit_for_bit_and_counts_over_phases() -> None:
     def steps(made: Transform, moments: Any) -> None:
         for epoch, phase in moments:
+            made.start(Epoch(phase, epoch, 9))
             x = here(torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, phase)))
             y = here(torch.randn(8, 3, 2, 2, generator=seeding.generator(epoch, phase, "student")))
             made.observe({"final": y}, batch({"final": x}, torch.arange(8) % CLASSES, epoch, phase))

@@ -22,8 +22,10 @@ from training_fixtures import (
     Assembled,
     World,
     assemble,
+    clock,
     frozen_teacher,
     make_world,
+    views_of,
 )
 
 from pipeline import seeding
@@ -33,15 +35,14 @@ from pipeline.distillation.transform import TeacherTransform, TransformConfig
 from pipeline.errors import ParamsError, StillhouseError
 from pipeline.networks.network import Network, Taps, build
 from pipeline.params.base import validate
+from pipeline.params.recipe import Epoch
 from pipeline.runs.inputs import RunInputs
 from pipeline.training import loop
-from pipeline.training.batches import Views
 from pipeline.training.distill import Distillation
-from pipeline.training.loop import Moment, Training, sgd
+from pipeline.training.loop import Training
+from pipeline.training.optimizer import sgd
 
 pytestmark = pytest.mark.usefixtures("device")
-
-NOW = Moment("main", 0, 2, 0)
 
 
 class Fixed:
@@ -72,8 +73,7 @@ def made(
 
 
 def step(objective: Distillation, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    views = Views(1, batch.index, batch.image, batch.label)
-    return objective(views, batch.teacher, NOW)
+    return objective(views_of(batch), {}, clock())
 
 
 # ------------------------------------------------------------------ the formula, in plain float64
@@ -341,11 +341,12 @@ def test_a_teacher_that_cannot_be_drawn_anew_is_reported(monkeypatch: pytest.Mon
 def test_distances_are_means_of_an_epoch() -> None:
     objective, schedule, found, batch = made()
     assert schedule.diagnose() == {}
-    objective(Views(1, batch.index, batch.image, batch.label), batch.teacher, Moment("main", 0, 2, 0))
+    objective.start(Epoch("main", 0, 2))
+    objective(views_of(batch), {}, clock())
+    objective.start(Epoch("main", 1, 2))
     for number in (0, 1):  # the epoch before no longer counts
-        image = found.batch(5, seed=number).image
-        views = Views(1, batch.index, image, batch.label)
-        objective(views, batch.teacher, Moment("main", 1, 2, number))
+        shown = replace(batch, image=found.batch(5, seed=number).image, index=batch.index + 5 * number)
+        objective(views_of(shown), {}, clock(1, number))
     t = batch.teacher["logits"].double().tolist()
     total = dict.fromkeys(("student-self", "student-teacher", "self-teacher"), 0.0)
     for number in (0, 1):

@@ -32,7 +32,7 @@ from code_fixtures import (
     write_tables,
 )
 from device_fixtures import GapsOfCUDA, current, here
-from feature_fixtures import CutOffError, cut_off
+from feature_fixtures import CutOffError, cut_off, features_of
 from safetensors.torch import load_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
@@ -167,7 +167,7 @@ def test_codes_are_read_as_integers(world: World) -> None:
         place = Path(world.inputs(run).stored[code].store)
         source = CachedSource({code: place}, ["last"], SLOTS, current().device, resident)
         index, image = torch.tensor([5, 99, 0]), here(torch.zeros(3, 1, 8, 8))
-        found = source.begin("last", 4, index, image, here(torch.zeros_like(index)))()[code]
+        found = features_of(source, "last", 4, index, image)[code]
         assert found.dtype == torch.uint16
         np.testing.assert_array_equal(found.cpu().numpy(), stored(place, code)[4][[5, 99, 0]])
 

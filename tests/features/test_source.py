@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current, here
-from feature_fixtures import REQUESTED, Small, small_store
+from feature_fixtures import REQUESTED, Small, features_of, small_store
 from torch import Tensor
 
 from pipeline.data.normalize import Normalize
@@ -76,10 +76,11 @@ def test_cached_is_what_online_gives(
     for slot in range(slots + 1):  # all are begun before any is taken
         index = torch.randint(0, 50, (23,), generator=draw)
         image = shown(small, slot, index)
-        arguments = (checkpoint, slot, index, image, here(torch.zeros_like(index)))
-        begun.append((source.begin(*arguments), online.begin(*arguments)))
-    for take_cached, take_online in begun:
-        assert_alike(take_cached(), take_online())
+        begun.append((slot, index, image, source.begin(checkpoint, slot, index)))
+    for slot, index, image, wait in begun:
+        batch = (here(torch.tensor(slot)), here(index), image, here(torch.zeros_like(index)))
+        found, live = (one.features(checkpoint, *batch, wait()) for one in (source, online))
+        assert_alike(found, live)
 
 
 def test_the_sources_would_differ_on_another_slot_sample_or_checkpoint(small: Small) -> None:
@@ -87,19 +88,19 @@ def test_the_sources_would_differ_on_another_slot_sample_or_checkpoint(small: Sm
     source, index = cached(small, ["logits"], 3), torch.arange(20)
     image = shown(small, 2, index)
     live = OnlineSource({"last": Teacher(small.networks["last"], current())}, ["logits"])
-    expected = live.begin("last", 2, index, image, index)()
-    assert_alike(source.begin("last", 2, index, image, index)(), expected)
+    expected = features_of(live, "last", 2, index, image)
+    assert_alike(features_of(source, "last", 2, index, image), expected)
     for wrong in (("last", 1, index), ("last", 2, index.flip(0)), ("anchor_050", 2, index)):
         with pytest.raises(AssertionError):
-            assert_alike(source.begin(*wrong, image, index)(), expected)
+            assert_alike(features_of(source, *wrong, image), expected)
 
 
 @pytest.mark.cpu
 def test_a_source_without_features_gives_none(small: Small) -> None:
     index = torch.arange(3)
     image = shown(small, 0, index)
-    assert cached(small, [], 3).begin("last", 0, index, image, index)() == {}
-    assert OnlineSource({}, []).begin("last", 0, index, image, index)() == {}
+    assert features_of(cached(small, [], 3), "last", 0, index, image) == {}
+    assert features_of(OnlineSource({}, []), "last", 0, index, image) == {}
 
 
 @pytest.mark.cpu
@@ -159,7 +160,7 @@ def test_a_damaged_chunk_is_reported_when_it_is_read(tmp_path: Path, resident_by
 
     def take() -> Taps:
         source = cached(small, ["logits"], 3, resident_bytes=resident_bytes)
-        return source.begin("last", 0, index, shown(small, 0, index), index)()
+        return features_of(source, "last", 0, index, shown(small, 0, index))
 
     with pytest.raises(DamagedArtifactError, match="last/train/logits has a damaged chunk"):
         take()

@@ -42,7 +42,7 @@ def read(path: Path) -> RunInputs:
 def distilled(world: World, name: str, inputs: Path) -> Path:
     """Run the stage `distill`, and return what it leaves."""
     out = world.path(f"artifacts/students/pair/{name}/0")
-    distill.main(inputs, out=out, device=str(current().device))
+    distill.main([inputs], out=[out], device=str(current().device))
     return out
 
 

@@ -26,10 +26,12 @@ from training_fixtures import (
     World,
     assemble,
     changed,
+    clock,
     cut_off_after,
     job,
     make_world,
     plug,
+    views_of,
     weights,
 )
 
@@ -65,7 +67,7 @@ from pipeline.networks.network import Network, Shape, Tap, Taps, build, probe
 from pipeline.networks.weights import load
 from pipeline.params.pairs import PairBlock
 from pipeline.params.plug import Plug
-from pipeline.params.recipe import Phase, Recipe
+from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.runs import check
 from pipeline.runs.resolve import resolve_student
 from pipeline.tables import table
@@ -73,7 +75,8 @@ from pipeline.training import loop
 from pipeline.training.alone import train
 from pipeline.training.batches import Views
 from pipeline.training.distill import Distillation
-from pipeline.training.loop import Moment, Training
+from pipeline.training.loop import Training
+from pipeline.training.step import Clock
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -101,13 +104,14 @@ class FixedSource:
     """Gives the same features for every batch, and notes which checkpoint was asked for."""
 
     def __init__(self, features: Taps) -> None:
-        self.features, self.asked = features, list[str]()
+        self.given, self.asked = features, list[str]()
 
-    def begin(
-        self, checkpoint: str, slot: int, index: Tensor, image: Tensor, label: Tensor
-    ) -> Callable[[], Taps]:
+    def begin(self, checkpoint: str, slot: int, index: Tensor) -> Callable[[], Taps]:
         self.asked.append(checkpoint)
-        return lambda: self.features
+        return dict
+
+    def features(self, checkpoint: str, *batch: Any) -> Taps:
+        return self.given
 
 
 class TwoTeachers(TeacherSchedule[ScheduleConfig]):
@@ -140,7 +144,7 @@ class Doubled(TeacherTransform[TransformConfig]):
 
 def objective(
     schedule: TeacherSchedule[Any] | None = None, transform: TeacherTransform[Any] | None = None
-) -> tuple[Distillation, Assembled, Batch, Views, Moment]:
+) -> tuple[Distillation, Assembled, Batch, Views, Clock]:
     found = assemble("kd")
     batch = found.batch(5)
     schedule = schedule or TeacherSchedule(ScheduleConfig(), found.context)
@@ -148,13 +152,12 @@ def objective(
         found.student, found.method, schedule, transform, FixedSource(batch.teacher), current(), 0,
         taps=found.needs.student,
     ).to(current().device)  # fmt: skip
-    views = Views(1, batch.index, batch.image, batch.label)
-    return made, found, batch, views, Moment("main", 0, 2, 0)
+    return made, found, batch, views_of(batch), clock()
 
 
 def test_objective_weighs_and_sums_the_terms() -> None:
     made, found, batch, views, moment = objective()
-    loss, terms = made(views, made.begin(views, moment)(), moment)
+    loss, terms = made(views, {}, moment)
     expected = found.method({"logits": found.student(batch.image)}, batch)
     assert terms.keys() == {"ce", "kd"}
     for name, term in expected.items():
@@ -165,8 +168,8 @@ def test_objective_weighs_and_sums_the_terms() -> None:
 def test_schedule_adds_lessons_and_terms_of_its_own() -> None:
     found = assemble("kd")
     schedule = TwoTeachers(ScheduleConfig(), found.context)
-    made, found, batch, views, moment = objective(schedule)
-    loss, terms = made(views, batch.teacher, moment)
+    made, found, _, views, moment = objective(schedule)
+    loss, terms = made(views, {}, moment)
     assert list(terms) == ["pupil_ce", "ce", "kd", "own_ce", "own_kd"]
     expected = (
         3 * terms["pupil_ce"]
@@ -185,7 +188,8 @@ def test_schedule_chooses_the_checkpoint_of_an_epoch() -> None:
     found = assemble("kd")
     made, _, _, views, _ = objective(TwoTeachers(ScheduleConfig(), found.context))
     for epoch in range(4):
-        made.begin(views, Moment("main", epoch, 4, 0))
+        made.start(Epoch("main", epoch, 4))
+        made.begin(1, views.index)
     source = made.source
     assert isinstance(source, FixedSource)
     assert source.asked == ["early", "early", "last", "last"]
@@ -195,7 +199,7 @@ def test_transform_comes_before_the_method_and_is_not_trained() -> None:
     found = assemble("kd")
     transform = Doubled(TransformConfig(), found.context)
     made, found, batch, views, moment = objective(transform=transform)
-    loss, terms = made(views, batch.teacher, moment)
+    loss, terms = made(views, {}, moment)
     doubled = replace(batch, teacher={name: 2 * x for name, x in batch.teacher.items()})
     expected = found.method({"logits": found.student(batch.image)}, doubled)
     torch.testing.assert_close(terms["kd"], expected["kd"], rtol=1e-6, atol=1e-7)
@@ -213,21 +217,21 @@ def test_a_term_without_a_weight_is_reported_in_one_line() -> None:
         found.student, found.method, TeacherSchedule(ScheduleConfig(), found.context), None,
         FixedSource(batch.teacher), current(), 0, taps=("logits",),
     )  # fmt: skip
-    views = Views(1, batch.index, batch.image, batch.label)
+    views = views_of(batch)
     with pytest.raises(
         ParamsError, match=r"Term 'kd' of the method has no weight; found weights for ce\."
     ) as error:
-        made(views, batch.teacher, Moment("main", 0, 1, 0))
+        made(views, {}, clock())
     one_line(error)
 
 
 @pytest.mark.cpu
-def test_step_generator_is_a_function_of_seed_and_step() -> None:
+def test_draws_of_a_step_are_a_function_of_seed_and_step() -> None:
     seen: list[float] = []
 
     class Draws(BaseMethod[MethodConfig]):
         def forward(self, student: Taps, batch: Batch) -> Terms:
-            seen.append(torch.rand(1, generator=batch.generator).item())
+            seen.append(batch.uniform(1).item())
             return {"ce": student["logits"].mean()}
 
     found = assemble("kd")
@@ -237,7 +241,7 @@ def test_step_generator_is_a_function_of_seed_and_step() -> None:
         batch = found.batch()
         source, where = FixedSource({}), current()
         made = Distillation(found.student, method, schedule, None, source, where, seed, taps=("logits",))
-        made(Views(1, batch.index, batch.image, batch.label), {}, Moment("main", 0, 1, step))
+        made(views_of(batch), {}, clock(0, step))
     assert seen[0] == seen[3]
     assert len(set(seen)) == 3
 

@@ -25,16 +25,18 @@ from pipeline.data.images import ResidentImages
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import slot_of, view_ids, view_space
 from pipeline.errors import DivergedError, ParamsError, StillhouseError
-from pipeline.networks.network import build
+from pipeline.networks.network import Taps, build
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import load
-from pipeline.params.recipe import Phase, Recipe
+from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.params.views import Plain
 from pipeline.training import checkpoint, loop, result
 from pipeline.training.alone import train
 from pipeline.training.batches import Batches, Views
-from pipeline.training.loop import Moment, Training
+from pipeline.training.loop import Training
+from pipeline.training.optimizer import sgd
 from pipeline.training.setting import Setting, all_slots
+from pipeline.training.step import Clock
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -362,7 +364,7 @@ def test_checkpoint_restores_bit_for_bit(tmp_path: Path) -> None:
         optimizer.step()
 
     first, second = here(build(STUDENT, 0)), here(build(STUDENT, 1))
-    one, other = (loop.sgd(list(n.parameters()), RECIPE) for n in (first, second))
+    one, other = (sgd(list(n.parameters()), RECIPE) for n in (first, second))
     step(first, one, 1)
     checkpoint.save(tmp_path / "c", {"student": first}, one, {"n": 1})
     checkpoint.restore(tmp_path / "c", {"student": second}, other)
@@ -380,15 +382,19 @@ class Toy:
     """The mean of squared outputs, times a factor that may go wrong at a step."""
 
     def __init__(self, network: nn.Module, bad: tuple[int, float] | None = None) -> None:
-        self.network, self.bad, self.moments = network, bad, list[Moment]()
+        self.network, self.bad, self.moments = network, bad, list[tuple[Epoch, int, int]]()
+        self.epoch = Epoch("none", 0, 0)
 
-    def begin(self, views: Views, moment: Moment) -> Callable[[], None]:
-        return lambda: None
+    def start(self, epoch: Epoch) -> None:
+        self.epoch = epoch
 
-    def __call__(self, views: Views, fetched: None, moment: Moment) -> tuple[Tensor, dict[str, Tensor]]:
-        self.moments.append(moment)
+    def begin(self, slot: int, index: Tensor) -> Callable[[], Taps]:
+        return dict
+
+    def __call__(self, views: Views, read: Taps, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
+        self.moments.append((self.epoch, int(clock.epoch), int(clock.step)))
         good = F.cross_entropy(self.network(views.image), views.label)
-        factor = self.bad[1] if self.bad and moment.step == self.bad[0] else 1.0
+        factor = self.bad[1] if self.bad and int(clock.step) == self.bad[0] else 1.0
         return good + 0 * good, {"good": good, "bad": good * factor}
 
 
@@ -442,8 +448,9 @@ def test_phases_follow_each_other_with_their_own_recipes(tmp_path: Path) -> None
     rows = bare(tmp_path, network=network, objective=toy, phases=(first, none, second)).run()
     assert [(row["epoch"], row["phase"]) for row in rows] == [(1, "first"), (2, "second"), (3, "second")]
     assert [row["learning_rate"] for row in rows] == pytest.approx([0.1, 0.2, 0.02])
-    assert [moment.step for moment in toy.moments] == list(range(12))
-    assert [moment.epoch for moment in toy.moments] == [0] * 4 + [0] * 4 + [1] * 4  # within the phase
+    assert [step for _, _, step in toy.moments] == list(range(12))
+    assert [epoch for _, epoch, _ in toy.moments] == [0] * 4 + [0] * 4 + [1] * 4  # within the phase
+    assert all(epoch.number == number for epoch, number, _ in toy.moments)
 
 
 def test_frozen_prefixes_leave_parameters_alone_but_not_statistics(tmp_path: Path) -> None:
@@ -554,7 +561,7 @@ def test_begin_keeps_what_belongs_to_the_same_training(tmp_path: Path) -> None:
     weights = result.begin(tmp_path, "a", STUDENT)
     (weights / "best.safetensors").touch()
     state = {"identity": "a", "history": []}
-    optimizer = loop.sgd(list(network.parameters()), RECIPE)
+    optimizer = sgd(list(network.parameters()), RECIPE)
     checkpoint.save(tmp_path / "checkpoint.safetensors", {"student": network}, optimizer, state)
     assert (result.begin(tmp_path, "a", STUDENT) / "best.safetensors").exists()
     assert not (result.begin(tmp_path, "b", STUDENT) / "best.safetensors").exists()
