@@ -71,7 +71,9 @@ class PlainLoop:
         self._channels = torch.arange(images.shape[1], device=device)[:, None, None]
         self._take: Callable[[], object] = self.step
         if fused:
-            self._take = self._captured()
+            # Streams and graphs are made on the current device, which need not be the machine's.
+            with torch.cuda.device(device):
+                self._take = self._captured()
 
     def epoch(self) -> int:
         """Take an epoch's steps, and return how many samples they saw."""
