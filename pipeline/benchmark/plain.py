@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import seeding
+from pipeline.compute.graphs import side_stream
 from pipeline.compute.machine import Machine
 
 PADDING = 4  # of the crops, in pixels
@@ -110,7 +111,7 @@ class PlainLoop:
     def _batches(self) -> list[Tensor]:
         order = torch.randperm(len(self.labels), generator=self._draw, device=self._draw.device)
         size = len(self.index)
-        return list(order[: len(order) // size * size].split(size))
+        return list(torch.split(order[: len(order) // size * size], size))
 
     def _fill(self, index: Tensor) -> None:
         """Draw the views of a batch into the tensors that the step reads."""
@@ -120,14 +121,10 @@ class PlainLoop:
 
     def _captured(self) -> Callable[[], None]:
         """Take a few steps, and return what repeats one as a CUDA graph."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        # What was launched on the default stream before could not be captured.
-        with torch.cuda.stream(side):
+        with side_stream(self.machine.device):
             for _ in range(WARM):
                 self._fill(self._batches()[0])
                 self.step()
-        torch.cuda.current_stream().wait_stream(side)
 
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -160,13 +160,14 @@ def speeds(bench: Bench) -> dict[Precision, float]:
     cached = cached_logits(bench, bench.spec(teacher), bench.teacher(teacher), samples)
     batches = training_batches(bench, samples)
 
-    runs: dict[Precision, Run] = {}
-    for name, machine in machines(bench.machine).items():
+    runs: dict[str, Run] = {}
+    names = machines(bench.machine)
+    for name, machine in names.items():
         here = replace(bench, machine=machine)
         run = side_by_side(here, [learner(here, bench.spec(student), cached, batches)], batches)
         runs[name] = _within(name, run)
     rates = interleaved("steps in each precision", runs, bench.scale.rounds)
-    return {name: rates.median(name) for name in runs}
+    return {name: rates.median(name) for name in names}
 
 
 def _within(name: Precision, run: Run) -> Run:
