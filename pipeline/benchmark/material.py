@@ -78,7 +78,7 @@ class Scale:
     toolkit_steps: int = 150
     workers: int | None = None
     seeds: int = 5
-    epochs: int = 20
+    epochs: int = 60
     compared_pair: tuple[str, str] = ("resnet.resnet8", "resnet.resnet8x0.25")
 
     @property
@@ -123,7 +123,6 @@ FULL_GPU = replace(
     steps=400,
     method_steps=100,
     seeds=20,
-    epochs=40,
     compared_pair=FULL.pairs[0],
 )
 QUICK_GPU = replace(
@@ -169,7 +168,7 @@ class Bench:
 
     def spec(self, name: str) -> NetworkSpec:
         """Return the network "family.name" for these data."""
-        family, network = name.split(".")
+        family, network = name.split(".", 1)  # a width may have a point of its own
         return NetworkSpec(family=family, network=network, size=self.scale.size, channels=3, classes=CLASSES)
 
     def teacher(self, name: str) -> Teacher:
