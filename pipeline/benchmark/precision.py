@@ -2,6 +2,7 @@
 
 Seeds share first weights, order and views between precisions, so the mean of their differences is known much better
 than the difference of means. `auto` should be the fastest precision whose interval does not lie below zero.
+Students are evaluated in the precision that they were trained in.
 """
 
 from __future__ import annotations
