@@ -30,7 +30,9 @@ class Gathered:
         """Add values (B,) by name."""
         for name, value in values.items():
             if name not in self._values:
-                self._values[name] = torch.full((self.samples,), torch.nan, device=value.device)
+                self._values[name] = torch.full(
+                    (self.samples,), torch.nan, dtype=torch.float32, device=value.device
+                )
             # At the samples' places, which need no count of the steps.
             self._values[name].index_copy_(0, batch.index, value.detach().float())
 

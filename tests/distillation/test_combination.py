@@ -18,6 +18,7 @@ from training_fixtures import (
     RECIPE,
     STUDENT,
     Assembled,
+    FixedSource,
     assemble,
     assemble_all,
     clock,
@@ -395,16 +396,6 @@ def test_phases_are_those_of_the_one_method_that_has_its_own() -> None:
 # ------------------------------------------------------------------ under the trainer's objective
 
 
-class Given:
-    """A source of the same features for every batch."""
-
-    def __init__(self, features: Taps) -> None:
-        self.features = features
-
-    def begin(self, *batch: Any) -> Any:
-        return lambda: self.features
-
-
 def objective(
     methods: Methods, settings: dict[str, Any] | None = None, permuted: bool = True
 ) -> tuple[Distillation, Batch, Assembled]:
@@ -428,7 +419,7 @@ def objective(
     schedule = here(self_learning.Schedule(self_learning.Config(**(settings or {})), context))
     self_learning.Schedule.check(schedule.config, found.needs)
     taps = (found.needs | schedule.needs(schedule.config)).student
-    source, where = Given(batch.teacher), current()
+    source, where = FixedSource(batch.teacher), current()
     made = Distillation(found.student, method, schedule, transform, source, where, 0, taps=taps)
     return made, batch, found
 

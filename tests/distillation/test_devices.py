@@ -6,7 +6,7 @@ from there, and a value that it reads back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,15 +17,15 @@ from test_methods import MATCHINGS, SETTINGS, TABLES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from training_fixtures import RECIPE, Assembled, assemble_all, frozen_teacher, views_of
+from training_fixtures import RECIPE, Assembled, FixedSource, assemble_all, frozen_teacher, views_of
 
 from pipeline import plugin
 from pipeline.compute.machine import Machine
+from pipeline.distillation.epoch_values import Gathered
 from pipeline.distillation.method import Batch, Needs
 from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.matching.matching import Matching
-from pipeline.networks.network import Taps
 from pipeline.params.recipe import Epoch, Phase
 from pipeline.training.batches import Views
 from pipeline.training.distill import Distillation
@@ -78,19 +78,6 @@ class KeepsToItsDevice(TorchDispatchMode):
         return found
 
 
-class Given:
-    """A source of the same features for every batch."""
-
-    def __init__(self, features: Taps) -> None:
-        self.given = features
-
-    def begin(self, *batch: Any) -> Callable[[], Taps]:
-        return dict
-
-    def features(self, checkpoint: str, slot: Tensor, index: Tensor, *batch: Any) -> Taps:
-        return {name: x.to(index.device) for name, x in self.given.items()}
-
-
 def matching(ranges: int = 1) -> Matching:
     """Return one that keeps the number of channels, as the method needs it."""
     origin = MATCHINGS["permutation", "kcd"].origin
@@ -130,7 +117,7 @@ def build(
         changed = module.Transform(config, replace(context, matchings=matchings))
     needs = found.needs | teacher.needs(teacher.config)
     needs |= Needs(student=()) if changed is None else changed.needs(changed.config)
-    source, where = Given(batch.teacher), Machine(META)
+    source, where = FixedSource(batch.teacher), Machine(META)
     objective = Distillation(
         found.student, found.method, teacher, changed, source, where, 0, taps=needs.student
     )
@@ -143,7 +130,10 @@ def step(objective: Distillation, batch: Batch, phase: Phase) -> None:
     with torch.no_grad():
         objective(views_of(batch), {}, Clock.on(torch.device("cpu")))
     objective.to(META)
-    objective.source = Given({name: x.to(META) for name, x in batch.teacher.items()})
+    for part in (objective.method, *getattr(objective.method, "methods", {}).values(), objective.schedule):
+        if hasattr(part, "gathered"):  # what was gathered on the CPU stays there
+            part.gathered = Gathered(part.gathered.samples)
+    objective.source = FixedSource({name: x.to(META) for name, x in batch.teacher.items()})
     objective.start(Epoch(phase.name, 1, 2))
     index, image, label = (x.to(META) for x in (batch.index, batch.image, batch.label))
     clock = Clock.on(META)

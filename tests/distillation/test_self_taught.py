@@ -231,13 +231,13 @@ def test_the_first_steps_target_is_what_the_copies_say_of_the_same_views(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Any, Any]] = []
-    forward = Distillation.forward
+    features = Distillation._features
 
-    def watched(self: Distillation, views: Any, fetched: Any, moment: Any) -> Any:
-        seen.append((views, fetched))
-        return forward(self, views, fetched, moment)
+    def watched(self: Distillation, views: Any, read: Any) -> Any:
+        seen.append((views, features(self, views, read)))
+        return seen[-1][1]
 
-    monkeypatch.setattr(Distillation, "forward", watched)
+    monkeypatch.setattr(Distillation, "_features", watched)
     world.distill("slkd-star-views", resolved(world, "slkd-star-views", source="online"))
     for name in NAMES:
         network = load(world.path(f"artifacts/copies/big/{name}/weights"))[0]

@@ -20,6 +20,7 @@ from training_fixtures import (
     STUDENT,
     TEACHER,
     Assembled,
+    FixedSource,
     World,
     assemble,
     clock,
@@ -45,16 +46,6 @@ from pipeline.training.optimizer import sgd
 pytestmark = pytest.mark.usefixtures("device")
 
 
-class Fixed:
-    """A source of the same features for every batch."""
-
-    def __init__(self, features: Taps) -> None:
-        self.features = features
-
-    def begin(self, *batch: Any) -> Any:
-        return lambda: self.features
-
-
 def made(
     settings: dict[str, Any] | None = None, method: str = "kd", **options: Any
 ) -> tuple[Distillation, Schedule, Assembled, Batch]:
@@ -67,12 +58,13 @@ def made(
     teacher = frozen_teacher().features(batch.image, needed, batch.label)
     batch = replace(batch, teacher=teacher)
     taps = (found.needs | Schedule.needs(schedule.config)).student
-    source, where = Fixed(teacher), current()
+    source, where = FixedSource(teacher), current()
     objective = Distillation(found.student, found.method, schedule, None, source, where, 0, taps=taps)
     return objective, schedule, found, batch
 
 
 def step(objective: Distillation, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    objective.source = FixedSource(batch.teacher)
     return objective(views_of(batch), {}, clock())
 
 

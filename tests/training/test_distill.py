@@ -23,6 +23,7 @@ from training_fixtures import (
     STUDENT,
     TIMES,
     Assembled,
+    FixedSource,
     World,
     assemble,
     changed,
@@ -98,20 +99,6 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
 
 
 # ------------------------------------------------------------------ the objective
-
-
-class FixedSource:
-    """Gives the same features for every batch, and notes which checkpoint was asked for."""
-
-    def __init__(self, features: Taps) -> None:
-        self.given, self.asked = features, list[str]()
-
-    def begin(self, checkpoint: str, slot: int, index: Tensor) -> Callable[[], Taps]:
-        self.asked.append(checkpoint)
-        return dict
-
-    def features(self, checkpoint: str, *batch: Any) -> Taps:
-        return self.given
 
 
 class TwoTeachers(TeacherSchedule[ScheduleConfig]):
