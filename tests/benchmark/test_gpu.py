@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current
+from graph_fixtures import StandIn
 from PIL import Image
 from test_benchmark import TINY
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from pipeline.benchmark.material import FULL, FULL_GPU, QUICK, QUICK_GPU, Bench,
 from pipeline.benchmark.plain import PADDING, PlainLoop
 from pipeline.benchmark.record import Record
 from pipeline.benchmark.toolkit import Samples, Toolkit
+from pipeline.compute import graphs
 from pipeline.compute.machine import Machine
 from pipeline.errors import DivergedError
 from pipeline.report.statistics import estimate, gain
@@ -258,6 +260,30 @@ def test_methods_are_compared_captured_and_eager(bench: Bench) -> None:
     assert list(found) == [f"captured/resnet8/{name}" for name in names]
     assert {each.target for each in found.values()} == {">= 2"}
     assert all(each.value is not None and math.isfinite(each.value) for each in found.values())
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(("measure", "branches"), [(gpu.methods, [1, 1, 1]), (gpu.loops, [1, gpu.COHORT])])
+def test_what_is_timed_as_captured_is_captured(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    measure: Callable[[Bench], list[Record]],
+    branches: list[int],
+) -> None:
+    """On a CPU by a stand-in; eager steps would be said on standard error."""
+    kind, made = graphs.Graph if current().device.type == "cuda" else StandIn, list[int]()
+
+    def graph(works: list[Callable[[], None]]) -> Any:
+        made.append(len(works))
+        return kind(works)
+
+    monkeypatch.setattr(graphs, "Graph", graph)
+    sizes = replace(TINY, rounds=1, method_steps=5, images=5 * TINY.batch_size)
+    measure(Bench(sizes, replace(bench.machine, captured=True), bench.folder))
+    # One round warms up, and one counts; those of a round may follow each other in either order.
+    assert sorted(made) == sorted(2 * branches)
+    assert "eagerly" not in capsys.readouterr().err
 
 
 def test_eager_steps_are_eager_and_the_others_the_machines(
