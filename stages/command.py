@@ -7,16 +7,17 @@ argument errors come at once.
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pipeline import loading as imports
 from pipeline.artifacts.publish import DISK_ERRORS
 from pipeline.errors import StillhouseError
 
@@ -127,7 +128,6 @@ Resident = Annotated[
 ]
 
 
-loading = imports.loading  # for stages: what they take from here is in no artifact's code
 INTERRUPTED = 130  # what a shell gives for Ctrl-C
 # Libraries in C++ and Rust put the system's error into a text of their own.
 _SYSTEM_ERROR = re.compile(r"os[ _]error(?:_code)?[ =':]*(\d+)")
@@ -160,6 +160,25 @@ def run(main: Callable[..., Any]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(reporting)
     app()
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import torch and the like inside the block, unseen by the garbage collector, then and at the process's exit.
+
+    What is imported stays, and the collector would look through all of it again and again: a quarter of the time of a
+    short stage.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+        # Once a process: what is frozen is never collected, and a later block might freeze what should be.
+        if not gc.get_freeze_count():
+            gc.freeze()
 
 
 def spread(module: str, processes: int) -> None:

@@ -5,6 +5,7 @@ Run as a module it does it and prints the moments as json: `python -m pipeline.b
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -13,27 +14,31 @@ MOMENTS = ("python", "imports", "context", "data", "network", "step", "second_st
 SIZE, CLASSES, BATCH = 32, 100, 64
 
 
-def main(name: str, samples: int) -> dict[str, float]:
+def main(name: str, samples: int, *, alone: bool = False) -> dict[str, float]:
     """Start as a distillation does, on generated images, and return when each part ended, in seconds since 1970.
 
     Args:
         name: torch's name of the device.
         samples: number of images.
+        alone: the process does nothing else, so what it has imported stays out of garbage collection.
     """
     moments = {"python": time.time()}
 
-    from pipeline.loading import loading
+    gc.disable()  # as stages do, see `command.loading`
 
-    with loading():
-        import torch
+    import torch
 
-        import pipeline.training.distill  # noqa: F401  # what a stage imports
-        from pipeline.benchmark.timing import synchronize
-        from pipeline.compute.machine import machine
-        from pipeline.networks.network import build
-        from pipeline.networks.spec import NetworkSpec
-        from pipeline.params.recipe import Recipe
-        from pipeline.training.optimizer import sgd
+    import pipeline.training.distill  # noqa: F401  # what a stage imports
+    from pipeline.benchmark.timing import synchronize
+    from pipeline.compute.machine import machine
+    from pipeline.networks.network import build
+    from pipeline.networks.spec import NetworkSpec
+    from pipeline.params.recipe import Recipe
+    from pipeline.training.optimizer import sgd
+
+    gc.enable()
+    if alone:
+        gc.freeze()
     moments["imports"] = time.time()
 
     where = machine(name)
@@ -65,4 +70,4 @@ def main(name: str, samples: int) -> dict[str, float]:
 
 if __name__ == "__main__":
     device, number = sys.argv[1:]
-    print(json.dumps(main(device, int(number))))
+    print(json.dumps(main(device, int(number), alone=True)))

@@ -14,7 +14,7 @@ from torch.optim import SGD
 from pipeline import seeding
 from pipeline.artifacts.closure import root
 from pipeline.compute.eager import EagerSGD
-from pipeline.loading import loading
+from stages import command
 
 # Stages that compute nothing with torch until they know that there is something to compute.
 LIGHT = (
@@ -110,7 +110,7 @@ def test_what_is_imported_stays_out_of_garbage_collection(monkeypatch: pytest.Mo
     monkeypatch.setattr(gc, "get_freeze_count", lambda: next(counts))
     monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
     for _ in range(2):
-        with loading():
+        with command.loading():
             assert not gc.isenabled()
         assert gc.isenabled()
     assert frozen == [True]
@@ -118,6 +118,6 @@ def test_what_is_imported_stays_out_of_garbage_collection(monkeypatch: pytest.Mo
 
 def test_garbage_is_collected_again_after_an_import_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gc, "freeze", lambda: None)
-    with pytest.raises(ImportError), loading():
+    with pytest.raises(ImportError), command.loading():
         raise ImportError
     assert gc.isenabled()
