@@ -11,9 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 
 class Advance(Protocol):
     """Reports work done: a number of units, and a note to show beside the bar."""
@@ -26,14 +23,18 @@ class Advance(Protocol):
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Advance]:
     """Show a bar named `title` over `total` units; yields the function that advances it."""
-    console = Console(stderr=True)
-    if not console.is_terminal or os.environ.get("RANK", "0") != "0":
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
 
         def ignore(units: int = 1, note: str = "") -> None:
             pass
 
         yield ignore
         return
+
+    # Only now: where nobody watches, a stage starts without rich.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -41,7 +42,7 @@ def bar(title: str, total: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=total, note="")
 
         def advance(units: int = 1, note: str = "") -> None:

@@ -20,11 +20,20 @@ def main(
         list[str] | None, typer.Option(metavar="NAME", help="A measurement to make; may be given again.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--json", help="File to write the records to.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Image folder of train/CLASS and val/CLASS (or test/CLASS) that 'precision' trains on too."
+        ),
+    ] = None,
     device: command.Device = "auto",
+    precision: command.Precision = "auto",
 ) -> None:
     """Time the project on generated data and print each value beside its target."""
     if out is not None and out.is_dir():
         raise typer.BadParameter(f"{out} is a folder", param_hint="--json")
+    if data is not None and not (data / "train").is_dir():
+        raise typer.BadParameter(f"{data} has no folder 'train'", param_hint="--data")
     from pipeline.benchmark import suite
 
     # Before torch is imported: a name that does not exist is an error at once.
@@ -37,13 +46,13 @@ def main(
     from rich.console import Console
 
     from pipeline.benchmark import record
-    from pipeline.benchmark.material import FULL, QUICK, Bench
+    from pipeline.benchmark.material import Bench, scale
     from pipeline.compute.machine import machine
 
-    where = machine(device)
+    where = machine(device, precision)
     cuda = where.device.type == "cuda"
     facts = record.facts(torch.cuda.get_device_name(where.device) if cuda else str(where.device))
-    facts["threads"] = torch.get_num_threads()
+    facts |= {"precision": where.precision, "threads": torch.get_num_threads()}
 
     records = []
     console = Console(width=None if sys.stdout.isatty() else 130)  # a file has no width of its own
@@ -51,7 +60,8 @@ def main(
         print(f"{name} ({number} of {len(names)})", flush=True)
         start = perf_counter()
         with TemporaryDirectory(prefix="benchmark-") as folder:
-            records += suite.measure(name, Bench(QUICK if quick else FULL, where, Path(folder)))
+            bench = Bench(scale(where.device, quick), where, Path(folder), data)
+            records += suite.measure(name, bench)
         print(f"{name}: {perf_counter() - start:.0f} s", flush=True)
 
     record.show(console, facts, records)

@@ -28,18 +28,19 @@ def main(
     asked = load_block(CodeBlock, block)
     hint = f"dvc repro extract_features@{asked.teacher}"
 
-    from pipeline.artifacts import hashing, publish
-    from pipeline.compute.machine import machine
-    from pipeline.data.normalize import Normalize
-    from pipeline.data.prepared import Prepared
-    from pipeline.data.views import view_space
-    from pipeline.errors import StaleArtifactError
-    from pipeline.features import contents
-    from pipeline.features import manifest as manifests
-    from pipeline.features.check import Live, compare, summarize
-    from pipeline.features.difference import worst
-    from pipeline.features.receptive import receptive_fields
-    from pipeline.networks.weights import load
+    with command.loading():
+        from pipeline.artifacts import hashing, publish
+        from pipeline.compute.machine import machine
+        from pipeline.data.normalize import Normalize
+        from pipeline.data.prepared import Prepared
+        from pipeline.data.views import view_space
+        from pipeline.errors import StaleArtifactError
+        from pipeline.features import contents
+        from pipeline.features import manifest as manifests
+        from pipeline.features.check import Live, compare, summarize
+        from pipeline.features.difference import worst
+        from pipeline.features.receptive import receptive_fields
+        from pipeline.networks.weights import load
 
     with publish.replacing(summary, out):
         prepared, where, manifest = Prepared.open(data), machine(device), manifests.read(store, hint)

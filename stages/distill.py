@@ -40,13 +40,14 @@ def main(
     # After the inputs are read: a mistake in them is reported once, and not by every process.
     command.spread("stages.distill", processes)
 
-    from pipeline.artifacts import closure, hashing, publish
-    from pipeline.compute import distributed
-    from pipeline.compute.machine import machine
-    from pipeline.training import cohort as cohorts
-    from pipeline.training.assembly import Assembly, Job
-    from pipeline.training.cohort import Member
-    from pipeline.training.distill import prepare
+    with command.loading():
+        from pipeline.artifacts import closure, hashing, publish
+        from pipeline.compute import distributed
+        from pipeline.compute.machine import machine
+        from pipeline.training import cohort as cohorts
+        from pipeline.training.assembly import Assembly, Job
+        from pipeline.training.cohort import Member
+        from pipeline.training.distill import prepare
 
     titles = [f"{run.pair}/{run.run} seed {run.seed}" for run in runs]
     cohorts.require_alike([(title, run.data, run.recipe) for title, run in zip(titles, runs, strict=True)])

@@ -36,12 +36,13 @@ def main(
             publish.write_json(metrics, {})
         return
 
-    from pipeline.artifacts import hashing
-    from pipeline.compute.machine import machine
-    from pipeline.data.prepared import Prepared
-    from pipeline.features import contents
-    from pipeline.features.codes import Encoder, whole_mark
-    from pipeline.tables import table as tables
+    with command.loading():
+        from pipeline.artifacts import hashing
+        from pipeline.compute.machine import machine
+        from pipeline.data.prepared import Prepared
+        from pipeline.features import contents
+        from pipeline.features.codes import Encoder, whole_mark
+        from pipeline.tables import table as tables
 
     data, where = Prepared.open(prepared / asked.dataset), machine(device, precision)
     hint = f"dvc repro extract_features@{asked.teacher}"

@@ -34,10 +34,11 @@ def main(
     if data is None and "data" not in inputs:
         raise ParamsError(f"{folder} does not say which data it was trained on. Give --data.")
 
-    from pipeline.artifacts.arrays import write
-    from pipeline.compute.machine import machine
-    from pipeline.evaluation.evaluate import evaluate
-    from pipeline.runs.comparison import compare
+    with command.loading():
+        from pipeline.artifacts.arrays import write
+        from pipeline.compute.machine import machine
+        from pipeline.evaluation.evaluate import evaluate
+        from pipeline.runs.comparison import compare
 
     where = machine(device)  # a slip in an option must not cost what is there
     with publish.replacing(predictions, out):

@@ -34,18 +34,19 @@ def main(
     # After the block is read: a mistake in it is reported once, and not by every process.
     command.spread("stages.extract_features", processes)
 
-    from pipeline import plugin
-    from pipeline.artifacts import closure, hashing
-    from pipeline.compute import distributed
-    from pipeline.compute.machine import machine
-    from pipeline.data.normalize import Normalize
-    from pipeline.data.prepared import Prepared
-    from pipeline.data.views import num_slots, view_space
-    from pipeline.features.encoding import encodings_of
-    from pipeline.features.extract import Extraction, fill, stored_features
-    from pipeline.features.manifest import Manifest
-    from pipeline.features.teacher import Teacher
-    from pipeline.networks.weights import load
+    with command.loading():
+        from pipeline import plugin
+        from pipeline.artifacts import closure, hashing
+        from pipeline.compute import distributed
+        from pipeline.compute.machine import machine
+        from pipeline.data.normalize import Normalize
+        from pipeline.data.prepared import Prepared
+        from pipeline.data.views import num_slots, view_space
+        from pipeline.features.encoding import encodings_of
+        from pipeline.features.extract import Extraction, fill, stored_features
+        from pipeline.features.manifest import Manifest
+        from pipeline.features.teacher import Teacher
+        from pipeline.networks.weights import load
 
     prepared = Prepared.open(data)
     where = machine(device, precision, distributed.join(), channels_last=channels_last, compiled=compiled)

@@ -34,12 +34,13 @@ def main(
             publish.write_json(metrics, {})
         return
 
-    from pipeline import progress
-    from pipeline.artifacts import arrays
-    from pipeline.compute.machine import machine
-    from pipeline.data.prepared import Prepared
-    from pipeline.matching.discrepancy import between, measured
-    from pipeline.matching.matcher import Matcher
+    with command.loading():
+        from pipeline import progress
+        from pipeline.artifacts import arrays
+        from pipeline.compute.machine import machine
+        from pipeline.data.prepared import Prepared
+        from pipeline.matching.discrepancy import between, measured
+        from pipeline.matching.matcher import Matcher
 
     where = machine(device)  # a slip in an option must not cost what is there
     data, hint = Prepared.open(prepared / pair.dataset), f"dvc repro extract_features@{pair.teacher}"

@@ -38,10 +38,11 @@ def _describe(family: str, name: str, size: int, channels: int, classes: int) ->
     """Return what is known of one network; `reason` where it cannot read these images."""
     import torch
 
-    from pipeline.errors import StillhouseError
-    from pipeline.evaluation import cost
-    from pipeline.networks import network
-    from pipeline.networks.spec import NetworkSpec
+    with command.loading():
+        from pipeline.errors import StillhouseError
+        from pipeline.evaluation import cost
+        from pipeline.networks import network
+        from pipeline.networks.spec import NetworkSpec
 
     record: dict[str, Any] = {"name": name, "family": family}
     spec = NetworkSpec(family=family, network=name, size=size, channels=channels, classes=classes)

@@ -25,8 +25,9 @@ def main(
     content = text(params)
     parsed = parse(content, params)
 
-    from pipeline.runs import check
-    from pipeline.runs.blocks import blocks
+    with command.loading():
+        from pipeline.runs import check
+        from pipeline.runs.blocks import blocks
 
     project = check.project(parsed)
     with publish.building(out) as scratch:

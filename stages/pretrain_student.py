@@ -40,14 +40,15 @@ def main(
     students = [load(StudentInputs, path, "dvc repro student_inputs") for path in inputs]
     command.spread("stages.pretrain_student", processes)
 
-    from pipeline.artifacts import closure, hashing, publish
-    from pipeline.compute import distributed
-    from pipeline.compute.machine import machine
-    from pipeline.data.prepared import Prepared
-    from pipeline.training import cohort as cohorts
-    from pipeline.training.alone import prepare
-    from pipeline.training.assembly import Assembly, Job
-    from pipeline.training.cohort import Member
+    with command.loading():
+        from pipeline.artifacts import closure, hashing, publish
+        from pipeline.compute import distributed
+        from pipeline.compute.machine import machine
+        from pipeline.data.prepared import Prepared
+        from pipeline.training import cohort as cohorts
+        from pipeline.training.alone import prepare
+        from pipeline.training.assembly import Assembly, Job
+        from pipeline.training.cohort import Member
 
     titles = [f"student {each.student} seed {number}" for each, number in zip(students, seed, strict=True)]
     cohorts.require_alike(

@@ -29,13 +29,14 @@ def main(
 
     copy = load(CopyBlock, block)
 
-    from pipeline import plugin
-    from pipeline.artifacts import closure, hashing, publish
-    from pipeline.compute.machine import machine
-    from pipeline.data.prepared import Prepared
-    from pipeline.features import contents
-    from pipeline.training.assembly import Job
-    from pipeline.training.copies import train
+    with command.loading():
+        from pipeline import plugin
+        from pipeline.artifacts import closure, hashing, publish
+        from pipeline.compute.machine import machine
+        from pipeline.data.prepared import Prepared
+        from pipeline.features import contents
+        from pipeline.training.assembly import Job
+        from pipeline.training.copies import train
 
     data = Prepared.open(prepared / copy.dataset)
     where = machine(device, precision, steps=steps, deterministic=deterministic)

@@ -30,14 +30,15 @@ def main(
     # After the block is read: a mistake in it is reported once, and not by every process.
     command.spread("stages.train_teacher", processes)
 
-    from pipeline import plugin
-    from pipeline.artifacts import closure, hashing
-    from pipeline.compute import distributed
-    from pipeline.compute.machine import machine
-    from pipeline.data.prepared import Prepared
-    from pipeline.networks.spec import NetworkSpec
-    from pipeline.training.alone import train
-    from pipeline.training.assembly import Job
+    with command.loading():
+        from pipeline import plugin
+        from pipeline.artifacts import closure, hashing
+        from pipeline.compute import distributed
+        from pipeline.compute.machine import machine
+        from pipeline.data.prepared import Prepared
+        from pipeline.networks.spec import NetworkSpec
+        from pipeline.training.alone import train
+        from pipeline.training.assembly import Job
 
     prepared = Prepared.open(data)
     spec = NetworkSpec(

@@ -47,6 +47,13 @@ class Scale:
         pairs: teachers and students whose steps are timed, by family and name.
         pair: the one whose steps by single methods are timed.
         channels: of the assignment that is timed.
+        method_steps: of a timed training by a single method.
+        images: of an epoch that is timed beside a plain loop's.
+        toolkit_steps: of a timed training by a usual toolkit's loop.
+        workers: of that loop; None is what toolkits start.
+        seeds: of trainings whose accuracy is compared.
+        epochs: of such a training.
+        compared_pair: teacher and student of such trainings.
     """
 
     rounds: int
@@ -66,11 +73,23 @@ class Scale:
     )
     pair: tuple[str, str] = ("resnet.resnet56", "resnet.resnet20")
     channels: int = 2048
+    method_steps: int = 8
+    images: int = 50_000
+    toolkit_steps: int = 150
+    workers: int | None = None
+    seeds: int = 5
+    epochs: int = 60
+    compared_pair: tuple[str, str] = ("resnet.resnet8", "resnet.resnet8x0.25")
 
     @property
     def trained(self) -> int:
         """Number of training samples: one epoch is one timed training."""
         return self.steps * self.batch_size
+
+    @property
+    def compared(self) -> int:
+        """As `trained`, by a single method."""
+        return self.method_steps * self.batch_size
 
 
 FULL = Scale(
@@ -93,9 +112,37 @@ QUICK = replace(
     remembered=1500,
     fitted=20_000,
     photographs=60,
+    method_steps=4,
     compiled=False,
     pairs=(FULL.pair,),
 )
+# A GPU takes a step in a millisecond: what is timed is hundreds of them, and then hardly varies.
+FULL_GPU = replace(
+    FULL,
+    rounds=5,
+    steps=400,
+    method_steps=100,
+    seeds=20,
+    compared_pair=FULL.pairs[0],
+)
+QUICK_GPU = replace(
+    FULL_GPU,
+    rounds=3,
+    steps=200,
+    stored=QUICK.stored,
+    remembered=QUICK.remembered,
+    fitted=QUICK.fitted,
+    photographs=QUICK.photographs,
+    compiled=False,
+    pairs=FULL.pairs[:1],
+)
+
+
+def scale(device: torch.device, quick: bool) -> Scale:
+    """Return how much is measured on a device."""
+    if device.type == "cuda":
+        return QUICK_GPU if quick else FULL_GPU
+    return QUICK if quick else FULL
 
 
 @dataclass(frozen=True)
@@ -106,11 +153,13 @@ class Bench:
         scale: how much.
         machine: what computes.
         folder: for what is written; the caller removes it.
+        data: an image folder to train on, with `train/` and `val/` or `test/`; None where none is given.
     """
 
     scale: Scale
     machine: Machine
     folder: Path
+    data: Path | None = None
 
     def prepared(self, samples: int) -> Prepared:
         """Return generated training data of so many samples."""
@@ -119,7 +168,7 @@ class Bench:
 
     def spec(self, name: str) -> NetworkSpec:
         """Return the network "family.name" for these data."""
-        family, network = name.split(".")
+        family, network = name.split(".", 1)  # a width may have a point of its own
         return NetworkSpec(family=family, network=network, size=self.scale.size, channels=3, classes=CLASSES)
 
     def teacher(self, name: str) -> Teacher:

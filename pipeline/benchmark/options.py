@@ -68,8 +68,12 @@ def _step(bench: Bench, name: str, machine: Machine) -> Run:
     network = build(bench.spec(name), 0)
     machine.place(network)
     machine.compile(network)
-    batches = training_batches(bench, bench.scale.batch_size)
-    return one_epoch(bench, {"student": network}, CrossEntropy(network, machine), batches)
+    # A step is captured after a few, and a GPU's clock needs many.
+    steps = bench.scale.method_steps if machine.captured else 1
+    batches = training_batches(bench, steps * bench.scale.batch_size)
+    return one_epoch(
+        replace(bench, machine=machine), {"student": network}, CrossEntropy(network, machine), batches
+    )
 
 
 def _forward(bench: Bench, name: str, machine: Machine) -> Run:

@@ -17,7 +17,8 @@ def self_learning(bench: Bench) -> list[Record]:
     teacher_name, student_name = bench.scale.pair
     spec, student = bench.spec(teacher_name), bench.spec(student_name)
     teacher = bench.teacher(teacher_name)
-    batches, cached = training_batches(bench, bench.scale.trained), cached_logits(bench, spec, teacher)
+    samples = bench.scale.compared
+    batches, cached = training_batches(bench, samples), cached_logits(bench, spec, teacher, samples)
 
     # A copy of the teacher learns from its logits, as a student of KD would.
     runs = {

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # "module:function" of this package; the function's docstring says what is measured.
 MEASUREMENTS = {
+    "gpu": "gpu:gpu",
+    "captured": "gpu:captured",
     "cached_step": "step:cached_step",
     "word_step": "words:word_step",
     "self_learning": "self_learning:self_learning",
@@ -22,6 +24,7 @@ MEASUREMENTS = {
     "read": "reading:read",
     "input_pipeline": "step:input_pipeline",
     "options": "options:options",
+    "precision": "precision:precision",
     "neighbors": "neighbors:neighbors",
     "memory": "memory:memory",
     "fits": "fits:fits",
@@ -32,7 +35,7 @@ MEASUREMENTS = {
 }
 
 # What `--quick` leaves out unless it is named: single methods, fits, and what options bring.
-LONG = ("word_step", "self_learning", "matching", "options", "neighbors", "fits", "photographs")
+LONG = ("word_step", "self_learning", "matching", "options", "precision", "neighbors", "fits", "photographs")
 
 
 def measure(name: str, bench: Bench) -> list[Record]:

@@ -25,15 +25,14 @@ FORMS = {"nearest": "final:nearest@words", "top4": "final:top4@words", "map": "f
 
 
 class Given:
-    """A source that gives the same feature for every batch.
+    """A source that gives the same features for every batch.
 
     Args:
-        name: of the feature.
-        feature: of a whole batch.
+        taps: features (B, ...) of a whole batch, by name.
     """
 
-    def __init__(self, name: str, feature: Tensor) -> None:
-        self.name, self.feature = name, feature
+    def __init__(self, taps: Taps) -> None:
+        self.taps = taps
 
     def begin(self, checkpoint: str, slot: int, index: Tensor) -> Callable[[], Taps]:
         """Read nothing."""
@@ -42,8 +41,8 @@ class Given:
     def features(
         self, checkpoint: str, slot: Tensor, index: Tensor, image: Tensor, label: Tensor, read: Taps
     ) -> Taps:
-        """Return the feature of as many samples."""
-        return {self.name: self.feature[: len(index)]}
+        """Return the features of as many samples."""
+        return {name: x[: len(index)] for name, x in self.taps.items()}
 
 
 def word_step(bench: Bench) -> list[Record]:
@@ -51,10 +50,11 @@ def word_step(bench: Bench) -> list[Record]:
     _, name = bench.scale.pair
     spec, batches, device = (
         bench.spec(name),
-        training_batches(bench, bench.scale.trained),
+        training_batches(bench, bench.scale.compared),
         bench.machine.device,
     )
     network = build(spec, 0)
+    bench.machine.place(network)
     shape = probe(network, spec.size, spec.channels)["final"]
 
     draw = np.random.default_rng(0)
@@ -74,11 +74,13 @@ def word_step(bench: Bench) -> list[Record]:
         feature = FORMS[form]
         place = {"table": "words", "encoding": None if form == "map" else form}
         settings = {"places": {"final": place}}
-        source = Given(feature, features[form])
+        source = Given({feature: features[form]})
         seen = {feature: tuple(features[form].shape[1:])}
-        return distillation(bench, spec, source, batches, method, settings, seen, tables)
+        return distillation(
+            bench, spec, source, batches, name=method, settings=settings, features=seen, tables=tables
+        )
 
-    alone = one_epoch(bench, {"student": network.to(device)}, CrossEntropy(network, bench.machine), batches)
+    alone = one_epoch(bench, {"student": network}, CrossEntropy(network, bench.machine), batches)
     runs = {"alone": alone, "quest, nearest": taught("quest", "nearest")}
     runs |= {f"letkd, {form}": taught("letkd", form) for form in FORMS}
     rates = interleaved(f"steps of {spec.network} with {WORDS} words", runs, bench.scale.rounds)

@@ -4,6 +4,8 @@
 convolutions and products to TF32's 10 bits of fraction, `bfloat16` runs forward passes under autocast. `auto` is
 `float32` on a CPU and `tf32` on a GPU. Losses are computed in float32 under each of them, and so are distances to
 words and sub-classes: differences of distances are small beside the distances (`full_products`).
+
+torch is imported where it is used: a store's manifest names a precision, and stages that only read it compute nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
-
-import torch
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pipeline.errors import MachineError
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 NAMES: tuple[Precision, ...] = get_args(Precision)
@@ -44,6 +47,8 @@ def resolve(name: str, device: torch.device) -> Precision:
 
 def apply(precision: Precision) -> None:
     """Set how this process computes float32 convolutions and products on GPUs from now on."""
+    import torch
+
     # Under bfloat16 too: what autocast leaves in float32 reads rounded values anyway.
     allowed = precision != "float32"
     # Each has a switch of its own, and torch's defaults differ.
@@ -58,6 +63,8 @@ def same_bits_twice() -> None:
     ends bit for bit where an uninterrupted one ends, and steps take longer; `benchmark --only deterministic` says how
     much.
     """
+    import torch
+
     # cuBLAS reads it when it starts: with a workspace of its own for each stream its sums have one order.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = True
@@ -69,6 +76,8 @@ def same_bits_twice() -> None:
 @contextmanager
 def using(precision: Precision) -> Iterator[None]:
     """Compute in another precision inside the block."""
+    import torch
+
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     apply(precision)
     try:
@@ -80,6 +89,8 @@ def using(precision: Precision) -> Iterator[None]:
 @contextmanager
 def full_products() -> Iterator[None]:
     """Compute matrix products in IEEE float32 inside the block, whatever the precision of networks."""
+    import torch
+
     before = torch.backends.cuda.matmul.allow_tf32
     # Distances are products alone, so convolutions keep their setting.
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -43,6 +43,13 @@ TINY = replace(
     pairs=(("resnet.resnet14", "resnet.resnet8"), ("wrn.wrn_16_1", "resnet.resnet8")),
     pair=("resnet.resnet14", "resnet.resnet8"),
     channels=12,
+    method_steps=2,
+    images=9,
+    toolkit_steps=2,
+    workers=0,
+    seeds=2,
+    epochs=1,
+    compared_pair=("resnet.resnet8", "resnet.resnet8x0.25"),
 )
 IN_PROCESS = ("cached_step", "self_learning", "extract", "matching", "read", "input_pipeline", "options",
               "fits_gpu")  # fmt: skip

@@ -1,7 +1,8 @@
-"""torch without its compiler: the same steps, and no import of it."""
+"""torch without its compiler: the same steps, and no import of it. What a stage has no use for, it does not import."""
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 
@@ -11,7 +12,41 @@ from torch import nn
 from torch.optim import SGD
 
 from pipeline import seeding
+from pipeline.artifacts.closure import root
 from pipeline.compute.eager import EagerSGD
+from stages import command
+
+# Stages that compute nothing with torch until they know that there is something to compute.
+LIGHT = (
+    "check_params",
+    "code",
+    "fit_table",
+    "inputs",
+    "prepare_data",
+    "report",
+    "student_inputs",
+    "teacher_inputs",
+)
+PROGRAMS = ("benchmark", "networks", "plan")  # for people: they print tables, or call DVC
+NEVER = (
+    "torch._dynamo",
+    "torch._inductor",
+    "torchvision",
+    "timm",
+    "sklearn",
+    "scipy.stats",
+    "matplotlib",
+    "rich",
+)
+IMPORTS = """
+import ast, sys
+from pathlib import Path
+for name in sys.argv[1].split(","):
+    for node in ast.walk(ast.parse(Path("stages", name + ".py").read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "__future__":
+            exec(ast.unparse(node))
+print(" ".join(name for name in sys.argv[2].split(",") if name in sys.modules))
+"""
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
@@ -49,3 +84,40 @@ print(macs(network, 8, 3), "torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == f"{3 * 9 * 4 * 36} False\n", done.stderr
+
+
+def imported(stages: list[str], names: tuple[str, ...]) -> list[str]:
+    """Return those of the modules `names` that are there after all imports of some stages, those in functions too."""
+    command = [sys.executable, "-c", IMPORTS, ",".join(stages), ",".join(names)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root())
+    assert not done.returncode, done.stderr
+    return done.stdout.split()
+
+
+def test_stages_that_compute_nothing_import_no_torch() -> None:
+    assert imported(list(LIGHT), ("torch", *NEVER)) == []
+
+
+def test_no_stage_imports_what_a_training_does_without() -> None:
+    stages = [path.stem for path in (root() / "stages").glob("[a-z]*.py") if path.stem not in PROGRAMS]
+    assert len(stages) > len(LIGHT)
+    assert imported(stages, ("torch", *NEVER)) == ["torch"]
+
+
+def test_what_is_imported_stays_out_of_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a process: what a second block would freeze may be garbage."""
+    counts, frozen = iter([0, 5]), list[bool]()
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: next(counts))
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    for _ in range(2):
+        with command.loading():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+    assert frozen == [True]
+
+
+def test_garbage_is_collected_again_after_an_import_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    with pytest.raises(ImportError), command.loading():
+        raise ImportError
+    assert gc.isenabled()
