@@ -32,7 +32,7 @@ from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.params.views import Plain
 from pipeline.training import checkpoint, loop, result
 from pipeline.training.alone import train
-from pipeline.training.batches import Batches, Views
+from pipeline.training.batches import Batches, Feed, Views
 from pipeline.training.loop import Training
 from pipeline.training.optimizer import sgd
 from pipeline.training.setting import Setting, all_slots
@@ -213,7 +213,7 @@ def test_order_and_views_change_with_epoch_and_seed(prepared: Prepared) -> None:
     for seed, epoch in ((0, 1), (1, 0)):
         other = next(setting.batches(RECIPE, seed, 9).epoch(epoch))
         assert not torch.equal(first.index, other.index)
-    slots = {next(setting.batches(RECIPE, 0, 9).epoch(epoch)).slot for epoch in range(9)}
+    slots = {next(setting.batches(RECIPE, 0, 9).epoch(epoch)).slot.item() for epoch in range(9)}
     assert slots == set(range(1, 10))  # all views before one repeats
 
 
@@ -313,13 +313,13 @@ def test_a_training_that_was_interrupted_ends_alike(
     assert state is not None
     assert len(state["history"]) == epochs
     trained: list[int] = []
-    epoch_of = Batches.epoch
+    start = Feed.start
 
-    def epoch(self: Batches, number: int) -> Iterator[Views]:
-        trained.append(number)
-        return epoch_of(self, number)
+    def noted(self: Feed, epoch: int) -> None:
+        trained.append(epoch)
+        start(self, epoch)
 
-    monkeypatch.setattr(Batches, "epoch", epoch)
+    monkeypatch.setattr(Feed, "start", noted)
     again = alone(tmp_path / "cut", prepared, recipe, anchors=shares)
     assert trained == list(range(epochs, 4))  # what was done is not done again
     assert kept(again) == kept(whole)
