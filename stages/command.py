@@ -57,8 +57,25 @@ Code = Annotated[
     ),
 ]
 
+
+def _batch_size(text: str) -> int | None:
+    """Return a number of images, None for "auto"."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"'{text}' is no number of images. Give auto, or 1 or more.")
+    return int(text)
+
+
 BatchSize = Annotated[
-    int, typer.Option(envvar="STILLHOUSE_BATCH_SIZE", help="Images of one forward pass.", min=1)
+    int | None,
+    typer.Option(
+        envvar="STILLHOUSE_BATCH_SIZE",
+        help="Images of one forward pass; auto is 256 on a CPU, and on a GPU up to 1024, fewer of large images.",
+        parser=_batch_size,
+        metavar="auto|N",
+        show_default="auto",
+    ),
 ]
 
 ChannelsLast = Annotated[
@@ -200,6 +217,36 @@ def require_as_many(inputs: Sequence[object], option: str, values: Sequence[obje
             f"given {len(values)} times for {len(inputs)} inputs; give one for each, in their order",
             param_hint=option,
         )
+
+
+@contextmanager
+def fitting(device: str) -> Iterator[str | None]:
+    """Give the name of the device that torch fits a table on, with full products; None is the CPU's own engine.
+
+    On a CPU most fits do without torch, whose import takes longer than they do.
+
+    Raises:
+        MachineError: the device cannot be used.
+    """
+    # Of this module's imports no artifact depends: which machine there is decides nothing about a table.
+    if device == "cpu" or (device == "auto" and not may_have_gpu()):
+        yield None
+        return
+
+    from pipeline.compute.machine import machine
+    from pipeline.compute.precision import full_products
+
+    chosen = machine(device).device
+    with full_products():
+        yield None if chosen.type == "cpu" else str(chosen)
+
+
+def may_have_gpu() -> bool:
+    """Tell, without torch, whether it is worth asking torch for a GPU."""
+    if sys.platform == "darwin":
+        return False  # torch computes there with Metal, which "auto" does not take
+    nodes = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # NVIDIA's, WSL's, AMD's and Jetson's
+    return sys.platform != "linux" or any(Path(node).exists() for node in nodes)
 
 
 def mark(folders: list[Path] | None) -> None:

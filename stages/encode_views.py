@@ -22,7 +22,7 @@ def main(
     metrics: Annotated[Path, typer.Option(help="Json of metrics to make: what the codes lose.")],
     device: command.Device = "auto",
     precision: command.Precision = "auto",
-    batch_size: command.BatchSize = 256,
+    batch_size: command.BatchSize = None,
 ) -> None:
     """Fill the stores of the codes of BLOCK: every view of the training split, encoded with TABLE."""
     from pipeline.artifacts import publish

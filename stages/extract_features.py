@@ -17,7 +17,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Store to make, a folder that ends in .zarr.")],
     device: command.Device = "auto",
     precision: command.Precision = "auto",
-    batch_size: command.BatchSize = 256,
+    batch_size: command.BatchSize = None,
     processes: command.Processes = 1,
     channels_last: command.ChannelsLast = False,
     compiled: command.Compile = False,

@@ -16,6 +16,7 @@ def main(
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     out: Annotated[Path, typer.Option(help="Table to make, an npz; empty where nobody asks for it.")],
     metrics: Annotated[Path, typer.Option(help="Json to make: how good the table is.")],
+    device: command.Device = "auto",
 ) -> None:
     """Fit the table of BLOCK to the plain training samples of a stored feature."""
     from pipeline.artifacts import publish
@@ -39,7 +40,8 @@ def main(
 
     module = plugin.load("tables", fit.table)
     config = validate(module.Config, fit.config, f"tables.{fit.name}.{fit.table}")
-    with publish.replacing(out, metrics):
+    # The device first: a slip in an option must not cost what is there.
+    with command.fitting(device) as engine, publish.replacing(out, metrics):
         data = Prepared.open(prepared / fit.dataset)
         stored = contents.read(store, f"dvc repro extract_features@{fit.teacher}")
         contents.check_stored(store, stored, config.feature, ["last"], 0)
@@ -53,7 +55,7 @@ def main(
             )
 
         stream = PlainStream(store, config.feature, data.split("train").labels)
-        fitted = module.fit(stream, config, table.FitContext(num_classes=len(data.meta.classes)))
+        fitted = module.fit(stream, config, table.FitContext(len(data.meta.classes), engine))
 
         # Kept in the table itself: whoever reads it can refuse one of another teacher or feature.
         origin = {

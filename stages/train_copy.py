@@ -18,7 +18,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, store.zarr, copy.json.")],
     device: command.Device = "auto",
     precision: command.Precision = "auto",
-    batch_size: command.BatchSize = 256,
+    batch_size: command.BatchSize = None,
     resident: command.Resident = 2048,
     steps: command.Steps = "auto",
     deterministic: command.Deterministic = False,

@@ -28,6 +28,7 @@ MEASUREMENTS = {
     "neighbors": "neighbors:neighbors",
     "memory": "memory:memory",
     "fits": "fits:fits",
+    "fits_gpu": "fits_gpu:fits_gpu",
     "photographs": "photographs:photographs",
     "startup": "startup:startup",
     "repro": "repro:repro",

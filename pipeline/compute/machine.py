@@ -135,6 +135,8 @@ def machine(
         reason = str(error).splitlines()[0]
         raise MachineError(f"--device '{device}' cannot be used: {reason}. Give auto or cpu.") from None
 
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # streams and graphs are made on the current one
     if compiled and (lacking := cannot_compile(chosen)):
         raise MachineError(f"--compile needs {lacking}, and this machine has none. Unset STILLHOUSE_COMPILE.")
     resolved = precisions.resolve(precision, chosen)

@@ -9,15 +9,17 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from pipeline.compute import batch_size
 from pipeline.compute.machine import Machine
-from pipeline.data.images import Images, open_images, views
+from pipeline.data.images import Images, ResidentImages, open_images, views
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import PlainSpace
 from pipeline.networks.network import Network
 
-BATCH_SIZE = 500
+BATCH_SIZE = 500  # of a CPU
 BATCH_BYTES = 16 << 20  # of large images, fewer than that many
+GPU_BATCH_SIZE = 2048
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,16 @@ class PlainSplit:
     def of(cls, prepared: Prepared, split: str, normalize: Normalize, machine: Machine) -> Self:
         """Open the split of that name."""
         images, labels = open_images(prepared.split(split), PlainSpace(), machine.device)
-        most = BATCH_BYTES // (prepared.meta.channels * prepared.meta.size**2)
-        return cls(images, labels, normalize, max(1, min(BATCH_SIZE, most)))
+        image_bytes = prepared.meta.channels * prepared.meta.size**2
+        on_cpu = max(1, min(BATCH_SIZE, BATCH_BYTES // image_bytes))
+        size = batch_size.bounded(machine.device, image_bytes, on_cpu, GPU_BATCH_SIZE)
+        return cls(images, labels, normalize, size)
 
     def batches(self, rows: Tensor | None = None) -> Iterator[Tensor]:
         """Give normalized images (B, C, H, W) of the samples `rows` int64 (n,), or of all, in their order."""
         rows = torch.arange(len(self.labels)) if rows is None else rows
+        if isinstance(self.images, ResidentImages):
+            rows = rows.to(self.labels.device)  # once: a copy for each batch would make the CPU wait
         for _, image in views(self.images, 0, torch.split(rows, self.batch_size)):
             yield self.normalize(image)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -34,14 +33,14 @@ def pooled(
     """
     training, wanted = network.training, list(names)
     network.eval()
-    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in wanted}
+    # On the device until the end: no batch waits for the one before.
+    parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
     for image in split.batches(rows):
         with machine.autocast():
             taps = network.record(image, wanted)
 
         for name in wanted:
             x = taps[name].float()
-            x = x.flatten(2).mean(dim=2) if x.ndim > 2 else x  # (B, C)
-            parts[name].append(x.cpu().numpy())
+            parts[name].append(x.flatten(2).mean(dim=2) if x.ndim > 2 else x)  # (B, C)
     network.train(training)
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    return {name: torch.cat(tensors).cpu().numpy() for name, tensors in parts.items()}

@@ -8,7 +8,7 @@ feature look like is gathered on the way.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline import plugin, seeding
+from pipeline.compute import batch_size
 from pipeline.compute import precision as precisions
 from pipeline.compute.machine import Machine
 from pipeline.compute.precision import Precision
-from pipeline.data.images import stream_images
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Split
+from pipeline.data.ranges import open_rows
 from pipeline.data.views import ViewSpace
 from pipeline.features.difference import Codes, Difference, Floats, share_differing
 from pipeline.features.encoding import Feature, Tables
@@ -36,6 +37,7 @@ from pipeline.networks.network import Network
 Array = NDArray[Any]
 
 BLOCK_BYTES = 32 << 20
+ON_GPU = 1024  # rows that are computed at once; on a CPU those of one slot
 
 
 @dataclass(frozen=True)
@@ -136,21 +138,46 @@ def compare(
     """
     differences: list[Difference] = []
     device = live.exact.machine.device
+    network = manifest.network
+    size = batch_size.bounded(device, network.channels * network.size**2, 1, ON_GPU)
 
     for split, data in splits.items():
+        images, arrays = open_rows(data, space, device), dict[str, StoredArray]()
         measured: dict[str, Floats | Codes] = {}
-        for slot, index, names in _draw(manifest, checkpoint, split, len(data), rows):
-            view = stream_images(data, space, device).begin(slot, index)()
-            label = torch.from_numpy(data.labels[index.numpy()]).to(device)
+
+        for pairs, names in _batches(_draw(manifest, checkpoint, split, len(data), rows), size):
+            begun = [images.begin(slot, index) for slot, index in pairs]
+            view = torch.cat([finish() for finish in begun])
+            label = torch.from_numpy(data.labels[torch.cat([index for _, index in pairs]).numpy()]).to(device)
+            counts = [len(index) for _, index in pairs]
+
             for name, exact, rough in live.features(view, names, label):
-                stored = StoredArray(array_path(path, checkpoint, split, name)).read(slot, index.numpy())
                 if name not in measured:
-                    measured[name] = _measure(name, stored.dtype, live)
-                measured[name].add(slot, index, stored, exact, rough)
+                    arrays[name] = StoredArray(array_path(path, checkpoint, split, name))
+                    measured[name] = _measure(name, arrays[name].dtype, live)
+                # Slot by slot, however many were computed at once: errors are relative to the values beside them.
+                parts = zip(pairs, torch.split(exact, counts), torch.split(rough, counts), strict=True)
+                for (slot, index), exactly, roughly in parts:
+                    stored = arrays[name].read(slot, index.numpy())
+                    measured[name].add(slot, index, stored, exactly, roughly)
 
         for name, measure in measured.items():
             differences += measure.differences(f"{checkpoint}/{split}/{name}")
     return differences
+
+
+def _batches(
+    draws: Iterable[tuple[int, Tensor, set[str]]], size: int
+) -> Iterator[tuple[list[tuple[int, Tensor]], set[str]]]:
+    """Join draws of the same features, as `_draw` gives them, into batches of about `size` samples."""
+    pairs, features = list[tuple[int, Tensor]](), set[str]()
+    for slot, index, names in draws:
+        if pairs and (names != features or sum(len(index) for _, index in pairs) >= size):
+            yield pairs, features
+            pairs = []
+        pairs, features = [*pairs, (slot, index)], names
+    if pairs:
+        yield pairs, features
 
 
 def _draw(

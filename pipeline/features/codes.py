@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from pipeline import plugin, progress
 from pipeline.artifacts import closure, hashing, publish
 from pipeline.compute.machine import Machine
-from pipeline.data.images import stream_images, views
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
+from pipeline.data.ranges import open_ranges
 from pipeline.data.views import view_space
 from pipeline.errors import ParamsError, StaleArtifactError
 from pipeline.features import contents
@@ -53,7 +53,7 @@ class Encoder:
         table_hash: hash of its file.
         fitted_to: the feature that the table was fitted to.
         machine: where the teacher runs.
-        batch_size: samples of one forward pass.
+        batch_size: samples of one forward pass; None is what the device and the data call for.
         made_by: the DVC stage that makes the codes.
         hint: the command that makes the teacher's store.
 
@@ -73,7 +73,7 @@ class Encoder:
         table_hash: str,
         fitted_to: str,
         machine: Machine,
-        batch_size: int,
+        batch_size: int | None,
         *,
         made_by: str,
         hint: str,
@@ -166,15 +166,18 @@ class Encoder:
         if measure is None:
             return 0.0
 
-        (table,), total, pixels = self.table.values(), 0.0, 0
-        device = self.teacher.machine.device
-        images = stream_images(self.split, self.space, device)
-        batches = torch.split(torch.arange(len(self.split)), self.extraction.batch_size)
+        (table,), pixels = self.table.values(), 0
+        device, size = self.teacher.machine.device, self.extraction.samples
+        total = torch.zeros(
+            (), dtype=torch.float64, device=device
+        )  # read once: no batch waits for the one before
+        images = open_ranges(self.split, self.space, device)
+        labels = torch.from_numpy(self.split.labels).to(device)
         with progress.bar(f"{self.title}: what is lost", len(self.split)) as advance:
-            for index, image in views(images, 0, batches):
-                label = torch.from_numpy(self.split.labels[index.numpy()]).to(device)
-                maps = self.teacher.features(self.normalize(image), [self.mapped], label)[self.mapped]
-                kl = measure(maps, table)
-                total, pixels = total + float(kl.double().sum()), pixels + kl.numel()
-                advance(len(image))
-        return total / pixels
+            for start in range(0, len(self.split), size):
+                stop = min(start + size, len(self.split))
+                image, label = self.normalize(images.take(0, start, stop)), labels[start:stop]
+                kl = measure(self.teacher.features(image, [self.mapped], label)[self.mapped], table)
+                total, pixels = total + kl.double().sum(), pixels + kl.numel()
+                advance(stop - start)
+        return float(total) / pixels

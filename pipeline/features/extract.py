@@ -1,7 +1,8 @@
 """Extraction: run the teacher over every view slot once and fill the store, shard after shard.
 
-Memory is one shard a feature, whatever the number of samples. An interrupted run resumes after the last whole shard,
-and the store comes out the same.
+Memory is one shard a feature and a few batches, whatever the number of samples. A thread fills and writes shards while
+the teacher computes the next batches; on a GPU, views and casts are made there, and copies to the CPU run beside the
+computation. An interrupted run resumes after the last whole shard, and the store comes out the same.
 
 Several ranks divide the batches of each split: every rank writes the shards that lie in its range, for two writers
 into one shard lose data. A shard across the edge of a range is put together at the end from the pieces that its
@@ -10,9 +11,11 @@ ranks leave beside the arrays. Batches are those of one process, so the store is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -22,20 +25,24 @@ from torch import Tensor
 
 from pipeline import progress
 from pipeline.artifacts import publish
+from pipeline.compute import batch_size
 from pipeline.compute.distributed import ALONE, Ranks, Tally
-from pipeline.data.images import Forward, stream_images
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Split
+from pipeline.data.ranges import Ranges, open_ranges
 from pipeline.data.views import ViewSpace, view_ids
 from pipeline.features import store
 from pipeline.features.contents import StoredFeature
 from pipeline.features.manifest import Manifest
-from pipeline.features.shards import Progress, ShardWriter
+from pipeline.features.outbox import Outbox
+from pipeline.features.shards import Later, Progress, ShardWriter, at_once
 from pipeline.features.store import Layout, StoredArray
 from pipeline.features.teacher import Teacher
 from pipeline.progress import Advance
 
 Array = NDArray[Any]
+ON_CPU, ON_GPU = 256, 1024  # samples of one forward pass
+GPU_BATCH_BYTES = 64 << 20  # of what is stored of one: a few of them lie in page-locked memory
 PIECES = "pieces"  # folder of the parts of shards that lie across the edges of ranks
 
 
@@ -75,7 +82,7 @@ class Extraction:
         splits: prepared data by split; augmented slots are made of "train" alone.
         space: the views of those slots.
         normalize: what the teacher's images go through.
-        batch_size: samples of one forward pass.
+        batch_size: samples of one forward pass; None is what the device and the data call for.
         shard_bytes: size of a shard.
         compression: the chunks', "none" or "zstd".
         ranks: the processes that share the work.
@@ -86,11 +93,29 @@ class Extraction:
     splits: Mapping[str, Split]
     space: ViewSpace
     normalize: Normalize
-    batch_size: int = 256
+    batch_size: int | None = None
     shard_bytes: int = store.SHARD_BYTES
     compression: str = "none"
     ranks: Ranks = ALONE
-    _views: dict[str, Forward] = field(default_factory=dict, init=False, repr=False)  # by split
+    _views: dict[str, tuple[Ranges, Tensor]] = field(default_factory=dict, init=False, repr=False)  # by split
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teachers run."""
+        return next(iter(self.teachers.values())).machine.device
+
+    @property
+    def samples(self) -> int:
+        """Samples of one forward pass."""
+        if self.batch_size is not None:
+            return self.batch_size
+        network = self.manifest.network
+        size = batch_size.bounded(self.device, network.channels * network.size**2, ON_CPU, ON_GPU)
+        if self.device.type == "cpu":
+            return size
+        kept = self.manifest.features.values()
+        stored = sum(int(np.prod(feature.shape)) * np.dtype(feature.dtype).itemsize for feature in kept)
+        return max(1, min(size, GPU_BATCH_BYTES // stored))
 
     def num_forwards(self) -> int:
         """Return the number of samples that the teacher will see."""
@@ -123,19 +148,29 @@ class Extraction:
         ]
 
     def _fill(self, folder: Path, log: Progress, part: _Part, advance: Advance) -> None:
-        """Compute the batches of this rank."""
-        writers = self._writers(folder, log, part, self._span(part, self.ranks.rank))
-        for slot, start in self._batches(part, self.ranks.rank):
-            stop = min(start + self.batch_size, part.samples)
-            first, last = slot * part.samples + start, slot * part.samples + stop
-            # A batch whose shards are all written is passed over: so an interrupted run resumes.
-            pending = {name for name, writer in writers.items() if writer.wants(first, last)}
-            if pending:
-                values = self._features(part, slot, start, stop, pending)
-                wrote = [writers[name].add(slot, start, self._cast(name, values[name])) for name in pending]
-                if any(wrote):
-                    log.save({part.key(name): writer for name, writer in writers.items()})
-            advance(stop - start)
+        """Compute the batches of this rank; all are written at the end."""
+        recording = Lock()
+
+        def write(slot: int, start: int, values: Mapping[str, Array]) -> None:
+            for name, x in values.items():
+                writers[name].add(slot, start, x)
+
+        def record(work: Callable[[], None]) -> None:
+            work()
+            with recording:
+                log.save({part.key(name): writer for name, writer in writers.items()})
+
+        with Outbox(self.device, write) as outbox:
+            span = self._span(part, self.ranks.rank)
+            writers = self._writers(folder, log, part, span, lambda work: outbox.later(partial(record, work)))
+            for slot, start in self._batches(part, self.ranks.rank):
+                stop = min(start + self.samples, part.samples)
+                first, last = slot * part.samples + start, slot * part.samples + stop
+                # A batch whose shards are all written is passed over: so an interrupted run resumes.
+                pending = {name for name, writer in writers.items() if writer.wants(first, last)}
+                if pending:
+                    outbox.put(slot, start, self._features(part, slot, start, stop, pending))
+                advance(stop - start)
 
     def _finish(self, folder: Path, layouts: Mapping[str, Mapping[str, Layout]]) -> Manifest:
         """Put the last shards together and write the manifest; the records of progress are dropped."""
@@ -158,7 +193,7 @@ class Extraction:
 
     def _batches(self, part: _Part, rank: int) -> list[tuple[int, int]]:
         """Return slot and first sample of the batches of a rank: a run of all batches, in their order."""
-        starts = range(0, part.samples, self.batch_size)
+        starts = range(0, part.samples, self.samples)
         every = [(slot, start) for slot in range(part.slots) for start in starts]
         return every[len(every) * rank // self.ranks.size : len(every) * (rank + 1) // self.ranks.size]
 
@@ -168,32 +203,42 @@ class Extraction:
         if not batches:
             return 0, 0
         (slot, start), (last, end) = batches[0], batches[-1]
-        stop = min(end + self.batch_size, part.samples)
+        stop = min(end + self.samples, part.samples)
         return slot * part.samples + start, last * part.samples + stop
 
     def _writers(
-        self, folder: Path, log: Progress, part: _Part, span: tuple[int, int] | None = None
+        self,
+        folder: Path,
+        log: Progress,
+        part: _Part,
+        span: tuple[int, int] | None = None,
+        later: Later = at_once,
     ) -> dict[str, ShardWriter]:
         writers = {}
         for name, layout in part.layouts.items():
             path = store.array_path(folder, part.checkpoint, part.split, name)
             pieces = folder / PIECES / f"{part.checkpoint}.{part.split}.{path.name}"
             hashes = log.of(part.key(name))
-            writers[name] = ShardWriter(StoredArray(path), layout, name, hashes, span, pieces)
+            writers[name] = ShardWriter(StoredArray(path), layout, name, hashes, span, pieces, later)
         return writers
 
     def _features(self, part: _Part, slot: int, start: int, stop: int, names: set[str]) -> dict[str, Tensor]:
         teacher, data = self.teachers[part.checkpoint], self.splits[part.split]
-        device = teacher.machine.device
         if data.name not in self._views:
-            self._views[data.name] = Forward(stream_images(data, self.space, device), len(data))
-        view = self._views[data.name].take(slot, start, stop)
-        label = torch.from_numpy(data.labels[start:stop]).to(device)
-        return teacher.features(self.normalize(view), names, label)
+            labels = torch.from_numpy(data.labels).to(self.device)
+            self._views[data.name] = open_ranges(data, self.space, self.device), labels
+        views, labels = self._views[data.name]
 
-    def _cast(self, name: str, values: Tensor) -> Array:
-        with np.errstate(over="ignore"):  # an overflow is an error when the shard is written
-            return values.cpu().numpy().astype(self.manifest.features[name].dtype)
+        image = self.normalize(views.take(slot, start, stop))
+        features = teacher.features(image, names, labels[start:stop])
+        return {name: self._cast(name, values) for name, values in features.items()}
+
+    def _cast(self, name: str, values: Tensor) -> Tensor:
+        """Cast on a GPU, whose copy to the CPU is the shorter for it; a CPU's thread casts when it fills the shard."""
+        if values.device.type == "cpu":
+            return values
+        # Contiguous, since a copy of other memory formats is none that runs beside the computation.
+        return values.to(getattr(torch, self.manifest.features[name].dtype)).contiguous()
 
     def _layouts(self, split: str) -> dict[str, Layout]:
         layouts = {}
@@ -205,14 +250,14 @@ class Extraction:
 
     def _write_views(self, folder: Path) -> None:
         """Write `view/train`, int32 (1 + slots, N): the view id that each slot shows of each sample."""
-        index = torch.arange(len(self.splits["train"]))
+        index = torch.arange(len(self.splits["train"]), device=self.device)
         slots = range(1 + self._slots())
         layout = Layout.plan((len(slots), len(index)), "int32", self.shard_bytes)
         store.create(folder, {"view": {"": {"train": layout}}}, self.compression)
         array = StoredArray(store.array_path(folder, "view", "", "train"))
         writer = ShardWriter(array, layout, "view")
         for slot in slots:
-            writer.add(slot, 0, view_ids(self.space, slot, index).numpy().astype(np.int32))
+            writer.add(slot, 0, view_ids(self.space, slot, index).cpu().numpy())
 
     def _slots(self) -> int:
         return max(feature.slots for feature in self.manifest.features.values())

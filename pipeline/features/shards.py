@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,14 @@ from pipeline.features.store import Layout, StoredArray
 Array = NDArray[Any]
 
 
+Later = Callable[[Callable[[], None]], None]
+
+
+def at_once(work: Callable[[], None]) -> None:
+    """Do what could be done later."""
+    work()
+
+
 class ShardWriter:
     """Fills a range of one array in (slot, sample) order and writes each shard when it is full.
 
@@ -31,6 +40,7 @@ class ShardWriter:
         hashes: the hash of each shard that is written already, by its first position.
         span: first position of the range and the one after its last; None is the whole array.
         pieces: path, without its end, of files for the parts of shards that reach out of the range.
+        later: is given the work of writing a full shard, and does it or has it done.
     """
 
     def __init__(
@@ -41,50 +51,42 @@ class ShardWriter:
         hashes: dict[int, str] | None = None,
         span: tuple[int, int] | None = None,
         pieces: Path | None = None,
+        later: Later = at_once,
     ) -> None:
         self.array, self.layout, self.name = array, layout, name
         self.hashes = {} if hashes is None else hashes
-        self.pieces = pieces
+        self.pieces, self.later = pieces, later
         whole = layout.shape[0] * layout.shape[1]
         # A feature with fewer slots than the others may end before the range does.
         self.span = (0, whole) if span is None else (min(span[0], whole), min(span[1], whole))
-        self._parts: list[Array] = []
+        self._memory = np.empty((0, *layout.shape[2:]), layout.dtype)  # of the part that is being filled
+        self._filled = 0
+        self._free: list[Array] = []  # of shards that are written; fresh pages are slow
 
     def wants(self, first: int, stop: int) -> bool:
         """Say whether something of the positions [first, stop) is still to be written."""
         return any(True for _ in self._pending(first, stop))
 
-    def add(self, slot: int, start: int, values: Array) -> bool:
-        """Take samples of a slot, which follow those taken before; say whether a shard was written.
+    def add(self, slot: int, start: int, values: Array) -> None:
+        """Take samples of a slot, which follow those taken before, and write what becomes full.
 
         Args:
             slot: their slot.
             start: index of the first.
-            values: (n, ...); those that are written already are passed over.
+            values: (n, ...), cast to the array's type; those that are written already are passed over.
         """
         first = slot * self.layout.shape[1] + start
-        wrote = False
-        for shard, (begin, end) in list(self._pending(first, first + len(values))):
-            # The batch's share of the shard, which may begin before the batch and end after it.
-            self._parts.append(values[max(begin, first) - first : end - first])
-            if end <= first + len(values):
-                shard_values, self._parts = np.concatenate(self._parts), []
-                # A shard that reaches into another rank's range waits as a piece: two writers lose data.
-                if (begin, end) == shard:
-                    self.write(begin, shard_values)
-                    wrote = True
-                else:
-                    with publish.writing(self.piece(begin, end)) as part, part.open("wb") as file:
-                        np.save(file, shard_values, allow_pickle=False)
-        return wrote
+        for shard, part in list(self._pending(first, first + len(values))):
+            self._take(part, first, values)
+            if part[1] <= first + len(values):
+                self._full(shard, part)
 
     def write(self, begin: int, values: Array) -> None:
-        """Write the shard that begins at a position: `values` (n, ...)."""
+        """Write the shard that begins at a position: `values` (n, ...), contiguous."""
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise ParamsError(
                 f"Feature '{self.name}' has values that {values.dtype} cannot hold. {self._cure()}"
             )
-        values = np.ascontiguousarray(values)  # a copy only where the network's memory format is another
         slot, start = divmod(begin, self.layout.shape[1])
         # Whole slots, or part of one: then there is one row.
         rows = -(-len(values) // self.layout.shape[1])
@@ -125,6 +127,41 @@ class ShardWriter:
         """Return the file of positions [begin, end) of a shard that is not this range's alone."""
         assert self.pieces is not None
         return self.pieces.with_name(f"{self.pieces.name}.{begin}-{end}.npy")
+
+    def _take(self, part: tuple[int, int], first: int, values: Array) -> None:
+        """Copy the share of a batch, whose first position is `first`, in the part [begin, end) of a shard."""
+        begin, end = part
+        if len(self._memory) < end - begin:
+            self._memory = self._free.pop() if self._free else self._memory
+        if len(self._memory) < end - begin:
+            self._memory = np.empty((end - begin, *self.layout.shape[2:]), self.layout.dtype)
+
+        # The batch may begin before the part and end after it.
+        share = values[max(begin, first) - first : end - first]
+        place = max(first - begin, 0)
+        with np.errstate(over="ignore"):  # an overflow is an error when the shard is written
+            self._memory[place : place + len(share)] = share
+        self._filled += len(share)
+
+    def _full(self, shard: tuple[int, int], part: tuple[int, int]) -> None:
+        """Write the part of a shard that has been filled."""
+        begin, end = part
+        # Else what the memory held before would be written.
+        assert self._filled == end - begin, f"{self.name}: samples before {end} are missing"
+        self._filled = 0
+
+        # A shard that reaches into another rank's range waits as a piece: two writers lose data.
+        if part == shard:
+            memory, self._memory = self._memory, np.empty((0, *self.layout.shape[2:]), self.layout.dtype)
+            self.later(partial(self._write, begin, end - begin, memory))
+        else:
+            with publish.writing(self.piece(begin, end)) as path, path.open("wb") as file:
+                np.save(file, self._memory[: end - begin], allow_pickle=False)
+
+    def _write(self, begin: int, count: int, memory: Array) -> None:
+        """Write the shard that begins at a position, the first `count` samples in a piece of memory."""
+        self.write(begin, memory[:count])
+        self._free.append(memory)
 
     def _pending(self, first: int, stop: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """Give the shards of [first, stop) that are to be written, each with its part in this range."""
@@ -171,5 +208,6 @@ class Progress:
     def save(self, writers: Mapping[str, ShardWriter]) -> None:
         """Record what `writers` have written."""
         for key, writer in writers.items():
-            self._state[key] = {str(begin): digest for begin, digest in writer.hashes.items()}
+            hashes = dict(writer.hashes)  # at one moment: other threads write further shards
+            self._state[key] = {str(begin): digest for begin, digest in hashes.items()}
         publish.write_json(self.path, self._state)

@@ -108,7 +108,7 @@ class CachedSource:
 
         def finish() -> Taps:
             return {
-                name: torch.from_numpy(array.finish(future)).to(self.device, non_blocking=True)
+                name: _moved(torch.from_numpy(array.finish(future)), self.device)
                 for name, (array, future) in reads.items()
             }
 
@@ -124,6 +124,11 @@ class CachedSource:
             )
             for name in self.names
         }
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    # From pinned memory, out of which a GPU copies by itself.
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def _rows(resident: Tensor, slot: Tensor, index: Tensor) -> Tensor:

@@ -153,8 +153,12 @@ class StoredArray:
         """Start reading as `read` does; returns the future that `finish` waits for."""
         return self._array[slot, index].read()
 
+    def begin_range(self, slot: int, start: int, stop: int) -> Any:
+        """Start reading as `range` does; returns the future that `finish` waits for."""
+        return self._array[slot, start:stop].read()
+
     def finish(self, future: Any) -> Array:
-        """Wait for what `begin` started; damaged chunks as in `read`."""
+        """Wait for what `begin` or `begin_range` started; damaged chunks as in `read`."""
         try:
             return np.asarray(future.result())
         except ValueError as error:

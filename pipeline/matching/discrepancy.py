@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.evaluation.distance import map_distance, prediction_kl
+from pipeline.features.ranges import StoredRanges
 from pipeline.features.store import StoredArray, array_path
 from pipeline.matching.consistency import pooled
-from pipeline.matching.matcher import BATCH, Matcher
+from pipeline.matching.matcher import Matcher
 from pipeline.matching.matching import Matching
 from pipeline.matching.rearrangement import Rearrangement
 from pipeline.matching.sums import Sums
@@ -92,10 +93,11 @@ def distance(matcher: Matcher, student: Network, matching: Matching) -> dict[str
     """
     recipe, device = matcher.block.recipe, matcher.machine.device
     moved = Rearrangement(matching).to(device).eval()
-    totals: dict[str, float] = {}
+    totals: dict[str, Tensor] = {}  # read once, so that no batch waits for the one before
 
     def add(name: str, values: Tensor) -> None:
-        totals[name] = totals.get(name, 0.0) + float(values.double().sum())
+        total = values.double().sum()
+        totals[name] = totals[name] + total if name in totals else total
 
     for a, b, label in matcher.features(student, "test"):
         if a.ndim != b.ndim:  # a pooled feature against a map
@@ -106,13 +108,11 @@ def distance(matcher: Matcher, student: Network, matching: Matching) -> dict[str
 
     if "logits" in matcher.stored.features:
         array = StoredArray(array_path(matcher.store, recipe.teacher_checkpoint, "test", "logits"))
-        # In the order of the split, so that the store is read in ranges.
-        rows = torch.split(torch.arange(len(matcher.prepared.split("test"))), BATCH)
-        for index, ours in matcher.record(student, "test", rows, "logits"):
-            t = torch.from_numpy(array.range(0, int(index[0]), int(index[-1]) + 1)).to(device)
-            add("kl", prediction_kl(ours, t))
+        stored = StoredRanges(array, 0, device)
+        for start, stop, ours in matcher.passed(student, "test", "logits"):
+            add("kl", prediction_kl(ours, stored.take(start, stop)))
 
-    return {name: total / len(matcher.prepared.split("test")) for name, total in totals.items()}
+    return {name: float(total) / len(matcher.prepared.split("test")) for name, total in totals.items()}
 
 
 def between(students: Iterable[NDArray[Any]], counts: Tensor) -> list[dict[str, float]]:

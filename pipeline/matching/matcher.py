@@ -18,15 +18,18 @@ from torch import Tensor
 
 from pipeline import seeding
 from pipeline.artifacts.hashing import file_hash
+from pipeline.compute import batch_size
 from pipeline.compute.machine import Machine
 from pipeline.data.images import stream_images, views
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
+from pipeline.data.ranges import open_ranges
 from pipeline.data.views import PlainSpace
 from pipeline.errors import ParamsError, ShapeError
 from pipeline.features import contents
 from pipeline.features import manifest as manifests
 from pipeline.features.contents import Contents
+from pipeline.features.ranges import StoredRanges
 from pipeline.features.store import StoredArray, array_path
 from pipeline.matching.assignment import assign
 from pipeline.matching.consistency import pooled
@@ -39,7 +42,7 @@ from pipeline.networks.weights import load, state_digest
 from pipeline.params.matchings import LEARNED, Match
 from pipeline.progress import Advance
 
-BATCH = 250
+BATCH, GPU_BATCH = 250, 2048  # on a CPU, where sums must not change, and on a GPU at most
 LEARNING_RATE = 1e-3
 LEARNED_BATCH = 64
 Arrays = dict[str, NDArray[Any]]
@@ -123,11 +126,20 @@ class Matcher:
         """Give the two features of the plain images of a split, in their order, float32: (B, ...), (B, ...), labels."""
         recipe, array = self.block.recipe, self._array(split)
         labels = torch.from_numpy(np.array(self.prepared.split(split).labels)).to(self.machine.device)
-        rows = torch.split(torch.arange(len(labels)), BATCH)
-        for index, tap in self.record(student, split, rows, recipe.student_tap):
-            start, stop = int(index[0]), int(index[-1]) + 1
-            a = torch.from_numpy(array.range(0, start, stop)).to(self.machine.device)
-            yield a.float(), tap, labels[start:stop]
+        stored = StoredRanges(array, 0, self.machine.device)
+        for start, stop, tap in self.passed(student, split, recipe.student_tap):
+            yield stored.take(start, stop).float(), tap, labels[start:stop]
+
+    def passed(self, student: Network, split: str, tap: str) -> Iterator[tuple[int, int, Tensor]]:
+        """Give ranges [start, stop) of plain images in their order, and the student's tap of them, float32 (n, ...)."""
+        data, meta, device = self.prepared.split(split), self.prepared.meta, self.machine.device
+        size = batch_size.bounded(device, meta.channels * meta.size**2, BATCH, GPU_BATCH)
+        normalize, images = Normalize(meta.mean, meta.std, device), open_ranges(data, PlainSpace(), device)
+        for start in range(0, len(data), size):
+            stop = min(start + size, len(data))
+            with torch.no_grad(), self.machine.autocast():
+                x = student.record(normalize(images.take(0, start, stop)), (tap,))[tap]
+            yield start, stop, x.float()
 
     def record(
         self, student: Network, split: str, batches: Iterable[Tensor], tap: str

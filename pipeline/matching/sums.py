@@ -68,19 +68,23 @@ class Sums:
     def add(self, a: Tensor, b: Tensor, label: Tensor, pictured: int) -> None:
         """Add features (B, ...) of teacher and student, of samples with labels int64 (B,)."""
         flat_a, flat_b = pooled(a), pooled(b)
-        ranges = range_of(label, len(self.statistics), len(self.counts))
-        for number, statistics in enumerate(self.statistics):
-            chosen = ranges == number
-            statistics.add(flat_a[chosen], flat_b[chosen])
+        if len(self.statistics) == 1:
+            self.statistics[0].add(flat_a, flat_b)  # to pick out all of them would wait for a GPU
+        else:
+            ranges = range_of(label, len(self.statistics), len(self.counts))
+            for number, statistics in enumerate(self.statistics):
+                chosen = ranges == number
+                statistics.add(flat_a[chosen], flat_b[chosen])
 
         self.teacher.index_add_(0, label, flat_a)
         self.student.index_add_(0, label, flat_b)
-        self.counts += torch.bincount(label, minlength=len(self.counts))
+        # Unlike bincount it does not wait for a GPU; counts are exact in any order.
+        self.counts.index_add_(0, label, torch.ones_like(label, dtype=torch.float64))
 
         shown = label == pictured
         if a.ndim == b.ndim:  # a pooled feature has no picture
-            self.teacher_map += a[shown].sum(dim=0, dtype=torch.float64)
-            self.student_map += b[shown].sum(dim=0, dtype=torch.float64)
+            self.teacher_map += _sum_of(a, shown)
+            self.student_map += _sum_of(b, shown)
 
     def joined(self, learned: Sums) -> Sums:
         """Return these sums with those of a learned network's output."""
@@ -111,3 +115,12 @@ class Sums:
             # Its outputs stand at the student's places already, so Gamma is the trace.
             gammas["learned"] = float(np.trace(self.learned.matrices()[0]))
         return gammas
+
+
+def _sum_of(x: Tensor, chosen: Tensor) -> Tensor:
+    """Return the sum float64 (C, ...) of the samples of x (B, C, ...) that are chosen, bool (B,)."""
+    if x.device.type != "cuda":
+        return x[chosen].sum(dim=0, dtype=torch.float64)
+    # Zeros in place of the others: to pick out samples is to wait for their number.
+    mask = chosen.view(-1, *(1,) * (x.ndim - 1))
+    return torch.where(mask, x, 0.0).sum(dim=0, dtype=torch.float64)

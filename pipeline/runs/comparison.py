@@ -20,6 +20,7 @@ from pipeline.distillation.transform import TeacherTransform
 from pipeline.evaluation.distance import map_distance, prediction_kl
 from pipeline.evaluation.forward import PlainSplit
 from pipeline.features import contents
+from pipeline.features.ranges import StoredRanges
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher, as_float32
 from pipeline.networks.network import Network, Taps, probe
@@ -55,7 +56,7 @@ def compare(folder: Path, inputs: RunInputs, machine: Machine) -> dict[str, floa
     student = load(folder / "weights")[0].to(machine.device)
     compared = combination.compared(composition.methods)
 
-    fetches = _fetches(inputs, sources, None if compared is None else compared[1])
+    fetches = _fetches(inputs, sources, None if compared is None else compared[1], machine.device)
     if not fetches:
         return {}
     tap, feature = compared or ("", "")
@@ -64,8 +65,8 @@ def compare(folder: Path, inputs: RunInputs, machine: Machine) -> dict[str, floa
     prepared = Prepared.open(Path(inputs.data))
     normalize = Normalize(prepared.meta.mean, prepared.meta.std, machine.device)
     split = PlainSplit.of(prepared, "test", normalize, machine)
-    # Sums in float64, divided once: the last batch is smaller than the others.
-    totals: dict[str, float] = {}
+    # Sums in float64, divided and read once: the last batch is smaller than the others, and none waits for another.
+    totals: dict[str, Tensor] = {}
     start = 0
     for image in split.batches():
         label = split.labels[start : start + len(image)]
@@ -82,18 +83,20 @@ def compare(folder: Path, inputs: RunInputs, machine: Machine) -> dict[str, floa
                 taught = transform({feature: taught}, _batch(image, label, {feature: taught}))[feature]
             if taught.shape == ours[tap].shape:  # else a regressor stands between them
                 _add(totals, "teacher_l2", map_distance(ours[tap], taught))
-    return {name: total / start for name, total in totals.items()}
+    return {name: float(total) / start for name, total in totals.items()}
 
 
-def _fetches(inputs: RunInputs, sources: Sources, feature: str | None) -> dict[str, Fetch]:
+def _fetches(
+    inputs: RunInputs, sources: Sources, feature: str | None, device: torch.device
+) -> dict[str, Fetch]:
     """Return what gives the teacher's logits on test samples, and the feature if it is compared."""
-    wanted = {"logits": _fetch("logits", inputs, sources)}
+    wanted = {"logits": _fetch("logits", inputs, sources, device)}
     if feature is not None and feature in inputs.features:
-        wanted[feature] = _fetch(feature, inputs, sources)
+        wanted[feature] = _fetch(feature, inputs, sources, device)
     return {name: fetch for name, fetch in wanted.items() if fetch is not None}
 
 
-def _fetch(feature: str, inputs: RunInputs, sources: Sources) -> Fetch | None:
+def _fetch(feature: str, inputs: RunInputs, sources: Sources, device: torch.device) -> Fetch | None:
     """Return the function that gives a feature of the last teacher on test samples, or None."""
     if inputs.source == "online":
         teacher = sources.teachers.get("last")
@@ -104,7 +107,8 @@ def _fetch(feature: str, inputs: RunInputs, sources: Sources) -> Fetch | None:
         kept = manifest.features.get(feature)
         # Codes have no test split, not every store has the last checkpoint, and a new one may be of other weights.
         if kept and "last/test" in kept.digest and manifest.weights["last"] == inputs.teacher_weights:
-            return partial(_read, StoredArray(array_path(store, "last", "test", feature)))
+            array = StoredArray(array_path(store, "last", "test", feature))
+            return partial(_read, StoredRanges(array, 0, device))
     return None
 
 
@@ -112,8 +116,8 @@ def _run(teacher: Teacher, feature: str, start: int, image: Tensor, label: Tenso
     return teacher.features(image, [feature], label)[feature]
 
 
-def _read(array: StoredArray, start: int, image: Tensor, label: Tensor) -> Tensor:
-    return as_float32(torch.from_numpy(array.range(0, start, start + len(image))).to(image.device))
+def _read(stored: StoredRanges, start: int, image: Tensor, label: Tensor) -> Tensor:
+    return as_float32(stored.take(start, start + len(image)))
 
 
 def _transform(
@@ -142,8 +146,9 @@ def _transform(
     return transform.to(next(student.parameters()).device).eval()
 
 
-def _add(totals: dict[str, float], name: str, values: Tensor) -> None:
-    totals[name] = totals.get(name, 0.0) + float(values.double().sum())
+def _add(totals: dict[str, Tensor], name: str, values: Tensor) -> None:
+    total = values.double().sum()
+    totals[name] = totals[name] + total if name in totals else total
 
 
 def _batch(image: Tensor, label: Tensor, teacher: Taps) -> Batch:

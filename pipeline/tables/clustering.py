@@ -1,17 +1,17 @@
-"""K-means over rows that stream: k-means++ on a sample, then Lloyd's iterations over all rows.
+"""K-means over rows that stream, on a CPU: k-means++ on a sample, then Lloyd's iterations over all rows.
 
 scikit-learn is the engine: `kmeans_plusplus` chooses the first centers and `KMeans.predict` finds the nearest one,
 the fastest of what was measured (C = 64 and 256, K = 4096, two cores: 203,000 and 98,000 rows a second;
 `pairwise_distances_argmin` 116,000 and 44,000, torch's addmm and argmin 170,000 and 88,000). Its `fit` is not used:
 it holds all rows, and adds them up in float32 in each thread, so that its centers change with the number of
 threads. Here sums are float64 and in the order of the rows: bit for bit the same whatever the threads, the blocks of
-the store and the memory that is spent on holding rows.
+the store and the memory that is spent on holding rows. A GPU follows the same rules in `pipeline.tables.device.lloyd`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,24 @@ class Members:
     counts: Array
     sums: Array
     inertia: float
+
+
+class Words(NamedTuple):
+    """What one engine makes of the pixels of a map.
+
+    Attributes:
+        mean: of the pixels, which was taken away from them, float32 (C,).
+        clusters: in coordinates without it.
+        counts: pixels nearest to each center, int64 (K,).
+        quality: how well and how softly the clusters serve.
+        shown: the exemplars.
+    """
+
+    mean: Array
+    clusters: Clusters
+    counts: Array
+    quality: dict[str, float]
+    shown: dict[str, Array]
 
 
 class Nearest:
@@ -99,19 +117,10 @@ def start(points: Points, count: int, clusters: int, seed: int) -> Array:
     The sample has 8 rows a cluster, and 32,768 at least: all of them, where there are no more.
     """
     from sklearn.cluster import kmeans_plusplus
-    from sklearn.utils.random import sample_without_replacement
     from threadpoolctl import threadpool_limits
 
-    # Which rows are in the sample.
-    size = max(START_ROWS, START_ROWS_PER_CLUSTER * clusters)
-    chosen = np.arange(count)
-    if size < count:
-        # The method whose memory is that of the sample.
-        chosen = np.sort(
-            sample_without_replacement(count, size, method="reservoir_sampling", random_state=state(seed))
-        )
-
     # They are picked out as the blocks go by: no block is kept.
+    chosen = sampled(count, clusters, seed)
     rows, seen = [], 0
     for x, _, _ in points:
         first, last = np.searchsorted(chosen, (seen, seen + len(x)))
@@ -121,6 +130,20 @@ def start(points: Points, count: int, clusters: int, seed: int) -> Array:
     with threadpool_limits(1):  # the products' last bits depend on the threads; one is as fast
         centers, _ = kmeans_plusplus(np.concatenate(rows), clusters, random_state=state(seed))
     return np.asarray(centers, np.float32)
+
+
+def sampled(count: int, clusters: int, seed: int) -> Array:
+    """Draw which of `count` rows k-means++ chooses from, int64 (n,), ascending."""
+    size = max(START_ROWS, START_ROWS_PER_CLUSTER * clusters)
+    if size >= count:
+        return np.arange(count)
+
+    from sklearn.utils.random import sample_without_replacement
+
+    # The method whose memory is that of the sample.
+    return np.sort(
+        sample_without_replacement(count, size, method="reservoir_sampling", random_state=state(seed))
+    )
 
 
 def state(seed: int) -> int:

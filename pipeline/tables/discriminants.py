@@ -9,6 +9,7 @@ tests' oracle and has no place here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,13 +93,16 @@ class Discriminants:
         return int((self.priors > 0).sum())
 
 
-def fit(pixels: Pixels, components: int, num_classes: int) -> Discriminants:
+def fit(
+    pixels: Pixels, components: int, num_classes: int, seen: Callable[[str], Scatter] | None = None
+) -> Discriminants:
     """Find the directions that tell classes apart best, in one pass.
 
     Args:
         pixels: of all images, C channels each.
         components: D, how many directions are kept.
         num_classes: K.
+        seen: goes through the pixels on a device, under a title for its progress; None is done here.
 
     Raises:
         ParamsError: there are fewer directions than components, or the feature is no map of floats.
@@ -108,13 +112,8 @@ def fit(pixels: Pixels, components: int, num_classes: int) -> Discriminants:
     most = min(num_classes - 1, pixels.channels)
     _require(components, most, f"{num_classes} classes and {pixels.channels} channels", pixels.feature)
 
-    scatter = Scatter.empty(num_classes, pixels.channels)
-    with progress.bar(f"LDA of {pixels.feature}", len(pixels)) as advance:
-        for x, label, _ in pixels:
-            for first in range(0, len(x), ROWS):
-                scatter.add(x[first : first + ROWS], label[first : first + ROWS])
-            advance(len(x))
-
+    title = f"LDA of {pixels.feature}"
+    scatter = _scatter(pixels, num_classes, title) if seen is None else seen(title)
     scalings, variance, dropped = directions(scatter)
     some, independent = int((scatter.counts > 0).sum()), pixels.channels - dropped
     why = f"{some} classes with pixels, of {independent} independent channels,"
@@ -130,6 +129,16 @@ def fit(pixels: Pixels, components: int, num_classes: int) -> Discriminants:
         rank=len(variance),
         dropped=dropped,
     )
+
+
+def _scatter(pixels: Pixels, num_classes: int, title: str) -> Scatter:
+    scatter = Scatter.empty(num_classes, pixels.channels)
+    with progress.bar(title, len(pixels)) as advance:
+        for x, label, _ in pixels:
+            for first in range(0, len(x), ROWS):
+                scatter.add(x[first : first + ROWS], label[first : first + ROWS])
+            advance(len(x))
+    return scatter
 
 
 def directions(scatter: Scatter) -> tuple[Array, Array, int]:

@@ -44,25 +44,52 @@ def exemplars(
         `gallery`, the groups, and int64 (G, 9) `nearest_sample`, `nearest_row` and `nearest_column`: the best
         first, of equal ones that of the first image; -1 where there are fewer images.
     """
-    best = [(np.zeros(0), np.zeros(0, np.int64)) for _ in groups]
+    gallery = Gallery(groups, height, width)
     for block in points:
-        scores = score(block)
-        for group, (score_before, index_before) in enumerate(best):
+        gallery.add(score(block), np.broadcast_to(block.pixel[:, None], (len(block.pixel), len(groups))))
+    return gallery.arrays()
+
+
+class Gallery:
+    """The best pixels of distinct images so far, group by group.
+
+    Args:
+        groups: those to show, int64 (G,).
+        height: rows of the map.
+        width: columns of the map.
+    """
+
+    def __init__(self, groups: Array, height: int, width: int) -> None:
+        self._groups, self._height, self._width = groups, height, width
+        self._best = [(np.zeros(0), np.zeros(0, np.int64)) for _ in groups]
+
+    def add(self, scores: Array, pixel: Array) -> None:
+        """Let pixels compete.
+
+        Args:
+            scores: of each pixel in each group, (n, G); -inf excludes it.
+            pixel: their numbers, those of each group in its column, int64 (n, G).
+        """
+        for group, (score_before, index_before) in enumerate(self._best):
             # Once nine are known, few pixels can still beat the last of them: only these are sorted.
             floor = score_before[-1] if len(score_before) == EXEMPLARS else -np.inf
             able = scores[:, group] > floor
             values = np.concatenate([score_before, scores[able, group]])
-            index = np.concatenate([index_before, block.pixel[able]])
-            best[group] = _distinct(values, index, height * width)
+            index = np.concatenate([index_before, pixel[able, group]])
+            self._best[group] = _distinct(values, index, self._height * self._width)
 
-    pixel = np.full((len(groups), EXEMPLARS), -1, np.int64)
-    for group, (_, index) in enumerate(best):
-        pixel[group, : len(index)] = index
+    def arrays(self) -> dict[str, Array]:
+        """Return the arrays of `exemplars`."""
+        pixel = np.full((len(self._groups), EXEMPLARS), -1, np.int64)
+        for group, (_, index) in enumerate(self._best):
+            pixel[group, : len(index)] = index
 
-    sample, rest = np.divmod(pixel, height * width)
-    row, column = np.divmod(rest, width)
-    places = {"nearest_sample": sample, "nearest_row": row, "nearest_column": column}
-    return {"gallery": groups} | {name: np.where(pixel < 0, -1, array) for name, array in places.items()}
+        sample, rest = np.divmod(pixel, self._height * self._width)
+        row, column = np.divmod(rest, self._width)
+        places = {"nearest_sample": sample, "nearest_row": row, "nearest_column": column}
+        return {"gallery": self._groups} | {
+            name: np.where(pixel < 0, -1, array) for name, array in places.items()
+        }
 
 
 def _distinct(scores: Array, index: Array, area: int) -> tuple[Array, Array]:

@@ -124,19 +124,30 @@ class Pixels:
             yield Block(x.astype(np.float32, copy=False), np.repeat(label, area), pixel)
 
     def _check(self, x: Array, sample: Array) -> None:
-        if x.dtype.kind != "f":
-            raise ParamsError(
-                f"Feature '{self.feature}' holds {x.dtype.name}; a table is fitted to a map of floats. Choose another "
-                "'feature' in the table's settings in params.yaml, then: dvc repro"
-            )
+        self.require_floats(x.dtype)
         finite = np.isfinite(x).all(axis=1)
         if not finite.all():
             # From the row back to its image, which has H * W of them.
-            first = sample[int(finite.argmin()) // (len(x) // len(sample))]
-            raise DivergedError(
-                f"Feature '{self.feature}' of sample {first} is not finite. If it overflows float16, set its dtype to "
-                "float32 in teachers.*.features in params.yaml; else train the teacher again; then: dvc repro"
+            raise self.not_finite(int(sample[int(finite.argmin()) // (len(x) // len(sample))]))
+
+    def require_floats(self, dtype: np.dtype[Any]) -> None:
+        """Check that the map holds floats.
+
+        Raises:
+            ParamsError: it does not.
+        """
+        if dtype.kind != "f":
+            raise ParamsError(
+                f"Feature '{self.feature}' holds {dtype.name}; a table is fitted to a map of floats. Choose another "
+                "'feature' in the table's settings in params.yaml, then: dvc repro"
             )
+
+    def not_finite(self, sample: int) -> DivergedError:
+        """Return the error of a sample whose map is not finite."""
+        return DivergedError(
+            f"Feature '{self.feature}' of sample {sample} is not finite. If it overflows float16, set its dtype to "
+            "float32 in teachers.*.features in params.yaml; else train the teacher again; then: dvc repro"
+        )
 
 
 def blocked(blocks: Iterable[Block], width: int) -> Iterator[Block]:

@@ -17,31 +17,31 @@ ROWS = 256
 
 @dataclass
 class Softness:
-    """Means over pixels, added up block by block.
+    """Means over pixels, added up block by block, where their logits are: nothing waits for a GPU.
 
     Attributes:
         pixels: number of pixels so far.
-        probability: sum of their largest probabilities.
-        entropy: sum of their entropies, in nats.
+        probability: sum of their largest probabilities, float64 ().
+        entropy: sum of their entropies, in nats, float64 ().
     """
 
     pixels: int = 0
-    probability: float = 0.0
-    entropy: float = 0.0
+    probability: Tensor | float = 0.0
+    entropy: Tensor | float = 0.0
 
     def add(self, logits: Tensor) -> None:
         """Add pixels whose p_T is the softmax of `logits` (n, K)."""
         log = logits.log_softmax(dim=1)
         p = log.exp()
         self.pixels += len(p)
-        self.probability += float(p.amax(dim=1).double().sum())
-        self.entropy -= float((p * log).sum(dim=1).double().sum())
+        self.probability = self.probability + p.amax(dim=1).double().sum()
+        self.entropy = self.entropy - (p * log).sum(dim=1).double().sum()
 
     def quality(self) -> dict[str, float]:
         """Return both means."""
         return {
-            "mean_max_probability": self.probability / self.pixels,
-            "mean_entropy": self.entropy / self.pixels,
+            "mean_max_probability": float(self.probability) / self.pixels,
+            "mean_entropy": float(self.entropy) / self.pixels,
         }
 
 

@@ -57,9 +57,12 @@ class FitContext:
 
     Attributes:
         num_classes: number of classes.
+        device: name of the device on which torch computes the fit, or None for numpy and scikit-learn on the CPU;
+            a fit may leave it unused. Both compute the same but for rounding.
     """
 
     num_classes: int
+    device: str | None = None
 
 
 @dataclass(frozen=True)

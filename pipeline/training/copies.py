@@ -37,7 +37,7 @@ def train(
     store: Path,
     job: Job,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     resident_bytes: int = RESIDENT_BYTES,
 ) -> Manifest:
     """Train a copy of a teacher from its store, and store the copy's logits.
@@ -48,7 +48,8 @@ def train(
         weights: the teacher's folder of weights; of them only what network it is is read.
         store: the teacher's store.
         job: where it runs; what an interrupted run of the same identity has left there is used.
-        batch_size: samples of one forward pass when the logits are stored.
+        batch_size: samples of one forward pass when the logits are stored; None is what the device and the data
+            call for.
         resident_bytes: largest stored array that is kept on the device.
 
     Returns:

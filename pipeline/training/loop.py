@@ -278,7 +278,9 @@ def _together(trainings: Sequence[Training]) -> list[Outcome]:
             suited = threads.suited(training.networks(), training.plain_image, training.batches.batch_size)
             stack.enter_context(suited)
 
-        captured = Captured(device) if trainings[0].captured else None
+        networks = [network for training in trainings for network in training.networks()]
+        compiled = any(network.compiled for network in networks)
+        captured = Captured(device, watched=not compiled) if trainings[0].captured else None
         running = {
             number: training.epochs(history)
             for number, (training, history) in enumerate(zip(trainings, histories, strict=True))

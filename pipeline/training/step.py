@@ -174,10 +174,11 @@ class Captured:
 
     Args:
         device: the GPU.
+        watched: watch a step before the capture; what torch.compile has made cannot be watched.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, *, watched: bool = True) -> None:
+        self.device, self.watched = device, watched
         self._key: Hashable = None
         self._taken = 0
         self._graph: graphs.Graph | None = None
@@ -203,8 +204,8 @@ class Captured:
         _all(self._tied, number)
 
     def _warm_up(self, steps: Sequence[Step], number: int) -> None:
-        if self._taken == 1:  # the first one makes what lasts, and may read what it likes
-            self._tied = [step for step in steps if not self._watched(step, number)]
+        if self.watched and self._taken == 1:  # the first one makes what lasts, and may read what it likes
+            self._tied = [step for step in steps if not self._free(step, number)]
         else:
             _all(steps, number)
         self._taken += 1
@@ -217,7 +218,7 @@ class Captured:
                 for step in free:
                     _say(step, " ".join(str(error).split())[:200])
 
-    def _watched(self, step: Step, number: int) -> bool:
+    def _free(self, step: Step, number: int) -> bool:
         """Take a step, and say whether it can be captured."""
         watch = graphs.Watch(self.device)
         with watch:

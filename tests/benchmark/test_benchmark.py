@@ -51,7 +51,8 @@ TINY = replace(
     epochs=1,
     compared_pair=("resnet.resnet8", "resnet.resnet8x0.25"),
 )
-IN_PROCESS = ("cached_step", "self_learning", "extract", "matching", "read", "input_pipeline", "options")
+IN_PROCESS = ("cached_step", "self_learning", "extract", "matching", "read", "input_pipeline", "options",
+              "fits_gpu")  # fmt: skip
 
 
 @pytest.fixture

@@ -20,16 +20,22 @@ from torch.utils._pytree import tree_leaves
 from training_fixtures import RECIPE, Assembled, FixedSource, assemble_all, frozen_teacher, views_of
 
 from pipeline import plugin
+from pipeline.compute.distributed import ALONE
 from pipeline.compute.machine import Machine
+from pipeline.data.images import ResidentImages
+from pipeline.data.normalize import Normalize
+from pipeline.data.views import view_space
 from pipeline.distillation.epoch_values import Gathered
 from pipeline.distillation.method import Batch, Needs
 from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.matching.matching import Matching
 from pipeline.params.recipe import Epoch, Phase
-from pipeline.training.batches import Views
+from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, ViewParams
+from pipeline.training.batches import Batches, Feed, Views
 from pipeline.training.distill import Distillation
-from pipeline.training.step import Clock
+from pipeline.training.optimizer import sgd
+from pipeline.training.step import Clock, Step
 
 META = torch.device("meta")
 FINAL, INNER = "final", "stage3_block1"
@@ -185,6 +191,42 @@ def test_a_step_that_reads_a_value_is_listed_as_long_as_it_does(name: str) -> No
     # torch's own refusal: of `.item()` the first, of an operation whose shape depends on values the second.
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         step(objective, batch, Phase("main", RECIPE))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        CropFlip(space="crop_flip", padding=1),
+        CropFlip(space="crop_flip", padding=1, fill="reflect", flip=False),
+        RandomResizedCrop(space="random_resized_crop"),
+        Plain(space="plain"),
+    ],
+    ids=lambda params: params.space,
+)
+def test_a_whole_step_of_the_loop_keeps_to_its_device(params: ViewParams) -> None:
+    """Its views, its loss and its backward pass; the update of the weights is one kernel of torch."""
+    _, objective, batch = build()
+    objective.start(Epoch("main", 0, 1))
+    with torch.no_grad():
+        objective(views_of(batch), {}, Clock.on(torch.device("cpu")))
+    objective.to(META)
+    objective.source = FixedSource({name: x.to(META) for name, x in batch.teacher.items()})
+
+    images = ResidentImages(torch.zeros(18, 1, 8, 8, dtype=torch.uint8, device=META), view_space(params))
+    labels = torch.zeros(18, dtype=torch.int64, device=META)
+    batches = Batches(images, labels, 0, Normalize((0.5,), (0.5,), META), 0, len(batch.label))
+    optimizer = sgd(list(objective.student.parameters()), RECIPE)
+    taken = Step("meta", objective, Feed(batches), optimizer, ALONE)
+    # The first slot's views are known: to find those of another one reads values, once an epoch.
+    taken.start(Epoch("main", 0, 1), 0)
+    optimizer.step = lambda: None  # type: ignore[method-assign]
+    for number in range(2):
+        taken.advance(number)
+        with KeepsToItsDevice():
+            taken(number)
+    assert taken.names == ["ce", "kd", "loss"]
+    assert taken.rows.shape == (3, 3)
+    assert all(x.grad is not None and x.grad.is_meta for x in objective.student.parameters())
 
 
 def test_a_tensor_from_the_cpu_is_refused() -> None:

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from pipeline import seeding
 from pipeline.errors import ParamsError
 from pipeline.tables import clustering, pixels
+from pipeline.tables import subclasses as engine
 from pipeline.tables.fits import lda, subclasses
 from pipeline.tables.table import FitContext, Fitted
 
@@ -177,7 +178,7 @@ def test_the_space_is_that_of_the_table_lda(components: int) -> None:
 
     pixel = pixels.Pixels.of(stream, "stage3").map(project, components)
     for c in range(10):
-        mine = [subclasses._of(block, c) for block in pixel]
+        mine = [engine.of_class(block, c) for block in pixel]
         rows = list(pixels.blocked(mine, components))
         first = clustering.start(rows, sum(len(b.x) for b in rows), 3, seeding.derive(5, "subclasses", c))
         found = clustering.lloyd(rows, first, 20)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from feature_fixtures import Small, attention, pooled, run_stage, small_store
 from numpy.typing import NDArray
 
 from pipeline import plugin
+from pipeline.compute import precision as precisions
+from pipeline.compute.machine import Machine
 from pipeline.data.normalize import Normalize
 from pipeline.errors import (
     DamagedArtifactError,
@@ -31,7 +35,7 @@ from pipeline.features.store import StoredArray
 from pipeline.tables import table
 from pipeline.tables.fits import moments
 from pipeline.tables.table import FitContext, Fitted
-from stages import fit_table
+from stages import command, fit_table
 
 Array = NDArray[Any]
 
@@ -305,10 +309,11 @@ def fit_arguments(
 
 
 def test_the_stage_fits_the_plain_training_samples(
-    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     """To 1e-10 of numpy on what the store holds."""
-    assert run_stage(monkeypatch, fit_table.main, *fit_arguments(small, tmp_path, "stage3")) == 0
+    arguments = [*fit_arguments(small, tmp_path, "stage3"), "--device", device]
+    assert run_stage(monkeypatch, fit_table.main, *arguments) == 0
     arrays, origin = table.load(tmp_path / "tables" / "center.npz", HINT)
     plain = StoredArray(store.array_path(small.path, "last", "train", "stage3")).all()[0].astype(np.float64)
     channels = np.moveaxis(plain, 1, 0).reshape(plain.shape[1], -1)
@@ -319,6 +324,50 @@ def test_the_stage_fits_the_plain_training_samples(
     assert origin["digest"] == small.manifest.features["stage3"].digest["last/train"]
     assert json.loads((tmp_path / "center.json").read_text())["channels"] == plain.shape[1]
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["center.npz"]
+
+
+def test_a_device_that_cannot_be_used_costs_no_table(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = fit_arguments(small, tmp_path, "stage3")
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "center.npz").write_text("kept")
+    assert run_stage(monkeypatch, fit_table.main, *arguments, "--device", "abacus") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --device 'abacus' cannot be used")
+    assert (tmp_path / "tables" / "center.npz").read_text() == "kept"
+
+
+def test_a_cpu_fits_by_its_own_engine_and_needs_no_torch(small: Small, tmp_path: Path) -> None:
+    """In a process of its own: here torch is imported already."""
+    arguments = [*map(str, fit_arguments(small, tmp_path, "stage3")), "--device", "cpu"]
+    code = (
+        "import sys; from stages import command, fit_table; from pipeline.tables.fits import moments\n"
+        "moments._on_device = None\n"
+        f"sys.argv = ['fit_table', *{arguments!r}]\n"
+        "try: command.run(fit_table.main)\n"
+        "finally: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[-1]) == (0, "False"), done.stderr
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_auto_asks_torch_only_where_there_may_be_a_gpu(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines: list[str] = []
+
+    def machine(name: str) -> Machine:
+        machines.append(name)
+        return Machine(torch.device("cuda", 1))
+
+    monkeypatch.setattr("pipeline.compute.machine.machine", machine)
+    monkeypatch.setattr(command, "may_have_gpu", lambda: gpu)
+    with precisions.using("tf32"):
+        with command.fitting("auto") as device:
+            assert device == ("cuda:1" if gpu else None)
+            assert torch.backends.cuda.matmul.allow_tf32 != gpu  # products are IEEE float32
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert machines == ["auto"] * gpu
 
 
 def test_the_stage_refuses_a_feature_that_is_not_stored(

@@ -49,29 +49,14 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         ParamsError: the feature is no map of floats.
         DivergedError: it holds values that are not finite.
     """
-    import torch
-
     pixels = Pixels.of(stream, config.feature)
-    counts, softness = np.zeros(pixels.channels, np.int64), Softness()
-    with progress.bar(f"kernels of {config.feature}", len(pixels)) as advance:
-        for x, _, _ in pixels:
-            counts += np.bincount(x.argmax(axis=1), minlength=pixels.channels)
-            for piece in pieces(x):
-                softness.add(config.scale * piece)
-            advance(len(x))
+    if context.device is None:
+        counts, softness, shown = _on_cpu(pixels, config.scale)
+    else:
+        from pipeline.tables.device.kernels import kernels
 
-    groups = exemplars.chosen(counts)
+        counts, softness, shown = kernels(pixels, config.scale, context.device)
 
-    def score(block: Block) -> Array:
-        # The softmax is over all kernels; only then are the shown ones taken, (n, G).
-        log = [
-            (config.scale * piece).log_softmax(dim=1)[:, torch.from_numpy(groups)]
-            for piece in pieces(block.x)
-        ]
-        scores: Array = torch.cat(log).numpy()
-        return scores
-
-    shown = exemplars.exemplars(pixels, groups, score, *stream.shape[2:])
     arrays: dict[str, Array] = {"scale": np.array(config.scale, np.float32), "counts": counts}
     quality = {
         "kernels": float(pixels.channels),
@@ -80,3 +65,25 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         **softness.quality(),
     }
     return Fitted(arrays | shown, quality)
+
+
+def _on_cpu(pixels: Pixels, scale: float) -> tuple[Array, Softness, dict[str, Array]]:
+    import torch
+
+    counts, softness = np.zeros(pixels.channels, np.int64), Softness()
+    with progress.bar(f"kernels of {pixels.feature}", len(pixels)) as advance:
+        for x, _, _ in pixels:
+            counts += np.bincount(x.argmax(axis=1), minlength=pixels.channels)
+            for piece in pieces(x):
+                softness.add(scale * piece)
+            advance(len(x))
+
+    groups, (height, width) = exemplars.chosen(counts), pixels.stream.shape[2:]
+
+    def score(block: Block) -> Array:
+        # The softmax is over all kernels; only then are the shown ones taken, (n, G).
+        log = [(scale * piece).log_softmax(dim=1)[:, torch.from_numpy(groups)] for piece in pieces(block.x)]
+        scores: Array = torch.cat(log).numpy()
+        return scores
+
+    return counts, softness, exemplars.exemplars(pixels, groups, score, height, width)

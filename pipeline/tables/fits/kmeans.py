@@ -17,6 +17,7 @@ from pydantic import Field
 from pipeline import progress, seeding
 from pipeline.errors import ParamsError
 from pipeline.tables import clustering, exemplars
+from pipeline.tables.clustering import Words
 from pipeline.tables.pixels import Block, Pixels, Points, in_memory
 from pipeline.tables.softness import Softness, pieces
 from pipeline.tables.table import FitContext, Fitted, Stream, TableConfig
@@ -70,18 +71,19 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
             "the table's settings in params.yaml, then: dvc repro"
         )
 
-    mean = _mean(pixels)  # taken away, because the rounding of distances grows with x
-    points = in_memory(pixels.map(lambda x: x - mean, pixels.channels), count, pixels.channels)
-    clusters = clustering.fit(
-        points, count, config.clusters, config.iterations, config.seed, f"k-means of {config.feature}"
-    )
+    if context.device is None:
+        words = _on_cpu(pixels, config)
+    else:
+        from pipeline.tables.device import words as device
 
-    counts, quality = _quality(points, count, clusters.centers, config.temperature)
-    groups = exemplars.chosen(counts)
-    shown = exemplars.exemplars(points, groups, _nearness(clusters.centers[groups]), *stream.shape[2:])
+        words = device.words(
+            pixels, config.clusters, config.iterations, config.seed, config.temperature, context.device
+        )
+
+    counts, clusters = words.counts, words.clusters
     arrays = {
         # In the feature's own coordinates, where encodings and methods compare.
-        "centers": (clusters.centers + mean).astype(np.float32),
+        "centers": (clusters.centers + words.mean).astype(np.float32),
         "counts": counts,
         "temperature": np.array(config.temperature, np.float32),
     }
@@ -96,7 +98,21 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         "smallest_share": float(counts.min() / count),
         "iterations": float(clusters.iterations),
     }
-    return Fitted(arrays | shown, sizes | quality)
+    return Fitted(arrays | words.shown, sizes | words.quality)
+
+
+def _on_cpu(pixels: Pixels, config: Config) -> Words:
+    count = len(pixels)
+    mean = _mean(pixels)  # taken away, because the rounding of distances grows with x
+    points = in_memory(pixels.map(lambda x: x - mean, pixels.channels), count, pixels.channels)
+    clusters = clustering.fit(
+        points, count, config.clusters, config.iterations, config.seed, f"k-means of {config.feature}"
+    )
+
+    counts, quality = _quality(points, count, clusters.centers, config.temperature)
+    groups, (height, width) = exemplars.chosen(counts), pixels.stream.shape[2:]
+    shown = exemplars.exemplars(points, groups, _nearness(clusters.centers[groups]), height, width)
+    return Words(mean, clusters, counts, quality, shown)
 
 
 def _sampled(pixels: Pixels, config: Config) -> Pixels:

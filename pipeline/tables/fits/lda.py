@@ -6,10 +6,13 @@ looking at it.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from pydantic import Field
 
 from pipeline.tables import discriminants
+from pipeline.tables.discriminants import Discriminants
 from pipeline.tables.pixels import Pixels
 from pipeline.tables.table import Array, FitContext, Fitted, Stream, TableConfig
 
@@ -42,7 +45,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         DivergedError: it holds values that are not finite.
     """
     pixels = Pixels.of(stream, config.feature)
-    space = discriminants.fit(pixels, config.components, context.num_classes)
+    space = _space(pixels, config, context)
     arrays = {
         "mean": space.mean,
         "scalings": space.scalings,
@@ -61,3 +64,17 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         "dropped_directions": float(space.dropped),
     }
     return Fitted(arrays, quality)
+
+
+def _space(pixels: Pixels, config: Config, context: FitContext) -> Discriminants:
+    if context.device is None:
+        return discriminants.fit(pixels, config.components, context.num_classes)
+    import torch
+
+    from pipeline.tables.device.rows import DeviceRows
+    from pipeline.tables.device.scatter import scatter
+
+    # They are gone through once, so none needs to stay.
+    rows = DeviceRows.of(pixels, torch.device(context.device), budget=0)
+    seen = partial(scatter, rows, context.num_classes)
+    return discriminants.fit(pixels, config.components, context.num_classes, seen)

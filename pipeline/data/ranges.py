@@ -1,0 +1,137 @@
+"""Views of ranges of samples, slot after slot: what a pass over a whole split asks for.
+
+On a GPU nothing here waits for it. Images that fit lie there, and the view ids of a slot are computed at once, on a
+stream of their own: the walk of the permutation looks at its values. Images that do not fit are read ahead by a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.data.file_index import FileIndex
+from pipeline.data.images import DecodedImages, Forward, Images, MappedImages
+from pipeline.data.prepared import Split
+from pipeline.data.views import ViewSpace, view_ids
+
+SHARE = 4  # images may take so many times less than what is free on a GPU
+BLOCK_BYTES = 64 << 20  # of images that are copied at a time
+
+
+class Ranges(Protocol):
+    """Gives views of ranges of samples."""
+
+    def take(self, slot: int, start: int, stop: int) -> Tensor:
+        """Return the views uint8 (n, C, H, W) of samples [start, stop) in `slot`, on the device."""
+        ...
+
+
+class ResidentRanges:
+    """All images are on the device.
+
+    Args:
+        images: uint8 (N, C, H, W), on the device.
+        space: the views.
+    """
+
+    def __init__(self, images: Tensor, space: ViewSpace) -> None:
+        self.images, self.space = images, space
+        self._rows = torch.arange(len(images), device=images.device)
+        self._slot, self._ids = -1, self._rows
+        self._aside: torch.cuda.Stream | None = None
+        if images.is_cuda:
+            self._aside = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self._aside.wait_stream(torch.cuda.current_stream(images.device))  # for the rows
+
+    def take(self, slot: int, start: int, stop: int) -> Tensor:
+        """Cut views out of the images; see `Ranges.take`."""
+        if slot != self._slot:
+            self._ids, self._slot = self._of(slot), slot
+        return self.space.apply(self.images[start:stop], self._ids[start:stop], self._rows[start:stop])
+
+    def _of(self, slot: int) -> Tensor:
+        """Return the view ids int64 (N,) of a slot."""
+        if self._aside is None:
+            return view_ids(self.space, slot, self._rows)
+        with torch.cuda.stream(self._aside):
+            ids = view_ids(self.space, slot, self._rows)
+
+        current = torch.cuda.current_stream(self.images.device)
+        current.wait_stream(self._aside)
+        ids.record_stream(current)  # its memory is the other stream's
+        return ids
+
+
+class ReadAheadImages:
+    """Images are read from the disk by a thread, into page-locked memory, while a GPU computes.
+
+    Args:
+        images: uint8 (N, C, H, W), mapped.
+        space: the views.
+        device: where the views go.
+    """
+
+    ahead = 3
+
+    def __init__(self, images: NDArray[np.uint8], space: ViewSpace, device: torch.device) -> None:
+        self.images, self.space, self.device = images, space, device
+        self._thread = ThreadPoolExecutor(1, "images")
+
+    def begin(self, slot: int, index: Tensor) -> Callable[[], Tensor]:
+        """Start to read; see `Images.begin`."""
+        reading = self._thread.submit(self._read, slot, index)
+
+        def finish() -> Tensor:
+            image, view, rows = (x.to(self.device, non_blocking=True) for x in reading.result())
+            return self.space.apply(image, view, rows)
+
+        return finish
+
+    def _read(self, slot: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return images uint8 (B, C, H, W), view ids int64 (B,) and sample indices int64 (B,), page-locked on a GPU."""
+        pinned = self.device.type == "cuda"
+        shape = (len(index), *self.images.shape[1:])
+        image = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        np.take(
+            self.images, index.numpy(), axis=0, out=image.numpy(), mode="clip"
+        )  # unbuffered; all are in range
+
+        view = view_ids(self.space, slot, index)
+        return (image, view.pin_memory(), index.pin_memory()) if pinned else (image, view, index)
+
+
+def open_ranges(split: Split, space: ViewSpace, device: torch.device) -> Ranges:
+    """Open a split for passes over ranges; memory of the CPU does not depend on the number of samples."""
+    images = split.images
+    if device.type == "cuda" and not isinstance(images, FileIndex) and _fits(images.nbytes, device):
+        return ResidentRanges(copied(images, device), space)
+    return Forward(open_rows(split, space, device), len(split))
+
+
+def open_rows(split: Split, space: ViewSpace, device: torch.device) -> Images:
+    """Open a split for few samples, or for many that do not fit on the device."""
+    if isinstance(split.images, FileIndex):
+        return DecodedImages(split.images, space, device)
+    kind = MappedImages if device.type == "cpu" else ReadAheadImages
+    return kind(split.images, space, device)
+
+
+def copied(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Copy mapped images uint8 (N, C, H, W) to a device, block by block."""
+    out = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    size = max(1, BLOCK_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(images), size):
+        # A copy: torch cannot hold a read-only map.
+        out[start : start + size] = torch.from_numpy(np.array(images[start : start + size])).to(device)
+    return out
+
+
+def _fits(size: int, device: torch.device) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    return size <= free // SHARE
