@@ -49,9 +49,9 @@ class PlainSplit:
 
     def batches(self, rows: Tensor | None = None) -> Iterator[Tensor]:
         """Give normalized images (B, C, H, W) of the samples `rows` int64 (n,), or of all, in their order."""
-        rows = torch.arange(len(self.labels)) if rows is None else rows
-        if isinstance(self.images, ResidentImages):
-            rows = rows.to(self.labels.device)  # once: a copy for each batch would make the CPU wait
+        # Once for all batches: a copy for each would make the CPU wait for a GPU.
+        place = self.labels.device if isinstance(self.images, ResidentImages) else torch.device("cpu")
+        rows = torch.arange(len(self.labels), device=place) if rows is None else rows.to(place)
         for _, image in views(self.images, 0, torch.split(rows, self.batch_size)):
             yield self.normalize(image)
 

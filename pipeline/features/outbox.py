@@ -17,8 +17,8 @@ from pipeline.compute.offload import Offload
 Array = NDArray[Any]
 Write = Callable[[int, int, Mapping[str, Array]], None]  # slot, first sample, values by feature
 
-DEPTH = 3  # one batch is computed, one is copied, one is written
-SHARDS = 4  # that are hashed and written at a time, each in memory of its own
+DEPTH = 3  # of a GPU: one batch is computed, one is copied, one is written
+SHARDS = 4  # of a GPU that are hashed and written at a time, each in memory of its own
 
 
 class Outbox:
@@ -33,23 +33,26 @@ class Outbox:
     Args:
         device: where the values are.
         write: writes a batch; it is called by one thread, in the order of the batches, and keeps none of the values.
-        depth: number of batches under way, so memory is bounded; a further one waits for the oldest.
+        depth: number of batches under way, so memory is bounded; a further one waits for the oldest. None is what the
+            device calls for.
         threads: that write shards; None is what the device calls for.
     """
 
     def __init__(
-        self, device: torch.device, write: Write, depth: int = DEPTH, threads: int | None = None
+        self, device: torch.device, write: Write, depth: int | None = None, threads: int | None = None
     ) -> None:
-        self.write, self.depth = write, depth
-        self._offload = Offload(device, depth)
+        on_cpu = device.type == "cpu"
+        self.write = write
+        self.depth = (1 if on_cpu else DEPTH) if depth is None else depth
+        self.threads = (0 if on_cpu else SHARDS) if threads is None else threads
+        self._offload = Offload(device, self.depth)
         self._waiting: deque[Future[None]] = deque()  # batches
         self._finishing: deque[Future[None]] = deque()  # shards
-        self._threads = (0 if device.type == "cpu" else SHARDS) if threads is None else threads
         self._failed = False
 
     def __enter__(self) -> Self:
         self._thread = ThreadPoolExecutor(1, "batches")
-        self._pool = ThreadPoolExecutor(max(1, self._threads), "shards")
+        self._pool = ThreadPoolExecutor(max(1, self.threads), "shards")
         return self
 
     def __exit__(
@@ -70,10 +73,10 @@ class Outbox:
 
     def later(self, work: Callable[[], None]) -> None:
         """Write a full shard, by `work`; it is called by `write`."""
-        if not self._threads:
+        if not self.threads:
             work()
             return
-        if len(self._finishing) == self._threads:
+        if len(self._finishing) == self.threads:
             self._finishing.popleft().result()
         self._finishing.append(self._pool.submit(work))
 

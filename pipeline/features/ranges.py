@@ -35,5 +35,7 @@ class StoredRanges:
         self._ahead = {}
         if stop < following[1]:
             self._ahead = {following: self.array.begin_range(self.slot, *following)}
-        # Page-locked, so that the copy does not wait for what the GPU is doing.
-        return torch.from_numpy(self.array.finish(reading)).pin_memory().to(self.device, non_blocking=True)
+        values = torch.from_numpy(self.array.finish(reading))
+        if self.device.type == "cuda":
+            values = values.pin_memory()  # else the copy would wait for what the GPU is doing
+        return values.to(self.device, non_blocking=True)

@@ -461,6 +461,37 @@ def test_values_that_a_dtype_cannot_hold_are_reported_and_nothing_is_published(
 
 
 @pytest.mark.cpu
+@pytest.mark.parametrize(("given", "samples"), [(None, 256), ("auto", 256), ("30", 30)])
+def test_the_batch_is_a_number_or_is_left_to_the_machine(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, given: str | None, samples: int
+) -> None:
+    """As an option and as a variable, which is how it reaches a stage through DVC."""
+    seen: list[int] = []
+    run = extract.Extraction.func.run  # type: ignore[attr-defined]  # many_shards has made it a partial
+
+    def noted(self: Any, *rest: Any) -> Any:
+        seen.append(self.samples)
+        return run(self, *rest)
+
+    monkeypatch.setattr(extract.Extraction.func, "run", noted)  # type: ignore[attr-defined]
+    options = () if given is None else ("--batch-size", given)
+    assert stage.extract({"logits": {"slots": 0}}, *options) == 0
+    if given is not None:
+        monkeypatch.setenv("STILLHOUSE_BATCH_SIZE", given)
+        assert stage.extract({"logits": {"slots": 0}}) == 0
+    assert seen == [samples] * (1 if given is None else 2)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("given", ["0", "-3", "1.5", "many"])
+def test_a_batch_that_is_no_number_is_refused(
+    stage: Stage, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    assert stage.extract({"logits": {"slots": 0}}, f"--batch-size={given}") == 2
+    assert f"'{given}' is no number of images. Give auto, or 1 or more." in capsys.readouterr().err
+
+
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("features", "block", "parts"),
     [
@@ -571,6 +602,41 @@ def test_another_normalization_is_found(small: Small) -> None:
 def test_every_feature_is_looked_at_however_few_its_slots(small: Small) -> None:
     """One row of each split is enough to look at the plain view of a feature that has no other."""
     assert len(differences(small, small.path, rows=1)) == 2 * len(REQUESTED)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("size", [20, 1 << 20])
+def test_slots_that_are_computed_at_once_are_compared_one_by_one(
+    small: Small, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """As on a GPU: the same errors, to the rounding of another batch."""
+    forwards: list[int] = []
+    features = Live.features
+
+    def noted(self: Live, image: torch.Tensor, *rest: Any) -> Any:
+        forwards.append(len(image))
+        return features(self, image, *rest)
+
+    monkeypatch.setattr(Live, "features", noted)
+    expected, single = differences(small, small.path, rows=40), len(forwards)
+    monkeypatch.setattr(check.batch_size, "bounded", lambda *given: size)
+    found, joined = differences(small, small.path, rows=40), forwards[single:]
+    assert sum(joined) == sum(forwards[:single])
+    assert len(joined) < single
+    assert found.keys() == expected.keys()
+    for array, one in found.items():
+        # Errors of float32 itself are of the order of its rounding, and so is their change.
+        assert one.error == pytest.approx(expected[array].error, abs=1e-5), array
+        assert one.share <= 1
+
+
+@pytest.mark.cpu
+def test_draws_of_other_features_are_not_joined() -> None:
+    draws = [(0, torch.arange(5), {"a"}), (2, torch.arange(3), {"a"}), (0, torch.arange(4), {"b"})]
+    joined = [([slot for slot, _ in pairs], names) for pairs, names in check._batches(draws, 100)]
+    assert joined == [([0, 2], {"a"}), ([0], {"b"})]
+    assert [len(pairs) for pairs, _ in check._batches(draws, 1)] == [1, 1, 1]
+    assert list(check._batches([], 1)) == []
 
 
 @pytest.mark.cpu
