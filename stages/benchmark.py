@@ -39,6 +39,7 @@ def main(
     # Before torch is imported: a name that does not exist is an error at once.
     names = suite.select(only or [], quick)
 
+    import traceback
     from tempfile import TemporaryDirectory
     from time import perf_counter
 
@@ -48,25 +49,37 @@ def main(
     from pipeline.benchmark import record
     from pipeline.benchmark.material import Bench, scale
     from pipeline.compute.machine import machine
+    from pipeline.errors import StillhouseError
 
     where = machine(device, precision)
     cuda = where.device.type == "cuda"
     facts = record.facts(torch.cuda.get_device_name(where.device) if cuda else str(where.device))
     facts |= {"precision": where.precision, "threads": torch.get_num_threads()}
 
-    records = []
+    records: list[record.Record] = []
+    failed: list[str] = []
     console = Console(width=None if sys.stdout.isatty() else 130)  # a file has no width of its own
     for number, name in enumerate(names, start=1):
         print(f"{name} ({number} of {len(names)})", flush=True)
         start = perf_counter()
         with TemporaryDirectory(prefix="benchmark-") as folder:
             bench = Bench(scale(where.device, quick), where, Path(folder), data)
-            records += suite.measure(name, bench)
+            try:
+                records += suite.measure(name, bench)
+            except Exception as error:  # what the others measure in minutes must not be lost with it
+                if not isinstance(error, StillhouseError):
+                    traceback.print_exc()
+                failed.append(name)
+                why = " ".join(str(error).split())[:200]
+                records.append(record.missing(name, "", f"{type(error).__name__}: {why}"))
         print(f"{name}: {perf_counter() - start:.0f} s", flush=True)
 
     record.show(console, facts, records)
     if out is not None:
         record.write(out, facts, records)
+    if failed:
+        print(f"error: {', '.join(failed)} could not be measured; the table has the reasons", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def _loops(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]
     # Its workers start first: a fork copies nothing of the store's threads then.
     toolkit = Toolkit(
         build(spec, 0),
-        bench.teacher(teacher_name).network,
+        bench.random(teacher_name),
         data.images,
         data.labels,
         machine.device,

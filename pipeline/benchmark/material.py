@@ -172,8 +172,14 @@ class Bench:
         return NetworkSpec(family=family, network=network, size=self.scale.size, channels=3, classes=CLASSES)
 
     def teacher(self, name: str) -> Teacher:
-        """Return the network "family.name" as a teacher with random weights."""
-        return Teacher(settled(build(self.spec(name), 0), self.scale.size), self.machine)
+        """Return the network "family.name" as a teacher with random weights, placed as a stage places it."""
+        teacher = Teacher(self.random(name), self.machine)
+        self.machine.place(teacher.network)
+        return teacher
+
+    def random(self, name: str) -> Network:
+        """Return the network "family.name" with random weights that it could have learned, on the CPU."""
+        return settled(build(self.spec(name), 0), self.scale.size)
 
 
 def generate(folder: Path, samples: int, size: int) -> Prepared:

@@ -24,6 +24,7 @@ from pipeline.benchmark import fits, memory, photographs, record, repro, startup
 from pipeline.benchmark.material import FULL, QUICK, Bench
 from pipeline.benchmark.record import Record, missing
 from pipeline.benchmark.timing import Rates, interleaved, timed
+from pipeline.compute import precision as precisions
 from pipeline.compute.machine import Machine
 from pipeline.networks.network import Network, _walked
 from stages import benchmark as stage
@@ -370,6 +371,13 @@ def test_a_folder_is_no_json_file(
     assert "--json" in capsys.readouterr().err
 
 
+def test_a_folder_without_training_images_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(monkeypatch, "--data", tmp_path) == 2
+    assert "has no folder 'train'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_the_command_measures_what_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, quick: bool
@@ -382,15 +390,51 @@ def test_the_command_measures_what_is_asked_for(
         return [record.record("read/it", 3.0, "GB/s", at_least=4)]
 
     monkeypatch.setattr("pipeline.benchmark.reading.read", measured)
+    (tmp_path / "images" / "train").mkdir(parents=True)
     options: list[Any] = ["--only", "read", "--device", "cpu", "--json", tmp_path / "out.json"]
-    assert run(monkeypatch, *options, *(["--quick"] if quick else [])) == 0
+    options += ["--precision", "bfloat16", "--data", tmp_path / "images"]
+    with precisions.using("float32"):  # the command sets what its process computes in
+        assert run(monkeypatch, *options, *(["--quick"] if quick else [])) == 0
     assert seen[0].scale == (QUICK if quick else FULL)
+    assert seen[0].machine.precision == "bfloat16"
+    assert seen[0].data == tmp_path / "images"
     assert not seen[0].folder.exists()
     shown = capsys.readouterr().out
     assert "read (1 of 1)" in shown
     assert "read/it" in shown
     (one,) = json.loads((tmp_path / "out.json").read_text())["records"]
     assert (one["name"], one["value"], one["target"], one["holds"]) == ("read/it", 3.0, ">= 4", False)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel\nhere"), errors.DataError("no images")])
+def test_a_measurement_that_fails_takes_no_other_with_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, error: Exception
+) -> None:
+    def failing(bench: Bench) -> list[Record]:
+        raise error
+
+    monkeypatch.setattr("pipeline.benchmark.extraction.extract", failing)
+    monkeypatch.setattr(
+        "pipeline.benchmark.reading.read", lambda bench: [record.record("read/it", 3.0, "GB/s")]
+    )
+    options: list[Any] = [
+        "--only",
+        "read",
+        "--only",
+        "extract",
+        "--device",
+        "cpu",
+        "--json",
+        tmp_path / "o.json",
+    ]
+    assert run(monkeypatch, *options) == 1
+
+    failed, read = json.loads((tmp_path / "o.json").read_text())["records"]
+    text = " ".join(str(error).split())
+    assert (failed["name"], failed["note"]) == ("extract", f"not measured: {type(error).__name__}: {text}")
+    assert read["value"] == 3
+    shown = capsys.readouterr().err
+    assert ("Traceback" in shown) == (not isinstance(error, errors.StillhouseError))
 
 
 def test_names_are_checked_before_heavy_imports() -> None:

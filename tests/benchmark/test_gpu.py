@@ -195,6 +195,18 @@ def test_a_toolkits_rate_counts_its_steps_alone_and_leaves_the_settings(
     assert torch.backends.cudnn.allow_tf32 == before
 
 
+def test_teachers_lie_in_memory_as_a_stage_places_them_and_a_toolkits_as_torch_does(bench: Bench) -> None:
+    last = torch.channels_last
+    there = replace(bench, machine=replace(bench.machine, channels_last=True))
+    for made, expected in (
+        (there.teacher("resnet.resnet8").network, True),
+        (there.random("resnet.resnet8"), False),
+    ):
+        weights = [x for x in made.parameters() if x.dim() == 4 and x.shape[1] > 1 and x.shape[2] > 1]
+        assert weights
+        assert {x.is_contiguous(memory_format=last) for x in weights} == {expected}
+
+
 # Several students at a time.
 
 
