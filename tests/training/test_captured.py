@@ -334,6 +334,34 @@ def test_one_that_fails_leaves_the_others_their_results(
     assert "\n" not in str(error.value)
 
 
+class Refuses(BaseMethod[ReadsConfig]):
+    """Does not like the first batch."""
+
+    def check(self, batch: Batch) -> None:
+        raise ParamsError("refused: the first batch. Change params.yaml, then: dvc repro")
+
+    def forward(self, student: Taps, batch: Batch) -> Terms:
+        return {"ce": F.cross_entropy(student["logits"], batch.label)}
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_one_that_fails_within_a_step_leaves_the_others_theirs(
+    world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch, captured: bool
+) -> None:
+    plug(monkeypatch, "methods", "refuses", Config=ReadsConfig, Method=Refuses)
+    where = capturing() if captured else current()
+    group, outs = members(world, ["kd", "fitnet", "rco"], where, f"refused-{captured}")
+    inputs = world.inputs("kd", recipe=LEARN, methods=(Plug.model_validate("refuses"),))
+    group[1] = replace(
+        group[1], prepare=lambda scratch: distill.prepare(inputs, job(scratch, "refuses", machine=where))
+    )
+    with pytest.raises(ParamsError, match="refused"):
+        cohort.train(group, where)
+    assert [out.exists() for out in outs] == [True, False, True]
+    for run, out in (("kd", outs[0]), ("rco", outs[2])):
+        assert left(out) == left(student(world, run, f"past-{captured}-{run}", where))
+
+
 def test_a_cohort_that_was_interrupted_resumes(
     world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
