@@ -32,6 +32,7 @@ from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import parse, validate
+from pipeline.params.recipe import Epoch
 from pipeline.params.sections import Sections, merged
 from pipeline.runs.check import check
 from pipeline.tables.table import FitContext
@@ -417,11 +418,12 @@ def test_example_of_a_transform(written: Importer) -> None:
 def test_example_of_a_schedule(written: Importer) -> None:
     found, module = assemble("kd"), plugin.load("schedules", "early_stop")
     schedule = module.Schedule(module.Config(until=0.5), context(found.student))
-    terms = []
+    ways, terms = [], []
     for epoch in range(4):
-        batch = found.batch(epoch=epoch, epochs=4)
-        (lesson,) = schedule({}, batch).lessons
+        ways.append(schedule.start(Epoch("main", epoch, 4)))
+        (lesson,) = schedule({}, found.batch(epoch=epoch, epochs=4)).lessons
         terms.append(lesson.terms)
+    assert ways == [True, True, False, False]
     assert terms == [None, None, ("ce",), ("ce",)]
     assert schedule.checkpoint(0, 4) == "last"
 
