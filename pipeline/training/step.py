@@ -216,7 +216,7 @@ class Captured:
                 self._graph = graphs.Graph([lambda step=step: step(0) for step in free])  # type: ignore[misc]  # bound now
             except RuntimeError as error:
                 for step in free:
-                    _say(step, " ".join(str(error).split())[:200])
+                    _say(step, _first_line(error))
 
     def _free(self, step: Step, number: int) -> bool:
         """Take a step, and say whether it can be captured."""
@@ -231,6 +231,13 @@ class Captured:
 def _all(steps: Sequence[Step], number: int) -> None:
     for step in steps:
         step(number)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what an error says that came first: where a capture breaks off, its end fails too, and knows no reason."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return " ".join(str(error).split())[:200]
 
 
 def _say(step: Step, why: str) -> None:
