@@ -8,7 +8,7 @@ usual. Branches are independent of each other and computed side by side, with th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -30,29 +30,57 @@ class Graph:
 
     Args:
         branches: what each branch does. It is recorded, and not done.
+
+    Raises:
+        RuntimeError: it cannot be captured; what is current and the allocator are as before.
     """
 
     def __init__(self, branches: Sequence[Work]) -> None:
-        self._graph = torch.cuda.CUDAGraph()
+        self._graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         sides = [_stream() for _ in branches[1:]]
-        # Other threads may go on: those that decode images pin memory meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            main = torch.cuda.current_stream()
-            begun = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            begun.record(main)
-            branches[0]()
-            for side, work in zip(sides, branches[1:], strict=True):
-                side.wait_event(begun)
-                with torch.cuda.stream(side):
-                    work()
-
-            # Only now: an event that is recorded before a later branch begins would order the two.
-            for side in sides:
-                main.wait_stream(side)
+        # Entered twice: torch would leave the stream of a capture that fails the current one.
+        with torch.cuda.stream(torch.cuda.current_stream()):
+            try:
+                # Other threads may go on: those that decode images pin memory meanwhile.
+                with torch.cuda.graph(self._graph, pool, capture_error_mode="thread_local"):
+                    _record(branches, sides)
+            except BaseException:
+                _give_up(pool)
+                raise
 
     def replay(self) -> None:
         """Do what was captured."""
         self._graph.replay()
+
+
+def _record(branches: Sequence[Work], sides: Sequence[torch.cuda.Stream]) -> None:
+    """Do the first branch on the stream that is captured, and each of the others on one of `sides`."""
+    main, begun = torch.cuda.current_stream(), torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    begun.record(main)
+    branches[0]()
+    for side, work in zip(sides, branches[1:], strict=True):
+        side.wait_event(begun)
+        with torch.cuda.stream(side):
+            work()
+
+    # Only now: an event that is recorded before a later branch begins would order the two.
+    for side in sides:
+        main.wait_stream(side)
+
+
+def _give_up(pool: tuple[int, int]) -> None:
+    """Undo what a capture that has failed leaves behind: torch's allocator and generator believe that it goes on.
+
+    Without it the memory that was given out stays taken, no other graph can be captured, and no number drawn.
+    """
+    device = torch.cuda.current_device()
+    with suppress(RuntimeError):  # it failed after its end, and nothing is left
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+
+    # The generator of some versions comes back with a capture that ends well.
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+        torch.zeros(1, device="cuda")
 
 
 @contextmanager
@@ -63,9 +91,11 @@ def side_stream(device: torch.device) -> Iterator[None]:
         return
     side, before = _stream(device), torch.cuda.current_stream(device)
     side.wait_stream(before)
-    with torch.cuda.stream(side):
-        yield
-    before.wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            yield
+    finally:
+        before.wait_stream(side)
 
 
 def _stream(device: torch.device | None = None) -> torch.cuda.Stream:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -56,7 +57,9 @@ def restore(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) 
             # A parameter that has had no gradient yet has no momentum.
             name = f"momentum/{number}"
             if name in saved:
-                optimizer.state[parameter]["momentum_buffer"] = file.get_tensor(name).to(parameter.device)
+                # In the parameter's memory format, which one kernel for all parameters takes for granted.
+                buffer = torch.empty_like(parameter, requires_grad=False)
+                optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(file.get_tensor(name))
 
 
 def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -235,7 +235,7 @@ class Captured:
                 self._graph = graphs.Graph([partial(step, 0) for step in free])
             except RuntimeError as error:
                 for step in free:
-                    _say(step, " ".join(str(error).split())[:200])
+                    _say(step, _first_line(error))
         return failures
 
     def _watch(self, step: Step, number: int) -> None:
@@ -259,6 +259,13 @@ def _each(steps: Sequence[Step], work: Callable[[Step], None]) -> tuple[list[Ste
         except StillhouseError as error:
             failures[step] = error
     return done, failures
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what an error says that came first: where a capture breaks off, its end fails too, and knows no reason."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return " ".join(str(error).split())[:200]
 
 
 def _say(step: Step, why: str) -> None:

@@ -332,9 +332,10 @@ def test_batches_of_training_show_the_views_of_their_slot(prepared: Prepared) ->
     normalize = Normalize(prepared.meta.mean, prepared.meta.std, current().device)
     for epoch in (0, 3):
         for shown in batches.epoch(epoch):
-            expected = all_views(prepared.split("train"), CROPS, shown.slot)[shown.index]
+            expected = all_views(prepared.split("train"), CROPS, int(shown.slot))[shown.index]
             assert torch.equal(shown.image, normalize(expected))
-            assert shown.label.tolist() == prepared.split("train").labels[shown.index.numpy()].tolist()
+            rows = shown.index.cpu().numpy()
+            assert shown.label.tolist() == prepared.split("train").labels[rows].tolist()
 
 
 # Training.

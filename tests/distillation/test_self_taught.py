@@ -130,7 +130,8 @@ def test_its_store_holds_its_logits_of_every_view(world: World) -> None:
         for views in setting.batches(inputs.recipe, 0, inputs.slots).epoch(epoch):
             with torch.no_grad():
                 live = network(views.image.cpu()).numpy()
-            np.testing.assert_allclose(stored[views.slot, views.index], live, rtol=1e-4, atol=1e-4)
+            found = stored[int(views.slot), views.index.cpu().numpy()]
+            np.testing.assert_allclose(found, live, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.cpu

@@ -220,6 +220,53 @@ def test_a_step_that_reads_a_value_runs_eagerly_and_says_so(
     assert found == trained("reads-eager", eager(monkeypatch))
 
 
+class Waits(BaseMethod[ReadsConfig]):
+    """Waits for the GPU, which no operation shows and no capture may."""
+
+    @classmethod
+    def needs(cls, config: ReadsConfig) -> Needs:
+        return Needs(student=("logits",), teacher=("logits",))
+
+    def forward(self, student: Taps, batch: Batch) -> Terms:
+        if batch.image.is_cuda:
+            torch.cuda.synchronize()
+        return {"ce": F.cross_entropy(student["logits"], batch.label)}
+
+
+class Fails(StandIn):
+    """Fails half-way, and again at the capture's end, as one of torch does."""
+
+    def __init__(self, branches: Any) -> None:
+        try:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+
+def test_a_capture_that_fails_half_way_leaves_eager_steps_and_further_captures(
+    world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    plug(monkeypatch, "methods", "waits", Config=ReadsConfig, Method=Waits)
+    inputs = world.inputs("kd", recipe=LEARN, methods=(Plug.model_validate("waits"),))
+
+    def trained(name: str, where: Machine) -> dict[str, Any]:
+        scratch = world.path(f"scratch/{name}")
+        assembly.train(distill.prepare(inputs, job(scratch, name, machine=where)))
+        return left(scratch)
+
+    with monkeypatch.context() as patch:
+        if current().device.type == "cpu":
+            patch.setattr(graphs, "Graph", Fails)
+        found = trained("waits-captured", capturing())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "its steps run eagerly and are not captured, because" in line
+    assert "operation not permitted" in line
+    F.dropout(torch.ones(3, device=current().device))  # the generator has left the capture
+    student(world, "kd", "after-a-failure", capturing())
+    assert "run eagerly" not in capsys.readouterr().err
+    assert found == trained("waits-eager", eager(monkeypatch))
+
+
 @pytest.mark.cpu
 @pytest.mark.parametrize(
     ("work", "words"),

@@ -356,6 +356,30 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, prepared: Prepared, co
     assert kept(alone(tmp_path / "cut", prepared)) == kept(alone(tmp_path / "whole", prepared))
 
 
+def test_momentum_is_restored_in_the_memory_format_of_its_parameter(tmp_path: Path) -> None:
+    """One kernel goes through weights, gradients and momentum by address: all three must lie alike."""
+
+    def trained() -> tuple[nn.Module, torch.optim.SGD]:
+        with seeding.scope("format"):
+            network = here(nn.Conv2d(3, 4, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        return network, sgd(list(network.parameters()), RECIPE, fused=True)
+
+    def step(network: nn.Module, optimizer: torch.optim.SGD) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        image = here(torch.randn(2, 3, 8, 8, generator=seeding.generator("image")))
+        network(image.to(memory_format=torch.channels_last)).square().mean().backward()
+        optimizer.step()
+
+    one, other = trained(), trained()
+    step(*one)
+    checkpoint.save(tmp_path / "c", {"student": one[0]}, one[1], {})
+    checkpoint.restore(tmp_path / "c", {"student": other[0]}, other[1])
+    for pair in (one, other):
+        step(*pair)
+    for expected, found in zip(one[0].parameters(), other[0].parameters(), strict=True):
+        assert torch.equal(expected, found)
+
+
 def test_checkpoint_restores_bit_for_bit(tmp_path: Path) -> None:
     def step(network: nn.Module, optimizer: torch.optim.SGD, seed: int) -> None:
         image = here(torch.randn(4, 1, 8, 8, generator=seeding.generator(seed)))
