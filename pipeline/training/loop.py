@@ -138,6 +138,8 @@ class Training:
                     checkpoint.save(path, self.modules, optimizer, state)
                     saved = time.monotonic()
             done += phase.recipe.epochs
+            # A gradient that a graph has left holds a piece of the graph's memory, and with it much of the rest.
+            optimizer.zero_grad(set_to_none=True)
 
     def _check(self) -> None:
         """Refuse, before the first step, batches that nothing can be learned from; see `run`."""
