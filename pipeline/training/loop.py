@@ -129,8 +129,9 @@ class Training:
 
                 start = time.perf_counter()
                 step.start(epoch, done)
+                prepared = time.perf_counter() - start
                 yield step
-                history.append(self._row(epoch, done, rate, step, start))
+                history.append(self._row(epoch, done, rate, step, prepared + step.seconds))
 
                 self._keep(history)
                 if self.ranks.first and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -184,14 +185,12 @@ class Training:
         history: list[Row] = resumed["history"] if resumed and resumed["identity"] == self.identity else []
         return history
 
-    def _row(self, epoch: Epoch, before: int, rate: float, step: Step, start: float) -> Row:
+    def _row(self, epoch: Epoch, before: int, rate: float, step: Step, seconds: float) -> Row:
         """Return the history's row of an epoch that has ended."""
         # Before the evaluation: it reads running statistics, and may keep the weights as the best.
         means = self._means(step.names, self.ranks.total(step.rows).cpu(), epoch)
         self.ranks.share_statistics(self.modules)
         self._check_weights(epoch, len(step.rows))
-        # The history's speed is that of training, without evaluation.
-        seconds = time.perf_counter() - start
         return {
             "epoch": before + epoch.number + 1,
             "phase": epoch.phase,
@@ -305,6 +304,7 @@ def _together(trainings: Sequence[Training]) -> list[Outcome]:
             if not steps:
                 return outcomes
 
+            start = time.perf_counter()
             for number in range(len(steps[0])):
                 if captured is not None:
                     captured.take(steps, number)
@@ -312,3 +312,9 @@ def _together(trainings: Sequence[Training]) -> list[Outcome]:
                     for step in steps:
                         step.advance(number)
                         step(number)
+
+            # The history's speed is that of training, without evaluation: neither its own nor that of others beside it.
+            if device.type == "cuda":
+                torch.cuda.current_stream(device).synchronize()
+            for step in steps:
+                step.seconds = time.perf_counter() - start

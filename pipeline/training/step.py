@@ -94,6 +94,7 @@ class Step:
         key: what the steps of this epoch depend on beside tensors.
         names: of the terms, and of the loss as the last one.
         rows: terms of the epoch's steps (steps, terms).
+        seconds: that the epoch's steps took, as who takes them has measured it.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Step:
         self.key: Hashable = None
         self.names: list[str] = []
         self.rows = torch.empty(0)
+        self.seconds = 0.0
         self._clock, self._held = Clock.on(self.device), Held(feed.fixed)
         self._parameters = [x for group in optimizer.param_groups for x in group["params"]]
         self._slot = 0

@@ -9,6 +9,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -383,6 +384,35 @@ def test_one_that_fails_leaves_the_others_their_results(
     with pytest.raises(CohortError, match=r"2 of 2 students have no result: spoiled.* / spoiled") as error:
         cohort.train(group, where)
     assert "\n" not in str(error.value)
+
+
+def test_the_time_of_an_epoch_is_that_of_its_steps(
+    world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the evaluations of students beside it; by a clock that they alone move far."""
+    from pipeline.training import loop
+
+    now = [0.0]
+
+    def clock_by_hand() -> float:
+        now[0] += 1
+        return now[0]
+
+    def evaluate() -> dict[str, float]:
+        now[0] += 1000
+        return {"top1": 1.0}
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=clock_by_hand, monotonic=lambda: 0.0))
+    trainings = []
+    for run in ("kd", "fitnet", "rco"):
+        where = job(world.path(f"scratch/timed-{run}"), run, machine=capturing())
+        training = distill.prepare(world.inputs(run, recipe=LEARN), where).training
+        trainings.append(replace(training, evaluate=evaluate))
+    for history in loop.run(trainings):
+        assert isinstance(history, list)
+        assert len(history) == LEARN.epochs
+        assert all(0 < float(row["seconds"]) < 100 for row in history)
+    assert now[0] > 1000 * LEARN.epochs * len(trainings)
 
 
 def test_a_cohort_that_was_interrupted_resumes(
