@@ -19,7 +19,7 @@ def main(
     precision: command.Precision = "auto",
     batch_size: command.BatchSize = None,
     processes: command.Processes = 1,
-    channels_last: command.ChannelsLast = False,
+    channels_last: command.ChannelsLast = None,
     compiled: command.Compile = False,
 ) -> None:
     """Fill the feature store of the teacher of BLOCK; it records the precision that it was computed in."""

@@ -8,6 +8,7 @@ usual. Branches are independent of each other and computed side by side, with th
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -36,6 +37,8 @@ class Graph:
     """
 
     def __init__(self, branches: Sequence[Work]) -> None:
+        # What waits to be collected may hold a step's autograd graph, and that the stream on which Python took it.
+        gc.collect()
         self._graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         device = torch.device("cuda", torch.cuda.current_device())
         sides = [_stream(device, number) for number in range(1, len(branches))]
