@@ -7,6 +7,8 @@ usual. Branches are independent of each other and computed side by side, with th
 
 from __future__ import annotations
 
+import functools
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,8 +23,9 @@ from pipeline.compute.eager import keep_out
 Work = Callable[[], None]
 # Operations that return a value to Python, or a shape that depends on values.
 READING = frozenset(
-    {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "_unique2", "unique_dim"}
-)
+    {"_linalg_check_errors", "_local_scalar_dense", "_unique", "_unique2", "bincount", "equal", "is_nonzero",
+     "masked_select", "nonzero", "repeat_interleave", "unique_consecutive", "unique_dim"}
+)  # fmt: skip
 
 
 class Graph:
@@ -36,8 +39,11 @@ class Graph:
     """
 
     def __init__(self, branches: Sequence[Work]) -> None:
+        # What waits to be collected may hold a step's autograd graph, and that the stream on which Python took it.
+        gc.collect()
         self._graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        sides = [_stream() for _ in branches[1:]]
+        device = torch.device("cuda", torch.cuda.current_device())
+        sides = [_stream(device, number) for number in range(1, len(branches))]
         # Entered twice: torch would leave the stream of a capture that fails the current one.
         with torch.cuda.stream(torch.cuda.current_stream()):
             try:
@@ -89,7 +95,7 @@ def side_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    side, before = _stream(device), torch.cuda.current_stream(device)
+    side, before = _stream(device, 0), torch.cuda.current_stream(device)
     side.wait_stream(before)
     try:
         with torch.cuda.stream(side):
@@ -98,7 +104,9 @@ def side_stream(device: torch.device) -> Iterator[None]:
         before.wait_stream(side)
 
 
-def _stream(device: torch.device | None = None) -> torch.cuda.Stream:
+@functools.cache
+def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
+    """Return a stream, the same one each time: cuBLAS and the allocator keep memory for each that they have seen."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import seeding
+from pipeline.compute.precision import full_products
 from pipeline.errors import ParamsError
 from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, Slots, ViewParams
 
@@ -120,7 +121,9 @@ class RandomResizedCropSpace:
         theta[:, 0, 0] = torch.where(flip, -scale_x, scale_x)
         theta[:, 1, 1] = scale_y
         theta[:, 0, 2], theta[:, 1, 2] = shift_x, shift_y
-        grid = F.affine_grid(theta, list(image.shape), align_corners=False)  # (B, H, W, 2)
+        # A product of matrices: in TF32 a place in a large image is off by a part of a pixel.
+        with full_products():
+            grid = F.affine_grid(theta, list(image.shape), align_corners=False)  # (B, H, W, 2)
 
         # Between the centers of the box's outermost pixels: nothing outside the box is mixed in.
         low = torch.stack(((2 * left + 1) / width, (2 * top + 1) / height), dim=1) - 1  # (B, 2)

@@ -92,6 +92,7 @@ class Encoder:
         contents.require(store, stored, data=meta.fingerprint, mean=meta.mean, std=meta.std, weights=expected)
 
         network, spec = load(weights)
+        machine.place(network)
         self.title = f"codes {code} of {stored.teacher}"
         self.table = on_device({block.table: table}, machine)
         self.teacher = Teacher(network, machine, self.table)

@@ -138,4 +138,6 @@ def size(training: Training, machine: Machine) -> int:
     # Values and gradients, once for the steps that Python takes and once in the graph's own memory.
     needed = 4 * batch * sum(work.activation_bytes(network, image) for network in networks)
     free, _ = torch.cuda.mem_get_info(machine.device)
-    return max(1, min(by_kind, int(SPARE * free / needed)))
+    # What torch keeps of the cohort before counts as used there, and is given back before a capture.
+    idle = torch.cuda.memory_reserved(machine.device) - torch.cuda.memory_allocated(machine.device)
+    return max(1, min(by_kind, int(SPARE * (free + idle) / needed)))

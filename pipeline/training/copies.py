@@ -74,6 +74,7 @@ def train(
         mark.write_text(job.identity)
 
     network, spec = load(job.scratch / "weights")
+    machine.place(network)
     setting, copy = Setting.of(prepared, block.views, machine), Teacher(network, machine)
     requested = {"logits": (slots, taught.features["logits"].dtype)}
 

@@ -137,6 +137,8 @@ class Training:
                     checkpoint.save(path, self.modules, optimizer, state)
                     saved = time.monotonic()
             done += phase.recipe.epochs
+            # A gradient that a graph has left holds a piece of the graph's memory, and with it much of the rest.
+            optimizer.zero_grad(set_to_none=True)
 
     def _check(self) -> None:
         """Refuse, before the first step, batches that nothing can be learned from; see `run`."""
@@ -301,11 +303,13 @@ def _together(trainings: Sequence[Training]) -> list[Outcome]:
             advance(done - shown, note=f"top-1 {best:.2f}")
             shown = done
 
+            # Now, when all have been made ready: what an epoch's end takes, its evaluation above all, is not timed.
+            for step in steps:
+                step.go()
             for number in range(max(map(len, steps), default=0)):
                 for step, why in taking(list(steps), number).items():
                     outcomes[steps[step]] = why
                     del running[steps.pop(step)]
-            # Before any of them is evaluated, which is no part of their time.
             for step in steps:
                 step.stop()
     return outcomes

@@ -128,7 +128,7 @@ class Step:
 
     def start(self, epoch: Epoch, before: int) -> None:
         """Begin an epoch; `before` is how many epochs the phases before it have."""
-        self._begun = time.perf_counter()
+        start = time.perf_counter()
         whole = before + epoch.number
         # By the epoch of the whole training: a second phase sees new orders and views.
         self.feed.start(whole)
@@ -139,11 +139,16 @@ class Step:
         if key != self.key:
             self.key, self.names = key, []
         self._waiting = self.objective.begin(self._slot, self.feed.parts[0])
+        self.seconds = time.perf_counter() - start
+
+    def go(self) -> None:
+        """Let the time of the epoch's steps begin."""
+        self._begun = time.perf_counter()
 
     def stop(self) -> None:
         """End an epoch: wait for its steps, and for those of all ranks."""
         self.terms = self.ranks.total(self.rows).cpu()
-        self.seconds = time.perf_counter() - self._begun
+        self.seconds += time.perf_counter() - self._begun
 
     def advance(self, number: int) -> None:
         """Bring what the step `number` reads and is not on the device, and start to read what the next one does."""

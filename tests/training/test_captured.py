@@ -9,6 +9,7 @@ import csv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -274,6 +275,10 @@ def test_a_capture_that_fails_half_way_leaves_eager_steps_and_further_captures(
         (lambda x: x.sum().item(), "reads a value back"),
         (lambda x: x[x > 0], "picks by a mask"),
         (lambda x: x.nonzero(), "reads a value back"),
+        (lambda x: x.long().bincount(), "reads a value back"),
+        (lambda x: torch.linalg.inv(x.diag()), "reads a value back"),
+        (lambda x: x.repeat_interleave(x.long()), "reads a value back"),
+        (lambda x: x.repeat_interleave(3), None),
         (lambda x: F.dropout(x, 0.5), "draws random numbers"),
         (lambda x: torch.rand(2, device=x.device), "draws random numbers"),
         (lambda x: (x + 1).relu().mean(), None),
@@ -407,6 +412,36 @@ def test_one_that_fails_within_a_step_leaves_the_others_theirs(
     assert [out.exists() for out in outs] == [True, False, True]
     for run, out in (("kd", outs[0]), ("rco", outs[2])):
         assert left(out) == left(student(world, run, f"past-{captured}-{run}", where))
+
+
+def test_the_time_of_an_epoch_is_that_of_its_steps(
+    world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the evaluations of students beside it; by a clock that they alone move far."""
+    from pipeline.training import loop
+    from pipeline.training import step as steps
+
+    now = [0.0]
+
+    def clock_by_hand() -> float:
+        now[0] += 1
+        return now[0]
+
+    def evaluate() -> dict[str, float]:
+        now[0] += 1000
+        return {"top1": 1.0}
+
+    monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=clock_by_hand))
+    trainings = []
+    for run in ("kd", "fitnet", "rco"):
+        where = job(world.path(f"scratch/timed-{run}"), run, machine=capturing())
+        training = distill.prepare(world.inputs(run, recipe=LEARN), where).training
+        trainings.append(replace(training, evaluate=evaluate))
+    for history in loop.run(trainings):
+        assert isinstance(history, list)
+        assert len(history) == LEARN.epochs
+        assert all(0 < float(row["seconds"]) < 100 for row in history)
+    assert now[0] > 1000 * LEARN.epochs * len(trainings)
 
 
 def test_a_cohort_that_was_interrupted_resumes(
