@@ -53,7 +53,7 @@ class DivergedError(StillhouseError, ArithmeticError):
     """Training that reached a value that is not finite."""
 
 
-class CohortError(StillhouseError):
+class CohortError(StillhouseError, RuntimeError):
     """Several students of one command have failed, each with a reason of its own."""
 
 

@@ -190,7 +190,9 @@ def arguments(main: Callable[..., None], folder: Path, argument: Path) -> list[s
         if parameter.default is not inspect.Parameter.empty:
             continue
         kind, *notes = get_args(hints[name]) if get_origin(hints[name]) is not None else (hints[name],)
-        value = "0" if kind is int else str(folder / ("out.zarr" if name == "out" else name))
+        value = (
+            "0" if kind is int or kind == list[int] else str(folder / ("out.zarr" if name == "out" else name))
+        )
         if any(isinstance(note, ArgumentInfo) for note in notes):
             words.append(str(argument))
             reads = True

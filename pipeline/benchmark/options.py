@@ -10,6 +10,7 @@ from pipeline.benchmark.material import Bench
 from pipeline.benchmark.record import Record, missing, record
 from pipeline.benchmark.step import one_epoch, training_batches
 from pipeline.benchmark.timing import Run, interleaved, synchronize, timed
+from pipeline.compute import precision as precisions
 from pipeline.compute.machine import Machine, cannot_compile
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import build
@@ -28,16 +29,20 @@ def options(bench: Bench) -> list[Record]:
         COMPILED: replace(bench.machine, compiled=True),
     }
 
+    if bench.machine.captured:
+        machines["eager"] = replace(bench.machine, captured=False)
+
     why = _not_compiled(bench)
     if why:
         del machines[COMPILED]
 
+    steps = {key: _step(bench, student, machine) for key, machine in machines.items()}
+    if bench.machine.device.type == "cuda":
+        steps["deterministic"] = _deterministic(_step(bench, student, bench.machine))
+
     records = []
     for name, runs in (
-        (
-            f"step/{student.split('.')[1]}",
-            {key: _step(bench, student, machine) for key, machine in machines.items()},
-        ),
+        (f"step/{student.split('.')[1]}", steps),
         (
             f"forward/{teacher.split('.')[1]}",
             {key: _forward(bench, teacher, machine) for key, machine in machines.items()},
@@ -74,6 +79,14 @@ def _step(bench: Bench, name: str, machine: Machine) -> Run:
     return one_epoch(
         replace(bench, machine=machine), {"student": network}, CrossEntropy(network, machine), batches
     )
+
+
+def _deterministic(run: Run) -> Run:
+    def reproducible() -> float:
+        with precisions.same_bits_within():
+            return run()
+
+    return reproducible
 
 
 def _forward(bench: Bench, name: str, machine: Machine) -> Run:

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.compute.eager import keep_out
+
 Work = Callable[[], None]
 # Operations that return a value to Python, or a shape that depends on values.
 READING = frozenset(
@@ -148,3 +150,6 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
         if name.startswith("index") and any(x.dtype in (torch.bool, torch.uint8) for x in given[1:]):
             return f"{func} picks by a mask, and how many it picks is a value"
         return None
+
+
+keep_out(Watch)

@@ -57,18 +57,32 @@ def apply(precision: Precision) -> None:
 
 
 def same_bits_twice() -> None:
-    """Let this process choose, from now on, kernels that give the same bits each time, where torch has any.
+    """Choose, from now on, kernels that give the same bits each time, where torch has any.
 
-    cuDNN's fastest convolutions add up in another order at each call. Without them a training that is resumed on a GPU
-    ends bit for bit where an uninterrupted one ends, and steps take longer; `benchmark --only deterministic` says how
-    much.
+    cuDNN's fastest convolutions may add up in another order at each call. With the others a training that is resumed
+    on a GPU ends bit for bit where an uninterrupted one ends, and a step may take longer: `python -m stages.benchmark
+    --only options` says how much longer.
     """
-    import torch
-
     # cuBLAS reads it when it starts: with a workspace of its own for each stream its sums have one order.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    _choose(deterministic=True)
+
+
+@contextmanager
+def same_bits_within() -> Iterator[None]:
+    """Do as `same_bits_twice` inside the block."""
+    _choose(deterministic=True)
+    try:
+        yield
+    finally:
+        _choose(deterministic=False)
+
+
+def _choose(*, deterministic: bool) -> None:
+    import torch
+
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # Which is for debugging, and takes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at run time
 

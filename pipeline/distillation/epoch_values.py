@@ -34,7 +34,7 @@ class Gathered:
                     (self.samples,), torch.nan, dtype=torch.float32, device=value.device
                 )
             # At the samples' places, which need no count of the steps.
-            self._values[name].index_copy_(0, batch.index, value.detach().float())
+            self._values[name].index_copy_(0, batch.index, value.detach().to(torch.float32))
 
     def means(self) -> dict[str, float]:
         """Return the mean of every name over the epoch."""

@@ -2,7 +2,8 @@
 
 A schedule composes with every method. It may choose among the checkpoints of the teacher (RCO's anchors), and
 it may train networks of its own beside the student that teach it too (SLKD). A plug-in file holds `Config` and
-`Schedule` (a `TeacherSchedule`).
+`Schedule` (a `TeacherSchedule`). Where lessons or their terms change from one epoch to another, `start` returns another
+value.
 
 Example:
     The teacher's lesson counts less from epoch to epoch:

@@ -129,6 +129,8 @@ def size(training: Training, machine: Machine) -> int:
         return machine.cohort
 
     networks, image, batch = training.networks(), training.plain_image(), training.batches.batch_size
+    if any(network.compiled for network in networks):
+        return 1  # layers that are compiled into one cannot be counted
     macs = batch * sum(work.macs(network, image) for network in networks)
     by_kind = next((number for largest, number in SIZES if macs <= largest), 1)
     if machine.device.type != "cuda":

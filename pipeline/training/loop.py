@@ -36,7 +36,7 @@ from pipeline.params.recipe import Epoch, Phase
 from pipeline.training import checkpoint
 from pipeline.training.batches import Batches, Feed
 from pipeline.training.optimizer import set_rate, sgd
-from pipeline.training.step import Captured, Objective, Step
+from pipeline.training.step import Captured, Objective, Step, take
 
 CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints: short epochs would wait for the disk
 Row = dict[str, float | int | str]
@@ -127,11 +127,9 @@ class Training:
                     module.train()
                 epoch = Epoch(phase.name, number, phase.recipe.epochs)
 
-                start = time.perf_counter()
                 step.start(epoch, done)
-                prepared = time.perf_counter() - start
                 yield step
-                history.append(self._row(epoch, done, rate, step, prepared + step.seconds))
+                history.append(self._row(epoch, done, rate, step))
 
                 self._keep(history)
                 if self.ranks.first and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -185,20 +183,21 @@ class Training:
         history: list[Row] = resumed["history"] if resumed and resumed["identity"] == self.identity else []
         return history
 
-    def _row(self, epoch: Epoch, before: int, rate: float, step: Step, seconds: float) -> Row:
+    def _row(self, epoch: Epoch, before: int, rate: float, step: Step) -> Row:
         """Return the history's row of an epoch that has ended."""
         # Before the evaluation: it reads running statistics, and may keep the weights as the best.
-        means = self._means(step.names, self.ranks.total(step.rows).cpu(), epoch)
+        means = self._means(step.names, step.terms, epoch)
         self.ranks.share_statistics(self.modules)
-        self._check_weights(epoch, len(step.rows))
+        self._check_weights(epoch, len(step))
         return {
             "epoch": before + epoch.number + 1,
             "phase": epoch.phase,
             "learning_rate": rate,
             **means,
             **self.ranks.agree(self.evaluate() if self.ranks.first else {}),
-            "seconds": seconds,
-            "images_per_second": sum(self.batches.sizes) / seconds,
+            # The history's speed is that of training, without evaluation.
+            "seconds": step.seconds,
+            "images_per_second": sum(self.batches.sizes) / step.seconds,
         }
 
     def _means(self, names: Sequence[str], rows: Tensor, epoch: Epoch) -> dict[str, float]:
@@ -279,18 +278,20 @@ def _together(trainings: Sequence[Training]) -> list[Outcome]:
             suited = threads.suited(training.networks(), training.plain_image, training.batches.batch_size)
             stack.enter_context(suited)
 
-        networks = [network for training in trainings for network in training.networks()]
-        compiled = any(network.compiled for network in networks)
-        captured = Captured(device, watched=not compiled) if trainings[0].captured else None
+        taking = take
+        if trainings[0].captured:
+            networks = [network for training in trainings for network in training.networks()]
+            taking = Captured(device, watched=not any(network.compiled for network in networks)).take
+
         running = {
             number: training.epochs(history)
             for number, (training, history) in enumerate(zip(trainings, histories, strict=True))
         }
-        while True:
-            steps = []
+        while running:
+            steps: dict[Step, int] = {}
             for number, epochs in list(running.items()):
                 try:
-                    steps.append(next(epochs))  # the epoch before ends here
+                    steps[next(epochs)] = number  # the epoch before ends here
                 except StopIteration:
                     del running[number]
                 except StillhouseError as error:
@@ -301,20 +302,12 @@ def _together(trainings: Sequence[Training]) -> list[Outcome]:
             best = max((float(history[-1]["top1"]) for history in histories if history), default=0.0)
             advance(done - shown, note=f"top-1 {best:.2f}")
             shown = done
-            if not steps:
-                return outcomes
 
-            start = time.perf_counter()
-            for number in range(len(steps[0])):
-                if captured is not None:
-                    captured.take(steps, number)
-                else:
-                    for step in steps:
-                        step.advance(number)
-                        step(number)
-
-            # The history's speed is that of training, without evaluation: neither its own nor that of others beside it.
-            if device.type == "cuda":
-                torch.cuda.current_stream(device).synchronize()
+            for number in range(max(map(len, steps), default=0)):
+                for step, why in taking(list(steps), number).items():
+                    outcomes[steps[step]] = why
+                    del running[steps.pop(step)]
+            # Before any of them is evaluated, which is no part of their time.
             for step in steps:
-                step.seconds = time.perf_counter() - start
+                step.stop()
+    return outcomes

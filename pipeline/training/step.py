@@ -8,8 +8,10 @@ them (`Captured`), with the same bits.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from pipeline import progress
 from pipeline.compute import graphs
 from pipeline.compute.distributed import Ranks
+from pipeline.errors import StillhouseError
 from pipeline.networks.network import Taps
 from pipeline.params.recipe import Epoch
 from pipeline.training.batches import Feed, Held, Views
@@ -94,7 +97,8 @@ class Step:
         key: what the steps of this epoch depend on beside tensors.
         names: of the terms, and of the loss as the last one.
         rows: terms of the epoch's steps (steps, terms).
-        seconds: that the epoch's steps took, as who takes them has measured it.
+        terms: the same when the epoch has ended, over all ranks and on the CPU.
+        seconds: that the epoch took.
     """
 
     def __init__(
@@ -110,11 +114,12 @@ class Step:
         self.device = feed.batches.labels.device
         self.key: Hashable = None
         self.names: list[str] = []
-        self.rows = torch.empty(0)
+        self.rows = self.terms = torch.empty(0)
         self.seconds = 0.0
         self._clock, self._held = Clock.on(self.device), Held(feed.fixed)
         self._parameters = [x for group in optimizer.param_groups for x in group["params"]]
         self._slot = 0
+        self._prepared = self._begun = 0.0
         self._waiting: Callable[[], Taps] = dict
         self._read: tuple[str, ...] = ()
 
@@ -124,6 +129,7 @@ class Step:
 
     def start(self, epoch: Epoch, before: int) -> None:
         """Begin an epoch; `before` is how many epochs the phases before it have."""
+        begun = time.perf_counter()
         whole = before + epoch.number
         # By the epoch of the whole training: a second phase sees new orders and views.
         self.feed.start(whole)
@@ -134,9 +140,18 @@ class Step:
         if key != self.key:
             self.key, self.names = key, []
         self._waiting = self.objective.begin(self._slot, self.feed.parts[0])
+        # Students beside this one are evaluated between now and the first step.
+        self._prepared = time.perf_counter() - begun
+
+    def stop(self) -> None:
+        """End an epoch: wait for its steps, and for those of all ranks."""
+        self.terms = self.ranks.total(self.rows).cpu()
+        self.seconds = self._prepared + time.perf_counter() - self._begun
 
     def advance(self, number: int) -> None:
         """Bring what the step `number` reads and is not on the device, and start to read what the next one does."""
+        if number == 0:
+            self._begun = time.perf_counter()
         take = self._waiting
         if number + 1 < len(self):
             self._waiting = self.objective.begin(self._slot, self.feed.parts[number + 1])
@@ -168,6 +183,15 @@ class Step:
         self._clock.tick()
 
 
+Failures = dict[Step, StillhouseError]  # what has kept a training from its step
+
+
+def take(steps: Sequence[Step], number: int) -> Failures:
+    """Let Python take the step `number` of trainings, one after another; return those that failed."""
+    ready, failures = _each(steps, lambda step: step.advance(number))
+    return failures | _each(ready, lambda step: step(number))[1]
+
+
 class Captured:
     """Takes steps of several trainings, of equal sizes, as branches of a CUDA graph.
 
@@ -186,53 +210,60 @@ class Captured:
         self._graph: graphs.Graph | None = None
         self._tied: list[Step] = []  # those that Python takes
 
-    def take(self, steps: Sequence[Step], number: int) -> None:
-        """Take the step `number` of every training."""
-        for step in steps:
-            step.advance(number)
-
+    def take(self, steps: Sequence[Step], number: int) -> Failures:
+        """Take the step `number` of trainings; see the function `take`."""
+        steps, failures = _each(steps, lambda step: step.advance(number))
+        if not steps:
+            return failures
         if steps[0].feed.sizes[number] != steps[0].feed.sizes[0]:
-            _all(steps, number)
-            return
+            return failures | _each(steps, lambda step: step(number))[1]
 
         key = tuple((step, step.key) for step in steps)
         if key != self._key:
             # The old graph's memory first: it is as large as the new one's.
             self._key, self._graph, self._taken, self._tied = key, None, 0, []
         if self._graph is None:
-            self._warm_up(steps, number)
-            return
+            return failures | self._warm_up(steps, number)
         self._graph.replay()
-        _all(self._tied, number)
+        return failures | _each(self._tied, lambda step: step(number))[1]
 
-    def _warm_up(self, steps: Sequence[Step], number: int) -> None:
-        if self.watched and self._taken == 1:  # the first one makes what lasts, and may read what it likes
-            self._tied = [step for step in steps if not self._free(step, number)]
-        else:
-            _all(steps, number)
+    def _warm_up(self, steps: Sequence[Step], number: int) -> Failures:
+        """Take a step by Python, and capture the next ones where enough have been taken."""
+        # The first one makes what lasts, and may read what it likes.
+        watching = self.watched and self._taken == 1
+        steps, failures = _each(steps, lambda step: self._watch(step, number) if watching else step(number))
         self._taken += 1
 
         free = [step for step in steps if step not in self._tied]
-        if self._taken == WARM and free:
+        if self._taken == WARM and free and not failures:
             try:
-                self._graph = graphs.Graph([lambda step=step: step(0) for step in free])  # type: ignore[misc]  # bound now
+                self._graph = graphs.Graph([partial(step, 0) for step in free])
             except RuntimeError as error:
                 for step in free:
                     _say(step, _first_line(error))
+        return failures
 
-    def _free(self, step: Step, number: int) -> bool:
-        """Take a step, and say whether it can be captured."""
+    def _watch(self, step: Step, number: int) -> None:
+        """Take a step, and see whether it can be captured."""
         watch = graphs.Watch(self.device)
         with watch:
             step(number)
         if watch.found is not None:
+            self._tied.append(step)
             _say(step, watch.found)
-        return watch.found is None
 
 
-def _all(steps: Sequence[Step], number: int) -> None:
+def _each(steps: Sequence[Step], work: Callable[[Step], None]) -> tuple[list[Step], Failures]:
+    """Do something with each training; return those that it succeeded with, and the others' errors."""
+    done: list[Step] = []
+    failures: Failures = {}
     for step in steps:
-        step(number)
+        try:
+            work(step)
+            done.append(step)
+        except StillhouseError as error:
+            failures[step] = error
+    return done, failures
 
 
 def _first_line(error: BaseException) -> str:

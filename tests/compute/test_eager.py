@@ -73,10 +73,12 @@ def test_training_and_counting_import_no_compiler() -> None:
     code = """
 import sys, torch
 from pipeline.compute.eager import EagerSGD
+from pipeline.compute.graphs import Watch
 from pipeline.evaluation.cost import macs
 network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
 optimizer = EagerSGD(network.parameters(), lr=0.1, momentum=0.9)
-network(torch.ones(2, 3, 8, 8)).sum().backward()
+with Watch(torch.device("cpu")):
+    network(torch.ones(2, 3, 8, 8)).sum().backward()
 optimizer.step()
 optimizer.load_state_dict(optimizer.state_dict())
 optimizer.zero_grad()

@@ -64,10 +64,14 @@ TRANSFORMS: dict[str, tuple[str, dict[str, Any]]] = {
 } | {
     "permutation of ranges": ("permutation", PERMUTED | {"matching": "ranges"}),
     "permutation dynamic": ("permutation", PERMUTED | {"student_tap": "stage2", "dynamic": 1}),
+    "dynamic of ranges": (
+        "permutation",
+        PERMUTED | {"student_tap": "stage2", "dynamic": 1, "matching": "ranges"},
+    ),
 }
 # Steps that cannot do without a value, and why.
 WAITING = {
-    "permutation dynamic": "the samples of a range of labels are picked by a mask, and how many they are is a value",
+    "dynamic of ranges": "the samples of a range of labels are picked by a mask, and how many they are is a value",
 }
 
 
@@ -135,12 +139,12 @@ def step(objective: Distillation, batch: Batch, phase: Phase) -> None:
     objective.start(Epoch(phase.name, 0, 2))
     with torch.no_grad():
         objective(views_of(batch), {}, Clock.on(torch.device("cpu")))
+    objective.start(Epoch(phase.name, 1, 2))
     objective.to(META)
     for part in (objective.method, *getattr(objective.method, "methods", {}).values(), objective.schedule):
         if hasattr(part, "gathered"):  # what was gathered on the CPU stays there
             part.gathered = Gathered(part.gathered.samples)
     objective.source = FixedSource({name: x.to(META) for name, x in batch.teacher.items()})
-    objective.start(Epoch(phase.name, 1, 2))
     index, image, label = (x.to(META) for x in (batch.index, batch.image, batch.label))
     clock = Clock.on(META)
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import os
 import re
@@ -16,14 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from graph_fixtures import StandIn
 from report_fixtures import Project
 from ruamel.yaml import YAML
 from table_fixtures import digit_maps
 from torch import nn
-from training_fixtures import assemble
+from training_fixtures import PARAMS, assemble, job, make_world
 
 import pipeline
 from pipeline import plugin
+from pipeline.compute import graphs
+from pipeline.compute.machine import Machine
 from pipeline.data.preparation import prepare
 from pipeline.distillation.method import Context
 from pipeline.errors import DataError
@@ -32,9 +36,12 @@ from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import parse, validate
+from pipeline.params.plug import Plug
+from pipeline.params.recipe import Epoch, Recipe
 from pipeline.params.sections import Sections, merged
 from pipeline.runs.check import check
 from pipeline.tables.table import FitContext
+from pipeline.training import assembly, distill
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / ".github" / "docs"
@@ -417,13 +424,44 @@ def test_example_of_a_transform(written: Importer) -> None:
 def test_example_of_a_schedule(written: Importer) -> None:
     found, module = assemble("kd"), plugin.load("schedules", "early_stop")
     schedule = module.Schedule(module.Config(until=0.5), context(found.student))
-    terms = []
+    ways, terms = [], []
     for epoch in range(4):
-        batch = found.batch(epoch=epoch, epochs=4)
-        (lesson,) = schedule({}, batch).lessons
+        ways.append(schedule.start(Epoch("main", epoch, 4)))
+        (lesson,) = schedule({}, found.batch(epoch=epoch, epochs=4)).lessons
         terms.append(lesson.terms)
+    assert ways == [True, True, False, False]
     assert terms == [None, None, ("ce",), ("ce",)]
     assert schedule.checkpoint(0, 4) == "last"
+
+
+def test_example_of_a_schedule_is_a_step_that_a_gpu_can_repeat(
+    written: Importer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph for the epochs with the teacher and one for those without: the bits of eager steps."""
+    world = make_world(tmp_path, PARAMS)
+    recipe = Recipe(
+        epochs=4, batch_size=24, learning_rate=0.05
+    )  # four whole batches an epoch, and one that is not
+    inputs = world.inputs("kd", recipe=recipe).model_copy(
+        update={"schedule": Plug.model_validate("early_stop")}
+    )
+    monkeypatch.setattr(graphs, "Graph", StandIn)
+    monkeypatch.setattr(StandIn, "made", 0)
+    monkeypatch.setattr(Machine, "fused", property(lambda self: True))
+
+    weights, histories = [], []
+    for captured in (True, False):
+        machine = Machine(torch.device("cpu"), captured=captured)
+        scratch = tmp_path / f"captured-{captured}"
+        scratch.mkdir()
+        assembly.train(distill.prepare(inputs, job(scratch, "early_stop", machine=machine)))
+        weights.append((scratch / "weights" / "last.safetensors").read_bytes())
+        with (scratch / "history.csv").open(newline="") as file:
+            histories.append([(row["ce"], row["kd"]) for row in csv.DictReader(file)])
+    assert StandIn.made == 2
+    assert weights[0] == weights[1]
+    assert histories[0] == histories[1]
+    assert [bool(kd) for _, kd in histories[0]] == [True, True, False, False]
 
 
 def test_example_of_a_layer(written: Importer) -> None:

@@ -221,7 +221,7 @@ def one_line(ended: Ended, *parts: str, status: int = 1) -> str:
 
 REPLACE, TEXT = "pathlib:Path.replace", "pathlib:Path.write_text"
 BYTES = "pathlib:Path.write_bytes"
-EPOCH, KEEP = "pipeline.training.loop:Training._epoch", "pipeline.training.loop:Training._keep"
+EPOCH, KEEP = "pipeline.training.step:Step.start", "pipeline.training.loop:Training._keep"
 STEP, SAVE = "pipeline.compute.eager:EagerSGD.step", "pipeline.training.checkpoint:save"
 FINISH = "pipeline.training.result:finish"
 SHARD, RECORD = "pipeline.features.store:StoredArray.write", "pipeline.features.shards:Progress.save"

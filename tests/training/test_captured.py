@@ -391,6 +391,7 @@ def test_the_time_of_an_epoch_is_that_of_its_steps(
 ) -> None:
     """Not that of the evaluations of students beside it; by a clock that they alone move far."""
     from pipeline.training import loop
+    from pipeline.training import step as steps
 
     now = [0.0]
 
@@ -402,7 +403,9 @@ def test_the_time_of_an_epoch_is_that_of_its_steps(
         now[0] += 1000
         return {"top1": 1.0}
 
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=clock_by_hand, monotonic=lambda: 0.0))
+    by_hand = SimpleNamespace(perf_counter=clock_by_hand, monotonic=lambda: 0.0)
+    for module in (loop, steps):
+        monkeypatch.setattr(module, "time", by_hand)
     trainings = []
     for run in ("kd", "fitnet", "rco"):
         where = job(world.path(f"scratch/timed-{run}"), run, machine=capturing())
@@ -413,6 +416,34 @@ def test_the_time_of_an_epoch_is_that_of_its_steps(
         assert len(history) == LEARN.epochs
         assert all(0 < float(row["seconds"]) < 100 for row in history)
     assert now[0] > 1000 * LEARN.epochs * len(trainings)
+
+
+class Refuses(BaseMethod[ReadsConfig]):
+    """Does not like the first batch."""
+
+    def check(self, batch: Batch) -> None:
+        raise ParamsError("refused: the first batch. Change params.yaml, then: dvc repro")
+
+    def forward(self, student: Taps, batch: Batch) -> Terms:
+        return {"ce": F.cross_entropy(student["logits"], batch.label)}
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_one_that_fails_within_a_step_leaves_the_others_theirs(
+    world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch, captured: bool
+) -> None:
+    plug(monkeypatch, "methods", "refuses", Config=ReadsConfig, Method=Refuses)
+    where = capturing() if captured else current()
+    group, outs = members(world, ["kd", "fitnet", "rco"], where, f"refused-{captured}")
+    inputs = world.inputs("kd", recipe=LEARN, methods=(Plug.model_validate("refuses"),))
+    group[1] = replace(
+        group[1], prepare=lambda scratch: distill.prepare(inputs, job(scratch, "refuses", machine=where))
+    )
+    with pytest.raises(ParamsError, match="refused"):
+        cohort.train(group, where)
+    assert [out.exists() for out in outs] == [True, False, True]
+    for run, out in (("kd", outs[0]), ("rco", outs[2])):
+        assert left(out) == left(student(world, run, f"past-{captured}-{run}", where))
 
 
 def test_a_cohort_that_was_interrupted_resumes(
