@@ -118,8 +118,7 @@ class Step:
         self.seconds = 0.0
         self._clock, self._held = Clock.on(self.device), Held(feed.fixed)
         self._parameters = [x for group in optimizer.param_groups for x in group["params"]]
-        self._slot = 0
-        self._prepared = self._begun = 0.0
+        self._slot, self._begun = 0, 0.0
         self._waiting: Callable[[], Taps] = dict
         self._read: tuple[str, ...] = ()
 
@@ -153,8 +152,6 @@ class Step:
 
     def advance(self, number: int) -> None:
         """Bring what the step `number` reads and is not on the device, and start to read what the next one does."""
-        if number == 0:
-            self._begun = time.perf_counter()
         take = self._waiting
         if number + 1 < len(self):
             self._waiting = self.objective.begin(self._slot, self.feed.parts[number + 1])

@@ -105,7 +105,8 @@ def test_a_plain_step_is_a_step_of_kd() -> None:
     for name, x in loop.network.named_parameters():
         assert x.grad is not None
         expected = before[name] - 1e-4 * (x.grad + 5e-4 * before[name])
-        torch.testing.assert_close(x.detach(), expected, rtol=0, atol=1e-8)
+        # One rounding of float32: a GPU's kernel multiplies and adds at once.
+        torch.testing.assert_close(x.detach(), expected, rtol=2e-7, atol=1e-8)
 
 
 @pytest.mark.usefixtures("device")
