@@ -71,11 +71,14 @@ def same_bits_twice() -> None:
 @contextmanager
 def same_bits_within() -> Iterator[None]:
     """Do as `same_bits_twice` inside the block."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
     _choose(deterministic=True)
     try:
         yield
     finally:
-        _choose(deterministic=False)
+        _choose(deterministic=before)
 
 
 def _choose(*, deterministic: bool) -> None:

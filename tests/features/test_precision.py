@@ -45,6 +45,20 @@ SPEC = NetworkSpec(family="resnet", network="resnet20", size=16, channels=3, cla
 
 
 @pytest.mark.cpu
+def test_the_same_bits_are_asked_for_within_a_block_alone() -> None:
+    def asked() -> tuple[bool, bool]:
+        return torch.backends.cudnn.deterministic, torch.are_deterministic_algorithms_enabled()
+
+    before = asked()
+    with precisions.same_bits_within():
+        assert asked() == (True, True)
+        with precisions.same_bits_within():
+            pass
+        assert asked() == (True, True)  # of the block around it
+    assert not before[1]
+    assert not asked()[1]
+
+
 def test_auto_is_float32_on_a_cpu_and_tf32_on_a_gpu() -> None:
     assert precisions.resolve("auto", torch.device("cpu")) == "float32"
     assert precisions.resolve("auto", torch.device("cuda")) == "tf32"
