@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.compute import streams
 from pipeline.compute.eager import keep_out
 
 Work = Callable[[], None]
@@ -61,7 +62,7 @@ class Graph:
 
 def _record(branches: Sequence[Work], sides: Sequence[torch.cuda.Stream]) -> None:
     """Do the first branch on the stream that is captured, and each of the others on one of `sides`."""
-    main, begun = torch.cuda.current_stream(), torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    main, begun = torch.cuda.current_stream(), streams.event()
     begun.record(main)
     branches[0]()
     for side, work in zip(sides, branches[1:], strict=True):
@@ -107,7 +108,7 @@ def side_stream(device: torch.device) -> Iterator[None]:
 @functools.cache
 def _stream(device: torch.device, number: int) -> torch.cuda.Stream:
     """Return a stream, the same one each time: cuBLAS and the allocator keep memory for each that they have seen."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return streams.stream(device)
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -121,7 +122,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.device = device
         self.found: str | None = None
 

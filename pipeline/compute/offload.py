@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.compute import streams
+
 Array = NDArray[Any]
 
 
@@ -55,7 +57,7 @@ class Offload:
         self._cuda = device.type == "cuda"
         self._stream: torch.cuda.Stream | None = None
         if self._cuda:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self._stream = streams.stream(device)
         self._buffers = HostBuffers(depth, pinned=self._cuda)
 
     def begin(self, values: Mapping[str, Tensor]) -> Callable[[], dict[str, Array]]:
@@ -70,8 +72,7 @@ class Offload:
         if self._stream is None:
             return lambda: {name: x.numpy() for name, x in values.items()}
 
-        computed = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # who waits sleeps, and does not spin
+        computed, copied = streams.event(), streams.event(blocking=True)
         computed.record(torch.cuda.current_stream(self.device))
         turn, hosts = self._buffers.next(), dict[str, Tensor]()
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.compute import streams
 from pipeline.data.file_index import FileIndex
 from pipeline.data.images import DecodedImages, Forward, Images, MappedImages
 from pipeline.data.prepared import Split
@@ -46,7 +47,7 @@ class ResidentRanges:
         self._slot, self._ids = -1, self._rows
         self._aside: torch.cuda.Stream | None = None
         if images.is_cuda:
-            self._aside = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self._aside = streams.stream(images.device)
             self._aside.wait_stream(torch.cuda.current_stream(images.device))  # for the rows
 
     def take(self, slot: int, start: int, stop: int) -> Tensor:
