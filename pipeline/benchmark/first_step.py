@@ -28,7 +28,7 @@ def main(name: str, samples: int, *, alone: bool = False) -> dict[str, float]:
 
     import torch
 
-    import pipeline.training.distill  # noqa: F401  # what a stage imports
+    import pipeline.training.distill  # noqa: F401  # imported to be timed, as a stage imports it
     from pipeline.benchmark.timing import synchronize
     from pipeline.compute.machine import machine
     from pipeline.networks.network import build

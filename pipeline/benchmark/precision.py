@@ -27,7 +27,7 @@ from pipeline.data.views import view_space
 from pipeline.errors import StillhouseError
 from pipeline.features.source import CachedSource
 from pipeline.features.teacher import Teacher
-from pipeline.networks.network import build
+from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.params.views import CropFlip, ViewParams
@@ -230,12 +230,13 @@ def _training(
     scratch = bench.folder / "trainings" / title
     scratch.mkdir(parents=True, exist_ok=True)
     student = pupil.modules["student"]
+    assert isinstance(student, Network)  # beside it stand modules of any kind
     return Training(
         modules=pupil.modules,
         objective=pupil.objective,
         batches=batches,
         phases=(Phase("main", course.recipe),),
-        evaluate=setting.evaluation(student),  # type: ignore[arg-type]  # the student is a network
+        evaluate=setting.evaluation(student),
         save=lambda name: None,
         scratch=scratch,
         identity=f"{course.name} {title}",
