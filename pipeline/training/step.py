@@ -104,13 +104,8 @@ class Step:
     def __init__(
         self, title: str, objective: Objective, feed: Feed, optimizer: torch.optim.SGD, ranks: Ranks
     ) -> None:
-        self.title, self.objective, self.feed, self.optimizer, self.ranks = (
-            title,
-            objective,
-            feed,
-            optimizer,
-            ranks,
-        )
+        self.title, self.objective, self.feed = title, objective, feed
+        self.optimizer, self.ranks = optimizer, ranks
         self.device = feed.batches.labels.device
         self.key: Hashable = None
         self.names: list[str] = []

@@ -40,6 +40,7 @@ from pipeline.compute.machine import Machine, machine
 from pipeline.distillation.method import BaseMethod, Batch, MethodConfig, Needs, Terms, Weights
 from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
 from pipeline.errors import CohortError, DivergedError, MachineError, ParamsError
+from pipeline.features.source import RESIDENT_BYTES
 from pipeline.networks.network import Taps
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
@@ -107,10 +108,18 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return current()
 
 
-def student(world: World, run: str, folder: str, where: Machine, recipe: Recipe = LEARN) -> Path:
+def student(
+    world: World,
+    run: str,
+    folder: str,
+    where: Machine,
+    resident_bytes: int = RESIDENT_BYTES,
+    **changes: Any,
+) -> Path:
+    """Distill a student by the inputs of a run, some of which are changed, and return its folder."""
     scratch = world.path(f"scratch/{folder}")
-    inputs = world.inputs(run, recipe=recipe)
-    assembly.train(distill.prepare(inputs, job(scratch, run, machine=where)))
+    inputs = world.inputs(run, recipe=LEARN, **changes)
+    assembly.train(distill.prepare(inputs, job(scratch, run, machine=where), resident_bytes=resident_bytes))
     return scratch
 
 
@@ -158,13 +167,8 @@ def test_a_teachers_steps_are_captured_too(
 def test_what_is_read_from_the_disk_is_replayed_as_well(
     world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch, resident: int
 ) -> None:
-    def trained(name: str, where: Machine) -> dict[str, Any]:
-        scratch = world.path(f"scratch/{name}-{resident}")
-        inputs = world.inputs("fitnet", recipe=LEARN)
-        assembly.train(distill.prepare(inputs, job(scratch, name, machine=where), resident_bytes=resident))
-        return left(scratch)
-
-    assert trained("read-captured", capturing()) == trained("read-eager", eager(monkeypatch))
+    captured = left(student(world, "fitnet", f"read-captured-{resident}", capturing(), resident))
+    assert captured == left(student(world, "fitnet", f"read-eager-{resident}", eager(monkeypatch), resident))
 
 
 @pytest.mark.cpu
@@ -205,20 +209,15 @@ def test_a_step_that_reads_a_value_runs_eagerly_and_says_so(
     world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     plug(monkeypatch, "methods", "reads", Config=ReadsConfig, Method=Reads)
-    inputs = world.inputs("kd", recipe=LEARN, methods=(Plug.model_validate("reads"),))
+    methods = (Plug.model_validate("reads"),)
 
-    def trained(name: str, where: Machine) -> dict[str, Any]:
-        scratch = world.path(f"scratch/{name}")
-        assembly.train(distill.prepare(inputs, job(scratch, name, machine=where)))
-        return left(scratch)
-
-    found = trained("reads-captured", capturing())
+    found = left(student(world, "kd", "reads-captured", capturing(), methods=methods))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "its steps run eagerly and are not captured, because" in lines[0]
     assert "reads a value back" in lines[0]
     assert graph.made == 0
-    assert found == trained("reads-eager", eager(monkeypatch))
+    assert found == left(student(world, "kd", "reads-eager", eager(monkeypatch), methods=methods))
 
 
 class Waits(BaseMethod[ReadsConfig]):
@@ -248,24 +247,19 @@ def test_a_capture_that_fails_half_way_leaves_eager_steps_and_further_captures(
     world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     plug(monkeypatch, "methods", "waits", Config=ReadsConfig, Method=Waits)
-    inputs = world.inputs("kd", recipe=LEARN, methods=(Plug.model_validate("waits"),))
-
-    def trained(name: str, where: Machine) -> dict[str, Any]:
-        scratch = world.path(f"scratch/{name}")
-        assembly.train(distill.prepare(inputs, job(scratch, name, machine=where)))
-        return left(scratch)
+    methods = (Plug.model_validate("waits"),)
 
     with monkeypatch.context() as patch:
         if current().device.type == "cpu":
             patch.setattr(graphs, "Graph", Fails)
-        found = trained("waits-captured", capturing())
+        found = left(student(world, "kd", "waits-captured", capturing(), methods=methods))
     (line,) = capsys.readouterr().err.splitlines()
     assert "its steps run eagerly and are not captured, because" in line
     assert "operation not permitted" in line
     F.dropout(torch.ones(3, device=current().device))  # the generator has left the capture
     student(world, "kd", "after-a-failure", capturing())
     assert "run eagerly" not in capsys.readouterr().err
-    assert found == trained("waits-eager", eager(monkeypatch))
+    assert found == left(student(world, "kd", "waits-eager", eager(monkeypatch), methods=methods))
 
 
 @pytest.mark.cpu
@@ -544,15 +538,10 @@ class Draws(BaseMethod[ReadsConfig]):
 
 def test_draws_are_replayed_anew(world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
     plug(monkeypatch, "methods", "draws", Config=ReadsConfig, Method=Draws)
-    inputs = world.inputs("kd", recipe=LEARN, methods=(Plug.model_validate("draws"),))
+    methods = (Plug.model_validate("draws"),)
 
-    def trained(name: str, where: Machine) -> dict[str, Any]:
-        scratch = world.path(f"scratch/{name}")
-        assembly.train(distill.prepare(inputs, job(scratch, name, machine=where)))
-        return left(scratch)
-
-    captured = trained("draws-captured", capturing())
-    assert captured == trained("draws-eager", eager(monkeypatch))
+    captured = left(student(world, "kd", "draws-captured", capturing(), methods=methods))
+    assert captured == left(student(world, "kd", "draws-eager", eager(monkeypatch), methods=methods))
 
 
 def test_draws_are_uniform_and_differ_by_draw_and_step() -> None:
