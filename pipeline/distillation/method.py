@@ -56,9 +56,8 @@ from pipeline.params.recipe import Epoch, Phase, Recipe
 
 Terms = dict[str, Tensor]  # scalars by name
 Weights = dict[str, float]
-StepWeights = Mapping[
-    str, float | Tensor
-]  # of one step: those that follow the training are scalars on the device
+# Of one step: those that follow the training are scalars on the device.
+StepWeights = Mapping[str, float | Tensor]
 Tables = Mapping[str, Mapping[str, NDArray[Any]]]  # arrays of fitted tables, by table and array name
 Matchings = Mapping[str, Matching]  # by the key of what was wanted
 
