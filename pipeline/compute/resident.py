@@ -24,7 +24,7 @@ def shared(content: str, device: torch.device, read: Callable[[], NDArray[Any]])
     Nobody may write into it.
 
     Args:
-        content: hash of the array.
+        content: hash of the array, its dtype and its shape.
         device: where it goes.
         read: returns it.
     """

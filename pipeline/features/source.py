@@ -92,7 +92,9 @@ class CachedSource:
                 array = StoredArray(array_path(path, checkpoint, "train", name))
                 if array.nbytes <= resident_bytes:
                     digest = known[name].features[name].digest[f"{checkpoint}/train"]
-                    self._resident[checkpoint, name] = shared(digest, device, array.all)
+                    # A digest is of bytes alone: dead maps of two shapes may have the same.
+                    content = f"{digest} {array.dtype} {array.shape}"
+                    self._resident[checkpoint, name] = shared(content, device, array.all)
                 else:
                     self._arrays[checkpoint, name] = array
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.data.normalize import Normalize
 from pipeline.data.views import view_ids, view_space
 from pipeline.errors import DamagedArtifactError, ParamsError
-from pipeline.features import store
+from pipeline.features import contents, store
 from pipeline.features.source import CachedSource, OnlineSource
 from pipeline.features.store import StoredArray
 from pipeline.features.stream import PlainStream
@@ -93,6 +93,27 @@ def test_the_sources_would_differ_on_another_slot_sample_or_checkpoint(small: Sm
     for wrong in (("last", 1, index), ("last", 2, index.flip(0)), ("anchor_050", 2, index)):
         with pytest.raises(AssertionError):
             assert_alike(features_of(source, *wrong, image), expected)
+
+
+@pytest.mark.cpu
+def test_features_of_the_same_bytes_keep_their_own_shapes(
+    small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies on the device once is known by its hash, and the hash of dead maps may be that of others."""
+    read = contents.read
+
+    def alike(path: Path, hint: str) -> contents.Contents:
+        held = read(path, hint)
+        digests = dict.fromkeys(next(iter(held.features.values())).digest, "the same")
+        same = {name: one.model_copy(update={"digest": digests}) for name, one in held.features.items()}
+        return held.model_copy(update={"features": same})
+
+    index = torch.arange(5)
+    names = ["logits", "stage1:pooled"]
+    expected = features_of(cached(small, names, 3), "last", 1, index, shown(small, 1, index))
+    monkeypatch.setattr(contents, "read", alike)
+    found = features_of(cached(small, names, 3), "last", 1, index, shown(small, 1, index))
+    assert all(torch.equal(found[name], expected[name]) for name in names)
 
 
 @pytest.mark.cpu
