@@ -9,8 +9,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The tests in `fuzz/`: always the same examples, and few; `--hypothesis-profile=thorough` draws others, and many.
+settings.register_profile("quick", max_examples=100, derandomize=True, database=None, deadline=None)
+settings.register_profile("thorough", max_examples=5000, deadline=None)
+settings.load_profile("quick")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
