@@ -153,6 +153,10 @@ _WRITTEN_FILE = re.compile(r'file "([^"]+)"')
 
 def run(main: Callable[..., Any]) -> None:
     """Run `main` as a typer command; an error that the user or the machine caused is one line and exit status 1."""
+    if sys.platform == "win32":  # dvc.yaml's commands are those of a POSIX shell
+        _exit(
+            "Stillhouse runs on Linux and macOS. On Windows run it within WSL, the Linux that Windows brings along."
+        )
 
     @functools.wraps(main)
     def reporting(*values: Any, **options: Any) -> None:
@@ -167,6 +171,13 @@ def run(main: Callable[..., Any]) -> None:
             )
         except StillhouseError as error:
             _exit(str(error), error=error)
+        except ModuleNotFoundError as error:
+            if str(error.name).partition(".")[0] in ("pipeline", "stages"):
+                raise
+            _exit(
+                f"{sys.executable} has no module '{error.name}'. Activate the environment that Stillhouse is installed "
+                "in (. .venv/bin/activate), or complete it: pip install -e ."
+            )
         except Exception as error:
             line = _of_machine(error)
             if line is None:

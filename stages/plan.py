@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +129,6 @@ def _needs(found: Plan, state: State, artifacts: Path) -> list[Need]:
 
 
 def _print(found: Plan, state: State, needs: list[Need]) -> None:
-    import sys
-
     from rich.console import Console
     from rich.filesize import decimal
     from rich.table import Table
@@ -225,16 +224,21 @@ def _state(params: Path) -> State:
     from dvc.exceptions import DvcException, NotDvcRepoError  # type: ignore[import-untyped]
     from dvc.repo import Repo  # type: ignore[import-untyped]
 
+    from pipeline.artifacts import rwlock
     from pipeline.errors import MachineError
 
     try:
         with Repo() as repo:
+            if (mended := rwlock.mend(repo)) is not None:
+                print(f"{mended} was cut short when DVC was killed, and is removed.", file=sys.stderr)
             return _known(repo, params)
     except NotDvcRepoError:
         return State(note="This folder is no DVC repository: everything counts as to be made.")
     except DvcException as error:
         reason = " ".join(str(error).split())
-        raise MachineError(f"DVC cannot say what is up to date: {reason}. Look with: dvc status") from None
+        # A kill cuts this file short too, and git may know a newer one than the run cache: it is not ours to remove.
+        cure = "rm dvc.lock, then: dvc repro" if "dvc.lock'" in reason else "dvc status"
+        raise MachineError(f"DVC cannot say what is up to date: {reason}. Look with: {cure}") from None
 
 
 def _known(repo: Any, params: Path) -> State:

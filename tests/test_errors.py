@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import subprocess
@@ -316,6 +317,31 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", ["stage"])
     with pytest.raises(ZeroDivisionError):
         command.run(main)
+
+
+def test_a_package_that_is_missing_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(name: str) -> None:
+        importlib.import_module(name)
+
+    code, text = finish(main, ["no_such_package.inside"], monkeypatch, capsys)
+    assert (code, text.count("\n")) == (1, 1)
+    assert "has no module 'no_such_package'" in text
+    assert "pip install -e ." in text
+
+    monkeypatch.setattr(sys, "argv", ["stage", "pipeline.no_such_module"])
+    with pytest.raises(ModuleNotFoundError):  # our own mistake
+        command.run(main)
+
+
+def test_windows_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    code, text = finish(lambda: None, [], monkeypatch, capsys)
+    assert (code, text.count("\n")) == (1, 1)
+    assert "WSL" in text
 
 
 def test_usage_errors_end_with_two(

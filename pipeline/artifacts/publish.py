@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,8 +161,7 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(PermissionError):  # Windows keeps open files, and removes this one with the lock
-            path.unlink(missing_ok=True)  # while the lock is held, so that nobody else's file is removed
+        path.unlink(missing_ok=True)  # while the lock is held, so that nobody else's file is removed
         lock.release()
 
 

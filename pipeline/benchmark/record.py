@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Sequence
@@ -68,12 +67,10 @@ def facts(device: str) -> dict[str, Any]:
     Args:
         device: name of the device that computes.
     """
-    # Windows has no load average.
-    load = os.getloadavg() if hasattr(os, "getloadavg") else (math.nan,)
     return {
         "cores": os.cpu_count(),
         "device": device,
-        "load_before": None if math.isnan(load[0]) else round(load[0], 2),
+        "load_before": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "zarr", "tensorstore", "dvc")},

@@ -147,6 +147,6 @@ def _cpu() -> str:
 def _memory() -> str:
     try:
         size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf, and a system may lack these names
+    except (ValueError, OSError):  # a system may lack these names
         return "unknown"
     return f"{size / 2**30:.0f} GiB"

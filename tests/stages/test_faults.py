@@ -733,22 +733,3 @@ def test_a_killed_repro_goes_on_to_the_same_artifacts(tmp_path: Path) -> None:
     for name in ("data/prepared", "artifacts/teachers"):
         assert contents(cut.folder / name) == contents(whole.folder / name), name
     assert cut.repro(target) == set()
-
-
-@pytest.mark.slow
-def test_the_docs_have_the_cure_for_a_lock_that_a_kill_has_emptied(tmp_path: Path) -> None:
-    project = make(tmp_path, ONE)
-    (tmp_path / ".dvc/tmp/rwlock").write_text("")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["dvc", "repro", "params"], cwd=tmp_path, env=os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode
-    part = (root() / ".github/docs/trouble.md").read_text()
-    error, cure = "Unable to read RWLock-file", "rm .dvc/tmp/rwlock"
-    assert f"`{error}`" in part
-    assert f"`{cure}`" in part
-    assert error in done.stderr
-    project.run(*cure.split())
-    assert project.repro("params") == {"params"}
