@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -92,14 +93,21 @@ def test_a_file_of_locks_that_dvc_is_writing_is_left_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_python_without_the_project_is_told_in_one_line(project: Project, tmp_path: Path) -> None:
+def test_a_path_without_python_is_told_in_one_line(project: Project) -> None:
     """As when `.venv/bin/dvc repro` is called and the environment is not active."""
-    project.append("params.yaml", "\n")
-    empty = tmp_path / "empty"
-    venv.create(empty, with_pip=False)
-    for folder in (tmp_path / "nothing", empty / "bin"):
-        said = failing(
-            project.folder, f"{Path(sys.executable).parent}/dvc", "repro", PATH=f"{folder}:/usr/bin:/bin"
-        )
-        assert "error: `python` is not the one that Stillhouse is installed in. Activate" in said
-        assert "Traceback" not in said
+    project.edit(lambda params: params.update(seeds=[1]))
+    shells = project.folder / "shells"
+    shells.mkdir()
+    (shells / "sh").symlink_to(str(shutil.which("sh")))  # what DVC calls, and no python
+    dvc = Path(sys.executable).parent / "dvc"
+    said = failing(project.folder, str(dvc), "repro", PATH=str(shells), SHELL="/bin/sh")
+    assert "error: There is no `python`. Activate the environment" in said
+
+
+@pytest.mark.slow
+def test_a_python_without_the_project_is_told_in_one_line(tmp_path: Path) -> None:
+    venv.create(tmp_path, with_pip=False)
+    for stage in ("code", "distill", "report"):
+        said = failing(root(), f"{tmp_path}/bin/python", "-m", f"stages.{stage}")
+        assert said.count("\n") == 1
+        assert "is not the Python that Stillhouse is installed in" in said
