@@ -1,0 +1,87 @@
+"""Decoupled knowledge distillation (Zhao, Cui, Song, Qiu and Liang 2022, arXiv:2203.08679).
+
+L = w_ce CE(s, y) + r T^2 [w_target KL(b_t || b_s) + w_others KL(q_t || q_s)], r = min(epoch / 20, 1), epochs from 1
+
+b = (p_y, 1 - p_y) is what a network says of the label against all other classes, and q the softmax over the other
+classes alone, both of logits / T; the means are over the batch. The paper's alpha is `target`: 1. Its beta is `others`:
+8 for pairs with ResNet32x4 as teacher, 6 for VGGs and WRNs, 2 for ResNet56 and 110; ImageNet has T = 1, 0.5 or 2, and a
+warm-up of one epoch.
+
+What differs: the authors keep the label out of q by subtracting 1000 from its logit; here it is left out. The sums are
+taken in log-space, so that probabilities that underflow still have a gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.distillation.method import (
+    BaseMethod,
+    Batch,
+    MethodConfig,
+    Needs,
+    StepWeights,
+    Terms,
+    Weights,
+)
+from pipeline.networks.network import Taps
+
+
+class Config(MethodConfig):
+    """Settings of DKD.
+
+    Attributes:
+        temperature: T of all softmaxes.
+        warmup: epochs in which the weights of `target` and `others` grow; 0 is none.
+    """
+
+    temperature: float = Field(default=4.0, gt=0)
+    warmup: int = Field(default=20, ge=0)
+    weights: Weights = {"ce": 1.0, "target": 1.0, "others": 8.0}
+
+
+class Method(BaseMethod[Config]):
+    """DKD: what the teacher says of the label, and of the other classes, each with a weight of its own."""
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Return the logits of both."""
+        return Needs(student=("logits",), teacher=("logits",))
+
+    def weights(self, batch: Batch) -> StepWeights:
+        """Return the weights of an epoch: those of `target` and `others` grow over the first ones."""
+        if not self.config.warmup:
+            return self.config.weights
+        share = ((batch.epoch + 1) / self.config.warmup).clamp(max=1)  # counted from 1, as the authors do
+        grown = {name: share * self.config.weights[name] for name in ("target", "others")}
+        return self.config.weights | grown
+
+    def forward(self, student: Taps, batch: Batch) -> Terms:
+        """Return `ce`, `target` and `others`."""
+        temperature = self.config.temperature
+        (s, s_rest), (t, t_rest) = (
+            decoupled(x / temperature, batch.label) for x in (student["logits"], batch.teacher["logits"])
+        )
+        return {
+            "ce": F.cross_entropy(student["logits"], batch.label),
+            "target": temperature**2 * F.kl_div(s, t, reduction="batchmean", log_target=True),
+            "others": temperature**2 * F.kl_div(s_rest, t_rest, reduction="batchmean", log_target=True),
+        }
+
+
+def decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log b (B, 2), of the label against the others, and log q (B, K - 1), over the others alone.
+
+    Args:
+        logits: (B, K), divided by T.
+        label: int64 (B,).
+    """
+    places = torch.arange(logits.shape[1] - 1, device=logits.device)
+    # All classes but the label: those from it on move up by one.
+    others = logits.gather(1, places + (places >= label[:, None]))  # (B, K - 1)
+    own = logits.gather(1, label[:, None])  # (B, 1)
+    pair = torch.cat([own, others.logsumexp(dim=1, keepdim=True)], dim=1)
+    return F.log_softmax(pair, dim=1), F.log_softmax(others, dim=1)

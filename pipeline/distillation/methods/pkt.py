@@ -1,0 +1,65 @@
+"""Probabilistic knowledge transfer (Passalis and Tefas 2018, arXiv:1803.10837).
+
+L = w_ce CE(s, y) + w_probability mean P_t log((P_t + e) / (P_s + e)), P = (1 + cos) / 2 with rows that sum to 1
+
+cos (B, B) are the cosines of the pooled features of every two samples of a batch; the mean is over all B^2 of them,
+with weight 30000, and e = 1e-7, as in CRD's tables.
+
+Several processes each compare the samples of their own part of the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.distillation.method import BaseMethod, Batch, Known, MethodConfig, Needs, Terms, Weights
+from pipeline.networks.network import Taps
+
+LEAST = 1e-7  # added to probabilities and norms
+
+
+class Config(MethodConfig):
+    """Settings of PKT.
+
+    Attributes:
+        student_tap: what is compared of the student, a vector a sample.
+        teacher_feature: what is compared of the teacher.
+    """
+
+    student_tap: str = "pooled"
+    teacher_feature: str = "pooled"
+    weights: Weights = {"ce": 1.0, "probability": 30000.0}
+
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with tap and feature in full."""
+        return super().resolved(known).model_copy(update={
+            "student_tap": known.student.resolved(self.student_tap),
+            "teacher_feature": known.teacher.resolved(self.teacher_feature),
+        })  # fmt: skip
+
+
+class Method(BaseMethod[Config]):
+    """PKT: the chance that a sample picks another as its neighbor is the teacher's."""
+
+    @classmethod
+    def needs(cls, config: Config) -> Needs:
+        """Return the student's logits, its tap and the teacher's feature."""
+        return Needs(("logits", config.student_tap), (config.teacher_feature,))
+
+    def forward(self, student: Taps, batch: Batch) -> Terms:
+        """Return `ce` and `probability`."""
+        s = neighbors(student[self.config.student_tap])  # (B, B)
+        t = neighbors(batch.teacher[self.config.teacher_feature])
+        divergence = (t * ((t + LEAST).log() - (s + LEAST).log())).mean()
+        return {"ce": F.cross_entropy(student["logits"], batch.label), "probability": divergence}
+
+
+def neighbors(x: Tensor) -> Tensor:
+    """Return the probabilities (B, B) with which each of the samples (B, ...) picks another one."""
+    rows = x.flatten(1)
+    unit = rows / (rows.norm(dim=1, keepdim=True) + LEAST)
+    kernel = (unit @ unit.T + 1) / 2
+    return kernel / kernel.sum(dim=1, keepdim=True)

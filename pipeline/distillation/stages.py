@@ -1,0 +1,77 @@
+"""Methods that learn at several stages at once: which map of the teacher each map of the student learns.
+
+CRD's tables (arXiv:1910.10699) pair the stages of both networks in their order, and so does everyone who compares with
+them. Maps of two sizes meet at the smaller: the larger one is averaged.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.distillation.method import Context, Known, MethodConfig, Needs, resolved_taps
+from pipeline.errors import ShapeError
+
+
+class StagesConfig(MethodConfig):
+    """Settings of methods that pair stages.
+
+    Attributes:
+        places: teacher feature by student tap, both of them maps. None pairs the stages of both networks in their
+            order, and leaves out those at the end that only one of them has.
+    """
+
+    places: dict[str, str] | None = None
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """The places, once they are known."""
+        assert self.places is not None, "settings are resolved before they are read"
+        return self.places
+
+    @property
+    def needs(self) -> Needs:
+        """The logits of the student, and the maps of both."""
+        return Needs(("logits", *self.pairs), tuple(dict.fromkeys(self.pairs.values())))
+
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with the places filled in, all names in full.
+
+        Raises:
+            ParamsError: two names are the same tap.
+        """
+        given = self.places
+        if given is None:
+            given = dict(zip(known.student.stages, known.teacher.stages, strict=False))
+        places = resolved_taps("places", given, known.student)
+        features = {tap: known.teacher.resolved(feature) for tap, feature in places.items()}
+        return super().resolved(known).model_copy(update={"places": features})
+
+
+def require_maps(method: str, config: StagesConfig, context: Context) -> None:
+    """Refuse places that are not two maps, and settings that name none.
+
+    Raises:
+        ShapeError: a tap or a feature has no height and width, or there are no places.
+    """
+    if not config.pairs:
+        raise ShapeError(
+            f"{method} pairs stages, and these networks have none in common. Name 'places', a teacher feature for each "
+            "student tap, in the run's settings in params.yaml."
+        )
+    for tap, feature in config.pairs.items():
+        student, teacher = context.student_shapes[tap], context.teacher_shapes[feature]
+        if len(student) != 3 or len(teacher) != 3:
+            raise ShapeError(
+                f"{method} pairs two maps: student tap '{tap}' is {student}, teacher feature '{feature}' {teacher}. "
+                "Choose other places, in the run's settings in params.yaml."
+            )
+
+
+def smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two maps (B, C_S, h, w) and (B, C_T, h, w) of the smaller one's size, the larger one averaged."""
+    size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+    s, t = (x if tuple(x.shape[2:]) == size else F.adaptive_avg_pool2d(x, size) for x in (student, teacher))
+    return s, t

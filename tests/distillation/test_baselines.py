@@ -1,0 +1,391 @@
+"""The methods that the papers compare with, each against a plain reference: loops in float64, from its paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from training_fixtures import KNOWN, frozen_teacher
+
+from pipeline import plugin, seeding
+from pipeline.distillation.method import Batch, Context, Terms
+from pipeline.distillation.methods import dkd
+from pipeline.errors import ShapeError
+
+Shapes = Mapping[str, tuple[int, ...]]
+Both = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+EXACT = {"rtol": 1e-5, "atol": 1e-9}
+
+
+def method(name: str, student: Shapes, teacher: Shapes, classes: int = 5, **settings: Any) -> Any:
+    """Return a method on networks of which the shapes are all that is known."""
+    module = plugin.load("methods", name)
+    context = Context(classes, torch.zeros(40, dtype=torch.int64), frozen_teacher().network, student, teacher)
+    return module.Method(module.Config(**settings), context).double()
+
+
+def taps(shapes: Shapes, size: int, draw: str) -> dict[str, Tensor]:
+    """Draw taps (B, ...) in float64, with gradients."""
+    generator = seeding.generator(0, draw)
+    return {
+        name: torch.randn(size, *shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for name, shape in shapes.items()
+    }
+
+
+def batch(teacher: Mapping[str, Tensor], classes: int = 5, epoch: int = 0) -> Batch:
+    size = len(next(iter(teacher.values())))
+    features = {name: x.detach() for name, x in teacher.items()}
+    return Batch(
+        image=torch.zeros(size, 1, 8, 8), label=torch.arange(size) % classes, index=torch.arange(size),
+        teacher=features, epoch=torch.tensor(epoch), epochs=30, step=torch.tensor(0), phase="main", seed=0,
+    )  # fmt: skip
+
+
+def holds(
+    found: Any, student: Shapes, teacher: Shapes, size: int, reference: Callable[..., Terms], classes: int = 5
+) -> None:
+    """Compare every term but the labels', and its gradients, with those of a reference on the same taps."""
+    student = {"logits": (classes,), **student}
+    terms: list[Terms] = []
+    gradients: list[list[Tensor]] = []
+    for compute in (found, reference):
+        given = taps(student, size, "student")
+        now = batch(taps(teacher, size, "teacher"), classes)
+        result = {name: term for name, term in compute(given, now).items() if name != "ce"}
+        terms.append(result)
+        total = torch.stack([(number + 1) * result[name] for number, name in enumerate(sorted(result))]).sum()
+        if total.requires_grad:
+            grown = torch.autograd.grad(total, list(given.values()), allow_unused=True)
+            gradients.append([x if x is not None else torch.zeros(()) for x in grown])
+
+    assert terms[0].keys() == terms[1].keys()
+    for name, term in terms[0].items():
+        torch.testing.assert_close(term, terms[1][name], **EXACT)
+    for own, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(own, expected, **EXACT)
+
+
+SIZES = [1, 2, 7]
+# Student wider and narrower, larger and smaller than the teacher.
+MAPS = [((3, 4, 4), (5, 4, 4)), ((6, 8, 8), (2, 4, 4)), ((2, 2, 2), (4, 8, 8)), ((3, 4, 6), (3, 4, 3))]
+VECTORS = [((4,), (9,)), ((7,), (7,)), ((6,), (2,))]
+CLASSES = [2, 3, 10]
+
+
+def averaged(x: Tensor, height: int, width: int) -> Tensor:
+    """Return the means of equal blocks of a map (C, H, W), of a size that its own is a multiple of."""
+    rows, columns = x.shape[1] // height, x.shape[2] // width
+    return x.reshape(x.shape[0], height, rows, width, columns).mean(dim=(2, 4))
+
+
+def of_one_size(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    height, width = min(s.shape[1], t.shape[1]), min(s.shape[2], t.shape[2])
+    return averaged(s, height, width), averaged(t, height, width)
+
+
+# ------------------------------------------------------------------ maps
+
+
+@pytest.mark.parametrize(("student", "teacher"), MAPS)
+@pytest.mark.parametrize("size", SIZES)
+def test_at_is_the_formula(student: tuple[int, ...], teacher: tuple[int, ...], size: int) -> None:
+    places = {"stage1": "stage1", "stage2": "last_map"}
+    own = {"stage1": student, "stage2": (2, 2, 2)}
+    other = {"stage1": teacher, "last_map": (3, 2, 2)}
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        total = torch.zeros((), dtype=torch.float64)
+        for tap, feature in places.items():
+            for i in range(size):
+                q = []
+                for x in of_one_size(given[tap][i], now.teacher[feature][i]):
+                    pixels = [(x[:, a, b] ** 2).mean() for a in range(x.shape[1]) for b in range(x.shape[2])]
+                    norm = torch.sqrt(sum(p**2 for p in pixels))
+                    q.append([p / norm for p in pixels])
+                errors = [(a - b) ** 2 for a, b in zip(*q, strict=True)]
+                total = total + sum(errors) / (size * len(errors))
+        return {"attention": total}
+
+    holds(method("at", own, other, places=places), own, other, size, reference)
+
+
+@pytest.mark.parametrize(("student", "teacher"), [*MAPS, *VECTORS])
+@pytest.mark.parametrize("size", SIZES)
+def test_sp_is_the_formula(student: tuple[int, ...], teacher: tuple[int, ...], size: int) -> None:
+    def rows(x: Tensor) -> list[list[Tensor]]:
+        gram = [[(x[i].flatten() * x[j].flatten()).sum() for j in range(size)] for i in range(size)]
+        return [[g / torch.sqrt(sum(v**2 for v in row)) for g in row] for row in gram]
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        s, t = rows(given["a"]), rows(now.teacher["b"])
+        total = sum((s[i][j] - t[i][j]) ** 2 for i in range(size) for j in range(size))
+        return {"similarity": total / size**2}
+
+    own, other = {"a": student}, {"b": teacher}
+    holds(method("sp", own, other, student_tap="a", teacher_feature="b"), own, other, size, reference)
+
+
+@pytest.mark.parametrize(("student", "teacher"), MAPS)
+@pytest.mark.parametrize("size", SIZES)
+def test_vid_is_the_formula(student: tuple[int, ...], teacher: tuple[int, ...], size: int) -> None:
+    own, other = {"stage1": student, "stage2": (2, 2, 2)}, {"stage1": teacher, "stage2": (3, 2, 2)}
+    found = method("vid", own, other, places={"stage1": "stage1", "stage2": "stage2"})
+    for predictor in found.predictors.values():
+        with torch.no_grad():  # one a channel: a mix-up of channels would show
+            predictor.rho += torch.linspace(-6, 1, len(predictor.rho))
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        total = torch.zeros((), dtype=torch.float64)
+        for tap, predictor in found.predictors.items():
+            first, second, third = (layer.weight[:, :, 0, 0] for layer in predictor.mean[::2])
+            variance = torch.log(1 + torch.exp(predictor.rho)) + 1e-5
+            terms = []
+            for i in range(size):
+                s, t = of_one_size(given[tap][i], now.teacher[tap][i])
+                for a in range(s.shape[1]):
+                    for b in range(s.shape[2]):
+                        hidden = torch.relu(second @ torch.relu(first @ s[:, a, b]))
+                        error = third @ hidden - t[:, a, b]
+                        terms.append(0.5 * (error**2 / variance + torch.log(variance)))
+            total = total + torch.stack(terms).mean()
+        return {"information": total}
+
+    holds(found, own, other, size, reference)
+
+
+def test_vid_learns_its_variances_which_start_at_five() -> None:
+    shapes = {"stage1": (3, 4, 4)}
+    found = method("vid", shapes | {"logits": (5,)}, shapes, places={"stage1": "stage1"})
+    rho = found.predictors["stage1"].rho
+    assert torch.log(1 + rho.exp()).tolist() == pytest.approx([5 - 1e-5] * 3)
+    found(taps(shapes | {"logits": (5,)}, 2, "student"), batch(taps(shapes, 2, "teacher")))[
+        "information"
+    ].backward()
+    assert (rho.grad != 0).all()
+
+
+@pytest.mark.parametrize("name", ["at", "vid"])
+def test_stages_pair_in_their_order(name: str) -> None:
+    config = plugin.load("methods", name).Config()
+    assert config.resolved(KNOWN).places == {f"stage{n}": f"stage{n}" for n in (1, 2, 3)}
+    given = plugin.load("methods", name).Config(places={"last": "last", "stage1": "stage2"})
+    assert given.resolved(KNOWN).places == {"stage3": "stage3", "stage1": "stage2"}
+
+
+@pytest.mark.parametrize("name", ["at", "vid"])
+@pytest.mark.parametrize(
+    ("places", "text"),
+    [({"stage1": "pooled"}, "pairs two maps"), ({"logits": "stage1"}, "pairs two maps"), ({}, "none in common")],
+)  # fmt: skip
+def test_places_that_are_no_maps_are_refused(name: str, places: dict[str, str], text: str) -> None:
+    shapes = {"logits": (5,), "pooled": (8,), "stage1": (3, 4, 4)}
+    with pytest.raises(ShapeError, match=text) as error:
+        method(name, shapes, shapes, places=places)
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------ relations between samples
+
+
+@pytest.mark.parametrize(("student", "teacher"), VECTORS)
+@pytest.mark.parametrize("size", SIZES)
+def test_rkd_is_the_formula(student: tuple[int, ...], teacher: tuple[int, ...], size: int) -> None:
+    def huber(a: Any, b: Any) -> Any:
+        return 0.5 * (a - b) ** 2 if abs((a - b).item()) < 1 else abs(a - b) - 0.5
+
+    def spread(x: Tensor) -> dict[tuple[int, int], Any]:
+        pairs = [(i, j) for i in range(size) for j in range(size) if i != j]
+        d = {(i, j): torch.sqrt(((x[i] - x[j]) ** 2).sum()) for i, j in pairs}
+        return {pair: value / (sum(d.values()) / len(d)) for pair, value in d.items()}
+
+    def cosine(x: Tensor, i: int, j: int, k: int) -> Any:
+        if i in (j, k):
+            return torch.zeros((), dtype=torch.float64)
+        a, b = x[j] - x[i], x[k] - x[i]
+        return (a * b).sum() / torch.sqrt((a**2).sum()) / torch.sqrt((b**2).sum())
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        s, t, n = given["pooled"], now.teacher["pooled"], range(size)
+        none = torch.zeros((), dtype=torch.float64)
+        d_s, d_t = spread(s), spread(t)
+        distance = sum((huber(d_s[pair], d_t[pair]) for pair in d_s), none) / size**2
+        angle = sum((huber(cosine(s, i, j, k), cosine(t, i, j, k)) for i in n for j in n for k in n), none)
+        return {"distance": distance, "angle": angle / size**3 + 0 * s.sum()}
+
+    own, other = {"pooled": student}, {"pooled": teacher}
+    holds(method("rkd", own, other), own, other, size, reference)
+
+
+def test_rkd_of_equal_samples_has_finite_gradients() -> None:
+    x = torch.ones(3, 4, dtype=torch.float64, requires_grad=True)
+    shapes = {"pooled": (4,)}
+    given = taps({"logits": (5,)}, 3, "student") | {"pooled": x}
+    terms = method("rkd", shapes, shapes)(given, batch(taps(shapes, 3, "teacher")))
+    (terms["distance"] + terms["angle"]).backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize(("student", "teacher"), VECTORS)
+@pytest.mark.parametrize("size", SIZES)
+def test_pkt_is_the_formula(student: tuple[int, ...], teacher: tuple[int, ...], size: int) -> None:
+    def chances(x: Tensor) -> list[list[Any]]:
+        unit = [row / (torch.sqrt((row**2).sum()) + 1e-7) for row in x]
+        kernel = [[((a * b).sum() + 1) / 2 for b in unit] for a in unit]
+        return [[k / sum(row) for k in row] for row in kernel]
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        s, t = chances(given["pooled"]), chances(now.teacher["pooled"])
+        total = sum(
+            t[i][j] * torch.log((t[i][j] + 1e-7) / (s[i][j] + 1e-7)) for i in range(size) for j in range(size)
+        )
+        return {"probability": total / size**2}
+
+    own, other = {"pooled": student}, {"pooled": teacher}
+    holds(method("pkt", own, other), own, other, size, reference)
+
+
+# ------------------------------------------------------------------ logits
+
+
+def softmax(logits: Any) -> list[Any]:
+    powers = [torch.exp(z) for z in logits]
+    return [p / sum(powers) for p in powers]
+
+
+def kl(p: list[Any], q: list[Any]) -> Any:
+    return sum(
+        (a * torch.log(a / b) for a, b in zip(p, q, strict=True)), torch.zeros((), dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("size", SIZES)
+def test_dkd_is_the_formula(classes: int, size: int) -> None:
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        target = others = torch.zeros((), dtype=torch.float64)
+        for i, y in enumerate(now.label.tolist()):
+            s, t = (softmax(x["logits"][i] / 4) for x in (given, now.teacher))
+            target = target + 16 * kl([t[y], 1 - t[y]], [s[y], 1 - s[y]]) / size
+            rest = [[p / (1 - q[y]) for k, p in enumerate(q) if k != y] for q in (t, s)]
+            others = others + 16 * kl(*rest) / size
+        return {"target": target, "others": others}
+
+    shapes = {"logits": (classes,)}
+    holds(method("dkd", shapes, shapes, classes), {}, shapes, size, reference, classes)
+
+
+def test_dkd_is_kd_where_its_parts_are_weighted_alike() -> None:
+    """KD = target + (1 - p_y) others, of every sample: equation 7 of the paper."""
+    shapes = {"logits": (6,)}
+    given, now = taps(shapes, 1, "student"), batch(taps(shapes, 1, "teacher"), 6)
+    terms = method("dkd", shapes, shapes, 6)(given, now)
+    p_t = torch.softmax(now.teacher["logits"][0] / 4, dim=0)
+    p_s = torch.softmax(given["logits"][0] / 4, dim=0)
+    whole = 16 * (p_t * (p_t / p_s).log()).sum()
+    assert float(terms["target"] + (1 - p_t[0]) * terms["others"]) == pytest.approx(float(whole))
+
+
+def test_dkd_warms_up_over_twenty_epochs_from_one() -> None:
+    shapes = {"logits": (5,)}
+    found = method("dkd", shapes, shapes)
+    shares = {epoch: found.weights(batch(taps(shapes, 2, "t"), epoch=epoch)) for epoch in (0, 9, 19, 29)}
+    assert [float(w["others"]) for w in shares.values()] == pytest.approx([8 / 20, 4, 8, 8])
+    assert [float(w["target"]) for w in shares.values()] == pytest.approx([1 / 20, 0.5, 1, 1])
+    assert {w["ce"] for w in shares.values()} == {1.0}
+    assert (
+        method("dkd", shapes, shapes, warmup=0).weights(batch(taps(shapes, 2, "t"))) == dkd.Config().weights
+    )
+
+
+def correlation(x: list[Any], y: list[Any]) -> Any:
+    a, b = ([v - sum(z) / len(z) for v in z] for z in (x, y))
+    norms = torch.sqrt(sum(v**2 for v in a)) * torch.sqrt(sum(v**2 for v in b))
+    return sum(v * w for v, w in zip(a, b, strict=True)) / (norms + 1e-8)
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_dist_is_the_formula(classes: int, size: int) -> None:
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        s, t = ([softmax(z / 4) for z in x["logits"]] for x in (given, now.teacher))
+        inter = sum(1 - correlation(a, b) for a, b in zip(s, t, strict=True)) / size
+        columns = zip(zip(*s, strict=True), zip(*t, strict=True), strict=True)
+        intra = sum(1 - correlation(list(a), list(b)) for a, b in columns) / classes
+        return {"inter": 16 * inter, "intra": 16 * intra}
+
+    shapes = {"logits": (classes,)}
+    holds(method("dist", shapes, shapes, classes), {}, shapes, size, reference, classes)
+
+
+def test_dist_of_one_sample_has_no_correlation_over_the_batch() -> None:
+    shapes = {"logits": (5,)}
+    given = taps(shapes, 1, "student")
+    terms = method("dist", shapes, shapes)(given, batch(taps(shapes, 1, "teacher")))
+    assert terms["intra"].item() == 16
+    (terms["inter"] + terms["intra"]).backward()
+    assert torch.isfinite(given["logits"].grad).all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("size", SIZES)
+def test_ttm_is_the_formula(weighted: bool, classes: int, size: int) -> None:
+    power = 0.3
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        total = torch.zeros((), dtype=torch.float64)
+        for s, t in zip(given["logits"], now.teacher["logits"], strict=True):
+            powers = [p**power for p in softmax(t)]
+            spread = sum(powers)
+            total = total + kl([p / spread for p in powers], softmax(s)) * (spread if weighted else 1) / size
+        return {"matching": total}
+
+    shapes = {"logits": (classes,)}
+    found = method("ttm", shapes, shapes, classes, power=power, weighted=weighted)
+    holds(found, {}, shapes, size, reference, classes)
+
+
+def test_ttm_is_the_teachers_softmax_at_one_over_the_power() -> None:
+    shapes = {"logits": (5,)}
+    given, now = taps(shapes, 3, "student"), batch(taps(shapes, 3, "teacher"))
+    p = torch.softmax(0.1 * now.teacher["logits"], dim=1)
+    expected = (p * (p.log() - torch.log_softmax(given["logits"], dim=1))).sum(dim=1).mean()
+    assert float(method("ttm", shapes, shapes)(given, now)["matching"]) == pytest.approx(float(expected))
+
+
+# ------------------------------------------------------------------ all of them
+
+
+EXTREME = {
+    "dkd": {"logits": (5,)}, "dist": {"logits": (5,)}, "ttm": {"logits": (5,)}, "kd": {"logits": (5,)},
+    "rkd": {"pooled": (4,)}, "pkt": {"pooled": (4,)}, "sp": {"stage3": (3, 2, 2)},
+    "at": {"stage3": (3, 2, 2)}, "vid": {"stage3": (3, 2, 2)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXTREME)
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1e2])
+def test_what_half_precision_rounds_is_no_nan(name: str, scale: float) -> None:
+    """Values that bfloat16 has rounded, zero ones and large ones among them, have finite losses and gradients."""
+    shapes = EXTREME[name]
+    settings: dict[str, Any] = {"places": {"stage3": "stage3"}} if name in ("at", "vid") else {}
+    if name == "sp":
+        settings = {"student_tap": "stage3", "teacher_feature": "stage3"}
+    found = method(name, shapes, shapes, **settings).float()
+    drawn = [
+        {tap: (scale * x.detach()).bfloat16().float() for tap, x in taps(wanted, 4, draw).items()}
+        for wanted, draw in (({"logits": (5,), **shapes}, "student"), (shapes, "teacher"))
+    ]
+    given = {tap: x.requires_grad_() for tap, x in drawn[0].items()}
+    terms = found(given, batch(drawn[1]))
+    torch.stack(list(terms.values())).sum().backward()
+    for term in terms.values():
+        assert math.isfinite(term.item())
+    for x in given.values():
+        assert x.grad is None or torch.isfinite(x.grad).all()
