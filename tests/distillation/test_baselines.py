@@ -288,7 +288,7 @@ def test_dkd_is_kd_where_its_parts_are_weighted_alike() -> None:
     p_t = torch.softmax(now.teacher["logits"][0] / 4, dim=0)
     p_s = torch.softmax(given["logits"][0] / 4, dim=0)
     whole = 16 * (p_t * (p_t / p_s).log()).sum()
-    assert float(terms["target"] + (1 - p_t[0]) * terms["others"]) == pytest.approx(float(whole))
+    assert (terms["target"] + (1 - p_t[0]) * terms["others"]).item() == pytest.approx(whole.item())
 
 
 def test_dkd_warms_up_over_twenty_epochs_from_one() -> None:
@@ -356,7 +356,7 @@ def test_ttm_is_the_teachers_softmax_at_one_over_the_power() -> None:
     given, now = taps(shapes, 3, "student"), batch(taps(shapes, 3, "teacher"))
     p = torch.softmax(0.1 * now.teacher["logits"], dim=1)
     expected = (p * (p.log() - torch.log_softmax(given["logits"], dim=1))).sum(dim=1).mean()
-    assert float(method("ttm", shapes, shapes)(given, now)["matching"]) == pytest.approx(float(expected))
+    assert method("ttm", shapes, shapes)(given, now)["matching"].item() == pytest.approx(expected.item())
 
 
 # ------------------------------------------------------------------ all of them

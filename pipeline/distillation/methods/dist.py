@@ -11,6 +11,7 @@ Several processes each correlate the samples of their own part of the batch.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -54,4 +55,5 @@ class Method(BaseMethod[Config]):
 def pearson(x: Tensor, y: Tensor) -> Tensor:
     """Return the correlation (N,) of the rows of two matrices (N, M)."""
     x, y = (z - z.mean(dim=1, keepdim=True) for z in (x, y))
-    return (x * y).sum(dim=1) / (x.norm(dim=1) * y.norm(dim=1) + LEAST)
+    norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
+    return (x * y).sum(dim=1) / (norms + LEAST)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,6 +61,6 @@ class Method(BaseMethod[Config]):
 def neighbors(x: Tensor) -> Tensor:
     """Return the probabilities (B, B) with which each of the samples (B, ...) picks another one."""
     rows = x.flatten(1)
-    unit = rows / (rows.norm(dim=1, keepdim=True) + LEAST)
+    unit = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + LEAST)
     kernel = (unit @ unit.T + 1) / 2
     return kernel / kernel.sum(dim=1, keepdim=True)

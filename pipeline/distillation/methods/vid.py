@@ -91,5 +91,5 @@ class Predictor(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the mean negative log-likelihood, without its constant, of maps (B, C_S, H, W) and (B, C_T, H, W)."""
         variance = (F.softplus(self.rho) + LEAST).view(1, -1, 1, 1)
-        error = (self.mean(student) - teacher).square()
+        error: Tensor = (self.mean(student) - teacher).square()
         return (0.5 * (error / variance + variance.log())).mean()
