@@ -55,5 +55,5 @@ class Method(BaseMethod[Config]):
 def pearson(x: Tensor, y: Tensor) -> Tensor:
     """Return the correlation (N,) of the rows of two matrices (N, M)."""
     x, y = (z - z.mean(dim=1, keepdim=True) for z in (x, y))
-    norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
     return (x * y).sum(dim=1) / (norms + LEAST)

@@ -61,6 +61,6 @@ class Method(BaseMethod[Config]):
 def neighbors(x: Tensor) -> Tensor:
     """Return the probabilities (B, B) with which each of the samples (B, ...) picks another one."""
     rows = x.flatten(1)
-    unit = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + LEAST)
+    unit: Tensor = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + LEAST)
     kernel = (unit @ unit.T + 1) / 2
     return kernel / kernel.sum(dim=1, keepdim=True)
