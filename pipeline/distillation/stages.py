@@ -6,13 +6,14 @@ them. Maps of two sizes meet at the smaller: the larger one is averaged.
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.distillation.method import Context, Known, MethodConfig, Needs, resolved_taps
 from pipeline.errors import ShapeError
+from pipeline.networks.architecture import Architecture
 
 
 class StagesConfig(MethodConfig):
@@ -24,6 +25,11 @@ class StagesConfig(MethodConfig):
     """
 
     places: dict[str, str] | None = None
+
+    @classmethod
+    def stages(cls, network: Architecture, role: Literal["student", "teacher"]) -> tuple[str, ...]:
+        """Return the taps of a network that are paired where no places are given: its stages."""
+        return network.stages
 
     @property
     def pairs(self) -> dict[str, str]:
@@ -44,7 +50,8 @@ class StagesConfig(MethodConfig):
         """
         given = self.places
         if given is None:
-            given = dict(zip(known.student.stages, known.teacher.stages, strict=False))
+            stages = self.stages(known.student, "student"), self.stages(known.teacher, "teacher")
+            given = dict(zip(*stages, strict=False))
         places = resolved_taps("places", given, known.student)
         features = {tap: known.teacher.resolved(feature) for tap, feature in places.items()}
         return super().resolved(known).model_copy(update={"places": features})
@@ -68,6 +75,11 @@ def require_maps(method: str, config: StagesConfig, context: Context) -> None:
                 f"{method} pairs two maps: student tap '{tap}' is {student}, teacher feature '{feature}' {teacher}. "
                 "Choose other places, in the run's settings in params.yaml."
             )
+
+
+def before_relu(network: Architecture) -> tuple[str, ...]:
+    """Return the stages' maps before their ReLU; those of MobileNetV2 end without one."""
+    return tuple(f"{stage}_pre" if f"{stage}_pre" in network.taps else stage for stage in network.stages)
 
 
 def smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from training_fixtures import KNOWN, frozen_teacher
+from torch import Tensor, nn
+from training_fixtures import KNOWN, RECIPE, frozen_teacher
 
 from pipeline import plugin, seeding
 from pipeline.distillation.method import Batch, Context, Terms
@@ -37,17 +38,23 @@ def taps(shapes: Shapes, size: int, draw: str) -> dict[str, Tensor]:
     }
 
 
-def batch(teacher: Mapping[str, Tensor], classes: int = 5, epoch: int = 0) -> Batch:
+def batch(teacher: Mapping[str, Tensor], classes: int = 5, epoch: int = 0, phase: str = "main") -> Batch:
     size = len(next(iter(teacher.values())))
     features = {name: x.detach() for name, x in teacher.items()}
     return Batch(
         image=torch.zeros(size, 1, 8, 8), label=torch.arange(size) % classes, index=torch.arange(size),
-        teacher=features, epoch=torch.tensor(epoch), epochs=30, step=torch.tensor(0), phase="main", seed=0,
+        teacher=features, epoch=torch.tensor(epoch), epochs=30, step=torch.tensor(0), phase=phase, seed=0,
     )  # fmt: skip
 
 
 def holds(
-    found: Any, student: Shapes, teacher: Shapes, size: int, reference: Callable[..., Terms], classes: int = 5
+    found: Any,
+    student: Shapes,
+    teacher: Shapes,
+    size: int,
+    reference: Callable[..., Terms],
+    classes: int = 5,
+    phase: str = "main",
 ) -> None:
     """Compare every term but the labels', and its gradients, with those of a reference on the same taps."""
     student = {"logits": (classes,), **student}
@@ -55,7 +62,7 @@ def holds(
     gradients: list[list[Tensor]] = []
     for compute in (found, reference):
         given = taps(student, size, "student")
-        now = batch(taps(teacher, size, "teacher"), classes)
+        now = batch(taps(teacher, size, "teacher"), classes, phase=phase)
         result = {name: term for name, term in compute(given, now).items() if name != "ce"}
         terms.append(result)
         total = torch.stack([(number + 1) * result[name] for number, name in enumerate(sorted(result))]).sum()
@@ -167,6 +174,151 @@ def test_vid_learns_its_variances_which_start_at_five() -> None:
         "information"
     ].backward()
     assert (rho.grad != 0).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("phase", ["boundary", "main"])
+def test_ab_is_the_formula(size: int, phase: str) -> None:
+    own = {"stage1_pre": (3, 4, 4), "stage2_pre": (4, 2, 2), "stage3_pre": (4, 2, 2)}
+    other = {"stage1_pre": (3, 4, 4), "stage2_pre": (4, 2, 2), "stage3_pre": (5, 2, 2)}
+    found = method(
+        "ab", own, other, places={tap: tap for tap in own}, epochs=30 if phase == "boundary" else 0
+    )
+    found.eval()  # the connector's BN, of a batch of one sample too
+    assert [type(one) for one in found.connectors.values()][:2] == [nn.Identity] * 2
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        total = torch.zeros((), dtype=torch.float64)
+        for number, tap in enumerate(own):
+            x = given[tap]
+            if tap == "stage3_pre":
+                convolution, norm = found.connectors[tap][:2]
+                x = torch.einsum("oc,bchw->bohw", convolution.weight[:, :, 0, 0], x)
+                x = (x + convolution.bias.view(1, -1, 1, 1)) / math.sqrt(1 + norm.eps)
+            for s, t in zip(x.flatten(), now.teacher[tap].flatten(), strict=True):
+                if t > 0 and s <= 1:
+                    total = total + 2.0 ** (number - 2) * (s - 1) ** 2
+                if t <= 0 and s > -1:
+                    total = total + 2.0 ** (number - 2) * (s + 1) ** 2
+        return {"boundary": 3 / 1000 * total / size}
+
+    holds(found, own, other, size, reference, phase=phase)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_fsp_is_the_formula(size: int) -> None:
+    own = {"stem": (3, 4, 4), "stage1": (2, 4, 4), "stage2": (4, 2, 2)}
+    other = {"stem": (3, 8, 8), "stage1": (2, 4, 4), "stage2": (4, 4, 4)}
+
+    def products(maps: list[Tensor]) -> list[Any]:
+        result = []
+        for a, b in itertools.pairwise(maps):
+            x, y = of_one_size(a, b)
+            pixels = [(h, w) for h in range(x.shape[1]) for w in range(x.shape[2])]
+            for i in range(len(x)):
+                for j in range(len(y)):
+                    mean = sum(x[i, h, w] * y[j, h, w] for h, w in pixels) / len(pixels)
+                    result.append((len(x) * len(y), mean))
+        return result
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        total = torch.zeros((), dtype=torch.float64)
+        for n in range(size):
+            flows = (products([x[tap][n] for tap in own]) for x in (given, now.teacher))
+            for (count, s), (_, t) in zip(*flows, strict=True):
+                total = total + (s - t) ** 2 / (count * size)
+        return {"flow": total}
+
+    holds(
+        method("fsp", own, other, places={tap: tap for tap in own}), own, other, size, reference, phase="flow"
+    )
+
+
+@pytest.mark.parametrize(("name", "term"), [("ab", "boundary"), ("fsp", "flow")])
+def test_the_first_phase_teaches_the_features_alone_at_one_rate(name: str, term: str) -> None:
+    shapes = {"stem": (3, 8, 8), "stage1": (3, 4, 4)}
+    places = {"places": {tap: tap for tap in shapes}}
+    found = method(name, shapes, shapes, **places)
+    first, second = found.phases(RECIPE)
+    assert (first.name, first.recipe.epochs, first.recipe.milestones) == (term, 30, ())
+    assert first.frozen == ("classifier",)
+    assert (second.name, second.recipe) == ("main", RECIPE)
+
+    given = taps(shapes | {"logits": (5,)}, 2, "student")
+    terms = {phase: found(given, batch(taps(shapes, 2, "t"), phase=phase)).keys() for phase in (term, "main")}
+    assert terms == {term: {term}, "main": {"ce"}}
+    at_once = method(name, shapes, shapes, epochs=0, **places)
+    assert [phase.name for phase in at_once.phases(RECIPE)] == ["main"]
+    assert at_once(given, batch(taps(shapes, 2, "t"))).keys() == {term, "ce"}
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "text"),
+    [({"stem": (3, 8, 8)}, {"stem": (3, 8, 8)}, "stem alone"),
+     ({"stem": (3, 8, 8), "stage1": (3, 4, 4)}, {"stem": (3, 8, 8), "stage1": (6, 4, 4)}, "as many channels")],
+)  # fmt: skip
+def test_fsp_refuses_what_does_not_fit(student: Shapes, teacher: Shapes, text: str) -> None:
+    with pytest.raises(ShapeError, match=text) as error:
+        method("fsp", student, teacher, places={tap: tap for tap in student})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("shapes", [((3, 8, 8), (2, 8, 8)), ((3, 8, 8), (4, 4, 4)), ((3, 2, 2), (2, 4, 4))])
+def test_reviewkd_is_the_formula(shapes: tuple[tuple[int, ...], tuple[int, ...]], size: int) -> None:
+    own = {"stage1": shapes[0], "stage2": (4, 2, 2), "pooled": (6,)}
+    other = {"stage1_pre": shapes[1], "stage2_pre": (5, 2, 2), "pooled": (7,)}
+    found = method("reviewkd", own, other, places={"stage1": "stage1_pre", "stage2": "stage2_pre"})
+    found.eval()
+
+    def normed(x: Tensor, layers: Any) -> Tensor:
+        kernel = layers[0].weight
+        x = nn.functional.pad(x, [kernel.shape[-1] // 2] * 4)
+        patches = x.unfold(2, kernel.shape[-1], 1).unfold(3, kernel.shape[-1], 1)
+        return torch.einsum("bchwij,ocij->bohw", patches, kernel) / math.sqrt(1 + layers[1].eps)
+
+    def stretched(x: Tensor, height: int, width: int) -> Tensor:
+        rows = [row * x.shape[2] // height for row in range(height)]
+        columns = [column * x.shape[3] // width for column in range(width)]
+        return x[:, :, rows][:, :, :, columns]
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        total, behind = torch.zeros((), dtype=torch.float64), torch.empty(0)
+        for tap, feature in [("pooled", "pooled"), ("stage2", "stage2_pre"), ("stage1", "stage1_pre")]:
+            level = found.levels[tap]
+            x, t = given[tap], now.teacher[feature]
+            if tap == "pooled":
+                x, t = x[:, :, None, None], t[:, :, None, None]
+            x = normed(x, level.enter)
+            if tap != "pooled":
+                behind = stretched(behind, *x.shape[2:])
+                both, convolution = torch.cat([x, behind], dim=1), level.join[0]
+                scores = torch.einsum("bchw,oc->bohw", both, convolution.weight[:, :, 0, 0])
+                gates = 1 / (1 + torch.exp(-scores - convolution.bias.view(1, -1, 1, 1)))
+                x = x * gates[:, 0, None] + behind * gates[:, 1, None]
+            behind = stretched(x, *t.shape[2:])
+            u = normed(behind, level.leave)
+
+            errors = [(1.0, ((u - t) ** 2).mean())]
+            for pool in (4, 2, 1):
+                if pool < t.shape[2]:
+                    a, b = (torch.stack([averaged(m, pool, pool) for m in maps]) for maps in (u, t))
+                    errors.append((errors[-1][0] / 2, ((a - b) ** 2).mean()))
+            total = total + sum(w * e for w, e in errors) / sum(w for w, _ in errors)
+        return {"review": total}
+
+    holds(found, own, other, size, reference)
+
+
+def test_reviewkd_pairs_the_students_maps_with_the_teachers_before_their_relu() -> None:
+    config = plugin.load("methods", "reviewkd").Config().resolved(KNOWN)
+    assert config.places == {f"stage{n}": f"stage{n}_pre" for n in (1, 2, 3)}
+    assert config.needs.student == ("logits", "stage1", "stage2", "stage3")
+    module = plugin.load("methods", "reviewkd")
+    assert module.Method.needs(config).teacher == ("stage1_pre", "stage2_pre", "stage3_pre", "pooled")
+    assert plugin.load("methods", "ab").Config().resolved(KNOWN).places == {
+        f"stage{n}_pre": f"stage{n}_pre" for n in (1, 2, 3)
+    }
 
 
 @pytest.mark.parametrize("name", ["at", "vid"])
