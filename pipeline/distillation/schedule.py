@@ -116,8 +116,8 @@ class TeacherSchedule(nn.Module, Generic[C]):
         """Return the self-taught copies of the teacher whose stored logits it reads, as feature "<name>/logits"."""
         return ()
 
-    def checkpoint(self, epoch: int, epochs: int) -> str:
-        """Return the checkpoint that teaches in `epoch` of `epochs`."""
+    def checkpoint(self, epoch: Epoch) -> str:
+        """Return the checkpoint that teaches in an epoch."""
         return "last"
 
     def start(self, epoch: Epoch) -> Hashable:

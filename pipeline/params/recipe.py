@@ -69,11 +69,15 @@ class Epoch:
         phase: the phase's name.
         number: counted from 0 within the phase.
         epochs: of the phase.
+        before: epochs of the phases before it.
+        after: epochs of the phases after it.
     """
 
     phase: str
     number: int
     epochs: int
+    before: int = 0
+    after: int = 0
 
 
 def cut(samples: int, batch_size: int, drop_last: bool = False) -> list[int]:

@@ -74,7 +74,7 @@ class Distillation(nn.Module):
 
     def start(self, epoch: Epoch) -> Hashable:
         """Begin an epoch; see `pipeline.training.step.Objective`."""
-        self.epoch, self.checkpoint = epoch, self.schedule.checkpoint(epoch.number, epoch.epochs)
+        self.epoch, self.checkpoint = epoch, self.schedule.checkpoint(epoch)
         ways = [
             part.start(epoch) for part in (self.method, self.schedule, self.transform) if part is not None
         ]

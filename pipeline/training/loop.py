@@ -112,6 +112,7 @@ class Training:
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
         feed = Feed(self.batches, fixed=self.captured)
         done, saved = 0, time.monotonic()
+        whole = sum(phase.recipe.epochs for phase in self.phases)
         for phase in self.phases:
             optimizer = self._optimizer(phase, trained)
             # Only the phase that was interrupted: the momentum is that of its optimizer.
@@ -125,7 +126,8 @@ class Training:
                 set_rate(optimizer, rate)
                 for module in self.modules.values():
                     module.train()
-                epoch = Epoch(phase.name, number, phase.recipe.epochs)
+                epochs = phase.recipe.epochs
+                epoch = Epoch(phase.name, number, epochs, before=done, after=whole - done - epochs)
 
                 step.start(epoch, done)
                 yield step

@@ -33,6 +33,7 @@ from pipeline.matching.matching import Matching, Origin
 from pipeline.networks.network import Shape
 from pipeline.params.base import validate
 from pipeline.params.matchings import MatchingParams
+from pipeline.params.recipe import Epoch
 from pipeline.tables.table import FitContext, TableConfig, load, save
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -367,9 +368,8 @@ def test_schedule_keeps_its_contract(name: str) -> None:
     schedule = module.Schedule(config, replace(found.context, teacher=teacher)).to(current().device)
     assert set(needs.student) <= set(found.context.student_shapes)
     for epochs in (1, 2, 7, 240):
-        assert {schedule.checkpoint(e, epochs) for e in range(epochs)} <= set(
-            module.Schedule.checkpoints(config)
-        )
+        every = {schedule.checkpoint(Epoch("main", number, epochs)) for number in range(epochs)}
+        assert every <= set(module.Schedule.checkpoints(config))
     batch = found.batch()
     copies = {f"{copy}/logits": batch.teacher["logits"] for copy in module.Schedule.self_taught(config)}
     batch = replace(batch, teacher=batch.teacher | copies)
@@ -464,9 +464,20 @@ def test_table_keeps_its_contract(name: str, tmp_path: Path) -> None:
 def test_anchors_are_an_even_split_of_the_epochs() -> None:
     module = plugin.load("schedules", "anchors")
     schedule = module.Schedule(module.Config(anchors=("a", "b", "last")), assemble("kd").context)
-    assert [schedule.checkpoint(epoch, 8) for epoch in range(8)] == ["a"] * 3 + ["b"] * 3 + ["last"] * 2
-    assert [schedule.checkpoint(epoch, 2) for epoch in range(2)] == ["a", "b"]
-    assert [schedule.checkpoint(epoch, 3) for epoch in range(3)] == ["a", "b", "last"]
+    taught = {
+        epochs: [schedule.checkpoint(Epoch("main", number, epochs)) for number in range(epochs)]
+        for epochs in (8, 2, 3)
+    }
+    assert taught == {8: ["a"] * 3 + ["b"] * 3 + ["last"] * 2, 2: ["a", "b"], 3: ["a", "b", "last"]}
+
+
+@pytest.mark.cpu
+def test_anchors_do_not_start_again_in_a_second_phase() -> None:
+    module = plugin.load("schedules", "anchors")
+    schedule = module.Schedule(module.Config(anchors=("a", "b", "last")), assemble("kd").context)
+    first = [schedule.checkpoint(Epoch("boundary", number, 3, before=0, after=6)) for number in range(3)]
+    second = [schedule.checkpoint(Epoch("main", number, 6, before=3, after=0)) for number in range(6)]
+    assert first + second == ["a"] * 3 + ["b"] * 3 + ["last"] * 3
 
 
 @pytest.mark.cpu

@@ -431,7 +431,7 @@ def test_example_of_a_schedule(written: Importer) -> None:
         terms.append(lesson.terms)
     assert ways == [True, True, False, False]
     assert terms == [None, None, ("ce",), ("ce",)]
-    assert schedule.checkpoint(0, 4) == "last"
+    assert schedule.checkpoint(Epoch("main", 0, 4)) == "last"
 
 
 def test_example_of_a_schedule_is_a_step_that_a_gpu_can_repeat(

@@ -1,8 +1,8 @@
 """Checkpoints of the teacher's own training, one after another (RCO, Jin et al. 2019, arXiv:1904.09149).
 
-The student's epochs are split evenly over the anchors, and it keeps its own weights from one to the next. The
-original moves to the next anchor after a fixed number of epochs and leaves their choice open; the even split
-over the learning-rate schedule of one normal run is a choice.
+The student's epochs, of all phases together, are split evenly over the anchors, and it keeps its own weights from one
+to the next. The original moves to the next anchor after a fixed number of epochs and leaves their choice open; the even
+split over the learning-rate schedule of one normal run is a choice.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
+from pipeline.params.recipe import Epoch
 
 
 class Config(ScheduleConfig):
@@ -30,7 +31,8 @@ class Schedule(TeacherSchedule[Config]):
         """Return the anchors."""
         return config.anchors
 
-    def checkpoint(self, epoch: int, epochs: int) -> str:
-        """Return the anchor of `epoch`."""
+    def checkpoint(self, epoch: Epoch) -> str:
+        """Return the anchor of an epoch."""
+        anchors, whole = self.config.anchors, epoch.before + epoch.epochs + epoch.after
         # Rounded down: the shares of an uneven split differ by one epoch at most.
-        return self.config.anchors[epoch * len(self.config.anchors) // epochs]
+        return anchors[(epoch.before + epoch.number) * len(anchors) // whole]
