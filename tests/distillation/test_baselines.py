@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from training_fixtures import KNOWN, RECIPE, frozen_teacher
 
 from pipeline import plugin, seeding
 from pipeline.distillation.method import Batch, Context, Terms
-from pipeline.distillation.methods import dkd
+from pipeline.distillation.methods import crd, dkd
 from pipeline.errors import ShapeError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -25,7 +26,7 @@ EXACT = {"rtol": 1e-5, "atol": 1e-9}
 def method(name: str, student: Shapes, teacher: Shapes, classes: int = 5, **settings: Any) -> Any:
     """Return a method on networks of which the shapes are all that is known."""
     module = plugin.load("methods", name)
-    context = Context(classes, torch.zeros(40, dtype=torch.int64), frozen_teacher().network, student, teacher)
+    context = Context(classes, torch.arange(40) % classes, frozen_teacher().network, student, teacher)
     return module.Method(module.Config(**settings), context).double()
 
 
@@ -400,6 +401,79 @@ def test_pkt_is_the_formula(student: tuple[int, ...], teacher: tuple[int, ...], 
 
     own, other = {"pooled": student}, {"pooled": teacher}
     holds(method("pkt", own, other), own, other, size, reference)
+
+
+@pytest.mark.parametrize("negatives", [4, 300])
+@pytest.mark.parametrize("size", SIZES)
+def test_crd_is_the_formula_over_three_steps(negatives: int, size: int) -> None:
+    own, other = {"pooled": (6,)}, {"pooled": (9,)}
+    found = method("crd", own, other, width=3, negatives=negatives)
+    samples = len(found.student.vectors)
+    memory = [found.student.vectors.clone(), found.teacher.vectors.clone()]
+    scales: list[Any] = [None, None]
+
+    def unit(x: Tensor) -> Tensor:
+        return x / torch.sqrt((x**2).sum())
+
+    for number in range(3):
+        given = taps(own | {"logits": (5,)}, size, f"student {number}")
+        now = replace(batch(taps(other, size, f"teacher {number}")), step=torch.tensor(number))
+        drawn = found.negatives(now)
+        own_loss = found(given, now)["contrast"]
+        (gradient,) = torch.autograd.grad(own_loss, given["pooled"])
+
+        vectors = [
+            [unit(one.layer.weight @ x + one.layer.bias) for x in features]
+            for one, features in ((found.student, given["pooled"]), (found.teacher, now.teacher["pooled"]))
+        ]
+        expected = torch.zeros((), dtype=torch.float64)
+        for side in (0, 1):  # a vector of one network against the memory of the other
+            p = [
+                [
+                    torch.exp((v * memory[1 - side][j]).sum() / 0.07)
+                    for j in [int(now.index[i]), *drawn[i].tolist()]
+                ]
+                for i, v in enumerate(vectors[side])
+            ]
+            if scales[side] is None:
+                scales[side] = samples * sum(sum(row) for row in p).detach() / (size * (negatives + 1))
+            noise = negatives / samples
+            for row in p:
+                first, *rest = (value / scales[side] for value in row)
+                expected = expected - torch.log(first / (first + noise + 1e-7)) / size
+                expected = expected - sum(torch.log(noise / (q + noise + 1e-7)) for q in rest) / size
+        torch.testing.assert_close(own_loss, expected, **EXACT)
+        torch.testing.assert_close(gradient, torch.autograd.grad(expected, given["pooled"])[0], **EXACT)
+
+        for side in (0, 1):
+            for i, v in enumerate(vectors[side]):
+                memory[side][i] = unit(0.5 * memory[side][i] + 0.5 * v.detach())
+        torch.testing.assert_close(found.student.vectors, memory[0], **EXACT)
+        torch.testing.assert_close(found.teacher.vectors, memory[1], **EXACT)
+
+
+@pytest.mark.parametrize(("count", "distinct"), [(1, True), (23, True), (24, False), (500, False)])
+def test_negatives_are_of_other_classes_and_all_alike(count: int, distinct: bool) -> None:
+    labels = torch.tensor([0] * 6 + [1] * 1 + [2] * 11 + [0] * 5 + [3] * 17)  # 40 samples, 11 of class 0
+    found = crd.Negatives(labels, 4, count)
+    assert found.distinct == distinct  # the largest class leaves 40 - 17
+    seen = torch.zeros(4, 40)
+    for step in range(2000 // count + 1):
+        index = torch.tensor([0, 6, 7, 23])
+        now = replace(
+            batch({"pooled": torch.zeros(4, 1)}), index=index, label=labels[index], step=torch.tensor(step)
+        )
+        drawn = found(now)
+        assert drawn.shape == (4, count)
+        torch.testing.assert_close(drawn, found(now))  # a function of seed, step and sample
+        for row, one in enumerate(drawn):
+            assert (labels[one] != labels[index[row]]).all()
+            assert not found.distinct or len(one.unique()) == count
+            seen[row] += torch.bincount(one, minlength=40)
+    for row, label in enumerate(labels[index]):
+        others = seen[row][labels != label]
+        # Of about 2000 / 23 and more expected each, five deviations.
+        assert (others - others.mean()).abs().max() < 5 * others.mean().sqrt() + 1
 
 
 # ------------------------------------------------------------------ logits
