@@ -80,6 +80,7 @@ def operations(
     width: int | None = None
     inserted_by: dict[str, str] = {}
     widened_by = ""
+    borrowed = False
     for name, config in configs.items():
         own = _method(name).operations(config, student, teacher, tables)
         for tap, layer in own.insert.items():
@@ -92,6 +93,7 @@ def operations(
                 )
             inserted_by.setdefault(tap, name)
 
+        borrowed |= own.teacher_classifier
         if own.classifier_width is None:
             continue
         if width not in (None, own.classifier_width):
@@ -100,7 +102,7 @@ def operations(
                 f"{own.classifier_width} features. Change the settings of either, in params.yaml."
             )
         width, widened_by = own.classifier_width, name
-    return Operations(insert, width)
+    return Operations(insert, width, borrowed)
 
 
 def assemble(configs: Configs, context: Context) -> BaseMethod[Any]:

@@ -170,10 +170,12 @@ class Operations:
     Attributes:
         insert: layers after taps, by tap; what they compute inside is recorded as "<tap>.<name>".
         classifier_width: number of features that the classifier reads, where a layer inserted at `final` changes them.
+        teacher_classifier: the classifier is a copy of the teacher's and is never trained; `Needs.network` is needed.
     """
 
     insert: Mapping[str, LayerSpec] = field(default_factory=dict)
     classifier_width: int | None = None
+    teacher_classifier: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pipeline.distillation.schedule import Lesson, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.errors import ParamsError
 from pipeline.features.source import RESIDENT_BYTES, TeacherSource
+from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network, Shape, Taps, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import save_weights
@@ -256,9 +257,9 @@ def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machin
     if composition.transform is not None:
         seen = composition.transform.shapes(composition.transform_config, seen, sources.matchings)
 
-    student, spec = _student(inputs, composition, seen, sources.tables)
-    machine.place(student)
     teacher = sources.teachers.get("last") if inputs.teacher_network else None
+    student, spec = _student(inputs, composition, seen, sources.tables, teacher)
+    machine.place(student)
     context = Context(
         num_classes=spec.classes,
         labels=labels,
@@ -305,7 +306,11 @@ def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machin
 
 
 def _student(
-    inputs: RunInputs, composition: Composition, teacher_shapes: Mapping[str, Shape], tables: Tables
+    inputs: RunInputs,
+    composition: Composition,
+    teacher_shapes: Mapping[str, Shape],
+    tables: Tables,
+    teacher: Teacher | None,
 ) -> tuple[Network, NetworkSpec]:
     """Build the student with the methods' operations; what it has in common with the plain one starts alike."""
     plain = probe(build(inputs.network, inputs.seed), inputs.network.size, inputs.network.channels)
@@ -313,7 +318,13 @@ def _student(
     spec = inputs.network.model_copy(
         update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
     )
-    return build(spec, inputs.seed), spec
+    student = build(spec, inputs.seed)
+    if operations.teacher_classifier:
+        assert teacher is not None, "a method that takes the classifier needs the network"
+        # Before anything is saved: the first weights have it too.
+        student.classifier.load_state_dict(teacher.network.classifier.state_dict())
+        student.classifier.requires_grad_(False)
+    return student, spec
 
 
 def _check_taps(shapes: Mapping[str, Shape], needed: tuple[str, ...], inputs: RunInputs) -> None:

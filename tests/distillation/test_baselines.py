@@ -16,7 +16,8 @@ from training_fixtures import KNOWN, RECIPE, frozen_teacher
 from pipeline import plugin, seeding
 from pipeline.distillation.method import Batch, Context, Terms
 from pipeline.distillation.methods import crd, dkd
-from pipeline.errors import ShapeError
+from pipeline.errors import ParamsError, ShapeError
+from pipeline.networks.network import Tap
 
 Shapes = Mapping[str, tuple[int, ...]]
 Both = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
@@ -320,6 +321,46 @@ def test_reviewkd_pairs_the_students_maps_with_the_teachers_before_their_relu() 
     assert plugin.load("methods", "ab").Config().resolved(KNOWN).places == {
         f"stage{n}_pre": f"stage{n}_pre" for n in (1, 2, 3)
     }
+
+
+@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("teacher", [(5, 4, 4), (5, 2, 2), (5, 8, 8), (1, 4, 4)])
+def test_simkd_is_the_formula_and_its_projector_has_the_teachers_shape(
+    teacher: tuple[int, ...], size: int
+) -> None:
+    module = plugin.load("methods", "simkd")
+    operations = module.Method.operations(module.Config(), {"final": (3, 4, 4)}, {"final": teacher}, {})
+    layer = operations.insert["final"]
+    assert operations.classifier_width == teacher[0]
+    assert operations.teacher_classifier
+
+    projector = plugin.load("layers", layer.name).build("final", 3, **layer.settings).double().eval()
+    x = taps({"final": (3, 4, 4)}, size, "student")["final"]
+    projected = projector(x, Tap(()))
+    side = min(4, teacher[1])
+    assert projected.shape == (size, teacher[0], side, side)
+    kernels = [m.weight.shape for m in projector.body if isinstance(m, nn.Conv2d)]
+    half = max(1, teacher[0] // 2)
+    assert kernels == [(half, 3, 1, 1), (half, half, 3, 3), (teacher[0], half, 1, 1)]
+    assert (projected >= 0).all()
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        errors = []
+        for s, t in zip(given["final"], now.teacher["final"], strict=True):
+            errors += [
+                (a - b) ** 2 for a, b in zip(s.flatten(), averaged(t, side, side).flatten(), strict=True)
+            ]
+        return {"map": sum(errors) / len(errors)}
+
+    own = {"final": (teacher[0], side, side)}
+    holds(method("simkd", own, {"final": teacher}), own, {"final": teacher}, size, reference)
+
+
+def test_simkd_and_another_layer_at_its_place_are_refused() -> None:
+    module = plugin.load("methods", "simkd")
+    config = module.Config(insert={"final": {"kd_layer": {"words": 3}}})
+    with pytest.raises(ParamsError, match="'insert' names another layer there"):
+        module.Method.operations(config, {"final": (3, 4, 4)}, {"final": (5, 4, 4)}, {})
 
 
 @pytest.mark.parametrize("name", ["at", "vid"])
