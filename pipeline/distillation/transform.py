@@ -90,6 +90,16 @@ class TeacherTransform(nn.Module, Generic[C]):
             batch: with the teacher's features before the transform.
         """
 
+    def student(self, taps: Taps) -> Taps:
+        """Return what the methods see of the student, with gradients; its taps as they are by default.
+
+        The labels' term `ce` is always of the logits as they are.
+
+        Args:
+            taps: needed taps of the student, (B, ...), float32.
+        """
+        return taps
+
     def forward(self, teacher: Taps, batch: Batch) -> Taps:
         """Return the transformed features (B, ...) by name.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import seeding
@@ -15,6 +16,7 @@ from pipeline.artifacts import publish
 from pipeline.compute.machine import Machine
 from pipeline.data.prepared import Prepared
 from pipeline.distillation import combination
+from pipeline.distillation.combination import LABELS
 from pipeline.distillation.method import BaseMethod, Batch, Context, StepWeights, Tables, Terms
 from pipeline.distillation.schedule import Lesson, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform
@@ -118,6 +120,8 @@ class Distillation(nn.Module):
         if self.transform is not None:
             self.transform.observe({name: x.detach() for name, x in taps.items()}, batch)
 
+        # What the methods see; the labels' own term is of what the student says.
+        seen = taps if self.transform is None else self.transform.student(taps)
         terms: Terms = {}
         none = torch.zeros((), device=views.image.device)
         loss = _weigh(plan.terms, plan.weights, terms, none, 1.0, "", "schedule")
@@ -127,7 +131,9 @@ class Distillation(nn.Module):
             # Once, in the first step, which is never captured: to read a value makes a GPU wait.
             if not self._checked:
                 self.method.check(taught)
-            computed = self.method(taps, taught)
+            computed = self.method(seen, taught)
+            if seen is not taps and LABELS in computed:
+                computed[LABELS] = F.cross_entropy(taps["logits"], views.label)
             if lesson.terms is not None:
                 # Terms that do not count are not in the history either.
                 computed = {name: term for name, term in computed.items() if name in lesson.terms}

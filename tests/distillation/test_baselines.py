@@ -5,19 +5,25 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from device_fixtures import current
 from torch import Tensor, nn
-from training_fixtures import KNOWN, RECIPE, frozen_teacher
+from training_fixtures import KNOWN, RECIPE, FixedSource, clock, frozen_teacher
 
 from pipeline import plugin, seeding
 from pipeline.distillation.method import Batch, Context, Terms
 from pipeline.distillation.methods import crd, dkd
+from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
 from pipeline.errors import ParamsError, ShapeError
 from pipeline.networks.network import Tap
+from pipeline.training.batches import Views
+from pipeline.training.distill import Distillation
 
 Shapes = Mapping[str, tuple[int, ...]]
 Both = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
@@ -626,11 +632,70 @@ def test_ttm_is_the_teachers_softmax_at_one_over_the_power() -> None:
     assert method("ttm", shapes, shapes)(given, now)["matching"].item() == pytest.approx(expected.item())
 
 
+@pytest.mark.parametrize("epoch", [0, 3, 10, 25])
+@pytest.mark.parametrize("size", SIZES)
+def test_ctkd_is_kd_at_its_temperature_which_climbs_the_loss(epoch: int, size: int) -> None:
+    shapes = {"logits": (5,)}
+    found = method("ctkd", shapes, shapes)
+    found.theta.data.fill_(-1.3)
+    given, now = taps(shapes, size, "student"), batch(taps(shapes, size, "teacher"), epoch=epoch)
+    term = found(given, now)["kd"]
+
+    theta = torch.tensor(-1.3, dtype=torch.float64, requires_grad=True)
+    temperature = 1 + 20 / (1 + torch.exp(-theta))
+    expected = torch.zeros((), dtype=torch.float64)
+    for s, t in zip(given["logits"], now.teacher["logits"], strict=True):
+        expected = expected + temperature**2 * kl(softmax(t / temperature), softmax(s / temperature)) / size
+    torch.testing.assert_close(term, expected, **EXACT)
+
+    own = torch.autograd.grad(term, [given["logits"], found.theta])
+    student, up = torch.autograd.grad(expected, [given["logits"], theta])
+    torch.testing.assert_close(own[0], student, **EXACT)
+    speed = 0.5 * (1 - math.cos(math.pi * min(epoch, 10) / 10))
+    torch.testing.assert_close(own[1], -speed * up, **EXACT)
+
+
+def test_ctkd_starts_at_a_theta_of_one_and_says_its_temperature() -> None:
+    shapes = {"logits": (5,)}
+    start = 1 + 20 / (1 + math.exp(-1))
+    assert method("ctkd", shapes, shapes).diagnose() == {"temperature.last": pytest.approx(start)}
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_logit_standardization_gives_z_scores_of_both_and_leaves_the_labels_alone(classes: int) -> None:
+    """Of a whole step: KD at T = 2 on z-scores, cross-entropy on the logits themselves."""
+    shapes = {"logits": (classes,)}
+    found = method("kd", shapes, shapes, classes, temperature=2.0, weights={"ce": 0.1, "kd": 9.0})
+    given, now = taps(shapes, 4, "student"), batch(taps(shapes, 4, "teacher"), classes)
+    module = plugin.load("transforms", "logit_standardization")
+    context = Context(classes, torch.arange(40) % classes, frozen_teacher().network, shapes, shapes)
+    student = SimpleNamespace(record=lambda image, names: given)
+    objective = Distillation(
+        student, found, TeacherSchedule(ScheduleConfig(), context), module.Transform(module.Config(), context),  # type: ignore[arg-type]
+        FixedSource(now.teacher), current(), 0, taps=("logits",),
+    )  # fmt: skip
+    objective.machine = SimpleNamespace(autocast=nullcontext)  # type: ignore[assignment]
+    _, terms = objective(Views(torch.tensor(1), now.index, now.image, now.label), {}, clock())
+
+    def scores(z: Tensor) -> list[Any]:
+        mean = sum(z) / classes
+        deviation = torch.sqrt(sum((v - mean) ** 2 for v in z) / (classes - 1))
+        return [(v - mean) / (deviation + 1e-7) for v in z]
+
+    soft = ce = torch.zeros((), dtype=torch.float64)
+    for s, t, y in zip(given["logits"], now.teacher["logits"], now.label, strict=True):
+        p, q = (softmax([v / 2 for v in scores(z)]) for z in (t, s))
+        soft, ce = soft + 4 * kl(p, q) / 4, ce - torch.log(softmax(s)[y]) / 4
+    # The step computes in float32.
+    torch.testing.assert_close(terms["kd"].double(), soft, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(terms["ce"].double(), ce, rtol=1e-5, atol=1e-6)
+
+
 # ------------------------------------------------------------------ all of them
 
 
 EXTREME = {
-    "dkd": {"logits": (5,)}, "dist": {"logits": (5,)}, "ttm": {"logits": (5,)}, "kd": {"logits": (5,)},
+    **{name: {"logits": (5,)} for name in ("kd", "ctkd", "dkd", "dist", "ttm")},
     "rkd": {"pooled": (4,)}, "pkt": {"pooled": (4,)}, "sp": {"stage3": (3, 2, 2)},
     "at": {"stage3": (3, 2, 2)}, "vid": {"stage3": (3, 2, 2)},
 }  # fmt: skip

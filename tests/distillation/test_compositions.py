@@ -49,6 +49,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "fitnet_letkd": {"methods": {"fitnet": {"teacher_feature": "stage2"}, "letkd": {}}},
     "simkd": {"methods": "simkd"},
     "reviewkd_dkd": {"methods": {"reviewkd": {}, "dkd": {}}},
+    "standardized_dkd": {"methods": "dkd", "transform": "logit_standardization"},
 }
 EXPECTED = {
     "slkd_dskd": {"ce", "kd", "kd_shallow", "map", "map_shallow", "slt1_kd", "slt2_kd", "fused_kd"},
@@ -64,6 +65,7 @@ EXPECTED = {
     "fitnet_letkd": {"ce", "hint", "words"},
     "simkd": {"map"},
     "reviewkd_dkd": {"ce", "review", "target", "others"},
+    "standardized_dkd": {"ce", "target", "others"},
 }
 
 
