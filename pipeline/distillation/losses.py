@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,3 +42,20 @@ def pixel_kl(p: Tensor, scores: Tensor, ids: Tensor | None = None) -> Tensor:
         log_q = log_q.gather(1, ids)  # (B, k, H, W)
     pixels = p.numel() // p.shape[1]  # B * H * W
     return F.kl_div(log_q, p.float(), reduction="sum") / pixels
+
+
+def one_against_others(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log (p, 1 - p) (B, 2) of one class against all others, and log-softmax (B, K - 1) over these alone.
+
+    In log-space: a probability that underflows still has a gradient.
+
+    Args:
+        logits: (B, K), divided by T.
+        label: the class of each sample, int64 (B,).
+    """
+    places = torch.arange(logits.shape[1] - 1, device=logits.device)
+    # All classes but the label: those from it on move up by one.
+    others = logits.gather(1, places + (places >= label[:, None]))  # (B, K - 1)
+    own = logits.gather(1, label[:, None])  # (B, 1)
+    pair = torch.cat([own, others.logsumexp(dim=1, keepdim=True)], dim=1)
+    return F.log_softmax(pair, dim=1), F.log_softmax(others, dim=1)

@@ -34,7 +34,7 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Self, TypeVar
@@ -335,3 +335,18 @@ class BaseMethod(nn.Module, Generic[C]):
             batch: images, labels and the teacher's features.
         """
         raise NotImplementedError(f"{type(self).__module__} has no forward")
+
+
+def warmed_up(weights: Weights, names: Iterable[str], epochs: int, batch: Batch) -> StepWeights:
+    """Return weights of which some grow evenly over the first epochs, counted from 1 as DKD and ReviewKD do.
+
+    Args:
+        weights: by the terms' names.
+        names: those that grow.
+        epochs: in how many; 0 is none.
+        batch: says which epoch it is.
+    """
+    if not epochs:
+        return weights
+    share = ((batch.epoch + 1) / epochs).clamp(max=1)
+    return weights | {name: share * weights[name] for name in names}

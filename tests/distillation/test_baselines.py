@@ -576,6 +576,24 @@ def test_dkd_warms_up_over_twenty_epochs_from_one() -> None:
     )
 
 
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("size", SIZES)
+def test_rld_is_the_formula(classes: int, size: int) -> None:
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        confidence = correlation = 0 * given["logits"].sum()
+        for i, y in enumerate(now.label.tolist()):
+            s, t = (softmax(x["logits"][i] / 4) for x in (given, now.teacher))
+            confidence = confidence + 16 * kl([max(t), 1 - max(t)], [s[y], 1 - s[y]]) / size
+            below = [k for k in range(classes) if t[k] < t[y]]
+            if below:
+                rest = [[p[k] / sum(p[j] for j in below) for k in below] for p in (t, s)]
+                correlation = correlation + 16 * kl(*rest) / size
+        return {"confidence": confidence, "correlation": correlation}
+
+    shapes = {"logits": (classes,)}
+    holds(method("rld", shapes, shapes, classes), {}, shapes, size, reference, classes)
+
+
 def correlation(x: list[Any], y: list[Any]) -> Any:
     a, b = ([v - sum(z) / len(z) for v in z] for z in (x, y))
     norms = torch.sqrt(sum(v**2 for v in a)) * torch.sqrt(sum(v**2 for v in b))
@@ -695,7 +713,7 @@ def test_logit_standardization_gives_z_scores_of_both_and_leaves_the_labels_alon
 
 
 EXTREME = {
-    **{name: {"logits": (5,)} for name in ("kd", "ctkd", "dkd", "dist", "ttm")},
+    **{name: {"logits": (5,)} for name in ("kd", "ctkd", "dkd", "dist", "rld", "ttm")},
     "rkd": {"pooled": (4,)}, "pkt": {"pooled": (4,)}, "sp": {"stage3": (3, 2, 2)},
     "at": {"stage3": (3, 2, 2)}, "vid": {"stage3": (3, 2, 2)},
 }  # fmt: skip

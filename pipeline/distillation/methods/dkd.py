@@ -13,11 +13,10 @@ taken in log-space, so that probabilities that underflow still have a gradient.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
 
+from pipeline.distillation.losses import one_against_others
 from pipeline.distillation.method import (
     BaseMethod,
     Batch,
@@ -26,6 +25,7 @@ from pipeline.distillation.method import (
     StepWeights,
     Terms,
     Weights,
+    warmed_up,
 )
 from pipeline.networks.network import Taps
 
@@ -53,35 +53,17 @@ class Method(BaseMethod[Config]):
 
     def weights(self, batch: Batch) -> StepWeights:
         """Return the weights of an epoch: those of `target` and `others` grow over the first ones."""
-        if not self.config.warmup:
-            return self.config.weights
-        share = ((batch.epoch + 1) / self.config.warmup).clamp(max=1)  # counted from 1, as the authors do
-        grown = {name: share * self.config.weights[name] for name in ("target", "others")}
-        return self.config.weights | grown
+        return warmed_up(self.config.weights, ("target", "others"), self.config.warmup, batch)
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce`, `target` and `others`."""
         temperature = self.config.temperature
         (s, s_rest), (t, t_rest) = (
-            decoupled(x / temperature, batch.label) for x in (student["logits"], batch.teacher["logits"])
+            one_against_others(x / temperature, batch.label)
+            for x in (student["logits"], batch.teacher["logits"])
         )
         return {
             "ce": F.cross_entropy(student["logits"], batch.label),
             "target": temperature**2 * F.kl_div(s, t, reduction="batchmean", log_target=True),
             "others": temperature**2 * F.kl_div(s_rest, t_rest, reduction="batchmean", log_target=True),
         }
-
-
-def decoupled(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log b (B, 2), of the label against the others, and log q (B, K - 1), over the others alone.
-
-    Args:
-        logits: (B, K), divided by T.
-        label: int64 (B,).
-    """
-    places = torch.arange(logits.shape[1] - 1, device=logits.device)
-    # All classes but the label: those from it on move up by one.
-    others = logits.gather(1, places + (places >= label[:, None]))  # (B, K - 1)
-    own = logits.gather(1, label[:, None])  # (B, 1)
-    pair = torch.cat([own, others.logsumexp(dim=1, keepdim=True)], dim=1)
-    return F.log_softmax(pair, dim=1), F.log_softmax(others, dim=1)

@@ -31,6 +31,7 @@ from pipeline.distillation.method import (
     StepWeights,
     Terms,
     Weights,
+    warmed_up,
 )
 from pipeline.distillation.stages import StagesConfig, before_relu, require_maps
 from pipeline.networks.architecture import Architecture
@@ -81,10 +82,7 @@ class Method(BaseMethod[Config]):
 
     def weights(self, batch: Batch) -> StepWeights:
         """Return the weights of an epoch: that of `review` grows over the first ones."""
-        if not self.config.warmup:
-            return self.config.weights
-        share = ((batch.epoch + 1) / self.config.warmup).clamp(max=1)  # counted from 1, as the authors do
-        return self.config.weights | {"review": share * self.config.weights["review"]}
+        return warmed_up(self.config.weights, ("review",), self.config.warmup, batch)
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `review`."""
