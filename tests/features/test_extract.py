@@ -39,6 +39,8 @@ from numpy.typing import NDArray
 
 from pipeline import progress
 from pipeline.artifacts.publish import scratch
+from pipeline.data.image_array import ImageArray
+from pipeline.data.layout import image_hashes
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import view_ids, view_space
@@ -211,7 +213,9 @@ def test_a_digest_changes_with_the_data_of_its_split_alone(tmp_path: Path) -> No
         if name == "b":
             images = np.array(prepared.splits["train"].images)
             images[17, 0, 3, 3] ^= 255
-            prepared.splits["train"] = replace(prepared.splits["train"], images=images)
+            train = prepared.splits["train"]
+            changed = ImageArray(train.folder, train.made_by, images, image_hashes(images))
+            prepared.splits["train"] = replace(train, images=changed)
         made = extraction(prepared, {"last": one}, spec).run(tmp_path / f"{name}.zarr", no_progress)
         found.append(made.features)
     for name in REQUESTED:
