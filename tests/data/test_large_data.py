@@ -510,7 +510,7 @@ def test_a_file_that_changes_stops_every_stage_in_one_line(
         assert run_stage(monkeypatch, main, *arguments, "--device", current().device) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {raw / 'train' / 'b' / '11.JPEG'} has ")
-        assert line.endswith("dvc repro --force prepare_data@photographs")
+        assert line.endswith("dvc repro --force --single-item prepare_data@photographs")
     assert not (project / "again").exists()
 
 
@@ -552,7 +552,7 @@ def test_a_file_that_is_gone_or_another_is_named_when_it_is_read(
     assert "\n" not in line
     assert str(raw / place) in line
     assert text in line
-    expected = "run the same command again." if not place else "dvc repro --force prepare_data"
+    expected = "run the same command again." if not place else "dvc repro --force --single-item prepare_data"
     assert line.endswith(expected)
     assert len(data.split("train")) == 8
 
@@ -588,7 +588,7 @@ def test_a_file_that_was_cut_off_before_is_named_when_it_is_read(tmp_path: Path)
     with pytest.raises(DataError) as error:
         images.begin(1, torch.arange(8))()
     assert "03.JPEG" in str(error.value)
-    assert str(error.value).endswith("dvc repro --force prepare_data")
+    assert str(error.value).endswith("dvc repro --force --single-item prepare_data")
 
 
 @pytest.mark.parametrize(

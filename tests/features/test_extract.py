@@ -668,7 +668,7 @@ def test_the_gate_fails_with_the_array_and_the_command(
     assert "last/test/logits" in text
     assert "differs from the live teacher by" in text
     assert "expected at most" in text
-    assert text.endswith("Make it again with: dvc repro --force extract_features@small")
+    assert text.endswith("Make it again with: dvc repro --force --single-item extract_features@small")
     assert not (stage.folder / "error.json").exists()
     assert not (stage.folder / "summary.json").exists()
 
@@ -692,7 +692,7 @@ def test_the_gate_refuses_what_the_store_was_not_made_from(
         assert stage.check(**places) == 1
         text = error_line(capsys)
         assert f"was made with other {field}" in text
-        assert text.endswith("Make it again with: dvc repro extract_features@small")
+        assert text.endswith("Make it again with: dvc repro --force --single-item extract_features@small")
     assert stage.check(weights=save_teacher(stage.folder / "none", {}, spec)) == 1
     assert "last.safetensors does not exist" in error_line(capsys)
     assert stage.check() == 0

@@ -838,9 +838,11 @@ def test_a_missing_table_names_its_stage(world: World, tmp_path: Path) -> None:
     (tables / "moments.npz").unlink()
     message = resolve_error(world, tmp_path / "out", tables=tables)
     assert "moments.npz does not exist" in message
-    assert "dvc repro fit_table@big-moments" in message
+    assert "dvc repro --force --single-item fit_table@big-moments" in message
     (tables / "moments.npz").touch()  # what the stage leaves where nobody asks
-    assert "dvc repro fit_table@big-moments" in resolve_error(world, tmp_path / "out", tables=tables)
+    assert "dvc repro --force --single-item fit_table@big-moments" in resolve_error(
+        world, tmp_path / "out", tables=tables
+    )
 
 
 @pytest.mark.cpu
@@ -892,7 +894,7 @@ def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, fiel
     rewrite(store / "zarr.json", change)
     message = resolve_error(world, tmp_path / "out", store=store)
     assert f"was made with other {field}" in message
-    assert "dvc repro extract_features@big" in message
+    assert "dvc repro --force --single-item extract_features@big" in message
 
 
 @pytest.mark.cpu
