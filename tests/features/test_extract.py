@@ -682,8 +682,7 @@ def test_the_gate_refuses_what_the_store_was_not_made_from(
     weights = save_teacher(stage.folder / "other seed", {"last": other}, spec)
     data = prepare(stage.folder / "other data", seed=1).folder
     gray = prepare(stage.folder / "gray").folder
-    meta = json.loads((gray / "meta.json").read_text())
-    (gray / "meta.json").write_text(json.dumps(meta | {"std": [0.5, 0.5]}))
+    edit_meta(gray, std=[0.5, 0.5])
     for field, places in {
         "weights": {"weights": weights},
         "data": {"data": data},
