@@ -822,6 +822,13 @@ def test_a_source_that_fails_leaves_no_stale_data(blocks: Path, folder: Path, tm
     assert not out.exists()
 
 
+def test_raw_files_that_are_mended_are_read_again(blocks: Path, folder: Path, tmp_path: Path) -> None:
+    """DVC does not look at them: by `dvc repro` it would fetch what it made of others before."""
+    (folder / "train" / "a" / "1.png").write_text("broken")
+    done = run(blocks / "photos.json", "--out", tmp_path / "out")
+    assert done.stderr.endswith(", then: dvc repro --force --single-item prepare_data@photos\n")
+
+
 def test_a_folder_of_something_else_is_not_replaced(blocks: Path, folder: Path) -> None:
     done = run(blocks / "plain.json", "--out", folder)
     assert done.returncode == 1

@@ -426,7 +426,7 @@ def test_codes_that_are_not_there_name_their_stage(world: World, tmp_path: Path)
     shutil.rmtree(codes / "words/top4.zarr")
     message = resolve_error(world, tmp_path / "out", codes=codes)
     assert "top4.zarr holds no store" in message
-    assert "dvc repro --force --single-item encode_views@big-words" in message
+    assert "dvc repro encode_views@big-words" in message
 
 
 @pytest.mark.cpu

@@ -36,6 +36,7 @@ from feature_fixtures import (
     small_store,
 )
 from numpy.typing import NDArray
+from prepared_fixtures import edit_meta
 
 from pipeline import progress
 from pipeline.artifacts.publish import scratch
