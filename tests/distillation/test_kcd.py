@@ -681,11 +681,11 @@ def test_a_missing_matching_names_its_stage(world: World, tmp_path: Path) -> Non
     (matchings / "own/kcd/1.npz").unlink()
     message = refused(world, tmp_path, matchings=matchings)
     assert "kcd/1.npz does not exist" in message
-    assert "dvc repro --force --single-item match_channels@pair" in message
+    assert "dvc repro match_channels@pair" in message
     blocks = crossed(world)
     message = refused(world, tmp_path, block=blocks / "pairs/pair.json", matchings=matchings)
     assert "crossed/kcd/0.npz does not exist" in message
-    assert "dvc repro --force --single-item match_borrowed@crossed" in message
+    assert "dvc repro match_borrowed@crossed" in message
 
 
 @pytest.mark.cpu
