@@ -29,7 +29,7 @@ def main(
     hint = f"dvc repro extract_features@{asked.teacher}"
 
     with command.loading():
-        from pipeline.artifacts import hashing, publish
+        from pipeline.artifacts import advice, hashing, publish
         from pipeline.compute.machine import machine
         from pipeline.data.normalize import Normalize
         from pipeline.data.prepared import Prepared
@@ -67,9 +67,7 @@ def main(
         most = worst(found)
         # The share of what rounding explains; above 1 something else is wrong.
         if most.share > 1:
-            raise StaleArtifactError(
-                f"{store}: {most}. Make it again with: dvc repro --force {manifest.made_by}"
-            )
+            raise StaleArtifactError(f"{store}: {most}. {advice.again(f'dvc repro {manifest.made_by}')}")
 
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
         files = sum(path.is_file() for path in store.rglob("*"))

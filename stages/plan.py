@@ -95,7 +95,7 @@ def main(
 def _meta(prepared: Path, name: str) -> Meta:
     from pipeline.data.prepared import Prepared
 
-    return Prepared.open(prepared / name, f"dvc repro prepare_data@{name}").meta
+    return Prepared.open(prepared / name).meta
 
 
 def _made(item: Item, state: State) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -32,9 +34,28 @@ def main(
 
     from pipeline.data.preparation import prepare
 
-    meta = prepare(plug.open_source(config), asked.source, config, out, made_by=asked.stage)
+    with _forced(asked.stage):
+        meta = prepare(plug.open_source(config), asked.source, config, out, made_by=asked.stage)
     counts = ", ".join(f"{split} {number}" for split, number in meta.samples.items())
     print(f"{out}: {meta.channels}x{meta.size}x{meta.size}, {len(meta.classes)} classes, {counts}")
+
+
+@contextmanager
+def _forced(stage: str) -> Iterator[None]:
+    """Say with errors of raw files that end with `dvc repro` how to prepare them in any case.
+
+    DVC does not look at raw files: once they were prepared, it would fetch what was made of them then.
+    """
+    from pipeline.artifacts import advice
+    from pipeline.errors import DataError
+
+    try:
+        yield
+    except DataError as error:
+        text, command, rest = str(error).rpartition("dvc repro")
+        if not command or rest:
+            raise
+        raise DataError(text + advice.forced(f"{command} {stage}")) from None
 
 
 if __name__ == "__main__":

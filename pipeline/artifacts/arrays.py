@@ -17,6 +17,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
+from pipeline.artifacts import advice
 from pipeline.errors import DamagedArtifactError, MissingArtifactError
 
 Array = NDArray[Any]
@@ -86,4 +87,4 @@ def _opened(path: Path, hint: str) -> Iterator[NpzFile]:
     # What numpy and zipfile raise at bytes that they did not write.
     except (ValueError, LookupError, TypeError, EOFError, OSError, BadZipFile, ZlibError) as error:
         reason = " ".join(str(error).split())
-        raise DamagedArtifactError(f"{path} cannot be read ({reason}). Make it again with: {hint}") from None
+        raise DamagedArtifactError(f"{path} cannot be read ({reason}). {advice.again(hint)}") from None

@@ -7,7 +7,6 @@ was fingerprinted, and a file that was changed, truncated or exchanged since is 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.artifacts import advice
+from pipeline.data.layout import HASH_BYTES, image_hash
 from pipeline.data.raw import image_files
 from pipeline.errors import DataError
-
-HASH_BYTES = 16
 
 
 class Box(NamedTuple):
@@ -44,11 +43,6 @@ def record_type(path_bytes: int) -> np.dtype[Any]:
             ("hash", "u1", (HASH_BYTES,)),
         ]
     )
-
-
-def content_hash(content: bytes) -> bytes:
-    """Return the hash of a file's content."""
-    return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ class FileIndex:
 
     @property
     def _again(self) -> str:
-        return f"dvc repro --force {self.made_by}"
+        return advice.forced(f"dvc repro {self.made_by}")
 
     def _path(self, row: int) -> Path:
         # Paths are bytes on disk and need not be valid UTF-8.
@@ -126,7 +120,7 @@ class FileIndex:
                 f"with: {self._again}"
             ) from None
 
-        if content_hash(content) != self.records["hash"][row].tobytes():
+        if image_hash(content) != self.records["hash"][row].tobytes():
             listed = f"({self.records['bytes'][row]:,} bytes)"
             raise DataError(
                 f"{path} has {len(content):,} bytes that are not those of the file that {self.folder} lists {listed}. "

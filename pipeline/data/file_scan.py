@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.data import histogram
 from pipeline.data.dataset import Source
-from pipeline.data.file_index import content_hash, record_type
-from pipeline.data.layout import files_path, fingerprinting
+from pipeline.data.file_index import record_type
+from pipeline.data.layout import files_path, fingerprinting, image_hash, index_hash
 from pipeline.data.raw import image_files
 from pipeline.data.raw.image_files import FileSplit
 from pipeline.progress import Advance
@@ -29,7 +29,7 @@ def index(
     advance: Advance,
     *,
     measure: bool,
-) -> tuple[dict[str, str], NDArray[np.int64]]:
+) -> tuple[dict[str, str], dict[str, str], NDArray[np.int64]]:
     """List the files of every split in `folder`.
 
     Args:
@@ -40,8 +40,8 @@ def index(
         measure: decode the training images, to count their pixel values; otherwise only their heads are read.
 
     Returns:
-        Fingerprints by split, which depend on the content of the files and not on where they lie; and the counts
-        of the training images' pixel values, int64 (C, 256).
+        Fingerprints by split, which depend on the content of the files and not on where they lie; the hashes of the
+        lists by split; and the counts of the training images' pixel values, int64 (C, 256).
 
     Raises:
         DataError: a file that cannot be read, by name.
@@ -54,7 +54,7 @@ def index(
         parts["holdout"] = (source.train, np.flatnonzero(held_out))
     parts["test"] = (source.test, np.arange(len(source.test.labels)))
 
-    fingerprints, counts = {}, np.zeros((source.channels, 256), dtype=np.int64)
+    fingerprints, listing, counts = {}, {}, np.zeros((source.channels, 256), dtype=np.int64)
     threads = os.cpu_count() or 1
     for split, (raw, rows) in parts.items():
         names = [os.fsencode(os.path.relpath(raw.paths[row], source.files.root)) for row in rows.tolist()]
@@ -64,6 +64,7 @@ def index(
         labels = raw.labels[rows]
         shape = (len(rows), raw.channels, raw.size, raw.size)
         digest = fingerprinting(source.classes, (*shape, source.files.resize), labels)
+        listed = index_hash()
 
         scan = partial(_scan, raw, decode=measure and split == "train")
         with files_path(folder, split).open("wb") as file, ThreadPoolExecutor(threads) as pool:
@@ -83,10 +84,11 @@ def index(
                     counts += counted
 
                 file.write(records.tobytes())
+                listed.update(records.tobytes())
                 digest.update(records["hash"].tobytes())
                 advance(len(block))
-        fingerprints[split] = digest.hexdigest()
-    return fingerprints, counts
+        fingerprints[split], listing[split] = digest.hexdigest(), listed.hexdigest()
+    return fingerprints, listing, counts
 
 
 def _scan(
@@ -95,6 +97,6 @@ def _scan(
     """Return a file's record without its name, and the counts of its plain view's pixel values, or 0."""
     content = image_files.read(path)
     height, width = image_files.dimensions(path, content)
-    digest = np.frombuffer(content_hash(content), dtype=np.uint8)
+    digest = np.frombuffer(image_hash(content), dtype=np.uint8)
     counts: Any = histogram.count(raw.pixels(path, content)[None]) if decode else 0
     return (len(content), height, width, digest), counts

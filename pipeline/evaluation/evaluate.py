@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.artifacts import advice
 from pipeline.artifacts.arrays import read
 from pipeline.artifacts.hashing import file_hash
 from pipeline.artifacts.publish import read_json
@@ -147,11 +148,11 @@ def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
     predictions = read(path, hint)  # all arrays: their checksums are checked
     made_from = {name: str(predictions.get(name)) for name in ("fingerprint", "weights")}
     if "last" not in predictions:
-        raise DamagedArtifactError(f"{path} does not hold predictions. Make it again with: {hint}")
+        raise DamagedArtifactError(f"{path} does not hold predictions. {advice.again(hint)}")
     if made_from["fingerprint"] != fingerprint:
-        raise StaleArtifactError(f"{path} was made with other data. Make it again with: {hint}")
+        raise StaleArtifactError(f"{path} was made with other data. {advice.again(hint)}")
     if made_from["weights"] != inputs["teacher_weights"]:
-        raise StaleArtifactError(f"{path} is of another teacher. Make it again with: {hint}")
+        raise StaleArtifactError(f"{path} is of another teacher. {advice.again(hint)}")
     return torch.from_numpy(predictions["last"])
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.artifacts import advice
 from pipeline.artifacts.publish import read_json
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.params.base import Block, validate
@@ -124,7 +125,7 @@ def require(store: Path, contents: Contents, **expected: Any) -> None:
         if own != value:
             raise StaleArtifactError(
                 f"{store} was made with other {field}: found {_short(own)}, expected {_short(value)}. "
-                f"Make it again with: {contents.hint}"
+                f"{advice.again(contents.hint)}"
             )
 
 
@@ -144,14 +145,14 @@ def require_source(table: Path, origin: Mapping[str, Any], store: Path, contents
     if origin.get("teacher") != contents.teacher:
         raise StaleArtifactError(
             f"{table} was fitted to teacher '{origin.get('teacher')}', expected '{contents.teacher}'. "
-            f"Make it again with: {hint}"
+            f"{advice.again(hint)}"
         )
     feature = origin.get("feature", "")
     # Tables are fitted to the training split of the last checkpoint.
     stored = contents.features.get(feature)
     if stored is None or stored.digest.get("last/train") != origin.get("digest"):
         raise StaleArtifactError(
-            f"{table} was fitted to another '{feature}' than {store} holds. Make it again with: {hint}"
+            f"{table} was fitted to another '{feature}' than {store} holds. {advice.again(hint)}"
         )
 
 
@@ -208,7 +209,7 @@ def _attributes(store: Path, hint: str) -> dict[str, Any]:
     version = attributes.get("schema_version")
     if version != SCHEMA:
         raise StaleArtifactError(
-            f"{store} has schema version {version}, expected {SCHEMA}. Make it again with: {hint}"
+            f"{store} has schema version {version}, expected {SCHEMA}. {advice.again(hint)}"
         )
     return attributes
 
@@ -217,7 +218,7 @@ def _parsed(model: type[C], attributes: Mapping[str, Any], store: Path, hint: st
     try:
         return validate(model, attributes, "", f"{store}/zarr.json")
     except ParamsError as error:
-        raise DamagedArtifactError(f"{error} Make it again with: {hint}") from None
+        raise DamagedArtifactError(f"{error} {advice.again(hint)}") from None
 
 
 def _short(value: Any) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import tensorstore as ts
 from numpy.typing import NDArray
 
+from pipeline.artifacts import advice
 from pipeline.errors import DamagedArtifactError
 from pipeline.features import contents
 from pipeline.features.contents import Contents
@@ -209,6 +210,7 @@ def _remedy(path: Path) -> str:
     """Return what to do about a damaged array: its store says which stage makes it."""
     known = contents.store_of(path)
     if known is None:
-        return "Make it again with: dvc repro"
-    store, made_by = known
-    return f"Fetch it again with: dvc checkout --force {store}; or make it with: dvc repro --force {made_by}"
+        return advice.again("dvc repro")
+    made_by = f"dvc repro {known[1]}"
+    # Deleted, it comes from the cache: a teacher need not compute it anew.
+    return f"Delete it, then: {made_by}; or make it anew with: {advice.forced(made_by)}"

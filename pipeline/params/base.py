@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipeline.artifacts import advice
 from pipeline.artifacts.publish import read_json
 from pipeline.errors import DamagedArtifactError, ParamsError, ShapeError, UnknownNameError
 
@@ -166,7 +167,7 @@ def load(model: type[B], path: Path, hint: str = "dvc repro params") -> B:
         return validate(model, read_json(path, hint), "", str(path))
     except ParamsError as error:
         # A stage wrote it, so no edit of params.yaml would mend it.
-        raise DamagedArtifactError(f"{error} Make it again with: {hint}") from None
+        raise DamagedArtifactError(f"{error} {advice.again(hint)}") from None
 
 
 def load_asked(model: type[B], path: Path, hint: str = "dvc repro params") -> B | None:

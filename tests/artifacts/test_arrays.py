@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.artifacts import arrays
+from pipeline.artifacts import advice, arrays
 from pipeline.artifacts.hashing import content_hash, identity
 from pipeline.errors import DamagedArtifactError, MissingArtifactError
 from pipeline.params.recipe import Recipe
@@ -92,7 +92,7 @@ def test_a_damaged_file_is_reported_in_one_line(tmp_path: Path, kind: str) -> No
         arrays.read(path, HINT, ("mean",))
     line = str(caught.value)
     assert line.startswith(f"{path} cannot be read (")
-    assert line.endswith(f"). Make it again with: {HINT}")
+    assert line.endswith(f"). {advice.again(HINT)}")
     assert "unsafe" not in line
 
 

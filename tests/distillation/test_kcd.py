@@ -659,7 +659,7 @@ def test_a_permutation_made_from_something_else_is_refused(world: World, tmp_pat
     Matching(found.origin.model_copy(update={field: other}), found.arrays).save(path)
     message = refused(world, tmp_path, matchings=matchings)
     assert f"was made with other {field}: found {other}, expected" in message
-    assert "dvc repro match_channels@pair" in message
+    assert "dvc repro --force --single-item match_channels@pair" in message
 
 
 @pytest.mark.cpu
@@ -669,7 +669,7 @@ def test_a_permutation_of_another_theta0_is_refused(world: World, tmp_path: Path
     inputs = world.inputs("kcd", matchings={"kcd": (str(path), file_hash(path))})
     with pytest.raises(StaleArtifactError, match="does not start from the weights") as error:
         world.distill("other-init", inputs)
-    assert "dvc repro match_channels@pair" in one_line(error)
+    assert "dvc repro --force --single-item match_channels@pair" in one_line(error)
     stale = world.inputs("kcd", matchings={"kcd": (str(path), "0")})
     with pytest.raises(StaleArtifactError, match="is not the file that this run was resolved with"):
         world.distill("other-file", stale)

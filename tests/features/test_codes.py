@@ -399,7 +399,7 @@ def test_codes_of_another_table_are_refused_with_the_command(world: World, tmp_p
     write_tables(world, tables, seed=1)  # and the codes are not made again
     message = resolve_error(world, tmp_path / "out", tables=tables)
     assert "was made with other tables" in message
-    assert "dvc repro encode_views@big-words" in message
+    assert "dvc repro --force --single-item encode_views@big-words" in message
 
 
 @pytest.mark.cpu
@@ -417,7 +417,7 @@ def test_codes_of_something_else_are_refused_with_the_command(
     path.write_text(json.dumps(content))
     message = resolve_error(world, tmp_path / "out", codes=codes)
     assert f"was made with other {field}" in message
-    assert "dvc repro encode_views@big-subclasses" in message
+    assert "dvc repro --force --single-item encode_views@big-subclasses" in message
 
 
 @pytest.mark.cpu

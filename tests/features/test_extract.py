@@ -36,9 +36,12 @@ from feature_fixtures import (
     small_store,
 )
 from numpy.typing import NDArray
+from prepared_fixtures import edit_meta
 
 from pipeline import progress
 from pipeline.artifacts.publish import scratch
+from pipeline.data.image_array import ImageArray
+from pipeline.data.layout import image_hashes
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import view_ids, view_space
@@ -211,7 +214,9 @@ def test_a_digest_changes_with_the_data_of_its_split_alone(tmp_path: Path) -> No
         if name == "b":
             images = np.array(prepared.splits["train"].images)
             images[17, 0, 3, 3] ^= 255
-            prepared.splits["train"] = replace(prepared.splits["train"], images=images)
+            train = prepared.splits["train"]
+            changed = ImageArray(train.folder, train.made_by, images, image_hashes(images))
+            prepared.splits["train"] = replace(train, images=changed)
         made = extraction(prepared, {"last": one}, spec).run(tmp_path / f"{name}.zarr", no_progress)
         found.append(made.features)
     for name in REQUESTED:
@@ -664,7 +669,7 @@ def test_the_gate_fails_with_the_array_and_the_command(
     assert "last/test/logits" in text
     assert "differs from the live teacher by" in text
     assert "expected at most" in text
-    assert text.endswith("Make it again with: dvc repro --force extract_features@small")
+    assert text.endswith("Make it again with: dvc repro --force --single-item extract_features@small")
     assert not (stage.folder / "error.json").exists()
     assert not (stage.folder / "summary.json").exists()
 
@@ -678,8 +683,7 @@ def test_the_gate_refuses_what_the_store_was_not_made_from(
     weights = save_teacher(stage.folder / "other seed", {"last": other}, spec)
     data = prepare(stage.folder / "other data", seed=1).folder
     gray = prepare(stage.folder / "gray").folder
-    meta = json.loads((gray / "meta.json").read_text())
-    (gray / "meta.json").write_text(json.dumps(meta | {"std": [0.5, 0.5]}))
+    edit_meta(gray, std=[0.5, 0.5])
     for field, places in {
         "weights": {"weights": weights},
         "data": {"data": data},
@@ -688,7 +692,7 @@ def test_the_gate_refuses_what_the_store_was_not_made_from(
         assert stage.check(**places) == 1
         text = error_line(capsys)
         assert f"was made with other {field}" in text
-        assert text.endswith("Make it again with: dvc repro extract_features@small")
+        assert text.endswith("Make it again with: dvc repro --force --single-item extract_features@small")
     assert stage.check(weights=save_teacher(stage.folder / "none", {}, spec)) == 1
     assert "last.safetensors does not exist" in error_line(capsys)
     assert stage.check() == 0

@@ -297,8 +297,7 @@ def test_a_batch_is_computed_without_the_cpu(prepared: Prepared) -> None:
     """On the meta device, which has no values to wait for; the view ids of its slot are there."""
     one, spec = network()
     made = extraction(prepared, {"last": one}, spec)
-    data = prepared.split("train")
-    images = torch.zeros(data.images.shape, dtype=torch.uint8, device=META)
+    images = torch.zeros((50, 2, 8, 8), dtype=torch.uint8, device=META)
     ranges = ResidentRanges(images, made.space)
     ranges._slot, ranges._ids = 2, torch.zeros(50, dtype=torch.int64, device=META)
     made = replace(

@@ -42,7 +42,10 @@ def cached(small: Small, names: Iterable[str], slots: int, **options: Any) -> Ca
 def shown(small: Small, slot: int, index: Tensor) -> Tensor:
     """Return the normalized views that a student sees."""
     space, meta = view_space(small.manifest.views), small.prepared.meta
-    image, index = here(torch.from_numpy(small.prepared.splits["train"].images[index.numpy()])), here(index)
+    image, index = (
+        here(torch.from_numpy(small.prepared.splits["train"].images.rows(index.numpy()))),
+        here(index),
+    )
     view = space.apply(image, view_ids(space, slot, index), index)
     return Normalize(meta.mean, meta.std, current().device)(view)
 

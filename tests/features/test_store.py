@@ -218,7 +218,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, values: np.ndarray[Any, Any], 
         text = one_line(caught)
         assert str(folder) in text
         assert str(shards[0]) in text
-        assert "dvc repro --force extract_features@t1" in text
+        assert "dvc repro --force --single-item extract_features@t1" in text
     other = 2
     np.testing.assert_array_equal(array.read(other, index), values[other, index])
 
@@ -237,8 +237,8 @@ def test_an_array_without_metadata_is_named(
         StoredArray(folder)
     text = one_line(caught)
     assert str(folder) in text
-    assert f"dvc checkout --force {tmp_path / 'store.zarr'}; or make it with: dvc repro --force extr" in text
-    assert "extract_features@t1" in text
+    assert "Delete it, then: dvc repro extract_features@t1; or make it anew with: " in text
+    assert "dvc repro --force --single-item extract_features@t1" in text
     assert "tensorstore_spec" not in text
 
 
@@ -247,7 +247,7 @@ def test_an_array_of_an_unfinished_store_names_no_stage(tmp_path: Path, values: 
     (folder / "zarr.json").unlink()
     with pytest.raises(DamagedArtifactError) as caught:
         StoredArray(folder)
-    assert one_line(caught).endswith("Make it again with: dvc repro")
+    assert one_line(caught).endswith("Delete it, then: dvc repro")
 
 
 # Manifest.
@@ -291,7 +291,7 @@ def test_a_store_of_another_layout_is_refused(tmp_path: Path, made: Small) -> No
         manifests.read(path, "dvc repro extract_features@t1")
     text = one_line(caught)
     assert f"schema version 99, expected {holds.SCHEMA}" in text
-    assert "dvc repro extract_features@t1" in text
+    assert "dvc repro --force --single-item extract_features@t1" in text
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"attributes": {}}'])
@@ -310,7 +310,7 @@ def test_a_manifest_of_another_form_is_damaged(tmp_path: Path, made: Small, upda
     text = one_line(caught)
     assert next(iter(update)) in text
     assert "params.yaml" not in text
-    assert text.endswith("Make it again with: dvc repro extract_features@t1")
+    assert text.endswith("Make it again with: dvc repro --force --single-item extract_features@t1")
 
 
 def test_what_a_store_was_made_from_is_required(made: Small) -> None:

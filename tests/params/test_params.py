@@ -545,7 +545,7 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path) -> None:
             DamagedArtifactError,
             r"recipe\.json: unknown key 'epoch'. Did you mean 'epochs'\?.*dvc repro",
         ),
-        ("[]", DamagedArtifactError, r"recipe\.json: .* dvc repro params"),
+        ("[]", DamagedArtifactError, r"recipe\.json: .* dvc repro --force --single-item params"),
     ):
         path = tmp_path / "recipe.json"
         path.write_text(content)

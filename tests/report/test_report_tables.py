@@ -302,7 +302,7 @@ def test_tables_of_other_settings_are_refused(project: Project) -> None:
     project.fit("kmeans", {"counts": COUNTS}, clusters=5)
     project.params["tables"]["kmeans"]["kmeans"]["clusters"] = 6
     project.write_params()
-    with pytest.raises(StaleArtifactError, match=r"other settings.*dvc repro fit_table@big-kmeans$"):
+    with pytest.raises(StaleArtifactError, match=r"other settings.*--single-item fit_table@big-kmeans$"):
         project.run()
 
 
@@ -326,7 +326,8 @@ def test_a_store_of_which_no_field_is_known_is_reported(project: Project) -> Non
     set_field(project, None)
     project.fit("kmeans", {"counts": COUNTS} | examples([(7, 0, 0)], groups=[0]))
     with pytest.raises(
-        DamagedArtifactError, match=r"no receptive field of 'stage2'.*dvc repro check_features@big$"
+        DamagedArtifactError,
+        match=r"no receptive field of 'stage2'.*--single-item check_features@big$",
     ):
         project.run()
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_fixtures import current
+from prepared_fixtures import edit_meta
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from training_fixtures import (
@@ -892,7 +893,7 @@ def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, fiel
     rewrite(store / "zarr.json", change)
     message = resolve_error(world, tmp_path / "out", store=store)
     assert f"was made with other {field}" in message
-    assert "dvc repro extract_features@big" in message
+    assert "dvc repro --force --single-item extract_features@big" in message
 
 
 @pytest.mark.cpu
@@ -900,7 +901,7 @@ def test_other_normalization_is_another_students_json(world: World, tmp_path: Pa
     data = copied(world, tmp_path, "data/prepared/toy")
     block = PairBlock.model_validate_json(world.path("artifacts/params/pairs/pair.json").read_bytes()).student
     before = resolve_student(block, data, world.path("artifacts/code"))
-    rewrite(data / "meta.json", lambda meta: meta.__setitem__("std", [0.5]))
+    edit_meta(data, std=[0.5])
     after = resolve_student(block, data, world.path("artifacts/code"))
     assert (before.std, after.std) == (world.prepared.meta.std, (0.5,))
     assert before.fingerprint == after.fingerprint  # of the images alone

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.artifacts import arrays
+from pipeline.artifacts import advice, arrays
 from pipeline.data.prepared import Prepared
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 from pipeline.params.pairs import PairBlock, RunBlock
@@ -215,7 +215,7 @@ def _predictions(path: Path, hint: str, dataset: Dataset) -> dict[str, NDArray[A
     fingerprint = str(arrays.read(path, hint, ("fingerprint",))["fingerprint"])
     if fingerprint != dataset.prepared.meta.fingerprint["test"]:
         raise StaleArtifactError(
-            f"{path} was made with other data than {dataset.prepared.folder}. Make it again with: {hint}"
+            f"{path} was made with other data than {dataset.prepared.folder}. {advice.again(hint)}"
         )
     return arrays.read(path, hint, ARRAYS)
 
@@ -227,11 +227,11 @@ def _history(path: Path, hint: str, epochs: int) -> History:
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
     except (ValueError, csv.Error) as error:  # bytes that are no text
-        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
+        raise DamagedArtifactError(f"{path} cannot be read ({error}). {advice.again(hint)}") from None
 
     if len(rows) != epochs:
         raise DamagedArtifactError(
-            f"{path} has {len(rows)} epochs, the metrics say {epochs}. Make it again with: {hint}"
+            f"{path} has {len(rows)} epochs, the metrics say {epochs}. {advice.again(hint)}"
         )
 
     # A line that is cut short has None in its last cells.
@@ -242,6 +242,6 @@ def _history(path: Path, hint: str, epochs: int) -> History:
             try:
                 float(cell or 0)
             except ValueError:
-                message = f"{path} has {name} '{cell}', expected a number. Make it again with: {hint}"
+                message = f"{path} has {name} '{cell}', expected a number. {advice.again(hint)}"
                 raise DamagedArtifactError(message) from None
     return columns

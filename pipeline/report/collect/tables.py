@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.artifacts import advice
 from pipeline.errors import DamagedArtifactError, StaleArtifactError
 from pipeline.params.tables import FitBlock
 from pipeline.report.collect.blocks import Blocks
@@ -38,7 +39,7 @@ def _table(artifacts: Path, teacher: Teacher, block: FitBlock) -> Table:
     require(path, hint, origin, {"teacher": block.teacher})
     if origin.get("table") != {"table": block.table, "config": block.config}:
         raise StaleArtifactError(
-            f"{path} was fitted with other settings than params.yaml has. Make it again with: {hint}"
+            f"{path} was fitted with other settings than params.yaml has. {advice.again(hint)}"
         )
 
     table = Table(block.name, teacher, block.table, str(block.config["feature"]), quality, arrays)
@@ -77,7 +78,7 @@ def _check_places(path: Path, hint: str, table: Table) -> None:
     if "field" not in feature:
         raise DamagedArtifactError(
             f"The summary of teacher '{table.teacher.name}' has no receptive field of '{table.feature}', which {path} "
-            f"was fitted to. Make it again with: dvc repro check_features@{table.teacher.name}"
+            f"was fitted to. {advice.again(f'dvc repro check_features@{table.teacher.name}')}"
         )
 
     # Else a gallery would show pixels of other images, or end in a traceback.
@@ -86,5 +87,5 @@ def _check_places(path: Path, hint: str, table: Table) -> None:
     for name, most in zip(PLACES, (samples, len(field.rows), len(field.columns)), strict=True):
         if table.arrays[name].size and table.arrays[name].max() >= most:
             raise StaleArtifactError(
-                f"{path} has {name} {table.arrays[name].max()}, expected less than {most}. Make it again with: {hint}"
+                f"{path} has {name} {table.arrays[name].max()}, expected less than {most}. {advice.again(hint)}"
             )
