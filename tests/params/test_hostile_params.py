@@ -24,8 +24,8 @@ from dvc_project import EACH, ROOT, Project, make
 from ruamel.yaml import YAML
 
 from pipeline.errors import ParamsError, StillhouseError
-from pipeline.params.base import read
 from pipeline.params.checks import LISTS
+from pipeline.params.document import read
 from pipeline.params.sections import Sections
 from pipeline.runs.check import check
 from stages import check_params, params
@@ -230,7 +230,7 @@ def test_a_hostile_value_is_refused(where: Place) -> None:
         ("{.nan: EVIL, 'NaN': GOOD}", "has the key nan, which yaml reads as float"),
         ("{1.10: GOOD}", "has the key 1.1"),
         ("{2020-01-01: GOOD}", "has the key 2020-01-01, which yaml reads as date"),
-        ("{[a, b]: GOOD}", "has the key "),
+        ("{[a, b]: GOOD}", "has a key that is a list or mapping"),
         ("{1: EVIL, '1': GOOD}", "has the key 1, which yaml reads as int"),
     ],
 )

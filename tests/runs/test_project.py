@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import params_fixtures
 import pytest
 from training_fixtures import PARAMS, changed
 
 from pipeline.data.prepared import Prepared
-from pipeline.errors import StillhouseError
 from pipeline.runs.check import check, project
 
 # The same on images of 32x32, which VGGs can read at every stage.
@@ -26,11 +26,7 @@ def refused(params: dict[str, Any], changes: dict[str, Any]) -> str:
     """Return the one line with which `params` with `changes` are refused."""
     for place, value in changes.items():
         params = changed(params, place, value)
-    with pytest.raises(StillhouseError) as error:
-        check(params)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
+    return params_fixtures.refused(params)
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +108,7 @@ TABLES: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
      ["runs.kd (of pair pair)", "which holds mean, std: neither words nor sub-classes"]),
     (WORDS, {"runs.kd.methods": place("stage2", encoding="subclass")},
      ["runs.kd (of pair pair)", "encoding 'subclass'", "encodings are nearest, top4"]),
-    (WORDS, {"tables.words": {"subclasses": {"feature": "stage2"}}, "runs.kd.methods": {
+    (WORDS, {"tables.words": {"subclasses": {"feature": "stage2", "components": 4}}, "runs.kd.methods": {
         "quest": {"places": {"stage2": "words"}}}}, ["runs.kd (of pair pair)", "QuEST learns words"]),
     (WORDS, {"runs.kd.methods": {"fitnet": {"standardize": "words"}}},
      ["runs.kd (of pair pair)", "Fit a 'moments' table"]),
@@ -158,7 +154,8 @@ TEACHERS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     # networks and images
     (PARAMS, {"datasets.toy.source": {"image_folder": {"path": "x", "size": 2}}, "datasets.toy.views": "plain",
               "students.small.network": "vgg8"},
-     ["params.yaml: students.small: The network cannot read 3x2x2 images", "Choose another network."]),
+     ["params.yaml: students.small: The network cannot read 3x2x2 images",
+      "Choose another network, or images of another size."]),
     (PARAMS, {"datasets.toy.views.crop_flip.padding": 8},
      ["datasets.toy.views pads images of 8x8 by 8, expected less than 8", "Set padding to 7 or less"]),
     # student and teacher
