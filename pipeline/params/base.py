@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from pipeline.artifacts.publish import read_json
-from pipeline.errors import DamagedArtifactError, ParamsError, ShapeError, UnknownNameError
+from pipeline.errors import DamagedArtifactError, ParamsError, ShapeError, UnknownNameError, foreign
 
 
 class Block(BaseModel):
@@ -39,7 +39,7 @@ T = TypeVar("T")
 # validator returns is no longer json, and then a strict tuple accepts no list.
 OrEmpty = Annotated[T, BeforeValidator(lambda content: {} if content is None else content)]
 
-_SHOWN = 200  # letters of a wrong value
+_SHOWN = 200  # letters of a place or a wrong value
 # pydantic speaks of json, and the reader of the message has written yaml.
 _IN_YAML = (
     ("Dictionary should have at least 1 item after validation, not 0", "Name one at least"),
@@ -116,14 +116,16 @@ def _one_line(error: ValidationError, model: type[BaseModel], content: Any, wher
     # What is unknown explains what is missing, so it is reported first.
     details = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     path = _path(details["loc"], content)
-    place = ".".join(part for part in (where, *path) if part)
+    place = _shortened(".".join(part for part in (where, *path) if part))
 
     if details["type"] == "extra_forbidden":
         key = str(details["loc"][-1])
         known = sorted(_fields(model, details["loc"][:-1]))
         near = difflib.get_close_matches(key, known, n=1)
         guess = f" Did you mean '{near[0]}'?" if near else ""
-        return f"{file}: unknown key '{place}'.{guess} Known keys: {', '.join(known) or 'none'}."
+        return (
+            f"{file}: unknown key '{place}'.{foreign(key)}{guess} Known keys: {', '.join(known) or 'none'}."
+        )
 
     # A key that is missing is none of the keys that `_path` returns.
     if details["type"] == "missing":
@@ -137,9 +139,12 @@ def _one_line(error: ValidationError, model: type[BaseModel], content: Any, wher
 
     for of_json, of_yaml in _IN_YAML:
         message = message.replace(of_json, of_yaml)
-    value = "null" if details["input"] is None else repr(details["input"])
-    value = value if len(value) <= _SHOWN else f"{value[:_SHOWN]}..."
+    value = "null" if details["input"] is None else _shortened(repr(details["input"]))
     return f"{file}: '{place}' is {value}. {message}."
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _path(location: tuple[int | str, ...], content: Any) -> list[str]:

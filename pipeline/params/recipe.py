@@ -37,7 +37,7 @@ class Recipe(Block):
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=5e-4, ge=0)
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = (150, 180, 210)
+    milestones: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = (150, 180, 210)
     decay: float = Field(default=0.1, gt=0, le=1)
     warmup: Epochs = 0
     drop_last: bool = False

@@ -17,6 +17,7 @@ from pipeline.params.document import DEPTH
 _SMALLEST, _LARGEST = 2.0**-126, 2.0**127  # beyond, float32 loses digits, and then all of them
 _INTEGERS = 1 << 63
 _LETTERS = 1000  # of one text
+_PLACE = 160  # letters of a place in an error
 
 
 def check(content: Any, place: str = "", depth: int = 0) -> None:
@@ -30,16 +31,17 @@ def check(content: Any, place: str = "", depth: int = 0) -> None:
     Raises:
         ParamsError: the first value that no setting could have.
     """
+    if len(place) > _PLACE:
+        place = f"{place[:_PLACE]}..."
     if depth > DEPTH:
-        raise ParamsError(f"params.yaml: '{place[:80]}...' nests lists and mappings deeper than {DEPTH}.")
+        raise ParamsError(f"params.yaml: '{place}' nests lists and mappings deeper than {DEPTH}.")
     match content:
         case bool() | None:
             pass
         case Mapping():
             for key, part in content.items():
-                where = f"{place}.{key}".removeprefix(".")
-                _check_text(str(key), where)
-                check(part, where, depth + 1)
+                _check_text(str(key), f"{place}.{str(key)[:_PLACE]}".removeprefix("."))
+                check(part, f"{place}.{key}".removeprefix("."), depth + 1)
         case list() | tuple():
             for index, part in enumerate(content):
                 check(part, f"{place}.{index}".removeprefix("."), depth + 1)
@@ -60,9 +62,10 @@ def check(content: Any, place: str = "", depth: int = 0) -> None:
 
 
 def _check_number(number: float, place: str) -> None:
-    # What is not finite has a message of its own, in the model.
     size = abs(number)
-    if size and math.isfinite(size) and not _SMALLEST <= size <= _LARGEST:
+    if not math.isfinite(size):
+        raise ParamsError(f"params.yaml: '{place}' is {number}. Expected a finite number.")
+    if size and not _SMALLEST <= size <= _LARGEST:
         becomes = "0" if size < 1 else "infinity"
         raise ParamsError(
             f"params.yaml: '{place}' is {number}, which float32 makes {becomes}. Expected 0, or a size of 1e-37 to "
@@ -71,18 +74,17 @@ def _check_number(number: float, place: str) -> None:
 
 
 def _check_text(text: str, place: str) -> None:
-    where = place if len(place) <= 120 else f"{place[:120]}..."
     if len(text) > _LETTERS:
         raise ParamsError(
-            f"params.yaml: '{where}' is a text of {len(text):,} letters, expected a name or a path."
+            f"params.yaml: '{place}' is a text of {len(text):,} letters, expected a name or a path."
         )
     hidden = [letter for letter in text if not letter.isprintable()]
     if hidden:
         name = unicodedata.name(hidden[0], f"U+{ord(hidden[0]):04X}")
         raise ParamsError(
-            f"params.yaml: '{where}' is {text!r}, with {name}, which nobody sees. Write it without."
+            f"params.yaml: '{place}' is {text[:_PLACE]!r}, with {name}, which nobody sees. Write it without."
         )
     if text != text.strip():
         raise ParamsError(
-            f"params.yaml: '{where}' is '{text}', with a blank at its start or end. Write it without."
+            f"params.yaml: '{place}' is '{text[:_PLACE]}', with a blank at its start or end. Write it without."
         )
