@@ -1,7 +1,8 @@
 """Networks: named units in a row, with places that can be recorded and built upon.
 
 Contract of `pipeline/networks/families/`, one architecture family a file: `NETWORKS`, the names that it knows, and
-`build(name, size, channels, classes, weights) -> Network`. A name belongs to one family alone (`catalogue.py`).
+`build(name, size, channels, classes, weights) -> Network`. A name belongs to one family alone (`catalogue.py`). A
+family with ImageNet weights says in `PRETRAINED` of which numbers of channels they read images.
 
 Example:
     NETWORKS = {"tiny": 16, "small": 32}

@@ -22,7 +22,7 @@ from pipeline.networks import pretrained
 from pipeline.networks.architecture import Architecture, architecture, blank
 from pipeline.networks.catalogue import family_of
 from pipeline.networks.network import Network
-from pipeline.networks.spec import NetworkSpec
+from pipeline.networks.spec import LARGEST, NetworkSpec
 from pipeline.params.base import placed, validate
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.pairs import RunBlock
@@ -40,7 +40,6 @@ from pipeline.tables.table import TableConfig
 CLASSES = (
     10  # where only the files know: no shape depends on it but the logits' and the number of sub-classes
 )
-LARGEST = 4096  # pixels of an image's side
 Kind = Literal["teachers", "students"]
 
 
@@ -114,23 +113,22 @@ class Project:
 
         Raises:
             UnknownNameError: no family has the network.
-            ParamsError: weights are asked for that the family does not have.
+            ParamsError: weights are asked for that the family does not have, or that read other images.
         """
         network: TeacherParams | StudentParams = getattr(self.params, kind)[name]
         with placed(f"{kind}.{name}.network"):
             family, known = family_of(network.network)
-            if isinstance(network, TeacherParams) and not getattr(
-                plugin.load("networks", family), "PRETRAINED", False
-            ):
-                pretrained.refuse(family, network.weights)
         images = self.images[network.dataset]
+        weights = network.weights if isinstance(network, TeacherParams) else "none"
+        with placed(f"{kind}.{name}.weights"):
+            pretrained.check(family, weights, images.channels)
         return NetworkSpec(
             family=family,
             network=known,
             size=images.size,
             channels=images.channels,
             classes=images.classes or CLASSES,
-            weights=network.weights if isinstance(network, TeacherParams) else "none",
+            weights=weights,
         )
 
     def architecture(self, kind: Kind, name: str) -> Architecture:

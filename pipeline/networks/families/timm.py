@@ -22,7 +22,7 @@ from pipeline.networks.network import Network, Tap
 from pipeline.networks.pretrained import tensors_only
 
 NETWORKS: tuple[str, ...] = ()
-PRETRAINED = True
+PRETRAINED = (1, 3)  # timm adds up the filters of the colors
 OPEN = True  # takes names that NETWORKS does not list
 STAGES = 4
 
