@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc_project import EACH
 from params_fixtures import line_of, refused
 from training_fixtures import PARAMS, changed
 
@@ -176,14 +175,6 @@ def test_each_anchor_is_another_checkpoint() -> None:
     check_anchors((), Recipe(epochs=0), "x")
     check_anchors((0.25, 0.5, 0.75), Recipe(epochs=4), "x")
     assert "each after another epoch" in line_of(lambda: check_anchors((0.25, 0.5), Recipe(epochs=2), "x"))
-
-
-def test_dvc_would_keep_the_last_of_two_tables_of_one_stage_name() -> None:
-    teachers = {"ada": EACH["teachers"]["ada"], "ada-b": EACH["teachers"]["ada"]}
-    tables = {"c": {"moments": {"feature": "stage2"}}, "b-c": {"moments": {"feature": "stage2"}}}
-    line = refused({"seeds": [], "distill": [], "recipes": EACH["recipes"], "datasets": EACH["datasets"],
-                    "teachers": teachers, "tables": tables})  # fmt: skip
-    assert "are both the stage fit_table@ada-b-c" in line
 
 
 @pytest.mark.parametrize("content", [[1], None, "text", 5])

@@ -218,6 +218,19 @@ def test_a_hostile_value_is_refused(where: Place) -> None:
         assert "\n" not in str(error.value), value
 
 
+def test_two_tables_of_one_stage_name_are_refused_of_which_dvc_would_keep_one(tmp_path: Path) -> None:
+    tables = {name: {"moments": {"feature": "stage2"}} for name in ("c", "b-c")}
+    teachers = dict.fromkeys(("ada", "ada-b"), EACH["teachers"]["ada"])
+    content = {name: [] if name in LISTS else {} for name in Sections.model_fields} | {
+        "recipes": EACH["recipes"], "datasets": EACH["datasets"], "teachers": teachers, "tables": tables,
+    }  # fmt: skip
+    write(tmp_path, content)
+    fits = [stage for stage in resolved(tmp_path) if stage.startswith("fit_table@")]
+    assert len(fits) == len(tables) * len(teachers) - 1
+    with pytest.raises(ParamsError, match="are both the stage fit_table@ada-b-c"):
+        check(content)
+
+
 @pytest.mark.parametrize(
     ("keys", "match"),
     [
