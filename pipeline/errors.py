@@ -86,8 +86,8 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> 
 
 def foreign(name: str) -> str:
     """Return a sentence on the first letter of a name that may only look like one of ours, "" if there is none."""
-    letter = next((letter for letter in name if not letter.isascii()), "")
-    if not letter:
-        return ""
-    code = letter.encode("unicode_escape").decode()
-    return f" It has the letter '{code}' ({unicodedata.name(letter, 'without a name')})."
+    for letter in name:
+        script = unicodedata.name(letter, "")
+        if letter.isalnum() and not letter.isascii() and not script.startswith("LATIN"):
+            return f" It has the letter '{letter.encode('unicode_escape').decode()}' ({script})."
+    return ""

@@ -11,7 +11,9 @@ from stages import command
 
 
 def main(
-    size: Annotated[int, typer.Option(min=1, max=4096, help="Height and width of the images, in pixels.")] = 32,
+    size: Annotated[
+        int, typer.Option(min=1, max=4096, help="Height and width of the images, in pixels.")
+    ] = 32,
     channels: Annotated[int, typer.Option(min=1, max=4096, help="Channels of the images.")] = 3,
     classes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of classes.")] = 100,
     json: Annotated[
