@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from pipeline.params import document
 from pipeline.params.document import BYTES, DEPTH, VALUES, parse, read
-from stages import check_params
+from stages import check_params, params, plan
 
 ROOT = Path(__file__).parents[2]
 LAUGHS = "a0: &a0 [x, x, x]\n" + "".join(
@@ -96,6 +96,18 @@ def test_a_bomb_is_refused_before_anything_is_built(content: str, monkeypatch: p
 
     monkeypatch.setattr(YAML, "load", load)
     line_of(lambda: parse(content, Path("params.yaml")))
+
+
+def test_every_command_that_reads_the_file_refuses_a_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(LAUGHS)
+    for command in (
+        lambda: check_params.main(path),
+        lambda: plan.main(params=path),
+        lambda: params.main(tmp_path / "params", params=path),
+    ):
+        assert "more than 20,000 values" in line_of(command)
+    assert not (tmp_path / "params").exists()
 
 
 @pytest.mark.parametrize(
