@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import ParamsError
-from pipeline.params.document import DEPTH
+from pipeline.params.events import DEPTH
 
 _SMALLEST, _LARGEST = 2.0**-126, 2.0**127  # beyond, float32 loses digits, and then all of them
 _INTEGERS = 1 << 63

@@ -10,7 +10,8 @@ from params_fixtures import line_of
 from ruamel.yaml import YAML
 
 from pipeline.params import document
-from pipeline.params.document import BYTES, DEPTH, VALUES, parse, read
+from pipeline.params.document import BYTES, parse, read
+from pipeline.params.events import DEPTH, VALUES
 from stages import check_params, params, plan
 
 ROOT = Path(__file__).parents[2]
