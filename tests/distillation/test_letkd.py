@@ -651,7 +651,7 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
         ({"places": {"final": {"table": "words", "encoding": "halved"}}}, "'nearest', 'top4' or 'subclass'"),
         ({"places": {"final": {"table": "words", "learns": "words"}}}, "unknown key"),
         ({"places": {"final": {"encoding": "nearest"}}}, "table' is missing"),
-        ({"places": {"final": {"table": "words", "temperature": 0}}}, "greater than 0"),
+        ({"places": {"final": {"table": "words", "temperature": 0}}}, "greater than or equal to 1e-06"),
         ({"weights": {"word": 1.0}}, "Its terms are ce, words, subclasses"),
     ],
 )  # fmt: skip
