@@ -20,7 +20,7 @@ def main(
 ) -> None:
     """Check params.yaml, plug-ins, networks and tables included, and write one json for every block of it."""
     from pipeline.artifacts import publish
-    from pipeline.params.base import parse, text
+    from pipeline.params.document import parse, text
 
     content = text(params)
     parsed = parse(content, params)

@@ -63,7 +63,7 @@ def main(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as json.")] = False,
 ) -> None:
     """Plan all of params.yaml: artifacts, bytes, files, forward passes of the teachers, break-even, disk."""
-    from pipeline.params.base import read
+    from pipeline.params.document import read
 
     content = read(params)
 
@@ -246,7 +246,7 @@ def _known(repo: Any, params: Path) -> State:
     from tempfile import TemporaryDirectory
 
     from pipeline.params import checks
-    from pipeline.params.base import read
+    from pipeline.params.document import read
 
     root = Path(repo.root_dir)
     # DVC makes the stages that are rehearsed from this file, whichever one is planned.

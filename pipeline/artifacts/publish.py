@@ -139,7 +139,7 @@ def read_json(path: Path, hint: str) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of lists in lists, a thousand deep
         raise DamagedArtifactError(f"{path} is not valid json ({error}). {advice.again(hint)}") from None
 
 

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.params.base import Block, StageBlock
+from pipeline.params.numbers import Seed, Width
 
 Measure = Literal["l1", "l2", "cosine", "correlation", "kl"]
 Strategy = Literal["bipartite", "greedy", "random", "identity", "fc", "residual"]
@@ -36,10 +37,10 @@ class MatchingParams(Block):
     strategy: Strategy = "bipartite"
     student_weights: Literal["last", "init"] = "last"
     teacher_checkpoint: str = "last"
-    ranges: int = Field(default=1, ge=1)
-    seed: int = 0
-    epochs: int = Field(default=5, ge=1)
-    pictured: int = Field(default=0, ge=0)
+    ranges: Width = 1
+    seed: Seed = 0
+    epochs: int = Field(default=5, ge=1, le=100_000)
+    pictured: int = Field(default=0, ge=0, le=1_000_000)
 
     @model_validator(mode="after")
     def _learned_ones_are_one(self) -> Self:

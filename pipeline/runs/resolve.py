@@ -19,7 +19,7 @@ from pipeline.features import manifest as manifests
 from pipeline.features.manifest import Manifest
 from pipeline.matching.matching import Matching
 from pipeline.networks.spec import NetworkSpec
-from pipeline.params.checks import OWN
+from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock, RunBlock
 from pipeline.params.students import StudentBlock
 from pipeline.runs.inputs import RunInputs, Stored

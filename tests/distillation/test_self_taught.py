@@ -309,7 +309,11 @@ def test_a_store_that_changed_since_is_refused(world: World) -> None:
         ({"teacher": "nobody", "student": "small"}, UnknownNameError, "teacher of copies.x: 'nobody'"),
         ({"teacher": "big", "student": "nobody"}, UnknownNameError, "student of copies.x: 'nobody'"),
         ({"teacher": "big", "student": "small", "weights": {"ce": 1.0}}, ParamsError, "expected ce and kd"),
-        ({"teacher": "big", "student": "small", "temperature": 0}, ParamsError, "greater than 0"),
+        (
+            {"teacher": "big", "student": "small", "temperature": 0},
+            ParamsError,
+            "greater than or equal to 0.01",
+        ),
         ({"teacher": "big", "student": "small", "architecture": "wrn"}, ParamsError, "unknown key"),
     ],
 )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.artifacts.publish import read_json
 from pipeline.params import checks
-from pipeline.params.base import load, read
+from pipeline.params.base import load
 from pipeline.params.matchings import MatchBlock
+from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock
 from pipeline.params.sections import Sections
 from pipeline.params.tables import AskedBlock
@@ -35,7 +37,7 @@ class Blocks:
         Raises:
             ParamsError: it holds no params, or they are wrong.
         """
-        return cls(folder, checks.check(read(folder / "project.json")))
+        return cls(folder, checks.check(read_json(folder / "project.json", HINT)))
 
     def training(self, teacher: str) -> TrainBlock:
         """Return how a teacher is trained."""
@@ -57,4 +59,4 @@ class Blocks:
             for name, entry in self.sections.borrowed.items()
             if entry.pair == pair
         ]
-        return [(checks.OWN, own), *borrowed]
+        return [(OWN, own), *borrowed]

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.artifacts import arrays
-from pipeline.params.checks import OWN
 from pipeline.params.matchings import MatchBlock
+from pipeline.params.names import OWN
 from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.mapping import inner, mapping
 from pipeline.report.results import Matched
