@@ -24,6 +24,8 @@ from pipeline.artifacts import publish
 from pipeline.data import file_scan, histogram
 from pipeline.data.dataset import DatasetConfig, RawSplit, Source
 from pipeline.data.layout import Meta, fingerprinting, images_path, labels_path, meta_path
+from pipeline.data.raw import record
+from pipeline.data.raw.screening import screened
 from pipeline.errors import DataError, MachineError, ParamsError
 
 BLOCK_BYTES = 16 * 2**20
@@ -58,6 +60,7 @@ def prepare(
         MachineError: the disk is too full.
     """
     _check(source, name, config)
+    source, skipped = screened(source, name)
     mask = held_out(source.train.labels, config.holdout, config.holdout_seed)
     labels = {"train": source.train.labels[~mask]}
     if mask.any():
@@ -70,7 +73,6 @@ def prepare(
             rows = max(1, block_bytes // (source.channels * source.size**2))
             fingerprint, counts = _copy(source, name, folder, mask, labels, rows, advance)
         else:
-            # Files are decoded only where mean or std must be measured: of a large set that takes long.
             measure = None in (config.mean or source.mean, config.std or source.std)
             fingerprint, counts = file_scan.index(folder, source, mask, advance, measure=measure)
 
@@ -93,6 +95,8 @@ def prepare(
             files=source.files,
         )
         publish.write_json(meta_path(folder), meta.model_dump(mode="json"))
+        if source.listed is not None:
+            record.write(folder, source.listed, skipped)
     return meta
 
 

@@ -739,7 +739,7 @@ def _dangle(path: Path) -> None:
         ("val/b", shutil.rmtree, "expected images of every training class"),
         ("train/b", shutil.rmtree, "is a class that"),
         ("train/a/1.png", lambda path: path.write_text("no image"), "Cannot read the image"),
-        ("train/a/1.png", _dangle, "no such file"),
+        ("train/a/1.png", _dangle, "is a broken link, to nowhere.png"),
         ("val/b/1.png", _truncate, "Cannot read the image"),
         ("train/a/3.jpg", _truncate, "Cannot read the image"),
         ("val/b/1.png", _sixteen_bits, "expected 8 bits a channel"),
@@ -796,7 +796,7 @@ def test_tiny_imagenet_reads_the_official_layout(tiny: Path, tmp_path: Path) -> 
     [
         ("", shutil.rmtree, "wnids.txt does not exist"),
         ("words.txt", lambda path: path.write_text("n02\tcrane\n"), "has no line for n01"),
-        ("train/n01", shutil.rmtree, "holds no images"),
+        ("train/n01", shutil.rmtree, "expected images of a class that wnids.txt lists"),
         ("train/n03", lambda path: path.mkdir(), "wnids.txt does not list"),
         ("val/val_annotations.txt", lambda path: path.unlink(), "does not exist"),
         ("val/val_annotations.txt", lambda path: path.write_text("val_0.JPEG\tn07\t0\n"), "val_0.JPEG n07"),
