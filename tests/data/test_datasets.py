@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import subprocess
 import sys
 import tarfile
@@ -27,6 +26,7 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from PIL import Image
+from raw_fixtures import idx, python2_pickle
 
 from pipeline import plugin
 from pipeline.artifacts.publish import read_json, scratch, write_json
@@ -338,10 +338,6 @@ def test_digits_are_split_as_documented(tmp_path: Path) -> None:
 # --- Fashion-MNIST ------------------------------------------------------------------------------------------
 
 
-def idx(array: NDArray[np.uint8]) -> bytes:
-    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
 @pytest.fixture
 def fashion(tmp_path: Path) -> Path:
     folder = tmp_path / "fashion"
@@ -454,30 +450,6 @@ def test_a_download_is_kept_only_with_the_right_checksum(
 
 
 # --- CIFAR --------------------------------------------------------------------------------------------------
-
-
-def python2_pickle(content: dict[str, Any]) -> bytes:
-    """Write a pickle as Python 2 wrote the official batches: protocol 2, byte strings, numpy 1 arrays."""
-
-    def emit(value: Any) -> bytes:
-        if isinstance(value, str):
-            value = value.encode()
-        if isinstance(value, bytes):
-            return b"T" + struct.pack("<I", len(value)) + value  # BINSTRING
-        if isinstance(value, int):
-            return b"J" + struct.pack("<i", value)  # BININT
-        if isinstance(value, list):
-            return b"](" + b"".join(map(emit, value)) + b"e"
-        if isinstance(value, dict):
-            return b"}(" + b"".join(emit(k) + emit(v) for k, v in value.items()) + b"u"
-        empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + emit(0) + b"\x85" + emit("b")
-        dtype = b"cnumpy\ndtype\n" + emit("u1") + emit(0) + emit(1) + b"\x87R"
-        dtype += b"(" + emit(3) + emit("|") + b"NNN" + emit(-1) + emit(-1) + emit(0) + b"tb"
-        shape = b"".join(map(emit, value.shape)) + b"\x86"
-        state = b"(" + emit(1) + shape + dtype + b"\x89" + emit(value.tobytes()) + b"t"
-        return empty + b"\x87R" + state + b"b"
-
-    return b"\x80\x02" + emit(content) + b"."
 
 
 CIFAR = {

@@ -74,11 +74,15 @@ def listed(config: Config) -> Listed | None:
 
 def _ids(path: Path, given: Path) -> list[str]:
     ids = sorted(_lines(path, given))
-    for wnid, following in zip(ids, [*ids[1:], ""], strict=True):
-        # They name folders, so one with a separator would lead elsewhere.
-        if not wnid.isalnum() or wnid == following:
-            fault = "twice" if wnid == following else "as an id, expected letters and digits"
-            raise DataError(f"{path} lists {wnid!a} {fault}. Unpack {_ARCHIVE} anew, then: dvc repro")
+    # They name folders, so one with a separator would lead elsewhere.
+    wrong = [
+        wnid for place, wnid in enumerate(ids) if not wnid.isalnum() or wnid in ids[place + 1 : place + 2]
+    ]
+    if wrong or not ids:
+        found = f"lists {wrong[0]!a}" if wrong else "is empty"
+        raise DataError(
+            f"{path} {found}, expected ids of letters and digits, each once. Unpack {_ARCHIVE} anew, then: dvc repro"
+        )
     return ids
 
 

@@ -109,20 +109,27 @@ def extract(archive: Path, folder: str) -> None:
 def _unpack(archive: Path, out: Path) -> None:
     left = _LARGEST
 
-    def bounded(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo | None:
+    def spend(size: int) -> None:
         nonlocal left
-        left -= member.size
+        left -= size
         if left < 0:
             raise tarfile.TarError(f"it unpacks to more than {_LARGEST:,} bytes")
+
+    def bounded(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo | None:
+        spend(member.size)
         return tarfile.data_filter(member, place)  # refuses devices, and names and links that lead out of it
 
     regular.check(archive)
     try:
         with tarfile.open(archive, "r:gz") as tar:
             tar.extractall(out, filter=bounded)
+            # To the end of the .gz, which has its checksum; tar stops before.
+            while tar.fileobj and (block := tar.fileobj.read(_BLOCK)):
+                spend(len(block))
     # Of a damaged header tarfile lets through whatever its parsing of numbers and names raises.
     except Exception as error:
-        _reraise_of_disk(error, out)
+        if not isinstance(error, NotADirectoryError | FileExistsError):  # two members of one name
+            _reraise_of_disk(error, out)
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{archive} cannot be extracted ({reason}). Delete it, then: dvc repro") from None
 

@@ -100,7 +100,7 @@ class Listing:
         """Count what lies in `folder` beside what is known to belong there."""
         for entry in _entries(folder):
             if entry.name not in known:
-                noun = "folder" if entry.is_dir() else "file"
+                noun = "folder" if _is_folder(entry) else "file"
                 self.left_out[noun, f"beside {' and '.join(known)}"] += 1
 
     def classes(self, folder: Path) -> list[str]:
@@ -116,7 +116,7 @@ class Listing:
                 continue
             if entry.is_symlink():
                 self._check_link(entry.path)
-            if entry.is_dir():
+            if _is_folder(entry):
                 names.check_class(entry.name, entry.path)
                 found.append(entry.name)
             else:
@@ -142,7 +142,7 @@ class Listing:
                     self._check_link(entry.path)
                 self._add(entry)
                 found.append(entry.path)
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 self.left_out["folder", "in folders of images"] += 1
             else:
                 self.left_out["file", suffix or "without a suffix"] += 1
@@ -186,3 +186,8 @@ def described(left_out: Mapping[tuple[str, str], int]) -> str:
 def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # An entry knows its own kind; of a link, which may lead nowhere or in a circle, the system is asked.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # noqa: PTH112
