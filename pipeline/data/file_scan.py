@@ -99,7 +99,9 @@ def _scan(
     """Return a file's record without its name, and the counts of its plain view's pixel values, or 0."""
     content = image_files.read(path)
     image = image_files.decode(path, content, raw.channels)
-    view = raw.view(path, image)
+    image_files.resized_size(
+        path, image, raw.resize or raw.size
+    )  # where a view is cut is no time to find out
     digest = np.frombuffer(content_hash(content), dtype=np.uint8)
-    counts: Any = histogram.count(view[None]) if measure else 0
+    counts: Any = histogram.count(raw.view(path, image)[None]) if measure else 0
     return (len(content), image.height, image.width, digest), counts

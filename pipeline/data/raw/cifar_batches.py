@@ -6,7 +6,6 @@ opened, and the unpickler knows only what the official batches need.
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.dataset import ArraySplit
 from pipeline.data.raw import download as downloads
-from pipeline.data.raw import place, regular
+from pipeline.data.raw import place
 from pipeline.errors import DataError
 
 
@@ -95,10 +94,10 @@ def _load(folder: Path, name: str, checksum: str) -> dict[str, Any]:
         )
     downloads.check(path, checksum, f"Delete {folder}, so that it is extracted anew")
 
-    content = regular.read(path)
     try:
-        # Python 2 wrote them, whose strings are bytes.
-        batch = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+        with path.open("rb") as file:  # a regular one, by now
+            # Python 2 wrote them, whose strings are bytes.
+            batch = _Unpickler(file, encoding="latin1").load()
     except Exception as error:  # a damaged pickle makes the unpickler and numpy raise nearly anything
         raise _no_batch(path, " ".join(str(error).split()) or type(error).__name__) from None
     if not isinstance(batch, dict):

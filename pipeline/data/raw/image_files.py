@@ -172,6 +172,18 @@ def plain(path: str, image: Image.Image, resize: int, size: int) -> Image.Image:
     Raises:
         DataError: it is so narrow that it would become too large.
     """
+    width, height = resized_size(path, image, resize)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def resized_size(path: str, image: Image.Image, resize: int) -> tuple[int, int]:
+    """Return width and height of an image once its short side is `resize`.
+
+    Raises:
+        DataError: it is so narrow that it would become too large.
+    """
     width, height = image.size
     short = min(width, height)
     resized = resize * width // short, resize * height // short
@@ -180,10 +192,7 @@ def plain(path: str, image: Image.Image, resize: int, size: int) -> Image.Image:
             f"{path} is {width}x{height}, which with its short side resized to {resize} has more than "
             f"{MOST_PIXELS:,} pixels. Crop or remove the file, then: dvc repro"
         )
-    width, height = resized
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    return resized
 
 
 def array(image: Image.Image) -> NDArray[np.uint8]:
