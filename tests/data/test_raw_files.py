@@ -16,11 +16,11 @@ import pytest
 from feature_fixtures import run_stage
 from PIL import Image
 
-from pipeline.data.datasets import fashion_mnist, image_folder
+from pipeline.data.datasets import fashion_mnist, image_folder, tiny_imagenet
 from pipeline.data.layout import Meta
 from pipeline.data.preparation import prepare
 from pipeline.data.prepared import Prepared
-from pipeline.data.raw import image_files, record, regular
+from pipeline.data.raw import cifar_batches, download, image_files, record, regular
 from pipeline.data.raw.listing import SUFFIXES, described
 from pipeline.errors import DataError
 from stages import params as params_stage
@@ -138,6 +138,19 @@ def test_an_idx_file_that_is_none_is_never_opened(tmp_path: Path, text: str, nam
         fashion_mnist.listed(fashion_mnist.Config(path=tmp_path, download=False))
     with pytest.raises(DataError, match=text):
         fashion_mnist._read_idx(tmp_path / name, 1)
+
+
+@pytest.mark.parametrize("text", NO_FILES)
+def test_an_archive_or_batch_that_is_no_file_is_never_opened(tmp_path: Path, text: str) -> None:
+    """Their checksums would be waited for."""
+    NO_FILES[text](tmp_path / "x.tar.gz")
+    for task in (
+        lambda: download.fetch("http://nowhere", tmp_path / "x.tar.gz", "0" * 32, download=True),
+        lambda: download.extract(tmp_path / "x.tar.gz", "x"),
+        lambda: cifar_batches._load(tmp_path, "x.tar.gz", "0" * 32),
+    ):
+        with pytest.raises(DataError, match=text):
+            task()
 
 
 def test_a_class_that_is_a_broken_link_is_no_class_that_is_missing(root: Path) -> None:
@@ -269,6 +282,58 @@ def _run(monkeypatch: pytest.MonkeyPatch, folder: Path, settings: dict[str, Any]
     }
     (folder / "block.json").write_text(json.dumps(block))
     return run_stage(monkeypatch, prepare_data.main, folder / "block.json", "--out", folder / "out", *options)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    root = tmp_path / "tiny"
+    picture = Image.new("RGB", (64, 64), "red")
+    for name in ("train/n01/images/1.JPEG", "train/n02/images/1.JPEG", "val/images/1.JPEG"):
+        (root / name).parent.mkdir(parents=True)
+        picture.save(root / name)
+    texts = {
+        "wnids.txt": "n01\nn02\n",
+        "words.txt": "n01\tone\nn02\ttwo\n",
+        "val/val_annotations.txt": "1.JPEG\tn02\n",
+    }
+    for name, text in texts.items():
+        (root / name).write_text(text)
+    return root
+
+
+def test_tiny_imagenet_counts_skips_and_follows_as_folders_do(tiny: Path, tmp_path: Path) -> None:
+    (tiny / "train" / "n01" / "images" / "notes.txt").write_text("")
+    (tiny / "train" / "n01" / "images" / "2.JPEG").write_bytes(b"no image")
+    config = tiny_imagenet.Config(path=tiny, damaged="skip")
+    source = tiny_imagenet.open_source(config)
+    assert source.listed is not None
+    assert described(source.listed.left_out) == "1 file .txt"
+    assert prepare(source, "tiny_imagenet", config, tmp_path / "out").samples == {"train": 2, "test": 1}
+    assert record.read(tmp_path / "out").skipped == ("train/n01/images/2.JPEG",)
+
+    shutil.move(tiny / "val" / "images", tmp_path / "outside")
+    (tiny / "val" / "images").symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match=r"val/images is a link to .*links: anywhere"):
+        tiny_imagenet.open_source(config)
+    tiny_imagenet.open_source(tiny_imagenet.Config(path=tiny, links="anywhere"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "text"),
+    [
+        ("wnids.txt", b"n01\nn02\nn01\n", "lists 'n01', expected ids of letters and digits, each once"),
+        ("wnids.txt", b"n01\n../n02\n", "lists '../n02', expected ids"),
+        ("wnids.txt", b"", "is empty"),
+        ("words.txt", b"n01\t\xff\nn02\ttwo\n", "is no text in UTF-8 \\(invalid start byte at byte 4\\)"),
+        ("words.txt", b"n01\to\x1bne\nn02\ttwo\n", "control character"),
+        ("val/val_annotations.txt", b"1.JPEG\tn02\n1.JPEG\tn01\n", "gives 1.JPEG two classes"),
+    ],
+)
+def test_a_damaged_list_of_tiny_imagenet_is_named(tiny: Path, file: str, content: bytes, text: str) -> None:
+    (tiny / file).write_bytes(content)
+    with pytest.raises(DataError, match=text) as error:
+        tiny_imagenet.open_source(tiny_imagenet.Config(path=tiny))
+    assert Path(file).name in str(error.value)
 
 
 # --- Names --------------------------------------------------------------------------------------------------

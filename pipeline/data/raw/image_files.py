@@ -233,9 +233,10 @@ def _check_end(content: bytes) -> None:
     start = 2
     while content[start + 1] != 0xDA:  # segments up to the first scan; a preview has an end of its own in one
         marker, length = struct.unpack_from(">xBH", content, start)
-        # Bytes between segments are for the decoder to judge.
-        start += 1 if marker == 0xFF or content[start] != 0xFF else 2 + length
-    if content.find(b"\xff\xd9", start) < 0:
+        # Bytes between segments are for the decoder to judge, and these markers stand alone.
+        alone = content[start] != 0xFF or marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD8
+        start += 1 if alone else 2 + length
+    if content.rfind(b"\xff\xd9", start) < 0:
         raise ValueError("it has no end, so it is truncated")
 
 

@@ -16,7 +16,6 @@ from pipeline.data.dataset import DatasetConfig
 from pipeline.data.layout import Meta
 from pipeline.data.raw.listing import Listed
 from pipeline.data.raw.place import located
-from pipeline.data.raw.screening import Skipped
 from pipeline.errors import StillhouseError
 from pipeline.params.base import Block
 
@@ -37,10 +36,9 @@ class Record(Block):
     skipped: tuple[str, ...]
 
 
-def write(folder: Path, listed: Listed, skipped: Sequence[Skipped]) -> None:
+def write(folder: Path, listed: Listed, skipped: Sequence[str]) -> None:
     """Write the record of the raw files into prepared data."""
-    names = tuple(file.name for file in skipped)
-    record = Record(count=listed.count, digest=listed.digest, skipped=names)
+    record = Record(count=listed.count, digest=listed.digest, skipped=tuple(skipped))
     publish.write_json(folder / FILE, record.model_dump(mode="json"))
 
 

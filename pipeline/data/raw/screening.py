@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +18,8 @@ from pipeline.errors import DataError
 _BLOCK = 4096  # files between two reports of progress
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A file that is left out.
-
-    Attributes:
-        name: below the folder of the data set.
-        reason: why it cannot be used.
-    """
-
-    name: str
-    reason: str
-
-
-def screened(source: Source, name: str) -> tuple[Source, list[Skipped]]:
-    """Return a source without its damaged files, and these; any other source as it is.
+def screened(source: Source, name: str) -> tuple[Source, list[str]]:
+    """Return a source without its damaged files, and the names of these; any other source as it is.
 
     Args:
         source: the opened data set.
@@ -46,33 +33,30 @@ def screened(source: Source, name: str) -> tuple[Source, list[Skipped]]:
     assert isinstance(source.train, FileSplit)
     assert isinstance(source.test, FileSplit)
 
-    skipped: list[Skipped] = []
+    skipped: list[str] = []
     splits = []
     with progress.bar(f"check {name}", len(source.train.paths) + len(source.test.paths)) as advance:
         for split in (source.train, source.test):
-            reasons = _reasons(split, advance)
-            kept = np.array([row for row in range(len(split.paths)) if row not in reasons], dtype=np.int64)
-            _check_classes(source, split, split.labels[kept])
-            splits.append(replace(split, paths=[split.paths[row] for row in kept], labels=split.labels[kept]))
-            root = source.listed.root
-            skipped += [
-                Skipped(os.path.relpath(split.paths[row], root), reason)
-                for row, reason in sorted(reasons.items())
-            ]
+            whole = _whole(split, advance)
+            _check_classes(source, split, split.labels[whole])
+            kept = [split.paths[row] for row in np.flatnonzero(whole).tolist()]
+            splits.append(replace(split, paths=kept, labels=split.labels[whole]))
+            damaged = [split.paths[row] for row in np.flatnonzero(~whole).tolist()]
+            skipped += [os.path.relpath(path, source.listed.root) for path in damaged]
     return replace(source, train=splits[0], test=splits[1]), skipped
 
 
-def _reasons(split: FileSplit, advance: progress.Advance) -> dict[int, str]:
-    """Return why files cannot be used, by row."""
-    found: dict[int, str] = {}
+def _whole(split: FileSplit, advance: progress.Advance) -> NDArray[np.bool_]:
+    """Return which files of a split can be used, bool (N,)."""
+    whole = np.ones(len(split.paths), dtype=np.bool_)
 
     def check(rows: NDArray[np.int64]) -> None:
         for row in rows.tolist():
             path = split.paths[row]
             try:
                 split.pixels(path, image_files.read(path))
-            except DataError as error:
-                found[row] = str(error)
+            except DataError:
+                whole[row] = False
 
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
@@ -82,7 +66,7 @@ def _reasons(split: FileSplit, advance: progress.Advance) -> dict[int, str]:
             for _ in pool.map(check, [start + part for part in parts]):
                 pass
             advance(count)
-    return found
+    return whole
 
 
 def _check_classes(source: Source, split: FileSplit, kept: NDArray[np.int64]) -> None:
