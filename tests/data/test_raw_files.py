@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -234,6 +235,19 @@ def test_a_long_strip_that_would_be_resized_to_gigabytes_is_refused(root: Path) 
     Image.new("L", (1, 60_000)).save(root / "train" / "a" / "1.png")
     refused(root, "is 1x60000, which with its short side resized to 256", resize=256)
     refused(root, "is 1x60000, which with its short side resized to 256", resize=256, storage="indexed")
+
+
+def test_no_flipped_bit_of_a_png_is_another_picture() -> None:
+    """Of images of two colors Pillow overlooks some."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert("1").save(file, "PNG")
+    content = file.getvalue()
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        with pytest.raises(DataError, match="Cannot read the image x"):
+            image_files.decode("x", bytes(flipped), 3)
 
 
 def test_a_color_space_that_pillow_cannot_convert_is_one_line(root: Path) -> None:
