@@ -17,7 +17,7 @@ import pytest
 from feature_fixtures import run_stage
 from PIL import Image
 
-from pipeline.data.datasets import fashion_mnist, image_folder, tiny_imagenet
+from pipeline.data.datasets import cifar, fashion_mnist, image_folder, tiny_imagenet
 from pipeline.data.layout import Meta
 from pipeline.data.preparation import prepare
 from pipeline.data.prepared import Prepared
@@ -25,6 +25,7 @@ from pipeline.data.raw import cifar_batches, download, image_files, record, regu
 from pipeline.data.raw.listing import SUFFIXES, described
 from pipeline.errors import DataError
 from stages import params as params_stage
+from stages import plan as plan_stage
 from stages import prepare_data
 
 SIZE = 6
@@ -166,6 +167,7 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path) -> None:
         image_files.read(str(tmp_path / "x.png"))
     (tmp_path / "y").write_bytes(b"12345")
     assert regular.read(tmp_path / "y", limit=5) == b"12345"
+    assert regular.read("/proc/self/cmdline") == Path("/proc/self/cmdline").read_bytes()  # of size 0
     with pytest.raises(DataError, match="has more than 4 bytes"):
         regular.read(tmp_path / "y", limit=4)
 
@@ -420,6 +422,21 @@ def test_relative_paths_start_from_the_folder_that_the_machine_names(
     assert split.images[0].shape == (3, SIZE, SIZE)
 
 
+@pytest.mark.parametrize("download", [True, False])
+def test_missing_files_that_could_be_downloaded_name_the_variable_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: bool
+) -> None:
+    monkeypatch.setattr(
+        "pipeline.data.raw.download._retrieve", lambda *_: (_ for _ in ()).throw(OSError("none"))
+    )
+    monkeypatch.chdir(tmp_path)
+    for module in (cifar, fashion_mnist):
+        with pytest.raises(
+            DataError, match=r"dvc repro\. Relative paths .* STILLHOUSE_RAW names another folder"
+        ):
+            module.open_source(module.Config(download=download))
+
+
 def test_the_command_takes_the_folder_as_an_option(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -490,17 +507,23 @@ def test_raw_files_that_cannot_be_listed_any_more_are_told_and_absent_ones_are_n
     assert "raw.json is damaged" in line
 
 
-def test_the_check_of_params_warns_of_changed_raw_files(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("stage", "arguments"), [(params_stage, ["--out", "checked"]), (plan_stage, [])])
+def test_the_check_of_params_and_the_plan_warn_of_changed_raw_files(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: Any,
+    arguments: list[str],
 ) -> None:
-    made(root, tmp_path / "prepared" / "photos")
+    monkeypatch.chdir(tmp_path)
+    made(root, tmp_path / "data" / "prepared" / "photos")
     (tmp_path / "params.yaml").write_text(
-        f"seeds: [0]\ndatasets: {{photos: {{source: {{image_folder: {{path: {root}, size: {SIZE}}}}}}}}}\ndistill: []\n"
+        f"seeds: [0]\ndatasets: {{photos: {{source: {{image_folder: {{path: raw, size: {SIZE}}}}}}}}}\ndistill: []\n"
     )
-    options = ("--params", tmp_path / "params.yaml", "--prepared", tmp_path / "prepared")
     for change, count in ((lambda _: None, 0), (CHANGES["renamed"], 1)):
         change(root)
         capsys.readouterr()
-        assert run_stage(monkeypatch, params_stage.main, "--out", tmp_path / "out", *options) == 0
+        assert run_stage(monkeypatch, stage.main, *arguments) == 0
         lines = capsys.readouterr().err.splitlines()
-        assert [line.startswith(f"warning: {root} holds other raw files") for line in lines] == [True] * count
+        assert [line.startswith("warning: raw holds other raw files") for line in lines] == [True] * count

@@ -19,8 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.dataset import ArraySplit, DatasetConfig, ImageFacts, Source
-from pipeline.data.raw import download as downloads
-from pipeline.data.raw import place, regular
+from pipeline.data.raw import download, place, regular
 from pipeline.data.raw.listing import Listed
 from pipeline.errors import DataError
 
@@ -65,8 +64,7 @@ def open_source(config: Config) -> Source:
     Raises:
         DataError: a file is missing, cannot be downloaded, or is damaged.
     """
-    folder = place.located(config.path)
-    train, test = (_split(folder, prefix, download=config.download) for prefix in ("train", "t10k"))
+    train, test = (_split(config, prefix) for prefix in ("train", "t10k"))
     return Source(CLASSES, channels=1, size=28, train=train, test=test, listed=listed(config))
 
 
@@ -84,9 +82,9 @@ def listed(config: Config) -> Listed:
     return Listed(folder, len(files), digest.hexdigest())
 
 
-def _split(folder: Path, prefix: str, *, download: bool) -> ArraySplit:
-    images_file = _locate(folder, f"{prefix}-images-idx3-ubyte", download=download)
-    labels_file = _locate(folder, f"{prefix}-labels-idx1-ubyte", download=download)
+def _split(config: Config, prefix: str) -> ArraySplit:
+    images_file = _locate(config, f"{prefix}-images-idx3-ubyte")
+    labels_file = _locate(config, f"{prefix}-labels-idx1-ubyte")
     images, labels = _read_idx(images_file, 3), _read_idx(labels_file, 1)
     if images.shape[1:] != (28, 28):
         raise DataError(f"{images_file} holds images of {images.shape[1:]}, expected (28, 28).")
@@ -108,7 +106,8 @@ def _present(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if os.path.lexists(path)), None)
 
 
-def _locate(folder: Path, name: str, *, download: bool) -> Path:
+def _locate(config: Config, name: str) -> Path:
+    folder = place.located(config.path)
     # A file that is there is taken as it is: header and length are checked when it is read.
     present = _present(folder, name)
     if present is not None:
@@ -120,7 +119,9 @@ def _locate(folder: Path, name: str, *, download: bool) -> Path:
     file = f"{name}.gz"
     url = f"{FashionMNIST.mirrors[0]}{file}"
     checksum = dict(FashionMNIST.resources)[file]
-    return downloads.fetch(url, folder / file, checksum, download=download)
+    return download.fetch(
+        url, folder / file, checksum, download=config.download, note=place.hint(config.path)
+    )
 
 
 def _read_idx(path: Path, axes: int) -> NDArray[np.uint8]:

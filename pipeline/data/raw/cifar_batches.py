@@ -49,7 +49,7 @@ def read(
     folder = place.located(path) / official.base_folder
     if not os.path.lexists(folder):
         archive = folder.parent / official.filename
-        downloads.fetch(official.url, archive, official.tgz_md5, download=download)
+        downloads.fetch(official.url, archive, official.tgz_md5, download=download, note=place.hint(path))
         downloads.extract(archive, official.base_folder)
 
     meta = _load(folder, official.meta["filename"], official.meta["md5"])

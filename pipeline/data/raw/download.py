@@ -36,7 +36,7 @@ def md5(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
+def fetch(url: str, path: Path, expected: str, *, download: bool, note: str = "") -> Path:
     """Return `path`, downloaded from `url` when it is not there.
 
     Args:
@@ -44,6 +44,7 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
         path: where it belongs.
         expected: its md5.
         download: whether the network may be used.
+        note: a sentence that the error ends with where the file is not there.
 
     Raises:
         DataError: it is not there and cannot be had, or has another checksum.
@@ -54,7 +55,7 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
     if not download:
         raise DataError(
             f"{path} does not exist, and download is false. Put {url} there, or set download: true under "
-            "the settings of the source in params.yaml, then: dvc repro"
+            f"the settings of the source in params.yaml, then: dvc repro.{note}"
         )
 
     part = scratch(path)
@@ -67,7 +68,7 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
         _reraise_of_disk(error, path)
         reason = " ".join(str(error).split()).strip("<>") or type(error).__name__
         raise DataError(
-            f"Cannot download {url} ({reason}). Put the file at {path} by hand, then: dvc repro"
+            f"Cannot download {url} ({reason}). Put the file at {path} by hand, then: dvc repro.{note}"
         ) from None
 
     actual = md5(part)

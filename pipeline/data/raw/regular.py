@@ -14,6 +14,7 @@ from pipeline.artifacts.publish import DISK_ERRORS
 from pipeline.errors import DataError
 
 LARGEST = 2**30  # bytes of a file that is read whole; the largest image that is decoded is half as large
+_BLOCK = 2**16
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -60,17 +61,18 @@ def read(path: str | Path, then: str = "dvc repro", limit: int = LARGEST) -> byt
     check(path, then)  # before it is opened: that may wait, or rewind a tape
     try:
         descriptor = os.open(path, _FLAGS)
+        try:
+            info = os.fstat(descriptor)
+            _check_kind(path, info, then)  # it may be another one by now
+            # Its size is a hint: a file may grow, and those of /proc say 0.
+            blocks, left, block = [], limit + 1, max(min(info.st_size, limit), _BLOCK) + 1
+            while left and (content := os.read(descriptor, min(left, block))):
+                blocks.append(content)
+                left -= len(content)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise _refused(path, error, then) from None
-    try:
-        info = os.fstat(descriptor)
-        _check_kind(path, info, then)  # it may be another one by now
-        blocks, left, block = [], limit + 1, min(info.st_size, limit) + 1
-        while left and (content := os.read(descriptor, min(left, block))):
-            blocks.append(content)
-            left -= len(content)
-    finally:
-        os.close(descriptor)
 
     if not left or info.st_size > limit:
         raise DataError(f"{path} has more than {limit:,} bytes. Replace or remove it, then: {then}")
