@@ -99,9 +99,8 @@ def _scan(
     """Return a file's record without its name, and the counts of its plain view's pixel values, or 0."""
     content = image_files.read(path)
     image = image_files.decode(path, content, raw.channels)
-    image_files.resized_size(
-        path, image, raw.resize or raw.size
-    )  # where a view is cut is no time to find out
+    # Training finds out no later than here that a file is too narrow to be resized.
+    image_files.resized_size(path, image, raw.resize or raw.size)
     digest = np.frombuffer(content_hash(content), dtype=np.uint8)
     counts: Any = histogram.count(raw.view(path, image)[None]) if measure else 0
     return (len(content), image.height, image.width, digest), counts

@@ -203,8 +203,8 @@ def test_a_format_that_is_not_of_the_list_is_no_image(root: Path) -> None:
 
 
 def test_what_is_left_out_is_counted_by_kind(root: Path) -> None:
-    for name in ("train/a/n.txt", "train/a/m.TXT", "train/b/plain", "train/b/.hidden.png", "train/loose.png",
-                 "train/a/deep/1.png", "test/a/1.png", "notes.md"):  # fmt: skip
+    for name in ("train/a/n.txt", "train/a/m.TXT", "train/b/plain", "train/b/.hidden.png", "val/.cache/1.png",
+                 "train/loose.png", "train/a/deep/1.png", "test/a/1.png", "notes.md"):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"")
     source = image_folder.open_source(config_of(root))
@@ -212,7 +212,7 @@ def test_what_is_left_out_is_counted_by_kind(root: Path) -> None:
     assert source.listed.count == 7
     assert described(source.listed.left_out) == (
         "2 files .txt, 1 file beside the folders of classes, 1 file beside train and val, 1 file without a suffix, "
-        "1 folder beside train and val, 1 folder in folders of images, 1 hidden file"
+        "1 folder beside train and val, 1 folder in folders of images, 1 hidden file, 1 hidden folder"
     )
 
 
@@ -492,13 +492,24 @@ def test_a_change_of_raw_files_is_told(root: Path, tmp_path: Path, change: str, 
 
 
 def test_raw_files_that_cannot_be_listed_any_more_are_told_and_absent_ones_are_not(
-    root: Path, tmp_path: Path
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meta, config = made(root, tmp_path / "out"), config_of(root)
-    shutil.rmtree(root / "val")
+    shutil.move(root / "val", tmp_path / "val")
     line = record.change(tmp_path / "out", meta, config)
     assert line is not None
     assert "have changed" in line
+    shutil.move(tmp_path / "val", root / "val")
+
+    def closed(path: object) -> Any:
+        raise PermissionError(13, "Permission denied", path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", closed)
+        line = record.change(tmp_path / "out", meta, config)
+    assert line is not None
+    assert "cannot be listed (Permission denied" in line
+
     shutil.rmtree(root)
     assert record.change(tmp_path / "out", meta, config) is None  # data that were pulled
     (tmp_path / "out" / "raw.json").write_text("{")

@@ -112,7 +112,7 @@ class Listing:
         found = []
         for entry in _entries(folder):
             if entry.name.startswith("."):
-                self.left_out["hidden file", ""] += 1
+                self._hide(entry)
                 continue
             if entry.is_symlink():
                 self._check_link(entry.path)
@@ -135,7 +135,7 @@ class Listing:
             name, is_link = entry.name, entry.is_symlink()
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million files are not worth a million Paths
             if name.startswith("."):
-                self.left_out["hidden file", ""] += 1
+                self._hide(entry)
             elif suffix in SUFFIXES:
                 names.check_text(name, entry.path)
                 if is_link:
@@ -152,10 +152,14 @@ class Listing:
         """Return what was listed so far."""
         return Listed(self.root, self._count, self._hash.hexdigest(), dict(self.left_out), skip_damaged)
 
+    def _hide(self, entry: os.DirEntry[str]) -> None:
+        self.left_out["hidden folder" if _is_folder(entry) else "hidden file", ""] += 1
+
     def _add(self, entry: os.DirEntry[str]) -> None:
         size = entry.stat().st_size if entry.is_file() else regular.check(entry.path).st_size
         # Listing follows the order of names, so the hash needs no sorting.
-        self._hash.update(f"{entry.path.removeprefix(str(self.root))}\0{size}\0".encode())
+        name = entry.path.removeprefix(str(self.root)).lstrip(os.sep)
+        self._hash.update(f"{name}\0{size}\0".encode())
         self._count += 1
 
     def _check_link(self, path: str | Path) -> None:

@@ -79,6 +79,8 @@ def change(folder: Path, meta: Meta, config: DatasetConfig) -> str | None:
         now: Listed = listing(config)
     except StillhouseError as error:
         return f"The raw files of {folder} have changed since they were prepared. {error}"
+    except OSError as error:  # a disk that is closed to us stops nobody who does not need the raw files
+        return f"The raw files of {folder} cannot be listed ({error.strerror}: {error.filename})."
     except ValueError:
         return f"{folder / FILE} is damaged. Make it again with: dvc repro --force {meta.made_by}"
 
