@@ -27,6 +27,13 @@ if not any(os.environ.get(name) for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
     os.environ["GOMP_SPINCOUNT"] = "1000"  # turns of a loop; the default is 300,000
 
 Params = Annotated[Path, typer.Option("--params", help="The hyper-parameters.")]
+Raw = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="STILLHOUSE_RAW",
+        help="Absolute folder that relative paths of sources start from; by default the working folder.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -188,6 +195,12 @@ def run(main: Callable[..., Any]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(reporting)
     app()
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Print warnings, one line each."""
+    for line in lines:
+        print(f"warning: {StillhouseError(line)}", file=sys.stderr)
 
 
 @contextmanager

@@ -70,8 +70,10 @@ def main(
     from pipeline.errors import MachineError
     from pipeline.runs.check import project
     from pipeline.runs.planning import plan
+    from pipeline.runs.raw_files import changes
 
     checked = project(content)
+    command.warn(changes(checked.params, prepared))
     names = {teacher.dataset for teacher in checked.params.teachers.values()}
     names |= {student.dataset for student in checked.params.students.values()}
     found = plan(checked, {name: _meta(prepared, name) for name in sorted(names)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from pipeline.artifacts import advice
 from pipeline.data.layout import HASH_BYTES, image_hash
-from pipeline.data.raw import image_files
+from pipeline.data.raw import image_files, place, regular
 from pipeline.errors import DataError
 
 
@@ -52,7 +53,7 @@ class FileIndex:
     Attributes:
         folder: the prepared data, for errors.
         made_by: the DVC stage that made them, for errors.
-        root: the folder that the paths start from.
+        root: the folder that the paths start from, as the settings of the source give it.
         records: `record_type` (N,), mapped from disk.
         channels: 1 (gray) or 3 (color).
         size: height and width to give, in pixels.
@@ -66,6 +67,11 @@ class FileIndex:
     channels: int
     size: int
     resize: int
+
+    @cached_property
+    def here(self) -> Path:
+        """The folder that the paths start from, on this machine."""
+        return place.located(self.root)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -88,7 +94,7 @@ class FileIndex:
         path = self._path(row)
         image = image_files.decode(str(path), self._content(row, path), self.channels, self._again)
         if box is None:
-            return image_files.array(image_files.plain(image, self.resize, self.size))
+            return image_files.array(image_files.plain(str(path), image, self.resize, self.size))
 
         # Cropped before it is resized: the filter then mixes in no pixel from outside the box.
         image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
@@ -103,17 +109,17 @@ class FileIndex:
 
     def _path(self, row: int) -> Path:
         # Paths are bytes on disk and need not be valid UTF-8.
-        return self.root / os.fsdecode(self.records["path"][row])
+        return self.here / os.fsdecode(self.records["path"][row])
 
     def _content(self, row: int, path: Path) -> bytes:
         try:
-            content = path.read_bytes()
+            content = regular.read(path, self._again)
         except FileNotFoundError:
             # Where the raw data are missing as a whole, one file's name says too little.
-            if not self.root.is_dir():
+            if not self.here.is_dir():
                 raise DataError(
-                    f"{self.root} does not exist, and {self.folder} only lists the images there. Put the raw files "
-                    f"of the data set into {self.root}, then run the same command again."
+                    f"{self.here} does not exist, and {self.folder} only lists the images there. Put the raw files "
+                    f"of the data set into {self.here}, then run the same command again.{place.hint(self.root)}"
                 ) from None
             raise DataError(
                 f"{path} does not exist, but {self.folder} lists it. Put the file back, or list the files anew "

@@ -32,6 +32,8 @@ from pipeline.data.layout import (
     labels_path,
     meta_path,
 )
+from pipeline.data.raw import record
+from pipeline.data.raw.screening import screened
 from pipeline.errors import DataError, MachineError, ParamsError
 
 BLOCK_BYTES = 16 * 2**20
@@ -66,6 +68,7 @@ def prepare(
         MachineError: the disk is too full.
     """
     _check(source, name, config)
+    source, skipped = screened(source, name)
     mask = held_out(source.train.labels, config.holdout, config.holdout_seed)
     labels = {"train": source.train.labels[~mask]}
     if mask.any():
@@ -79,7 +82,6 @@ def prepare(
             rows = max(1, block_bytes // (source.channels * source.size**2))
             fingerprint, counts = _copy(source, name, folder, mask, labels, rows, advance)
         else:
-            # Files are decoded only where mean or std must be measured: of a large set that takes long.
             measure = None in (config.mean or source.mean, config.std or source.std)
             fingerprint, listing, counts = file_scan.index(folder, source, mask, advance, measure=measure)
 
@@ -101,6 +103,8 @@ def prepare(
             listing=listing,
         ).sealed()
         publish.write_json(meta_path(folder), meta.model_dump(mode="json"))
+        if source.listed is not None:
+            record.write(folder, source.listed, skipped)
     return meta
 
 

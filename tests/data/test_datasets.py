@@ -9,7 +9,6 @@ import json
 import os
 import pickle
 import shutil
-import struct
 import subprocess
 import sys
 import tarfile
@@ -27,6 +26,7 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from PIL import Image
+from raw_fixtures import idx, python2_pickle
 
 from pipeline import plugin
 from pipeline.artifacts.publish import scratch
@@ -272,10 +272,6 @@ def test_digits_are_split_as_documented(tmp_path: Path) -> None:
 # --- Fashion-MNIST ------------------------------------------------------------------------------------------
 
 
-def idx(array: NDArray[np.uint8]) -> bytes:
-    return bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-
-
 @pytest.fixture
 def fashion(tmp_path: Path) -> Path:
     folder = tmp_path / "fashion"
@@ -388,30 +384,6 @@ def test_a_download_is_kept_only_with_the_right_checksum(
 
 
 # --- CIFAR --------------------------------------------------------------------------------------------------
-
-
-def python2_pickle(content: dict[str, Any]) -> bytes:
-    """Write a pickle as Python 2 wrote the official batches: protocol 2, byte strings, numpy 1 arrays."""
-
-    def emit(value: Any) -> bytes:
-        if isinstance(value, str):
-            value = value.encode()
-        if isinstance(value, bytes):
-            return b"T" + struct.pack("<I", len(value)) + value  # BINSTRING
-        if isinstance(value, int):
-            return b"J" + struct.pack("<i", value)  # BININT
-        if isinstance(value, list):
-            return b"](" + b"".join(map(emit, value)) + b"e"
-        if isinstance(value, dict):
-            return b"}(" + b"".join(emit(k) + emit(v) for k, v in value.items()) + b"u"
-        empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n" + emit(0) + b"\x85" + emit("b")
-        dtype = b"cnumpy\ndtype\n" + emit("u1") + emit(0) + emit(1) + b"\x87R"
-        dtype += b"(" + emit(3) + emit("|") + b"NNN" + emit(-1) + emit(-1) + emit(0) + b"tb"
-        shape = b"".join(map(emit, value.shape)) + b"\x86"
-        state = b"(" + emit(1) + shape + dtype + b"\x89" + emit(value.tobytes()) + b"t"
-        return empty + b"\x87R" + state + b"b"
-
-    return b"\x80\x02" + emit(content) + b"."
 
 
 CIFAR = {
@@ -673,7 +645,7 @@ def _dangle(path: Path) -> None:
         ("val/b", shutil.rmtree, "expected images of every training class"),
         ("train/b", shutil.rmtree, "is a class that"),
         ("train/a/1.png", lambda path: path.write_text("no image"), "Cannot read the image"),
-        ("train/a/1.png", _dangle, "no such file"),
+        ("train/a/1.png", _dangle, "is a broken link, to nowhere.png"),
         ("val/b/1.png", _truncate, "Cannot read the image"),
         ("train/a/3.jpg", _truncate, "Cannot read the image"),
         ("val/b/1.png", _sixteen_bits, "expected 8 bits a channel"),
@@ -730,7 +702,7 @@ def test_tiny_imagenet_reads_the_official_layout(tiny: Path, tmp_path: Path) -> 
     [
         ("", shutil.rmtree, "wnids.txt does not exist"),
         ("words.txt", lambda path: path.write_text("n02\tcrane\n"), "has no line for n01"),
-        ("train/n01", shutil.rmtree, "holds no images"),
+        ("train/n01", shutil.rmtree, "expected images of a class that wnids.txt lists"),
         ("train/n03", lambda path: path.mkdir(), "wnids.txt does not list"),
         ("val/val_annotations.txt", lambda path: path.unlink(), "does not exist"),
         ("val/val_annotations.txt", lambda path: path.write_text("val_0.JPEG\tn07\t0\n"), "val_0.JPEG n07"),
