@@ -285,7 +285,8 @@ def test_the_command_names_what_is_left_out_and_skipped(
     assert lines[1:] == [
         f"left out of {root}: 1 file .txt",
         "skipped, because it is damaged: train/a/bad\\n.png",
-        "8 raw files were listed as they lie there now; after a change: dvc repro --force --single-item prepare_data@photos",
+        "8 raw files were listed as they lie there now; after a change: "
+        "dvc repro --force --single-item prepare_data@photos",
     ]
 
 

@@ -22,6 +22,7 @@ from pipeline.data.images import Images, MappedImages, open_images, stream_image
 from pipeline.data.preparation import prepare
 from pipeline.data.prepared import Prepared, Split
 from pipeline.data.ranges import ReadAheadImages, copied, open_ranges
+from pipeline.data.raw import record
 from pipeline.data.views import view_space
 from pipeline.errors import StillhouseError
 from pipeline.params.views import RandomResizedCrop
@@ -103,7 +104,7 @@ class World:
         self.expected = list(content(self.folder, self.readers))
 
         self.files = {path.name: path.read_bytes() for path in sorted(self.folder.iterdir())}
-        self.names = sorted(self.files)
+        self.names = sorted(self.files.keys() - {record.FILE})  # which nobody reads with the images
 
     def holds(self, files: dict[str, bytes | None]) -> None:
         """Check that data with other files are read as they were, or refused in one line."""

@@ -69,7 +69,8 @@ def change(folder: Path, meta: Meta, config: DatasetConfig) -> str | None:
     if path is None or listing is None or not (folder / FILE).is_file():
         return None
 
-    again = f"Unless they are about to be prepared anyway, run: {advice.forced(f'dvc repro {meta.made_by}')}, then: dvc repro"
+    command = advice.forced(f"dvc repro {meta.made_by}")
+    again = f"Unless they are about to be prepared anyway, run: {command}, then: dvc repro"
     try:
         before = read(folder)
         if not located(path).exists():
