@@ -9,10 +9,12 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from pipeline.artifacts import publish
+from pipeline.artifacts.hashing import file_hash
 from pipeline.artifacts.publish import write_json
 from pipeline.compute.distributed import ALONE, Ranks
 from pipeline.compute.machine import Machine
@@ -38,6 +40,24 @@ def begin(scratch: Path, identity: str, spec: NetworkSpec, ranks: Ranks = ALONE)
     weights.mkdir(exist_ok=True)
     save_spec(spec, weights)
     return weights
+
+
+def parts(folder: Path) -> dict[str, Any]:
+    """Return the hashes of what belongs to a training's json, so that a reader can see that they are of one training.
+
+    Args:
+        folder: the training's.
+
+    Returns:
+        `history`, the hash of history.csv, or None where no epoch ran, and `weights`, those of the weights files by
+        name.
+    """
+    history = folder / "history.csv"
+    weights = sorted((folder / "weights").glob("*.safetensors"))
+    return {
+        "history": file_hash(history) if history.exists() else None,
+        "weights": {path.stem: file_hash(path) for path in weights},
+    }
 
 
 def saver(network: nn.Module, weights: Path, ranks: Ranks = ALONE) -> Callable[[str], None]:
@@ -95,5 +115,5 @@ def finish(
     }
 
     # The checkpoint goes last: until all is written, a run that is interrupted resumes from it.
-    write_json(scratch / "training.json", summary)
+    write_json(scratch / "training.json", summary | parts(scratch))
     publish.remove(scratch / "checkpoint.safetensors")

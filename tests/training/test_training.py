@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from training_fixtures import RECIPE, STUDENT, TIMES, VIEWS, job, prepared_data
 
 from pipeline import seeding
+from pipeline.artifacts.hashing import file_hash
 from pipeline.compute.machine import machine
 from pipeline.data.images import ResidentImages
 from pipeline.data.prepared import Prepared
@@ -597,3 +598,14 @@ def test_saved_weights_are_this_networks_spec(tmp_path: Path, prepared: Prepared
     scratch = alone(tmp_path / "a", prepared, RECIPE.model_copy(update={"epochs": 0}))
     spec = NetworkSpec.model_validate_json((scratch / "weights/network.json").read_text())
     assert spec == STUDENT
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_training_says_which_files_are_its_own(tmp_path: Path, prepared: Prepared, epochs: int) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": epochs})
+    scratch = alone(tmp_path / "a", prepared, recipe, anchors={"anchor_050": 0.5})
+    summary = json.loads((scratch / "training.json").read_text())
+    names = {"init", "last", "best"} | ({"anchor_050"} if epochs else set())
+    assert summary["weights"] == {name: file_hash(scratch / f"weights/{name}.safetensors") for name in names}
+    assert summary["history"] == (file_hash(scratch / "history.csv") if epochs else None)
