@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,6 +32,11 @@ DISK_ERRORS = frozenset(
         errno.EIO,
         errno.ENOTDIR,
         errno.EEXIST,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ESTALE,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
     )
 )
 
@@ -121,6 +127,15 @@ def write_json(path: Path, content: Any) -> None:
         part.write_text(json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
+def forced(hint: str) -> str:
+    """Return the command that makes a damaged artifact again: where DVC knows the same bytes, it must be forced to.
+
+    Args:
+        hint: the command that makes it where it is missing. One that names no stage stays: forced, it would remake all.
+    """
+    return re.sub(r"^dvc repro (?=[^-])", "dvc repro --force ", hint)
+
+
 def read_json(path: Path, hint: str) -> Any:
     """Read the json file `path`.
 
@@ -135,12 +150,12 @@ def read_json(path: Path, hint: str) -> Any:
     if path.is_dir():
         raise DamagedArtifactError(f"{path} is a folder, expected a json file. Make it with: {hint}")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedArtifactError(
-            f"{path} is not valid json ({error}). Make it again with: {hint}"
+            f"{path} is not valid json ({error}). Make it again with: {forced(hint)}"
         ) from None
 
 

@@ -22,7 +22,7 @@ from pipeline.data.views import view_space
 from pipeline.features.contents import StoredFeature
 from pipeline.features.encoding import tables_of
 from pipeline.features.extract import stored_features
-from pipeline.features.store import Layout
+from pipeline.features.layout import Layout
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec

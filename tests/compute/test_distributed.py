@@ -29,6 +29,7 @@ from pipeline.artifacts.closure import root
 from pipeline.compute.distributed import ALONE, Ranks
 from pipeline.compute.machine import machine
 from pipeline.errors import MachineError
+from pipeline.features import layout as cutting
 from pipeline.features import store
 from pipeline.features.shards import Progress
 from pipeline.features.store import StoredArray
@@ -298,7 +299,7 @@ def test_no_two_ranks_write_one_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, shard_bytes: int, size: int
 ) -> None:
     """One rank after another, in one process: each shard is written once, by one of them."""
-    monkeypatch.setattr(store, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(cutting, "CHUNK_BYTES", 300)
     prepared, (one, spec) = prepare(tmp_path / "data"), network(0)
     options: dict[str, Any] = {"shard_bytes": shard_bytes, "batch_size": batch_size}
     whole = extraction(prepared, {"last": one}, spec, **options)

@@ -33,6 +33,7 @@ from feature_fixtures import (
     run_stage,
     save_teacher,
     shard_ranges,
+    sign,
     small_store,
 )
 from numpy.typing import NDArray
@@ -44,11 +45,13 @@ from pipeline.data.prepared import Prepared
 from pipeline.data.views import view_ids, view_space
 from pipeline.errors import UnknownNameError
 from pipeline.features import check, difference, extract, store
+from pipeline.features import layout as layouts
 from pipeline.features import manifest as manifests
 from pipeline.features.check import Live
 from pipeline.features.difference import Difference
+from pipeline.features.layout import Layout
 from pipeline.features.shards import Progress, ShardWriter
-from pipeline.features.store import Layout, StoredArray, array_path
+from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
 from pipeline.params.views import Plain, RandomResizedCrop, ViewParams
 from stages import check_features, extract_features
@@ -63,7 +66,7 @@ TRAIN = 50
 @pytest.fixture(autouse=True)
 def many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut arrays into many chunks and shards, though they are small; in the stages too."""
-    monkeypatch.setattr(store, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(layouts, "CHUNK_BYTES", 300)
     monkeypatch.setattr(extract, "Extraction", partial(extract.Extraction, shard_bytes=SHARD_BYTES))
 
 
@@ -659,6 +662,7 @@ def test_the_gate_fails_with_the_array_and_the_command(
     (stage.folder / "error.json").write_text("stale")
     array = StoredArray(array_path(stage.out, "last", "test", "logits"))
     array.write(0, 0, 1.01 * array.all())
+    sign(stage.out, "last", "test", "logits")
     assert stage.check() == 1
     text = error_line(capsys)
     assert "last/test/logits" in text

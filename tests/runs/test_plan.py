@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from pipeline.data.layout import Meta
 from pipeline.data.prepared import Prepared
 from pipeline.errors import ParamsError
-from pipeline.features.store import Layout
+from pipeline.features.layout import Layout
 from pipeline.runs.check import project as checked
 from pipeline.runs.planning import Item, Plan, plan, store_bytes
 from stages import plan as stage

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_fixtures import current
+from feature_fixtures import rewrite_manifest
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from training_fixtures import (
@@ -755,10 +756,7 @@ def test_only_runs_that_read_a_feature_change_with_it(
 ) -> None:
     store = copied(world, tmp_path, "artifacts/features/big.zarr")
 
-    def change(content: Any) -> None:
-        content["attributes"]["features"][feature]["digest"]["last/train"] = "0"
-
-    rewrite(store / "zarr.json", change)
+    rewrite_manifest(store, lambda said: said["features"][feature]["digest"].update({"last/train": "0"}))
     tables = copied(world, tmp_path, "artifacts/tables/big")
     if feature == "stage2":  # the table is fitted again too
         refitted(tables / "moments.npz", digest="0")
@@ -858,8 +856,7 @@ def test_a_store_that_lacks_what_a_run_reads_is_refused(
     """As one of an earlier params.yaml would."""
     store = copied(world, tmp_path, "artifacts/features/big.zarr")
 
-    def change(content: Any) -> None:
-        about = content["attributes"]
+    def change(about: dict[str, Any]) -> None:
         if lacking == "feature":
             del about["features"]["stage2"]
         elif lacking == "checkpoint":
@@ -867,7 +864,7 @@ def test_a_store_that_lacks_what_a_run_reads_is_refused(
         else:
             about["features"]["logits"]["slots"] = 2
 
-    rewrite(store / "zarr.json", change)
+    rewrite_manifest(store, change)
     message = resolve_error(world, tmp_path / "out", store=store)
     assert match in message
     assert "then: dvc repro extract_features@big" in message
@@ -878,8 +875,7 @@ def test_a_store_that_lacks_what_a_run_reads_is_refused(
 def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, field: str) -> None:
     store = copied(world, tmp_path, "artifacts/features/big.zarr")
 
-    def change(content: Any) -> None:
-        held = content["attributes"]
+    def change(held: dict[str, Any]) -> None:
         if field == "data":
             held["data"]["train"] = "0"
         elif field == "views":
@@ -889,7 +885,7 @@ def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, fiel
         else:
             held["mean"] = [0.25]
 
-    rewrite(store / "zarr.json", change)
+    rewrite_manifest(store, change)
     message = resolve_error(world, tmp_path / "out", store=store)
     assert f"was made with other {field}" in message
     assert "dvc repro extract_features@big" in message
