@@ -275,6 +275,7 @@ class Extraction:
         layout = Layout.plan((len(slots), len(index)), "int32", self.shard_bytes)
         store.create(folder, {"view": {"": {"train": layout}}}, self.compression)
         array = StoredArray(store.array_path(folder, "view", "", "train"))
+        array.drop()
         writer = ShardWriter(array, layout, "view")
         for slot in slots:
             writer.add(slot, 0, view_ids(self.space, slot, index).cpu().numpy())

@@ -227,6 +227,8 @@ class Progress:
                 begin: hashes[begin] for begin, whole in zip(begins, kept, strict=True) if whole
             }
             damaged += len(begins) - len(self._state[key])
+            if self.ranks.first:
+                array.drop(self._state[key])
 
         # One file for all ranks: what another number of them has left would bring back what is forgotten.
         if self.ranks.first and recorded:

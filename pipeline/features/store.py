@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -203,6 +203,15 @@ class StoredArray:
 
         _each(compare, shards)
         return alike
+
+    def drop(self, kept: Collection[int] = ()) -> None:
+        """Remove the files of all shards but those that begin at `kept`: tensorstore writes over no damaged one."""
+        rows, width = self.layout.shard
+        for begin, _ in self.layout.shards(0, self.layout.positions):
+            if begin not in kept:
+                slot, start = divmod(begin, self.shape[1])
+                rest = ["0"] * (len(self.shape) - 2)  # shards are cut along the first two axes alone
+                publish.remove(self.path.joinpath("c", str(slot // rows), str(start // width), *rest))
 
     def _listed(self, digest: str) -> dict[int, str]:
         """Return the hashes that the array lists, by first position; the list must be the one of the digest."""

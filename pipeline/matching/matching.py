@@ -12,6 +12,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from pipeline.artifacts import arrays
+from pipeline.artifacts.publish import forced
 from pipeline.errors import DamagedArtifactError, ParamsError
 from pipeline.params.base import Block, validate
 from pipeline.params.matchings import MatchingParams
@@ -99,6 +100,6 @@ class Matching:
         except (ValueError, LookupError, ParamsError) as error:
             reason = " ".join(str(error).split())
             raise DamagedArtifactError(
-                f"{path} is not a matching ({reason}). Make it again with: {hint}"
+                f"{path} is not a matching ({reason}). Make it again with: {forced(hint)}"
             ) from None
         return matching

@@ -319,7 +319,6 @@ def test_no_two_ranks_write_one_shard(
         made = extraction(prepared, {"last": one}, spec, **options, ranks=Ranks(rank, size))
         if rank == 0:
             store.create(path, {"last": layouts}, made.compression)
-            made._write_views(path)
         log = Progress(path, made.ranks)
         for part in made._parts(layouts):
             made._fill(path, log, part, lambda units=1, note="": forwards.append(units))
