@@ -58,34 +58,36 @@ def few(share: int) -> settings:
 
 @dataclass(frozen=True)
 class Damage:
-    """What happens to one of several files, drawn as numbers from 0 to 1 so that it fits files of any size.
+    """What happens to one of several files, drawn as numbers below `PARTS` so that it fits files of any size.
 
     Attributes:
         file: which of them.
         kind: "flip", "cut", "swap" (with `other`), "zeros" or "junk".
         place: where in the file.
         bit: of the byte there.
-        other: the file whose content it gets.
+        other: the file whose content it gets, one of equal size where there is one.
     """
 
-    file: float
+    file: int
     kind: str
-    place: float
+    place: int
     bit: int
-    other: float
+    other: int
 
     def of(self, files: list[Path]) -> tuple[Path, bytes]:
         """Return the file and what it holds from now on."""
-        path = files[int(self.file * (len(files) - 1))]
+        path = files[self.file * len(files) // PARTS]
         content = bytearray(path.read_bytes())
-        at = int(self.place * max(0, len(content) - 1))
+        at = self.place * len(content) // PARTS
         match self.kind:
             case "flip" if content:
                 content[at] ^= 1 << self.bit
             case "cut":
                 del content[at:]
             case "swap":
-                content = bytearray(files[int(self.other * (len(files) - 1))].read_bytes())
+                others = [other for other in files if other != path]
+                alike = [other for other in others if other.stat().st_size == len(content)] or others
+                content = bytearray(alike[self.other * len(alike) // PARTS].read_bytes())
             case "zeros":
                 content[at : at + 16] = bytes(len(content[at : at + 16]))
             case "junk":
@@ -93,8 +95,9 @@ class Damage:
         return path, bytes(content)
 
 
-SHARES = st.floats(0, 1, width=32)
-KINDS = st.sampled_from(["flip", "flip", "flip", "cut", "swap", "zeros", "junk"])
+PARTS = 1 << 16
+SHARES = st.integers(0, PARTS - 1)
+KINDS = st.sampled_from(["flip", "flip", "flip", "cut", "swap", "swap", "zeros", "junk"])
 DAMAGES = st.builds(Damage, SHARES, KINDS, SHARES, st.integers(0, 7), SHARES)
 
 
