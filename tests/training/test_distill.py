@@ -66,7 +66,7 @@ from pipeline.evaluation.cost import macs, num_params
 from pipeline.evaluation.evaluate import evaluate, shown
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, Shape, Tap, Taps, build, probe
-from pipeline.networks.weights import load
+from pipeline.networks.weights import load, state_digest
 from pipeline.params.pairs import PairBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Epoch, Phase, Recipe
@@ -635,7 +635,7 @@ def test_evaluation_takes_every_tensor_no_more_and_no_less(
         tensors["head.weight"] = torch.zeros(3)
     else:
         del tensors["classifier.bias"]
-    save_file(tensors, path)
+    save_file(tensors, path, {"digest": state_digest(tensors)})
     with pytest.raises(DamagedArtifactError, match="does not hold this network's weights") as error:
         evaluated(world, folder)
     assert ("head.weight" if extra else "classifier.bias") in one_line(error)
