@@ -12,6 +12,7 @@ pass over each slot that is read, at about 1 GB/s a thread.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -69,7 +70,9 @@ def set_manifest(store: Path, manifest: Contents) -> None:
 def set_shards(array: Path, hashes: Sequence[str]) -> None:
     """Write the hashes of an array's shards, in their order, into its attributes."""
     path = array / "zarr.json"
-    publish.write_json(path, publish.read_json(path, "dvc repro") | {"attributes": {SHARDS: list(hashes)}})
+    content = publish.read_json(path, "dvc repro") | {"attributes": {SHARDS: list(hashes)}}
+    with publish.writing(path) as part:
+        part.write_text(json.dumps(content, sort_keys=True, separators=(",", ":")))
 
 
 def array_path(store: Path, checkpoint: str, split: str, name: str) -> Path:

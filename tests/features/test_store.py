@@ -313,7 +313,7 @@ def test_a_manifest_of_another_form_is_damaged(tmp_path: Path, made: Small, upda
     text = one_line(caught)
     assert next(iter(update)) in text
     assert "params.yaml" not in text
-    assert text.endswith("Make it again with: dvc repro extract_features@t1")
+    assert text.endswith("Make it again with: dvc repro --force extract_features@t1")
 
 
 def test_what_a_store_was_made_from_is_required(made: Small) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline import seeding
 from pipeline.artifacts import arrays
+from pipeline.artifacts.publish import forced
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, ShapeError
 from pipeline.matching.assignment import assign, score
 from pipeline.matching.consistency import FLOOR, SMOOTHING, Statistics, pooled, range_of
@@ -304,7 +305,7 @@ def test_a_file_that_is_no_matching_is_reported_in_one_line(tmp_path: Path) -> N
         arrays.write(path, content, about)
         with pytest.raises(DamagedArtifactError) as error:
             Matching.load(path, HINT)
-        assert str(error.value).endswith(f"Make it again with: {HINT}")
+        assert str(error.value).endswith(f"Make it again with: {forced(HINT)}")
 
 
 def test_what_a_run_asks_for_has_a_name_of_its_own() -> None:
