@@ -271,7 +271,7 @@ def test_a_store_of_ranks_is_that_of_one_process(
         pytest.param(0, Fault(SHARD, 20), 2, id="shard"),
         pytest.param(1, Fault(RECORD, 6), 1, id="record-then-one-process"),
         pytest.param(1, Fault(RECORD, 9, "after"), 3, id="record-then-three-ranks"),
-        pytest.param(1, Fault("numpy:save", 2, "after"), 2, id="piece"),
+        pytest.param(1, Fault("numpy:savez", 2, "after"), 2, id="piece"),
         pytest.param(0, Fault(MANIFEST), 1, id="manifest"),
     ],
 )
