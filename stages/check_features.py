@@ -37,7 +37,7 @@ def main(
         from pipeline.errors import StaleArtifactError
         from pipeline.features import contents
         from pipeline.features import manifest as manifests
-        from pipeline.features.check import Live, compare, summarize
+        from pipeline.features.check import Live, compare, summarize, verify
         from pipeline.features.difference import worst
         from pipeline.features.receptive import receptive_fields
         from pipeline.networks.weights import load
@@ -55,6 +55,9 @@ def main(
             std=meta.std,
             weights={key: hashing.file_hash(weights / f"{key}.safetensors") for key in manifest.weights},
         )
+
+        # All of it before a sample of it: what is compared and described below is what was written.
+        verify(store, manifest)
 
         space, normalize = view_space(manifest.views), Normalize(meta.mean, meta.std, where.device)
 

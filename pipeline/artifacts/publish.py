@@ -32,6 +32,11 @@ DISK_ERRORS = frozenset(
         errno.EIO,
         errno.ENOTDIR,
         errno.EEXIST,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ESTALE,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
     )
 )
 
@@ -136,7 +141,7 @@ def read_json(path: Path, hint: str) -> Any:
     if path.is_dir():
         raise DamagedArtifactError(f"{path} is a folder, expected a json file. {advice.again(hint)}")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
     except (ValueError, RecursionError) as error:  # the latter of lists in lists, a thousand deep

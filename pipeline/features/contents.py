@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.artifacts import advice
+from pipeline.artifacts.hashing import content_hash
 from pipeline.artifacts.publish import read_json
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.params.base import Block, validate
 
-SCHEMA = 2
+SCHEMA = 3
+DIGEST = "digest"  # attribute of the root group: the hash of all the others
 
 
 class StoredFeature(Block):
@@ -199,17 +201,24 @@ def check_stored(store: Path, contents: Contents, name: str, checkpoints: Iterab
 def _attributes(store: Path, hint: str) -> dict[str, Any]:
     """Return the attributes of a store's root group, which are of this layout."""
     path = store / "zarr.json"
-    if not path.exists():
-        raise MissingArtifactError(f"{store} holds no store. Make it with: {hint}")
-    content = read_json(path, hint)
+    try:
+        content = read_json(path, hint)
+    except MissingArtifactError:
+        raise MissingArtifactError(f"{store} holds no store. Make it with: {hint}") from None
 
     # A file that is no manifest has no version: it reads as another layout.
     attributes = content.get("attributes") if isinstance(content, dict) else None
-    attributes = attributes if isinstance(attributes, dict) else {}
+    attributes = dict(attributes) if isinstance(attributes, dict) else {}
     version = attributes.get("schema_version")
     if version != SCHEMA:
         raise StaleArtifactError(
             f"{store} has schema version {version}, expected {SCHEMA}. {advice.again(hint)}"
+        )
+
+    # A digit that has changed in a slot, a mean or a hash would read as another store's.
+    if attributes.pop(DIGEST, None) != content_hash(attributes):
+        raise DamagedArtifactError(
+            f"{path} is damaged: its attributes do not have the hash that they were written with. {advice.again(hint)}"
         )
     return attributes
 

@@ -125,7 +125,7 @@ def assemble(
         finish: called before the result is written.
     """
     machine, network = job.machine, subject.network
-    folder = result.begin(job.scratch, job.identity, subject.spec, machine.ranks)
+    folder = result.begin(job.scratch, job.identity, subject.spec, machine.ranks, anchors)
     save = result.saver(network, folder, machine.ranks)
     # Before a checkpoint fills the network: a resumed training keeps its first weights too.
     save("init")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current, here
+from feature_fixtures import rewrite_manifest
 from safetensors.torch import load_file
 from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, make_world
 
@@ -278,9 +279,7 @@ def test_a_copy_of_fewer_views_than_a_run_shows_is_refused(world: World) -> None
     """As one of an earlier params.yaml would be."""
     path = world.path("artifacts/copies/big/one/store.zarr/zarr.json")
     before = path.read_text()
-    content = json.loads(before)
-    content["attributes"]["features"]["logits"]["slots"] = 2
-    path.write_text(json.dumps(content))
+    rewrite_manifest(path.parent, lambda said: said["features"]["logits"].update(slots=2))
     try:
         with pytest.raises(ParamsError, match="holds 2 view slots of 'logits', expected 9") as error:
             resolved(world, "star-few")

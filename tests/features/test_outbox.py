@@ -36,10 +36,12 @@ from pipeline.data.prepared import Prepared
 from pipeline.data.ranges import ResidentRanges
 from pipeline.errors import ParamsError
 from pipeline.features import extract, store
+from pipeline.features import layout as layouts
 from pipeline.features.extract import Extraction
+from pipeline.features.layout import Layout
 from pipeline.features.outbox import Outbox
 from pipeline.features.shards import ShardWriter
-from pipeline.features.store import Layout, StoredArray, array_path
+from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -51,7 +53,7 @@ WAIT = 60.0  # seconds, of a test that would else never end
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(layouts, "CHUNK_BYTES", 300)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_fixtures import current
+from feature_fixtures import rewrite_manifest
 from prepared_fixtures import edit_meta
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -66,7 +67,7 @@ from pipeline.evaluation.cost import macs, num_params
 from pipeline.evaluation.evaluate import evaluate, shown
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, Shape, Tap, Taps, build, probe
-from pipeline.networks.weights import load
+from pipeline.networks.weights import load, state_digest
 from pipeline.params.pairs import PairBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Epoch, Phase, Recipe
@@ -635,7 +636,7 @@ def test_evaluation_takes_every_tensor_no_more_and_no_less(
         tensors["head.weight"] = torch.zeros(3)
     else:
         del tensors["classifier.bias"]
-    save_file(tensors, path)
+    save_file(tensors, path, {"digest": state_digest(tensors)})
     with pytest.raises(DamagedArtifactError, match="does not hold this network's weights") as error:
         evaluated(world, folder)
     assert ("head.weight" if extra else "classifier.bias") in one_line(error)
@@ -756,10 +757,7 @@ def test_only_runs_that_read_a_feature_change_with_it(
 ) -> None:
     store = copied(world, tmp_path, "artifacts/features/big.zarr")
 
-    def change(content: Any) -> None:
-        content["attributes"]["features"][feature]["digest"]["last/train"] = "0"
-
-    rewrite(store / "zarr.json", change)
+    rewrite_manifest(store, lambda said: said["features"][feature]["digest"].update({"last/train": "0"}))
     tables = copied(world, tmp_path, "artifacts/tables/big")
     if feature == "stage2":  # the table is fitted again too
         refitted(tables / "moments.npz", digest="0")
@@ -859,8 +857,7 @@ def test_a_store_that_lacks_what_a_run_reads_is_refused(
     """As one of an earlier params.yaml would."""
     store = copied(world, tmp_path, "artifacts/features/big.zarr")
 
-    def change(content: Any) -> None:
-        about = content["attributes"]
+    def change(about: dict[str, Any]) -> None:
         if lacking == "feature":
             del about["features"]["stage2"]
         elif lacking == "checkpoint":
@@ -868,7 +865,7 @@ def test_a_store_that_lacks_what_a_run_reads_is_refused(
         else:
             about["features"]["logits"]["slots"] = 2
 
-    rewrite(store / "zarr.json", change)
+    rewrite_manifest(store, change)
     message = resolve_error(world, tmp_path / "out", store=store)
     assert match in message
     assert "then: dvc repro extract_features@big" in message
@@ -879,8 +876,7 @@ def test_a_store_that_lacks_what_a_run_reads_is_refused(
 def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, field: str) -> None:
     store = copied(world, tmp_path, "artifacts/features/big.zarr")
 
-    def change(content: Any) -> None:
-        held = content["attributes"]
+    def change(held: dict[str, Any]) -> None:
         if field == "data":
             held["data"]["train"] = "0"
         elif field == "views":
@@ -890,7 +886,7 @@ def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, fiel
         else:
             held["mean"] = [0.25]
 
-    rewrite(store / "zarr.json", change)
+    rewrite_manifest(store, change)
     message = resolve_error(world, tmp_path / "out", store=store)
     assert f"was made with other {field}" in message
     assert "dvc repro --force --single-item extract_features@big" in message
