@@ -23,6 +23,8 @@ from pipeline.networks.weights import save_spec, save_weights
 from pipeline.training import checkpoint
 from pipeline.training.loop import Row
 
+CHECKPOINT = "checkpoint.safetensors"
+
 
 def begin(scratch: Path, identity: str, spec: NetworkSpec, ranks: Ranks = ALONE) -> Path:
     """Make the scratch folder ready for a training, emptied of another one's remains.
@@ -33,7 +35,7 @@ def begin(scratch: Path, identity: str, spec: NetworkSpec, ranks: Ranks = ALONE)
     weights = scratch / "weights"
     if not ranks.first:
         return weights
-    interrupted = checkpoint.state(scratch / "checkpoint.safetensors")
+    interrupted = checkpoint.state(scratch / CHECKPOINT)
     if interrupted is None or interrupted["identity"] != identity:
         for path in scratch.iterdir():
             publish.remove(path)
@@ -49,13 +51,15 @@ def parts(folder: Path) -> dict[str, Any]:
         folder: the training's.
 
     Returns:
-        `history`, the hash of history.csv, or None where no epoch ran, and `weights`, those of the weights files by
-        name.
+        `history`, the hash of history.csv, or None where no epoch ran, and by name `weights`, those of the weights
+        files, and `states`, those of what else ended in a state, as a transform may.
     """
     history = folder / "history.csv"
+    states = sorted(path for path in folder.glob("*.safetensors") if path.name != CHECKPOINT)
     weights = sorted((folder / "weights").glob("*.safetensors"))
     return {
         "history": file_hash(history) if history.exists() else None,
+        "states": {path.stem: file_hash(path) for path in states},
         "weights": {path.stem: file_hash(path) for path in weights},
     }
 
@@ -73,7 +77,12 @@ def saver(network: nn.Module, weights: Path, ranks: Ranks = ALONE) -> Callable[[
 
 
 def finish(
-    scratch: Path, history: list[Row], save: Callable[[str], None], machine: Machine, made_by: str
+    scratch: Path,
+    history: list[Row],
+    save: Callable[[str], None],
+    machine: Machine,
+    made_by: str,
+    inputs: str = "",
 ) -> None:
     """Write the last weights (the best ones too, where no epoch ran), the history and its summary.
 
@@ -85,6 +94,7 @@ def finish(
         save: writes the network under a name.
         machine: where it was trained.
         made_by: DVC's name of the stage.
+        inputs: hash of what it was trained from.
     """
     machine.ranks.wait()  # a rank that is lost by now must not cost the checkpoint
     if not machine.ranks.first:
@@ -106,6 +116,7 @@ def finish(
 
     summary = {
         "made_by": made_by,
+        "inputs": inputs,
         "epochs": len(history),
         "best_epoch": best["epoch"] if best else 0,
         "seconds": seconds,
@@ -116,4 +127,4 @@ def finish(
 
     # The checkpoint goes last: until all is written, a run that is interrupted resumes from it.
     write_json(scratch / "training.json", summary | parts(scratch))
-    publish.remove(scratch / "checkpoint.safetensors")
+    publish.remove(scratch / CHECKPOINT)
