@@ -42,8 +42,9 @@ def main(
         from pipeline.networks.trained import Trained
         from pipeline.runs.comparison import compare
 
+    trained = Trained.of(folder, "dvc repro")
     if inputs:
-        Trained.of(folder, "dvc repro").check_inputs(inputs, inputs_path)
+        trained.check_inputs(inputs, inputs_path)
     where = machine(device)  # a slip in an option must not cost what is there
     with publish.replacing(predictions, out):
         measured, arrays = evaluate(folder, Path(inputs["data"]) if data is None else data, inputs, where)
@@ -53,7 +54,7 @@ def main(
         require_finite(folder, measured)
         with publish.writing(predictions) as part:
             write(part, arrays)
-        publish.write_json(out, sealed(measured, predictions))
+        publish.write_json(out, sealed(measured, trained.identity, predictions))
 
 
 def _checked(inputs: Any, path: Path) -> RunInputs | None:

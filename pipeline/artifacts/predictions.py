@@ -70,7 +70,8 @@ class Predictions:
         wrong = _wrong(content, samples, classes)
         if wrong:
             raise DamagedArtifactError(f"{path} has {wrong}. Make it again with: {hint}")
-        return cls(**{name: str(x) if name in _HASHES else x for name, x in content.items()})
+        texts: dict[str, Any] = {name: str(content[name]) for name in _HASHES}
+        return cls(**(content | texts))
 
 
 _HASHES = ("weights", "inputs", "fingerprint")

@@ -1,4 +1,4 @@
-"""Measurements with a seal: one hash of themselves and of the files that they were measured with.
+"""Measurements with a seal: what they are of, and one hash of themselves and of the files that they belong to.
 
 A json has no checksum of its own. A digit that has flipped, or numbers that were copied from another run, would be
 shown as if they were true.
@@ -11,42 +11,58 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.hashing import content_hash, file_hash
-from pipeline.errors import DamagedArtifactError
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
 
-SEAL = "seal"  # its key among the measurements
+# Keys beside the measurements: no name in params.yaml starts like these.
+OF = "_of"
+SEAL = "_seal"
 
 
-def sealed(content: Mapping[str, Any], *files: Path) -> dict[str, Any]:
-    """Return `content` with its seal.
+def sealed(content: Mapping[str, Any], of: Any, *files: Path) -> dict[str, Any]:
+    """Return measurements with what they are of, and their seal.
 
     Args:
         content: what was measured, anything that json can hold.
+        of: what decides on it, which a reader knows too: settings, hashes.
         files: those that it belongs to, in a fixed order.
     """
-    return {**content, SEAL: _seal(content, files)}
+    measured = {**content, OF: content_hash(of)}
+    return measured | {SEAL: _seal(measured, files)}
 
 
-def opened(path: Path, content: Mapping[str, Any], hint: str, *files: Path) -> dict[str, Any]:
-    """Return sealed measurements without their seal.
+def opened(path: Path, content: Mapping[str, Any], of: Any, stage: str, *files: Path) -> dict[str, Any]:
+    """Return sealed measurements as they were before.
 
     Args:
         path: of the json, for the error.
         content: what it holds.
-        hint: the command that makes it.
+        of: what they must be of, as `sealed` was given it.
+        stage: DVC's name of the stage that makes it.
         files: those that it belongs to, in the order of `sealed`.
 
     Raises:
         MissingArtifactError: one of the files is not there.
+        StaleArtifactError: they are of something else.
         DamagedArtifactError: a number or a file is not the one that was written.
     """
+    if content.get(OF) != content_hash(of):
+        raise StaleArtifactError(
+            f"{path} was measured with other settings, weights or code than the project has now. Make it again "
+            f"with: dvc repro {stage}"
+        )
+
+    for file in files:
+        if not file.exists():
+            raise MissingArtifactError(f"{file} does not exist. Make it with: dvc repro {stage}")
+
     measured = {key: value for key, value in content.items() if key != SEAL}
     if content.get(SEAL) != _seal(measured, files):
-        beside = f", or they do not belong to {' and '.join(map(str, files))}" if files else ""
+        beside = f", or it does not belong to {files[0]}" if files else ""
         raise DamagedArtifactError(
-            f"The numbers in {path} are not those that were written{beside}: their seal says so. "
-            f"Make them again with: {hint}"
+            f"{path} is not what was written: its numbers do not have the hash that it names{beside}. Make it again "
+            f"with: dvc repro --force {stage}"
         )
-    return measured
+    return {key: value for key, value in measured.items() if key != OF}
 
 
 def _seal(content: Mapping[str, Any], files: tuple[Path, ...]) -> str:

@@ -100,7 +100,7 @@ def evaluate(
     if inputs.get("methods"):
         metrics["methods"] = " + ".join(name for plug in inputs["methods"] for name in plug)
     passed = {key: inputs[key] for key in PASSED_ON if inputs.get(key) is not None}
-    return metrics | origin | passed, arrays
+    return metrics | passed, arrays
 
 
 def require_finite(folder: Path, metrics: Metrics) -> None:

@@ -30,6 +30,7 @@ class Trained:
         inputs: hash of what it was trained from.
         device: the kind of device.
         numbers: `NUMBERS` by name.
+        identity: all of it: what is measured of this training names it.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Trained:
     inputs: str
     device: str
     numbers: dict[str, float | int]
+    identity: dict[str, Any]
 
     @classmethod
     def of(cls, folder: Path, hint: str) -> Self:
@@ -73,7 +75,7 @@ class Trained:
                 f"of a training. Delete {folder}, then: {hint}"
             )
         made_by, inputs, device = (content[name] for name in TEXTS)
-        return cls(folder, made_by, weights, history, states, inputs, device, numbers)
+        return cls(folder, made_by, weights, history, states, inputs, device, numbers, content)
 
     @property
     def again(self) -> str:

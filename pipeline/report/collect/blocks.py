@@ -12,6 +12,7 @@ from pipeline.params.pairs import PairBlock
 from pipeline.params.sections import Sections
 from pipeline.params.tables import AskedBlock
 from pipeline.params.teacher import TrainBlock
+from pipeline.params.teachers import CodeBlock
 
 HINT = "dvc repro params"
 
@@ -40,6 +41,10 @@ class Blocks:
     def training(self, teacher: str) -> TrainBlock:
         """Return how a teacher is trained."""
         return load(TrainBlock, self.folder / "teachers" / teacher / "train.json", HINT)
+
+    def checking(self, teacher: str) -> CodeBlock:
+        """Return what the check of a teacher's store depends on."""
+        return load(CodeBlock, self.folder / "teachers" / teacher / "check.json", HINT)
 
     def asked(self, teacher: str) -> AskedBlock:
         """Return which tables and codes runs ask of a teacher."""
