@@ -58,14 +58,16 @@ def _matched(artifacts: Path, folder: str, block: MatchBlock, teacher: Teacher, 
     path = artifacts / "metrics" / "matchings" / block.pair / f"{folder}.json"
     place = artifacts / "matchings" / block.pair / folder
     content = mapping(path, hint, block.recipes)
+    maps = {}
+    for name, recipe in block.recipes.items():
+        _check_origins(place / name, block, recipe, teacher, alone)
+        # Pictures are of the first seed; numbers are of all.
+        maps[name] = arrays.read(place / name / MEASURED / f"{seeds[0]}.npz", hint, MAPS)
     measured = seal.opened(path, content, block.model_dump(mode="json"), block.stage, *block.files(place))
 
     matchings = []
     for name, recipe in block.recipes.items():
-        _check_origins(place / name, block, recipe, teacher, alone)
         by_seed = inner(path, hint, measured, name, seeds)
-        # Pictures are of the first seed; numbers are of all.
-        maps = arrays.read(place / name / MEASURED / f"{seeds[0]}.npz", hint, MAPS)
         matchings.append(
             Matched(
                 name=name,
@@ -73,7 +75,7 @@ def _matched(artifacts: Path, folder: str, block: MatchBlock, teacher: Teacher, 
                 borrowed="" if folder == OWN else folder,
                 recipe=recipe,
                 numbers=tuple(by_seed[seed] for seed in seeds),
-                arrays=maps,
+                arrays=maps[name],
             )
         )
     return matchings

@@ -129,6 +129,8 @@ def _check_places(path: Path, hint: str, table: Table) -> None:
     field = table.teacher.field(table.feature)
     samples = table.teacher.dataset.prepared.meta.samples["train"]
     for name, most in zip(PLACES, (samples, len(field.rows), len(field.columns)), strict=True):
+        if table.arrays[name].dtype.kind != "i" or (table.arrays[name] < -1).any():
+            raise DamagedArtifactError(f"{path} has {name} that are no places. Make it again with: {hint}")
         if table.arrays[name].size and table.arrays[name].max() >= most:
             raise StaleArtifactError(
                 f"{path} has {name} {table.arrays[name].max()}, expected less than {most}. Make it again with: {hint}"

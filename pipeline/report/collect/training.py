@@ -73,8 +73,6 @@ def read(artifacts: Path, source: Source, dataset: Dataset, seed: int) -> Traine
 
     hint = f"dvc repro {source.evaluated}"
     place = artifacts / "predictions" / f"{source.key}.npz"
-    metrics = _metrics(artifacts / "metrics" / f"{source.key}.json", source, training, place)
-
     meta = dataset.prepared.meta
     samples, classes = meta.samples["test"], len(meta.classes)
     predictions = Predictions.read(place, hint, meta.fingerprint["test"], samples, classes)
@@ -82,6 +80,8 @@ def read(artifacts: Path, source: Source, dataset: Dataset, seed: int) -> Traine
         raise StaleArtifactError(
             f"{place} is of another network than {training.folder}. Make it again with: {hint}"
         )
+
+    metrics = _metrics(artifacts / "metrics" / f"{source.key}.json", source, training, place)
 
     return Trained(
         seed=seed,
