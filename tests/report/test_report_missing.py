@@ -13,12 +13,13 @@ import pytest
 from report_fixtures import Links, Project, rows
 
 from pipeline.artifacts import arrays
-from pipeline.errors import DamagedArtifactError
+from pipeline.errors import DamagedArtifactError, StaleArtifactError
 from pipeline.params.sections import ALONE
 from pipeline.report import statistics
 from pipeline.report.drawing import markup
 from pipeline.report.drawing import text as words
 from pipeline.report.results import Results
+from stages import report
 
 KD = "students/big-small/kd"
 
@@ -172,6 +173,20 @@ def test_a_project_that_is_whole_says_nothing_of_it(
     assert json.loads((out / "summary.json").read_text())["missing"] == []
     assert 'id="missing"' not in (out / "index.html").read_text()
     assert capsys.readouterr().err == ""
+
+
+def test_a_report_of_params_that_have_changed_since_is_refused(project: Project) -> None:
+    """Where DVC runs the report alone, it does not cut params.yaml into blocks again."""
+    path = project.folder / "params.yaml"
+    path.write_text(f"# a comment\n{json.dumps(project.params)}")
+    folders = {name: project.folder / name for name in ("artifacts", "prepared")}
+    report.main(project.folder / "params", **folders, out=project.folder / "report", project=path)
+    path.write_text(json.dumps(project.params | {"seeds": [0, 1]}))
+    with pytest.raises(
+        StaleArtifactError, match=r"other settings than .*params.yaml has now.*: dvc repro params$"
+    ):
+        report.main(project.folder / "params", **folders, out=project.folder / "other", project=path)
+    assert not (project.folder / "other").exists()
 
 
 # What belongs to something else.

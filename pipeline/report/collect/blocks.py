@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import StaleArtifactError
 from pipeline.params import checks
 from pipeline.params.base import load, read
 from pipeline.params.matchings import MatchBlock
@@ -37,6 +38,21 @@ class Blocks:
             ParamsError: it holds no params, or they are wrong.
         """
         return cls(folder, checks.check(read(folder / "project.json")))
+
+    def require(self, path: Path) -> None:
+        """Refuse a params.yaml that has changed since the blocks were made: `dvc repro -s report` makes none anew.
+
+        Args:
+            path: of the params.yaml.
+
+        Raises:
+            ParamsError: it is wrong.
+            StaleArtifactError: it has other settings than the blocks.
+        """
+        if checks.check(read(path)) != self.sections:
+            raise StaleArtifactError(
+                f"{self.folder} was made from other settings than {path} has now. Make it again with: {HINT}"
+            )
 
     def training(self, teacher: str) -> TrainBlock:
         """Return how a teacher is trained."""
