@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.errors import StaleArtifactError
 from pipeline.params import checks
 from pipeline.params.base import load, read
+from pipeline.params.copies import CopyBlock
 from pipeline.params.matchings import MatchBlock
 from pipeline.params.pairs import PairBlock
 from pipeline.params.sections import Sections
@@ -69,6 +70,10 @@ class Blocks:
     def pair(self, name: str) -> PairBlock:
         """Return a pair with its runs."""
         return load(PairBlock, self.folder / "pairs" / f"{name}.json", HINT)
+
+    def copy(self, name: str) -> CopyBlock:
+        """Return how a self-taught copy of a teacher is made."""
+        return load(CopyBlock, self.folder / "copies" / f"{name}.json", HINT)
 
     def matchings(self, pair: str) -> list[tuple[str, MatchBlock]]:
         """Return the matchings of a pair by their folder: those with its own teacher, and borrowed ones."""

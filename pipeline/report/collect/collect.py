@@ -7,6 +7,7 @@ is an error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.params.sections import ALONE
 from pipeline.params.views import view_params
 from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.checked import checked
+from pipeline.report.collect.ingredients import Ingredients
 from pipeline.report.collect.matched import matched
 from pipeline.report.collect.missing import Omissions
 from pipeline.report.collect.resolved import alone_inputs, run_inputs
@@ -46,7 +48,12 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
     sections, omissions = collector.blocks.sections, collector.omissions
     datasets = collector.datasets()
     teachers = collector.teachers(datasets)
-    pairs = collector.pairs(teachers) if sections.seeds else ()  # without a seed no student is trained
+    ingredients = Ingredients(
+        tables(artifacts, collector.blocks, teachers, omissions),
+        codes(artifacts, collector.blocks, teachers, omissions),
+    )
+    # Without a seed no student is trained.
+    pairs = collector.pairs(teachers, ingredients) if sections.seeds else ()
 
     if omissions.entries and not teachers and not pairs:
         first = omissions.entries[0]
@@ -60,8 +67,8 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
         datasets=datasets,
         teachers=teachers,
         pairs=pairs,
-        tables=tables(artifacts, collector.blocks, teachers, omissions),
-        codes=codes(artifacts, collector.blocks, teachers, omissions),
+        tables=ingredients.tables,
+        codes=ingredients.codes,
         provenance=gather(Path()),
         missing=omissions.entries,
     )
@@ -112,7 +119,7 @@ class _Collector:
                 teachers[name] = Teacher(name, dataset, trained, *store)
         return teachers
 
-    def pairs(self, teachers: dict[str, Teacher]) -> tuple[Pair, ...]:
+    def pairs(self, teachers: dict[str, Teacher], ingredients: Ingredients) -> tuple[Pair, ...]:
         """Return the pairs whose teacher and students alone are there."""
         pairs = []
         for name in self.blocks.sections.pairs:
@@ -125,13 +132,16 @@ class _Collector:
             teacher, recipe = teachers[block.teacher], block.student.recipe
             planned = len(self.blocks.sections.seeds)
             runs = [Run(ALONE, "alone", tuple(alone), alone_settings(recipe), planned)]
+            matchings = matched(self.artifacts, name, self.blocks, teachers, runs[0], self.omissions)
             for run in self.blocks.sections.runs_of(name):  # in the order of params.yaml; a json keeps none
                 settings = block.runs[run]
-                students = self._students(block, run, teacher)
+                whole = partial(
+                    ingredients.check, self.artifacts, self.blocks, block, settings, teacher, matchings
+                )
+                students = self._students(block, run, teacher, whole)
                 if students:
                     words = _composition(settings)
                     runs.append(Run(run, words, tuple(students), run_settings(settings, recipe), planned))
-            matchings = matched(self.artifacts, name, self.blocks, teachers, runs[0], self.omissions)
             pairs.append(Pair(name, teacher, block.student.student, tuple(runs), matchings))
         return tuple(pairs)
 
@@ -178,8 +188,10 @@ class _Collector:
         )
         return [trained for trained in read_ones if trained is not None]
 
-    def _students(self, block: PairBlock, run: str, teacher: Teacher) -> list[Trained]:
-        """Return the students of a run, of the seeds that are there."""
+    def _students(
+        self, block: PairBlock, run: str, teacher: Teacher, whole: Callable[[], None]
+    ) -> list[Trained]:
+        """Return the students of a run, of the seeds that are there; `whole` refuses what the run reads."""
         settings, name = block.runs[run], f"{block.pair}/{run}"
         # What a file says of itself must be what params.yaml has now: its path may hold what earlier settings made.
         about = {
@@ -194,6 +206,7 @@ class _Collector:
         }
 
         def one(seed: int) -> Trained:
+            whole()
             inputs = run_inputs(self.artifacts, block, run, teacher, seed)
             stages = f"evaluate@{name}-{seed}", f"distill@{name}-{seed}"
             source = Source(

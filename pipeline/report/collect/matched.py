@@ -96,7 +96,9 @@ def _check_origins(
             "teacher": block.teacher,
             "student": block.student,
             "seed": seed,
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": recipe.model_copy(update={"pictured": 0}).model_dump(
+                mode="json"
+            ),  # as a matching has it
             "teacher_weights": teacher.trained.weights.get(recipe.teacher_checkpoint),
             "data": teacher.dataset.prepared.meta.fingerprint["train"],
         }

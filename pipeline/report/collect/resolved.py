@@ -16,6 +16,7 @@ from pipeline.networks.spec import NetworkSpec
 from pipeline.params.checks import OWN
 from pipeline.params.pairs import PairBlock, RunBlock
 from pipeline.params.students import StudentBlock
+from pipeline.report.collect.ingredients import check_stored
 from pipeline.report.collect.mapping import mapping
 from pipeline.report.results import Dataset, Teacher
 
@@ -47,6 +48,7 @@ def run_inputs(artifacts: Path, block: PairBlock, run: str, teacher: Teacher, se
 
     path = artifacts / "inputs" / "pairs" / block.pair / run / f"{seed}.json"
     content = _current(path, block.stage, expected)
+    check_stored(content, path, teacher, f"dvc repro {block.stage}")
     tables, matchings = _tables(artifacts, block, run), _matchings(artifacts, block, block.runs[run], seed)
     _require_files(path, content.get("tables"), tables, block.stage)
     _require_files(path, content.get("matchings"), matchings, block.stage)
