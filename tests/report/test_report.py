@@ -805,4 +805,6 @@ def test_a_missing_matching_is_reported_with_its_stage(project: Project) -> None
     with pytest.raises(DamagedArtifactError, match=r"dvc repro match_channels@big-small$"):
         project.collect()
     path.unlink()
-    assert [entry.command for entry in project.collect().missing] == ["dvc repro match_channels@big-small"]
+    students = [f"dvc repro evaluate@big-small/kcd-{seed}" for seed in project.seeds]
+    commands = [entry.command for entry in project.collect().missing]
+    assert commands == ["dvc repro match_channels@big-small", *students]

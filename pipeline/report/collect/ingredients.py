@@ -1,7 +1,7 @@
 """What a run reads beside its data, compared with what the project has now.
 
-Where something between params.yaml and a student has failed, the student is as it was, and so are its inputs: they agree
-with each other, and not with the table or matching that params.yaml asks for now.
+Where something between params.yaml and a student has failed, the student is as it was, and so are its inputs: they
+agree with each other, and not with the table or matching that params.yaml asks for now.
 """
 
 from __future__ import annotations
