@@ -119,7 +119,7 @@ def test_its_store_holds_its_logits_of_every_view(world: World) -> None:
     assert (manifest.teacher, set(manifest.features), manifest.samples) == ("big", {"logits"}, {"train": 100})
     about = json.loads((folder / "copy.json").read_text())
     taught = file_hash(world.path("artifacts/teachers/big/weights/last.safetensors"))
-    settings = json.loads(world.path("artifacts/params/copies/one.json").read_text())
+    settings = json.loads((world.blocks(copies=COPIES) / "copies/one.json").read_text())
     made = {"made_by": "train_copy@one", "teacher": "big", "weights": taught}
     assert about == made | {"settings": content_hash(settings)}
     assert manifest.made_by == "train_copy@one"
