@@ -30,6 +30,7 @@ def main(
 
     with command.loading():
         from pipeline.artifacts import advice, hashing, publish
+        from pipeline.artifacts.seal import sealed
         from pipeline.compute.machine import machine
         from pipeline.data.normalize import Normalize
         from pipeline.data.prepared import Prepared
@@ -81,13 +82,21 @@ def main(
         seen = receptive_fields(networks[checkpoint], floats, meta.size, meta.channels)
 
         features = {
-            name: stored.model_dump(mode="json", exclude={"digest"})
+            name: stored.model_dump(mode="json")
             | summarize(store, checkpoint, name)
             | ({"field": asdict(seen[name])} if name in seen else {})
             for name, stored in floats.items()
         }
         publish.write_json(
-            summary, {"made_by": asked.stage, "bytes": size, "files": files, "features": features}
+            summary,
+            {
+                "made_by": asked.stage,
+                "bytes": size,
+                "files": files,
+                "weights": manifest.weights,
+                "data": manifest.data,
+                "features": features,
+            },
         )
 
         errors = {one.array: one.error for one in found if one.measure == "value"}
@@ -95,18 +104,16 @@ def main(
         shares: dict[str, float] = {}
         for one in found:
             shares[one.array] = max(one.share, shares.get(one.array, 0.0))
-        publish.write_json(
-            out,
-            {
-                "precision": manifest.precision,
-                "largest_share": most.share,
-                "largest_error": max(errors.values()),
-                "bytes": size,
-                "files": files,
-                "error": errors,
-                "share": shares,
-            },
-        )
+        measured = {
+            "precision": manifest.precision,
+            "largest_share": most.share,
+            "largest_error": max(errors.values()),
+            "bytes": size,
+            "files": files,
+            "error": errors,
+            "share": shares,
+        }
+        publish.write_json(out, sealed(measured, asked.model_dump(mode="json"), summary))
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ class StoredArray:
         digest = holding.features[name].digest.get(f"{checkpoint}/{split}")
         if digest is None:
             raise DamagedArtifactError(
-                f"{store} says nothing of '{name}' in {checkpoint}/{split}. Make it again with: {holding.hint}"
+                f"{store} says nothing of '{name}' in {checkpoint}/{split}. {advice.again(holding.hint)}"
             )
         return cls(array_path(store, checkpoint, split, name), digest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,6 +13,7 @@ from pipeline.params.numbers import Seed, Width
 Measure = Literal["l1", "l2", "cosine", "correlation", "kl"]
 Strategy = Literal["bipartite", "greedy", "random", "identity", "fc", "residual"]
 LEARNED = ("fc", "residual")
+MEASURED = "measured"  # the folder of what was measured of a matching, beside its files
 
 
 class MatchingParams(Block):
@@ -125,6 +127,15 @@ class MatchBlock(StageBlock):
     dataset: str
     seeds: tuple[int, ...]
     recipes: dict[str, MatchingParams]
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files that matchings in `folder` consist of, in a fixed order."""
+        return [
+            folder / name / part / f"{seed}.npz"
+            for name in self.recipes
+            for part in ("", MEASURED)
+            for seed in self.seeds
+        ]
 
     def matches(self) -> list[Match]:
         """Return the matchings one by one."""

@@ -24,6 +24,7 @@ from pipeline.features.ranges import StoredRanges
 from pipeline.features.store import StoredArray
 from pipeline.features.teacher import Teacher, as_float32
 from pipeline.networks.network import Network, Taps, probe
+from pipeline.networks.trained import Trained
 from pipeline.networks.weights import load, load_weights
 from pipeline.runs.composition import Composition
 from pipeline.runs.inputs import TRANSFORM, RunInputs
@@ -143,6 +144,7 @@ def _transform(
         transform = composition.transform(composition.transform_config, context)
     if transform.state_dict():
         load_weights(transform, folder / TRANSFORM)
+        Trained.of(folder, RESOLVED).check_state(folder / TRANSFORM)
     return transform.to(next(student.parameters()).device).eval()
 
 

@@ -26,6 +26,7 @@ from pipeline.training import checkpoint
 from pipeline.training.loop import Row
 
 ALWAYS = ("init", "last", "best")  # weights that every training leaves, by their files' names
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def begin(
@@ -61,7 +62,7 @@ def begin(
 def _resumable(scratch: Path, identity: str, anchors: Mapping[str, int]) -> bool:
     """Say whether a training can go on from what is in the scratch folder; a damaged file in it is told."""
     try:
-        interrupted = checkpoint.state(scratch / "checkpoint.safetensors")
+        interrupted = checkpoint.state(scratch / CHECKPOINT)
         if interrupted is None or interrupted["identity"] != identity:
             return False
 
@@ -106,10 +107,11 @@ def parts(folder: Path) -> dict[str, Any]:
         DamagedArtifactError: a file of weights has changed since it was written.
 
     Returns:
-        `history`, the hash of history.csv, or None where no epoch ran, and `weights`, those of the weights files by
-        name.
+        `history`, the hash of history.csv, or None where no epoch ran, and by name `weights`, those of the weights
+        files, and `states`, those of what else ended in a state, as a transform may.
     """
     history = folder / "history.csv"
+    states = sorted(path for path in folder.glob("*.safetensors") if path.name != CHECKPOINT)
     weights = {path.stem: path for path in sorted((folder / "weights").glob("*.safetensors"))}
     weights |= {name: folder / "weights" / f"{name}.safetensors" for name in ALWAYS}
     # Some of them were written hours ago.
@@ -117,6 +119,7 @@ def parts(folder: Path) -> dict[str, Any]:
         read_weights(path)
     return {
         "history": file_hash(history) if history.exists() else None,
+        "states": {path.stem: file_hash(path) for path in states},
         "weights": {name: file_hash(path) for name, path in sorted(weights.items())},
     }
 
@@ -134,7 +137,12 @@ def saver(network: nn.Module, weights: Path, ranks: Ranks = ALONE) -> Callable[[
 
 
 def finish(
-    scratch: Path, history: list[Row], save: Callable[[str], None], machine: Machine, made_by: str
+    scratch: Path,
+    history: list[Row],
+    save: Callable[[str], None],
+    machine: Machine,
+    made_by: str,
+    inputs: str = "",
 ) -> None:
     """Write the last weights (the best ones too, where no epoch ran), the history and its summary.
 
@@ -146,6 +154,7 @@ def finish(
         save: writes the network under a name.
         machine: where it was trained.
         made_by: DVC's name of the stage.
+        inputs: hash of what it was trained from.
     """
     machine.ranks.wait()  # a rank that is lost by now must not cost the checkpoint
     if not machine.ranks.first:
@@ -167,6 +176,7 @@ def finish(
 
     summary = {
         "made_by": made_by,
+        "inputs": inputs,
         "epochs": len(history),
         "best_epoch": best["epoch"] if best else 0,
         "seconds": seconds,
@@ -177,4 +187,4 @@ def finish(
 
     # The checkpoint goes last: until all is written, a run that is interrupted resumes from it.
     write_json(scratch / "training.json", summary | parts(scratch))
-    publish.remove(scratch / "checkpoint.safetensors")
+    publish.remove(scratch / CHECKPOINT)

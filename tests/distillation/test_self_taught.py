@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, make_world
 
 from pipeline import seeding
-from pipeline.artifacts.hashing import file_hash
+from pipeline.artifacts.hashing import content_hash, file_hash
 from pipeline.distillation.schedules.self_taught import Config, Schedule
 from pipeline.errors import (
     MissingArtifactError,
@@ -120,7 +120,9 @@ def test_its_store_holds_its_logits_of_every_view(world: World) -> None:
     assert (manifest.teacher, set(manifest.features), manifest.samples) == ("big", {"logits"}, {"train": 100})
     about = json.loads((folder / "copy.json").read_text())
     taught = file_hash(world.path("artifacts/teachers/big/weights/last.safetensors"))
-    assert about == {"made_by": "train_copy@one", "teacher": "big", "weights": taught}
+    settings = json.loads((world.blocks(copies=COPIES) / "copies/one.json").read_text())
+    made = {"made_by": "train_copy@one", "teacher": "big", "weights": taught}
+    assert about == made | {"settings": content_hash(settings)}
     assert manifest.made_by == "train_copy@one"
     stored = StoredArray(array_path(store, "last", "train", "logits")).all()
     assert stored.shape == (1 + 9, 100, CLASSES)
