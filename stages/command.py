@@ -17,7 +17,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.artifacts import system
 from pipeline.errors import StillhouseError
 
 # Before torch is imported, unless the user has decided: a thread of GNU's OpenMP that is done spins for milliseconds
@@ -320,6 +319,9 @@ def _of_machine(error: Exception, stage: str) -> str | None:
     ):
         cure = _MEMORY.get(stage, _ANY_MEMORY)
         return f"The memory is full: {text[:200] or 'no more can be had'}. {cure}, then run the same command again."
+
+    # Only now: of this module's imports no artifact depends, and not every stage has this one.
+    from pipeline.artifacts import system
 
     refused = system.system_error(error)
     return None if refused is None else system.line(refused)

@@ -66,7 +66,8 @@ def test_weights_of_another_training_are_refused(folder: Path, data: Path, name:
     other = trained(folder.parent / "other", data, 4)
     shutil.copy(other / f"weights/{name}.safetensors", folder / f"weights/{name}.safetensors")
     with pytest.raises(
-        DamagedArtifactError, match=rf"{name}.safetensors is not the file .*dvc repro --force train@alone$"
+        DamagedArtifactError,
+        match=rf"{name}.safetensors is not the file .*--force --single-item train@alone$",
     ):
         measure(folder, data)
     assert not (folder.parent / "metrics.json").exists()
@@ -133,9 +134,11 @@ def test_a_seal_holds_numbers_files_and_what_they_are_of(tmp_path: Path) -> None
     np.savez(file, x=np.arange(3))
     content = seal.sealed({"x": 1.5, "by": {"y": 2}}, {"seed": 0}, file)
     assert seal.opened(out, content, {"seed": 0}, "stage", file) == {"x": 1.5, "by": {"y": 2}}
-    with pytest.raises(StaleArtifactError, match=r"other settings.*: dvc repro stage$"):
+    with pytest.raises(StaleArtifactError, match=r"other settings.*: dvc repro --force --single-item stage$"):
         seal.opened(out, content, {"seed": 1}, "stage", file)
-    with pytest.raises(DamagedArtifactError, match=r"not what was written.*: dvc repro --force stage$"):
+    with pytest.raises(
+        DamagedArtifactError, match=r"not what was written.*: dvc repro --force --single-item stage$"
+    ):
         seal.opened(out, content | {"x": 1.6}, {"seed": 0}, "stage", file)
     np.savez(file, x=np.arange(4))
     with pytest.raises(DamagedArtifactError, match=r"or it does not belong to .*a.npz"):

@@ -223,7 +223,8 @@ def test_a_history_that_was_written_wrong_is_reported(project: Project, content:
     project.path(f"{key}/history.csv").write_text(content)
     project.training(key)
     with pytest.raises(
-        DamagedArtifactError, match=rf"{key}/history.csv.*{message}.*--force distill@big-small/kd-0"
+        DamagedArtifactError,
+        match=rf"{key}/history.csv.*{message}.*--force --single-item distill@big-small/kd-0",
     ):
         project.run()
 

@@ -222,7 +222,7 @@ def test_a_training_of_another_network_is_left_out(project: Project, other: str)
 def test_a_history_of_another_seed_is_refused(project: Project, key: str) -> None:
     shutil.copy(project.path(f"{key}/history.csv"), project.path(f"{key[:-1]}0/history.csv"))
     with pytest.raises(
-        DamagedArtifactError, match=rf"{key[:-1]}0/history.csv is not the file .*--force \S+-0$"
+        DamagedArtifactError, match=rf"{key[:-1]}0/history.csv is not the file .*--force --single-item \S+-0$"
     ):
         project.collect()
 
@@ -296,7 +296,8 @@ def test_a_digit_of_metrics_that_has_flipped_is_refused(project: Project, key: s
     other = 1 if text[digit.end() - 1] != "1" else 2
     path.write_text(f"{text[: digit.end() - 1]}{other}{text[digit.end() :]}")
     with pytest.raises(
-        DamagedArtifactError, match=rf"{key}.json is not what was written.*dvc repro --force evaluate"
+        DamagedArtifactError,
+        match=rf"{key}.json is not what was written.*dvc repro --force --single-item evaluate",
     ):
         project.run()
     assert not (project.folder / "report").exists()
@@ -321,7 +322,9 @@ def test_predictions_that_cannot_be_of_the_data_are_refused(
 ) -> None:
     path = project.path(f"predictions/{KD}/0.npz")
     arrays.write(path, arrays.read(path, "") | {name: value})
-    with pytest.raises(DamagedArtifactError, match=rf"{message}.*dvc repro evaluate@big-small/kd-0$"):
+    with pytest.raises(
+        DamagedArtifactError, match=rf"{message}.*dvc repro --force --single-item evaluate@big-small/kd-0$"
+    ):
         project.collect()
 
 

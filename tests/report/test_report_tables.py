@@ -388,7 +388,7 @@ def test_what_codes_lose_stands_with_the_caches(project: Project) -> None:
     project.codes("kmeans", {"stage2:nearest@kmeans": lost})
     project.fit("kmeans", {"counts": COUNTS[::-1]})
     with pytest.raises(
-        DamagedArtifactError, match=r"does not belong to .*kmeans.npz.*--force encode_views@big"
+        DamagedArtifactError, match=r"does not belong to .*kmeans.npz.*--force --single-item encode_views@big"
     ):
         project.run()
 
