@@ -7,6 +7,7 @@ line and exit with status 1; a traceback is for our mistakes only.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -78,4 +79,15 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> 
     near = difflib.get_close_matches(name, names, n=1)
     guess = f" Did you mean '{near[0]}'?" if near else ""
     listed = ", ".join(names) if names else "none"
-    return UnknownNameError(f"Unknown {kind} '{name}'.{guess} Known: {listed}.{' ' + hint if hint else ''}")
+    return UnknownNameError(
+        f"Unknown {kind} '{name}'.{foreign(name)}{guess} Known: {listed}.{' ' + hint if hint else ''}"
+    )
+
+
+def foreign(name: str) -> str:
+    """Return a sentence on the first letter of a name that may only look like one of ours, "" if there is none."""
+    for letter in name:
+        script = unicodedata.name(letter, "")
+        if letter.isalnum() and not letter.isascii() and not script.startswith("LATIN"):
+            return f" It has the letter '{letter.encode('unicode_escape').decode()}' ({script})."
+    return ""

@@ -29,7 +29,8 @@ def main(
     hint = f"dvc repro extract_features@{asked.teacher}"
 
     with command.loading():
-        from pipeline.artifacts import hashing, publish
+        from pipeline.artifacts import advice, hashing, publish
+        from pipeline.artifacts.seal import sealed
         from pipeline.compute.machine import machine
         from pipeline.data.normalize import Normalize
         from pipeline.data.prepared import Prepared
@@ -37,7 +38,7 @@ def main(
         from pipeline.errors import StaleArtifactError
         from pipeline.features import contents
         from pipeline.features import manifest as manifests
-        from pipeline.features.check import Live, compare, summarize
+        from pipeline.features.check import Live, compare, summarize, verify
         from pipeline.features.difference import worst
         from pipeline.features.receptive import receptive_fields
         from pipeline.networks.weights import load
@@ -56,6 +57,9 @@ def main(
             weights={key: hashing.file_hash(weights / f"{key}.safetensors") for key in manifest.weights},
         )
 
+        # All of it before a sample of it: what is compared and described below is what was written.
+        verify(store, manifest)
+
         space, normalize = view_space(manifest.views), Normalize(meta.mean, meta.std, where.device)
 
         found = []
@@ -67,9 +71,7 @@ def main(
         most = worst(found)
         # The share of what rounding explains; above 1 something else is wrong.
         if most.share > 1:
-            raise StaleArtifactError(
-                f"{store}: {most}. Make it again with: dvc repro --force {manifest.made_by}"
-            )
+            raise StaleArtifactError(f"{store}: {most}. {advice.again(f'dvc repro {manifest.made_by}')}")
 
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
         files = sum(path.is_file() for path in store.rglob("*"))
@@ -80,13 +82,21 @@ def main(
         seen = receptive_fields(networks[checkpoint], floats, meta.size, meta.channels)
 
         features = {
-            name: stored.model_dump(mode="json", exclude={"digest"})
+            name: stored.model_dump(mode="json")
             | summarize(store, checkpoint, name)
             | ({"field": asdict(seen[name])} if name in seen else {})
             for name, stored in floats.items()
         }
         publish.write_json(
-            summary, {"made_by": asked.stage, "bytes": size, "files": files, "features": features}
+            summary,
+            {
+                "made_by": asked.stage,
+                "bytes": size,
+                "files": files,
+                "weights": manifest.weights,
+                "data": manifest.data,
+                "features": features,
+            },
         )
 
         errors = {one.array: one.error for one in found if one.measure == "value"}
@@ -94,18 +104,16 @@ def main(
         shares: dict[str, float] = {}
         for one in found:
             shares[one.array] = max(one.share, shares.get(one.array, 0.0))
-        publish.write_json(
-            out,
-            {
-                "precision": manifest.precision,
-                "largest_share": most.share,
-                "largest_error": max(errors.values()),
-                "bytes": size,
-                "files": files,
-                "error": errors,
-                "share": shares,
-            },
-        )
+        measured = {
+            "precision": manifest.precision,
+            "largest_share": most.share,
+            "largest_error": max(errors.values()),
+            "bytes": size,
+            "files": files,
+            "error": errors,
+            "share": shares,
+        }
+        publish.write_json(out, sealed(measured, asked.model_dump(mode="json"), summary))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from stages import command
 def main(params: command.Params = Path("params.yaml")) -> None:
     """Check params.yaml, except what plug-ins know, and write nothing."""
     from pipeline.params import checks
-    from pipeline.params.base import read
+    from pipeline.params.document import read
 
     checks.check(read(params))
 

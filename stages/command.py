@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import gc
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.artifacts.publish import DISK_ERRORS
 from pipeline.errors import StillhouseError
 
 # Before torch is imported, unless the user has decided: a thread of GNU's OpenMP that is done spins for milliseconds
@@ -27,6 +25,13 @@ if not any(os.environ.get(name) for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
     os.environ["GOMP_SPINCOUNT"] = "1000"  # turns of a loop; the default is 300,000
 
 Params = Annotated[Path, typer.Option("--params", help="The hyper-parameters.")]
+Raw = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="STILLHOUSE_RAW",
+        help="Absolute folder that relative paths of sources start from; by default the working folder.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -146,9 +151,25 @@ Resident = Annotated[
 
 
 INTERRUPTED = 130  # what a shell gives for Ctrl-C
-# Libraries in C++ and Rust put the system's error into a text of their own.
-_SYSTEM_ERROR = re.compile(r"os[ _]error(?:_code)?[ =':]*(\d+)")
-_WRITTEN_FILE = re.compile(r'file "([^"]+)"')
+
+# What to do, by stage, where the memory is full. Here and not in the stages: no artifact depends on this module.
+_CPU = "choose --device cpu where a GPU's memory was full"
+_BATCH = "Lower recipe.batch_size in params.yaml"
+_MEMORY = {
+    "prepare_data": "Set storage: indexed for a folder of images in params.yaml, or free memory",
+    "train_teacher": f"{_BATCH} (of the teacher), or {_CPU}",
+    "pretrain_student": f"{_BATCH} (of the student), set STILLHOUSE_COHORT=1, or {_CPU}",
+    "distill": f"{_BATCH}, lower STILLHOUSE_RESIDENT, set STILLHOUSE_COHORT=1, or {_CPU}",
+    "train_copy": f"{_BATCH} (of the copy), lower STILLHOUSE_RESIDENT or STILLHOUSE_BATCH_SIZE, or {_CPU}",
+    "extract_features": f"Lower STILLHOUSE_BATCH_SIZE, or {_CPU}",
+    "encode_views": f"Lower STILLHOUSE_BATCH_SIZE or the table's clusters in params.yaml, or {_CPU}",
+    "fit_table": f"Lower the table's clusters, max_samples or components in params.yaml, or {_CPU}",
+    "check_features": f"Lower --rows, or {_CPU}",
+    "match_channels": f"Lower the matching's ranges in params.yaml, or {_CPU}",
+    "evaluate": f"Free memory, or {_CPU}",
+    "report": "Report on fewer runs (distill in params.yaml)",
+}
+_ANY_MEMORY = "Free memory, or use a machine that has more"
 
 
 def run(main: Callable[..., Any]) -> None:
@@ -179,7 +200,7 @@ def run(main: Callable[..., Any]) -> None:
                 "in (. .venv/bin/activate), or complete it: pip install -e ."
             )
         except Exception as error:
-            line = _of_machine(error)
+            line = _of_machine(error, Path(main.__code__.co_filename).stem)
             if line is None:
                 raise
             _exit(line)
@@ -188,6 +209,12 @@ def run(main: Callable[..., Any]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(reporting)
     app()
+
+
+def warn(lines: Sequence[str]) -> None:
+    """Print warnings, one line each."""
+    for line in lines:
+        print(f"warning: {StillhouseError(line)}", file=sys.stderr)
 
 
 @contextmanager
@@ -281,7 +308,7 @@ def _exit(line: str, status: int = 1, error: BaseException | None = None) -> NoR
     os._exit(status)  # at once: threads of torch would wait for ranks that do not come
 
 
-def _of_machine(error: Exception) -> str | None:
+def _of_machine(error: Exception, stage: str) -> str | None:
     """Return the line for a disk or a memory that is full or closed to us; None where it is our mistake."""
     text = " ".join(str(error).split())
     # torch is not imported here, so its errors are recognized by their names and texts.
@@ -290,25 +317,11 @@ def _of_machine(error: Exception) -> str | None:
         or type(error).__name__ == "OutOfMemoryError"
         or "DefaultCPUAllocator: can't allocate memory" in text
     ):
-        return (
-            f"The memory is full: {text[:200] or 'no more can be had'}. Lower recipe.batch_size in params.yaml, "
-            "STILLHOUSE_BATCH_SIZE (extraction), STILLHOUSE_RESIDENT or STILLHOUSE_COHORT (distillation), or choose "
-            "another --device."
-        )
+        cure = _MEMORY.get(stage, _ANY_MEMORY)
+        return f"The memory is full: {text[:200] or 'no more can be had'}. {cure}, then run the same command again."
 
-    found = _SYSTEM_ERROR.search(text)
-    path: Any = None
-    if isinstance(error, OSError):
-        number, path = error.errno, error.filename
-    else:
-        number = int(found[1]) if found else None
-        written = _WRITTEN_FILE.search(text)
-        path = written[1] if written else None
+    # Only now: of this module's imports no artifact depends, and not every stage has this one.
+    from pipeline.artifacts import system
 
-    if number not in DISK_ERRORS:
-        return None
-    assert number is not None
-    return (
-        f"{path or 'A file'} cannot be read or written: {os.strerror(number)}. Free space (dvc gc --workspace prunes "
-        "DVC's cache) or mend the permissions, then run the same command again."
-    )
+    refused = system.system_error(error)
+    return None if refused is None else system.line(refused)

@@ -67,7 +67,8 @@ def main(
 
     def ready(run: RunInputs, title: str, scratch: Path) -> Assembly:
         identity = hashing.identity(run, where.precision, hashes)
-        job = Job(scratch, where, identity, title, f"distill@{run.pair}/{run.run}-{run.seed}")
+        made_by = f"distill@{run.pair}/{run.run}-{run.seed}"
+        job = Job(scratch, where, identity, title, made_by, hashing.content_hash(run.model_dump(mode="json")))
         return prepare(run, job, resident_bytes=resident << 20)
 
     def finish(run: RunInputs, scratch: Path) -> None:

@@ -38,6 +38,7 @@ def main(
 
     with command.loading():
         from pipeline.artifacts import hashing
+        from pipeline.artifacts.seal import sealed
         from pipeline.compute.machine import machine
         from pipeline.data.prepared import Prepared
         from pipeline.features import contents
@@ -79,7 +80,7 @@ def main(
         # They say which stores a resumed run need not make again; the artifact is whole and has none.
         for mark in marks:
             publish.remove(mark)
-        publish.write_json(metrics, numbers)
+        publish.write_json(metrics, sealed(numbers, asked.model_dump(mode="json"), table))
 
 
 if __name__ == "__main__":

@@ -36,19 +36,25 @@ def main(
 
     with command.loading():
         from pipeline.artifacts.arrays import write
+        from pipeline.artifacts.seal import sealed
         from pipeline.compute.machine import machine
-        from pipeline.evaluation.evaluate import evaluate
+        from pipeline.evaluation.evaluate import evaluate, require_finite
+        from pipeline.networks.trained import Trained
         from pipeline.runs.comparison import compare
 
+    trained = Trained.of(folder, "dvc repro")
+    if inputs:
+        trained.check_inputs(inputs, inputs_path)
     where = machine(device)  # a slip in an option must not cost what is there
     with publish.replacing(predictions, out):
         measured, arrays = evaluate(folder, Path(inputs["data"]) if data is None else data, inputs, where)
         if run is not None:
             # Only a distilled student has a teacher to be compared with.
             measured |= compare(folder, run, where)
+        require_finite(folder, measured)
         with publish.writing(predictions) as part:
             write(part, arrays)
-        publish.write_json(out, measured)
+        publish.write_json(out, sealed(measured, trained.identity, predictions))
 
 
 def _checked(inputs: Any, path: Path) -> RunInputs | None:

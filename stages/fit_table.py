@@ -32,6 +32,7 @@ def main(
         return
 
     from pipeline import plugin
+    from pipeline.artifacts.seal import sealed
     from pipeline.data.prepared import Prepared
     from pipeline.errors import StaleArtifactError
     from pipeline.features import contents
@@ -70,7 +71,7 @@ def main(
 
         with publish.writing(out) as part:
             table.save(part, fitted, origin)
-        publish.write_json(metrics, fitted.quality)
+        publish.write_json(metrics, sealed(fitted.quality, fit.model_dump(mode="json"), out))
 
 
 if __name__ == "__main__":

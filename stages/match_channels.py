@@ -25,7 +25,7 @@ def main(
     """Match by the recipes of BLOCK, and measure the discrepancy before and after; nothing where there are none."""
     from pipeline.artifacts import publish
     from pipeline.params.base import load
-    from pipeline.params.matchings import MatchBlock
+    from pipeline.params.matchings import MEASURED, MatchBlock
 
     pair = load(MatchBlock, block)
     if not pair.recipes:
@@ -37,6 +37,7 @@ def main(
     with command.loading():
         from pipeline import progress
         from pipeline.artifacts import arrays
+        from pipeline.artifacts.seal import sealed
         from pipeline.compute.machine import machine
         from pipeline.data.prepared import Prepared
         from pipeline.matching.discrepancy import between, measured
@@ -48,7 +49,7 @@ def main(
     with publish.replacing(metrics), publish.building(out) as scratch:
         for match in pair.matches():
             folder, own = scratch / match.matching, numbers.setdefault(match.matching, {})
-            (folder / "measured").mkdir(parents=True)
+            (folder / MEASURED).mkdir(parents=True)
             classes, counts = [], None
 
             # Every student has an order of channels of its own, given by its init.
@@ -63,7 +64,7 @@ def main(
 
                 own[str(seed)], pictures = measured(matcher, matching, sums)
                 matching.save(folder / f"{seed}.npz")
-                arrays.write(folder / "measured" / f"{seed}.npz", pictures)
+                arrays.write(folder / MEASURED / f"{seed}.npz", pictures)
                 classes.append(pictures["student_classes"])
                 counts = sums.counts.cpu()
 
@@ -71,7 +72,7 @@ def main(
             if counts is not None and len(classes) > 1:
                 for seed, overlap in zip(pair.seeds, between(classes, counts), strict=True):
                     own[str(seed)]["overlap"]["students"] = overlap
-        publish.write_json(metrics, numbers)
+        publish.write_json(metrics, sealed(numbers, pair.model_dump(mode="json"), *pair.files(scratch)))
 
 
 if __name__ == "__main__":

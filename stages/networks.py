@@ -11,9 +11,11 @@ from stages import command
 
 
 def main(
-    size: Annotated[int, typer.Option(min=1, help="Height and width of the images, in pixels.")] = 32,
-    channels: Annotated[int, typer.Option(min=1, help="Channels of the images.")] = 3,
-    classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = 100,
+    size: Annotated[
+        int, typer.Option(min=1, max=4096, help="Height and width of the images, in pixels.")
+    ] = 32,
+    channels: Annotated[int, typer.Option(min=1, max=4096, help="Channels of the images.")] = 3,
+    classes: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of classes.")] = 100,
     json: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="Write the list as records, with every tap.")
     ] = None,

@@ -16,11 +16,12 @@ PASSED = "passed.json"  # always the same: what depends on it runs after the che
 def main(
     out: Annotated[Path, typer.Option(help="Folder to make: one json a block, defaults filled in.")],
     mark: command.Mark = None,
+    prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")] = Path("data/prepared"),
     params: command.Params = Path("params.yaml"),
 ) -> None:
     """Check params.yaml, plug-ins, networks and tables included, and write one json for every block of it."""
     from pipeline.artifacts import publish
-    from pipeline.params.base import parse, text
+    from pipeline.params.document import parse, text
 
     content = text(params)
     parsed = parse(content, params)
@@ -28,6 +29,7 @@ def main(
     with command.loading():
         from pipeline.runs import check
         from pipeline.runs.blocks import blocks
+        from pipeline.runs.raw_files import changes
 
     project = check.project(parsed)
     with publish.building(out) as scratch:
@@ -37,6 +39,7 @@ def main(
         (scratch / CHECKED).write_bytes(content.encode("utf-8"))
         publish.write_json(scratch / PASSED, True)
     command.mark(mark)
+    command.warn(changes(project.params, prepared))
 
 
 if __name__ == "__main__":

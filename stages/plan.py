@@ -63,15 +63,17 @@ def main(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as json.")] = False,
 ) -> None:
     """Plan all of params.yaml: artifacts, bytes, files, forward passes of the teachers, break-even, disk."""
-    from pipeline.params.base import read
+    from pipeline.params.document import read
 
     content = read(params)
 
     from pipeline.errors import MachineError
     from pipeline.runs.check import project
     from pipeline.runs.planning import plan
+    from pipeline.runs.raw_files import changes
 
     checked = project(content)
+    command.warn(changes(checked.params, prepared))
     names = {teacher.dataset for teacher in checked.params.teachers.values()}
     names |= {student.dataset for student in checked.params.students.values()}
     found = plan(checked, {name: _meta(prepared, name) for name in sorted(names)})
@@ -95,7 +97,7 @@ def main(
 def _meta(prepared: Path, name: str) -> Meta:
     from pipeline.data.prepared import Prepared
 
-    return Prepared.open(prepared / name, f"dvc repro prepare_data@{name}").meta
+    return Prepared.open(prepared / name).meta
 
 
 def _made(item: Item, state: State) -> int:
@@ -246,7 +248,7 @@ def _known(repo: Any, params: Path) -> State:
     from tempfile import TemporaryDirectory
 
     from pipeline.params import checks
-    from pipeline.params.base import read
+    from pipeline.params.document import read
 
     root = Path(repo.root_dir)
     # DVC makes the stages that are rehearsed from this file, whichever one is planned.

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stages import command
 
+if TYPE_CHECKING:
+    from pipeline.data.raw.listing import Listed
+
+MOST_NAMED = 20  # damaged files that are told by name
+
 
 def main(
     block: Annotated[Path, typer.Argument(help="The data set's json, made by stages.params.")],
     out: Annotated[Path, typer.Option("--out", help="The folder to make.")],
+    raw: command.Raw = None,
 ) -> None:
     """Prepare a data set: raw files to uint8 arrays, labels, splits and fingerprints."""
     from pipeline import plugin
@@ -31,10 +40,59 @@ def main(
     publish.remove(out)  # at once: a source that cannot be opened leaves no stale data behind
 
     from pipeline.data.preparation import prepare
+    from pipeline.data.raw import place
 
-    meta = prepare(plug.open_source(config), asked.source, config, out, made_by=asked.stage)
+    if raw is not None:
+        os.environ[place.VARIABLE] = str(raw)  # where each reader of raw files looks, in every stage
+
+    with _forced(asked.stage):
+        source = plug.open_source(config)
+        meta = prepare(source, asked.source, config, out, made_by=asked.stage)
     counts = ", ".join(f"{split} {number}" for split, number in meta.samples.items())
     print(f"{out}: {meta.channels}x{meta.size}x{meta.size}, {len(meta.classes)} classes, {counts}")
+    if source.listed is not None:
+        _print_raw(out, source.listed, asked.stage)
+
+
+def _print_raw(out: Path, listed: Listed, stage: str) -> None:
+    """Say which raw files count, which do not, and what to do after a change of them."""
+    from pipeline.artifacts import advice
+    from pipeline.data.raw import listing, record
+    from pipeline.errors import StillhouseError
+
+    def say(text: str) -> None:
+        print(StillhouseError(text))  # one line, whatever is in the names
+
+    left_out = listing.described(listed.left_out)
+    if left_out:
+        say(f"left out of {listed.root}: {left_out}")
+    skipped = record.read(out).skipped
+    for name in skipped[:MOST_NAMED]:
+        say(f"skipped, because it is damaged: {name}")
+    if len(skipped) > MOST_NAMED:
+        say(f"skipped: {len(skipped)} damaged files in all, listed in {out / record.FILE}")
+    say(
+        f"{listed.count:,} raw files were listed as they lie there now; after a change: "
+        f"{advice.forced(f'dvc repro {stage}')}"
+    )
+
+
+@contextmanager
+def _forced(stage: str) -> Iterator[None]:
+    """Say with errors of raw files that end with `dvc repro` how to prepare them in any case.
+
+    DVC does not look at raw files: once they were prepared, it would fetch what was made of them then.
+    """
+    from pipeline.artifacts import advice
+    from pipeline.errors import DataError
+
+    try:
+        yield
+    except DataError as error:
+        text, command, rest = str(error).rpartition("dvc repro")
+        if not command or rest:
+            raise
+        raise DataError(text + advice.forced(f"{command} {stage}")) from None
 
 
 if __name__ == "__main__":

@@ -76,12 +76,13 @@ def main(
 
     def ready(student: StudentInputs, number: int, title: str, scratch: Path) -> Assembly:
         identity = hashing.identity(student, number, where.precision, hashes)
-        job = Job(scratch, where, identity, title, f"pretrain_student@{student.student}-{number}")
+        made_by = f"pretrain_student@{student.student}-{number}"
+        job = Job(scratch, where, identity, title, made_by, hashing.content_hash(student.of_seed(number)))
         return prepare(job, student.network, student.recipe, student.views, prepared, number)
 
     def finish(student: StudentInputs, number: int, scratch: Path) -> None:
         if where.ranks.first:
-            publish.write_json(scratch / "inputs.json", student.model_dump(mode="json") | {"seed": number})
+            publish.write_json(scratch / "inputs.json", student.of_seed(number))
 
     cohorts.train(
         [

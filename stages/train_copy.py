@@ -50,7 +50,12 @@ def main(
     with publish.building(out, resume=True) as scratch:
         job = Job(scratch, where, identity, f"copy {copy.name}", copy.stage)
         train(copy, data, weights, store, job, batch_size=batch_size, resident_bytes=resident << 20)
-        about = {"made_by": copy.stage, "teacher": copy.teacher, "weights": stored.weights["last"]}
+        about = {
+            "made_by": copy.stage,
+            "teacher": copy.teacher,
+            "weights": stored.weights["last"],
+            "settings": hashing.content_hash(copy.model_dump(mode="json")),
+        }
         publish.write_json(scratch / "copy.json", about)
 
 

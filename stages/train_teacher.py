@@ -41,12 +41,13 @@ def main(
         from pipeline.training.assembly import Job
 
     prepared = Prepared.open(data)
+    meta = prepared.meta
     spec = NetworkSpec(
         family=teacher.family,
         network=teacher.network,
-        size=prepared.meta.size,
-        channels=prepared.meta.channels,
-        classes=len(prepared.meta.classes),
+        size=meta.size,
+        channels=meta.channels,
+        classes=len(meta.classes),
         weights=teacher.weights,
     )
     # Before the output is touched: a slip in an option must not cost what is there.
@@ -60,11 +61,12 @@ def main(
         deterministic=deterministic,
     )
     code = closure.digest(["stages.train_teacher", plugin.module("networks", teacher.family)])
-    identity = hashing.identity(teacher, prepared.meta, where.precision, code)
+    identity = hashing.identity(teacher, meta, where.precision, code)
 
     anchors = {anchor_name(share): share for share in teacher.anchors}
     with distributed.building(out, where.ranks) as scratch:
-        job = Job(scratch, where, identity, f"teacher {teacher.teacher}", teacher.stage)
+        inputs = hashing.content_hash(teacher.trained_from(meta.fingerprint, meta.mean, meta.std))
+        job = Job(scratch, where, identity, f"teacher {teacher.teacher}", teacher.stage, inputs)
         train(job, spec, teacher.recipe, teacher.views, prepared, teacher.seed, anchors)
 
 

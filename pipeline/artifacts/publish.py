@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.artifacts import advice
 from pipeline.errors import DamagedArtifactError, MachineError, MissingArtifactError
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ DISK_ERRORS = frozenset(
         errno.EIO,
         errno.ENOTDIR,
         errno.EEXIST,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ESTALE,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
     )
 )
 
@@ -133,15 +139,13 @@ def read_json(path: Path, hint: str) -> Any:
         DamagedArtifactError: it is not json.
     """
     if path.is_dir():
-        raise DamagedArtifactError(f"{path} is a folder, expected a json file. Make it with: {hint}")
+        raise DamagedArtifactError(f"{path} is a folder, expected a json file. {advice.again(hint)}")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-    except ValueError as error:
-        raise DamagedArtifactError(
-            f"{path} is not valid json ({error}). Make it again with: {hint}"
-        ) from None
+    except (ValueError, RecursionError) as error:  # the latter of lists in lists, a thousand deep
+        raise DamagedArtifactError(f"{path} is not valid json ({error}). {advice.again(hint)}") from None
 
 
 @contextmanager

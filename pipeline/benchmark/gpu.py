@@ -18,6 +18,7 @@ from pipeline.benchmark.step import cached_logits, distillation, learner, side_b
 from pipeline.benchmark.timing import Rates, Run, interleaved, synchronize, timed
 from pipeline.benchmark.toolkit import Toolkit
 from pipeline.benchmark.words import WORDS, Given
+from pipeline.data.image_array import ImageArray
 from pipeline.features import codebook
 from pipeline.features.source import TeacherSource
 from pipeline.networks.network import Shape, build, probe
@@ -64,12 +65,12 @@ def loops(bench: Bench) -> list[Record]:
 def _loops(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]:
     spec, machine, scale = bench.spec(student_name), bench.machine, bench.scale
     data = bench.prepared(scale.images).split("train")
-    assert isinstance(data.images, np.ndarray)
+    assert isinstance(data.images, ImageArray)
     # Its workers start first: a fork copies nothing of the store's threads then.
     toolkit = Toolkit(
         build(spec, 0),
         bench.random(teacher_name),
-        data.images,
+        data.images.pixels,
         data.labels,
         machine.device,
         scale.batch_size,
@@ -82,7 +83,7 @@ def _loops(bench: Bench, teacher_name: str, student_name: str) -> dict[str, Run]
     students = [learner(bench, spec, cached, batches) for _ in range(COHORT)]
     plain = PlainLoop(
         build(spec, 0),
-        torch.from_numpy(np.array(data.images)),
+        torch.from_numpy(data.images.block(0, len(data))),
         torch.from_numpy(np.array(data.labels)),
         torch.randn(len(data), spec.classes, generator=seeding.generator("logits")).half(),
         machine,

@@ -13,7 +13,15 @@ from torch import nn
 
 from pipeline import seeding
 from pipeline.compute.machine import Machine
-from pipeline.data.layout import Meta, fingerprinting, images_path, labels_path, meta_path
+from pipeline.data.layout import (
+    Meta,
+    fingerprinting,
+    hashes_path,
+    image_hashes,
+    images_path,
+    labels_path,
+    meta_path,
+)
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import view_space
@@ -190,17 +198,20 @@ def generate(folder: Path, samples: int, size: int) -> Prepared:
 
     shape = (samples, 3, size, size)
     images = np.lib.format.open_memmap(images_path(folder, "train"), mode="w+", dtype=np.uint8, shape=shape)
-    digest = fingerprinting(classes, shape, labels)
+    hashes = []
     for start in range(0, samples, BLOCK):
         block = images[start : start + BLOCK]
         block[:] = draw.integers(0, 256, block.shape, np.uint8)
-        digest.update(np.ascontiguousarray(block).data)
+        hashes.append(image_hashes(block))
 
     # On the disk before anything else opens the file.
     images.flush()
     del images
     np.save(labels_path(folder, "train"), labels)
+    np.save(hashes_path(folder, "train"), np.concatenate(hashes))
 
+    digest = fingerprinting(classes, shape, labels)
+    digest.update(np.concatenate(hashes).data)
     meta = Meta(
         source="generated",
         classes=classes,
@@ -211,7 +222,7 @@ def generate(folder: Path, samples: int, size: int) -> Prepared:
         std=(0.3, 0.3, 0.3),
         fingerprint={"train": digest.hexdigest()},
     )
-    meta_path(folder).write_text(meta.model_dump_json())
+    meta_path(folder).write_text(meta.sealed().model_dump_json())
     return Prepared.open(folder)
 
 

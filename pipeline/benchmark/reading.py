@@ -15,8 +15,9 @@ from pipeline.benchmark.material import Bench
 from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import interleaved, timed
 from pipeline.features import store
+from pipeline.features.layout import Layout
 from pipeline.features.shards import ShardWriter
-from pipeline.features.store import Layout, StoredArray
+from pipeline.features.store import StoredArray
 
 Array = NDArray[Any]
 

@@ -11,6 +11,9 @@ Example:
         train, test = (ArraySplit(*read(config.path / name)) for name in ("train", "test"))
         return Source(NAMES, channels=1, size=8, train=train, test=test)
 
+A source whose raw files can be listed without opening them may also have `listed(config) -> Listed`: `stages.plan` and
+`stages.params` say by it whether they are still those that were prepared.
+
 What becomes of a source is in `layout.py`, which those who read prepared data import: an edit of this contract reruns
 the preparation alone.
 """
@@ -19,13 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from pipeline.data.layout import Files
+from pipeline.data.raw.listing import Links, Listed
 from pipeline.params.base import Block
 
 
@@ -52,6 +56,20 @@ class DatasetConfig(Block):
                 "Expected one value a channel, in [0, 1]: divide those of pixels in 0..255 by 255"
             )
         return values
+
+
+class FolderConfig(DatasetConfig):
+    """Settings of every data set that is folders of images.
+
+    Attributes:
+        links: "inside" follows links that stay within the folder of the data set and refuses others; "anywhere" follows
+            all.
+        damaged: "refuse" stops at the first file that cannot be decoded; "skip" leaves such files out and lists them in
+            `raw.json` of the prepared data, for one more decoding of every image.
+    """
+
+    links: Links = "inside"
+    damaged: Literal["refuse", "skip"] = "refuse"
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,7 @@ class Source:
         test: samples for evaluation (some data sets call them validation).
         mean: published normalization per channel in [0, 1], or None.
         std: as `mean`.
+        listed: the raw files as they were found; None where checksums say what they are, or there are none.
         files: where it is, the files are indexed and not copied; the splits are then `raw.image_files.FileSplit`.
     """
 
@@ -117,3 +136,4 @@ class Source:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     files: Files | None = None
+    listed: Listed | None = None

@@ -7,9 +7,9 @@ was fingerprinted, and a file that was changed, truncated or exchanged since is 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.raw import image_files
+from pipeline.artifacts import advice
+from pipeline.data.layout import HASH_BYTES, image_hash
+from pipeline.data.raw import image_files, place, regular
 from pipeline.errors import DataError
-
-HASH_BYTES = 16
 
 
 class Box(NamedTuple):
@@ -46,11 +46,6 @@ def record_type(path_bytes: int) -> np.dtype[Any]:
     )
 
 
-def content_hash(content: bytes) -> bytes:
-    """Return the hash of a file's content."""
-    return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
-
-
 @dataclass(frozen=True)
 class FileIndex:
     """The images of a split, decoded when they are asked for.
@@ -58,7 +53,7 @@ class FileIndex:
     Attributes:
         folder: the prepared data, for errors.
         made_by: the DVC stage that made them, for errors.
-        root: the folder that the paths start from.
+        root: the folder that the paths start from, as the settings of the source give it.
         records: `record_type` (N,), mapped from disk.
         channels: 1 (gray) or 3 (color).
         size: height and width to give, in pixels.
@@ -72,6 +67,11 @@ class FileIndex:
     channels: int
     size: int
     resize: int
+
+    @cached_property
+    def here(self) -> Path:
+        """The folder that the paths start from, on this machine."""
+        return place.located(self.root)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -94,7 +94,7 @@ class FileIndex:
         path = self._path(row)
         image = image_files.decode(str(path), self._content(row, path), self.channels, self._again)
         if box is None:
-            return image_files.array(image_files.plain(image, self.resize, self.size))
+            return image_files.array(image_files.plain(str(path), image, self.resize, self.size))
 
         # Cropped before it is resized: the filter then mixes in no pixel from outside the box.
         image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
@@ -105,28 +105,28 @@ class FileIndex:
 
     @property
     def _again(self) -> str:
-        return f"dvc repro --force {self.made_by}"
+        return advice.forced(f"dvc repro {self.made_by}")
 
     def _path(self, row: int) -> Path:
         # Paths are bytes on disk and need not be valid UTF-8.
-        return self.root / os.fsdecode(self.records["path"][row])
+        return self.here / os.fsdecode(self.records["path"][row])
 
     def _content(self, row: int, path: Path) -> bytes:
         try:
-            content = path.read_bytes()
+            content = regular.read(path, self._again)
         except FileNotFoundError:
             # Where the raw data are missing as a whole, one file's name says too little.
-            if not self.root.is_dir():
+            if not self.here.is_dir():
                 raise DataError(
-                    f"{self.root} does not exist, and {self.folder} only lists the images there. Put the raw files "
-                    f"of the data set into {self.root}, then run the same command again."
+                    f"{self.here} does not exist, and {self.folder} only lists the images there. Put the raw files "
+                    f"of the data set into {self.here}, then run the same command again.{place.hint(self.root)}"
                 ) from None
             raise DataError(
                 f"{path} does not exist, but {self.folder} lists it. Put the file back, or list the files anew "
                 f"with: {self._again}"
             ) from None
 
-        if content_hash(content) != self.records["hash"][row].tobytes():
+        if image_hash(content) != self.records["hash"][row].tobytes():
             listed = f"({self.records['bytes'][row]:,} bytes)"
             raise DataError(
                 f"{path} has {len(content):,} bytes that are not those of the file that {self.folder} lists {listed}. "

@@ -1,4 +1,7 @@
-"""The writer of indexed data: every file is read once, and its name, size and hash are kept, not its pixels."""
+"""The writer of indexed data: every file is read once, and its name, size and hash are kept, not its pixels.
+
+Every file is decoded too: a damaged one would otherwise stop a training, hours later.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from numpy.typing import NDArray
 
 from pipeline.data import histogram
 from pipeline.data.dataset import Source
-from pipeline.data.file_index import content_hash, record_type
-from pipeline.data.layout import files_path, fingerprinting
+from pipeline.data.file_index import record_type
+from pipeline.data.layout import files_path, fingerprinting, image_hash, index_hash
 from pipeline.data.raw import image_files
 from pipeline.data.raw.image_files import FileSplit
+from pipeline.data.raw.place import located
 from pipeline.progress import Advance
 
 _BLOCK = 64  # files a thread that are read before their records are written
@@ -29,7 +33,7 @@ def index(
     advance: Advance,
     *,
     measure: bool,
-) -> tuple[dict[str, str], NDArray[np.int64]]:
+) -> tuple[dict[str, str], dict[str, str], NDArray[np.int64]]:
     """List the files of every split in `folder`.
 
     Args:
@@ -37,14 +41,14 @@ def index(
         source: the data set; its splits are files.
         held_out: which training files are held out for model selection, bool (N,).
         advance: reports samples done.
-        measure: decode the training images, to count their pixel values; otherwise only their heads are read.
+        measure: count the pixel values of the training images.
 
     Returns:
-        Fingerprints by split, which depend on the content of the files and not on where they lie; and the counts
-        of the training images' pixel values, int64 (C, 256).
+        Fingerprints by split, which depend on the content of the files and not on where they lie; the hashes of the
+        lists by split; and the counts of the training images' pixel values, int64 (C, 256).
 
     Raises:
-        DataError: a file that cannot be read, by name.
+        DataError: a file that cannot be read or decoded, by name.
     """
     assert source.files is not None
     assert isinstance(source.train, FileSplit)
@@ -54,18 +58,19 @@ def index(
         parts["holdout"] = (source.train, np.flatnonzero(held_out))
     parts["test"] = (source.test, np.arange(len(source.test.labels)))
 
-    fingerprints, counts = {}, np.zeros((source.channels, 256), dtype=np.int64)
-    threads = os.cpu_count() or 1
+    fingerprints, listing, counts = {}, {}, np.zeros((source.channels, 256), dtype=np.int64)
+    threads, root = os.cpu_count() or 1, located(source.files.root)
     for split, (raw, rows) in parts.items():
-        names = [os.fsencode(os.path.relpath(raw.paths[row], source.files.root)) for row in rows.tolist()]
+        names = [os.fsencode(os.path.relpath(raw.paths[row], root)) for row in rows.tolist()]
         # numpy's strings have one width, so all paths get that of the longest.
         kind = record_type(max(map(len, names)))
 
         labels = raw.labels[rows]
         shape = (len(rows), raw.channels, raw.size, raw.size)
         digest = fingerprinting(source.classes, (*shape, source.files.resize), labels)
+        listed = index_hash()
 
-        scan = partial(_scan, raw, decode=measure and split == "train")
+        scan = partial(_scan, raw, measure=measure and split == "train")
         with files_path(folder, split).open("wb") as file, ThreadPoolExecutor(threads) as pool:
             # The header goes first and the records block by block: the list is never whole in memory.
             header = {
@@ -83,18 +88,21 @@ def index(
                     counts += counted
 
                 file.write(records.tobytes())
+                listed.update(records.tobytes())
                 digest.update(records["hash"].tobytes())
                 advance(len(block))
-        fingerprints[split] = digest.hexdigest()
-    return fingerprints, counts
+        fingerprints[split], listing[split] = digest.hexdigest(), listed.hexdigest()
+    return fingerprints, listing, counts
 
 
 def _scan(
-    raw: FileSplit, path: str, *, decode: bool
+    raw: FileSplit, path: str, *, measure: bool
 ) -> tuple[tuple[int, int, int, NDArray[np.uint8]], NDArray[np.int64] | int]:
     """Return a file's record without its name, and the counts of its plain view's pixel values, or 0."""
     content = image_files.read(path)
-    height, width = image_files.dimensions(path, content)
-    digest = np.frombuffer(content_hash(content), dtype=np.uint8)
-    counts: Any = histogram.count(raw.pixels(path, content)[None]) if decode else 0
-    return (len(content), height, width, digest), counts
+    image = image_files.decode(path, content, raw.channels)
+    # Training finds out no later than here that a file is too narrow to be resized.
+    image_files.resized_size(path, image, raw.resize or raw.size)
+    digest = np.frombuffer(image_hash(content), dtype=np.uint8)
+    counts: Any = histogram.count(raw.view(path, image)[None]) if measure else 0
+    return (len(content), image.height, image.width, digest), counts

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pipeline.compute.resident import shared
 from pipeline.data.file_index import Box, FileIndex
-from pipeline.data.prepared import Split, verified
+from pipeline.data.image_array import ImageArray
+from pipeline.data.prepared import Split
 from pipeline.data.raw import image_files
 from pipeline.data.views import RandomResizedCropSpace, ViewSpace, view_ids
 
@@ -43,8 +44,9 @@ class Images(Protocol):
             index: sample indices int64 (B,), on the CPU.
 
         Returns:
-            A function that returns uint8 (B, C, H, W) on the device. Of indexed data it raises DataError for a file
-            that is missing, no image, or not the one that was indexed.
+            A function that returns uint8 (B, C, H, W) on the device. Of copied data it raises DamagedArtifactError
+            for an image that is not the one that was prepared; of indexed data DataError for a file that is missing,
+            no image, or not the one that was indexed.
         """
         ...
 
@@ -92,21 +94,21 @@ class MappedImages:
     """Images are read from the disk, batch by batch.
 
     Args:
-        images: uint8 (N, C, H, W), mapped.
+        images: of copied data.
         space: the views.
         device: where the views go.
     """
 
     ahead = 0
 
-    def __init__(self, images: NDArray[np.uint8], space: ViewSpace, device: torch.device) -> None:
+    def __init__(self, images: ImageArray, space: ViewSpace, device: torch.device) -> None:
         self.images, self.space, self.device = images, space, device
 
     def begin(self, slot: int, index: Tensor) -> Callable[[], Tensor]:
         """Read when the views are taken; see `Images.begin`."""
 
         def finish() -> Tensor:
-            image = torch.from_numpy(self.images[index.numpy()]).to(self.device)
+            image = torch.from_numpy(self.images.rows(index.numpy())).to(self.device)
             rows = index.to(self.device)
             return self.space.apply(image, view_ids(self.space, slot, rows), rows)
 
@@ -181,9 +183,12 @@ def open_images(split: Split, space: ViewSpace, device: torch.device) -> tuple[I
         the images, and labels int64 (N,) on the device.
     """
     labels = torch.from_numpy(np.array(split.labels)).to(device)
-    if isinstance(split.images, FileIndex):
-        return DecodedImages(split.images, space, device), labels
-    return ResidentImages(shared(split.fingerprint, device, lambda: verified(split)), space), labels
+    images = split.images
+    if isinstance(images, FileIndex):
+        return DecodedImages(images, space, device), labels
+    return ResidentImages(
+        shared(split.fingerprint, device, lambda: images.block(0, len(images))), space
+    ), labels
 
 
 def stream_images(split: Split, space: ViewSpace, device: torch.device) -> Images:

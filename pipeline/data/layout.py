@@ -1,24 +1,31 @@
 """The layout of prepared data, which are plain arrays.
 
-`<split>_images.npy` uint8 (N, C, H, W), `<split>_labels.npy` int64 (N,), and `meta.json` (`Meta`). Indexed data have
-`<split>_files.npy` (`file_index.py`) in the place of the images, which stay in their files. Splits are `train`, `test`
-and, when a part is held out for model selection, `holdout`. `preparation.py` writes them and `prepared.py` reads them:
-two modules, so that an edit of the writer reruns no stage that reads.
+`<split>_images.npy` uint8 (N, C, H, W), `<split>_hashes.npy` uint8 (N, 16) of each image, `<split>_labels.npy` int64
+(N,), and `meta.json` (`Meta`). Indexed data have `<split>_files.npy` (`file_index.py`) in the place of images and
+hashes: the images stay in their files, and each record has the hash of one. Splits are `train`, `test` and, when a part
+is held out for model selection, `holdout`. `preparation.py` writes them and `prepared.py` reads them: two modules, so
+that an edit of the writer reruns no stage that reads.
+
+Every byte is hashed. `meta.json` has the hash of its own content and, by split, that of class names, labels and hashes:
+whoever opens the data compares these at once. Images are compared row by row when they are read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artifacts.hashing import content_hash
 from pipeline.params.base import Block
 
-SCHEMA = 1
+SCHEMA = 2
+HASH_BYTES = 16
 
 
 class Files(Block):
@@ -48,6 +55,8 @@ class Meta(Block):
         std: per channel.
         fingerprint: hash of the images, labels and class names of each split, by split.
         files: how files become images, of indexed data alone.
+        listing: hash of the list of files, by split, of indexed data alone.
+        seal: hash of all of the above.
     """
 
     schema_version: int = SCHEMA
@@ -61,26 +70,58 @@ class Meta(Block):
     std: tuple[float, ...]
     fingerprint: dict[str, str]
     files: Files | None = None
+    listing: dict[str, str] | None = None
+    seal: str = ""
+
+    def sealed(self) -> Self:
+        """Return the same with the hash of all other fields."""
+        return self.model_copy(update={"seal": seal(self.model_dump(mode="json"))})
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """Return the hash of what `meta.json` holds, but for the seal itself."""
+    return content_hash({key: value for key, value in content.items() if key != "seal"})
 
 
 def fingerprinting(
     classes: Sequence[str], shape: Sequence[int], labels: NDArray[np.int64]
 ) -> hashlib.blake2b:
-    """Return the hash of a split, to which its images uint8 (N, C, H, W) are still to be added.
+    """Return the hash of a split, to which the hashes uint8 (N, 16) of its images are still to be added.
 
     Args:
         classes: class names.
         shape: (N, C, H, W) of the images, and what else decides on their pixels.
         labels: int64 (N,).
     """
-    digest = hashlib.blake2b(json.dumps([list(classes), list(shape)]).encode(), digest_size=16)
+    digest = hashlib.blake2b(json.dumps([list(classes), list(shape)]).encode(), digest_size=HASH_BYTES)
     digest.update(labels.astype("<i8").tobytes())
     return digest
+
+
+def index_hash() -> hashlib.blake2b:
+    """Return the hash of a list of files, to which its records are still to be added."""
+    return hashlib.blake2b(digest_size=HASH_BYTES)
+
+
+def image_hash(content: bytes | memoryview) -> bytes:
+    """Return the hash of an image's pixels, or of its file."""
+    return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
+
+
+def image_hashes(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the hash of each of the images uint8 (n, C, H, W): uint8 (n, 16)."""
+    rows = np.ascontiguousarray(images)
+    return np.frombuffer(b"".join([image_hash(row.data) for row in rows]), np.uint8).reshape(-1, HASH_BYTES)
 
 
 def images_path(folder: Path, split: str) -> Path:
     """Return where prepared data keep the images of `split`."""
     return folder / f"{split}_images.npy"
+
+
+def hashes_path(folder: Path, split: str) -> Path:
+    """Return where prepared data keep the hashes of the images of `split`."""
+    return folder / f"{split}_hashes.npy"
 
 
 def files_path(folder: Path, split: str) -> Path:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,17 @@ from pipeline import progress
 from pipeline.artifacts import publish
 from pipeline.data import file_scan, histogram
 from pipeline.data.dataset import DatasetConfig, RawSplit, Source
-from pipeline.data.layout import Meta, fingerprinting, images_path, labels_path, meta_path
+from pipeline.data.layout import (
+    Meta,
+    fingerprinting,
+    hashes_path,
+    image_hashes,
+    images_path,
+    labels_path,
+    meta_path,
+)
+from pipeline.data.raw import record
+from pipeline.data.raw.screening import screened
 from pipeline.errors import DataError, MachineError, ParamsError
 
 BLOCK_BYTES = 16 * 2**20
@@ -58,6 +68,7 @@ def prepare(
         MachineError: the disk is too full.
     """
     _check(source, name, config)
+    source, skipped = screened(source, name)
     mask = held_out(source.train.labels, config.holdout, config.holdout_seed)
     labels = {"train": source.train.labels[~mask]}
     if mask.any():
@@ -66,18 +77,16 @@ def prepare(
     total = sum(map(len, labels.values()))
 
     with publish.building(out) as folder, progress.bar(f"prepare {name}", total) as advance:
+        listing: dict[str, str] | None = None
         if source.files is None:
             rows = max(1, block_bytes // (source.channels * source.size**2))
             fingerprint, counts = _copy(source, name, folder, mask, labels, rows, advance)
         else:
-            # Files are decoded only where mean or std must be measured: of a large set that takes long.
             measure = None in (config.mean or source.mean, config.std or source.std)
-            fingerprint, counts = file_scan.index(folder, source, mask, advance, measure=measure)
+            fingerprint, listing, counts = file_scan.index(folder, source, mask, advance, measure=measure)
 
         for split, values in labels.items():
-            content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
-            np.save(content, values)
-            labels_path(folder, split).write_bytes(content.getvalue())
+            _save(labels_path(folder, split), values)
 
         mean, std = _normalization(source, config, counts)
         meta = Meta(
@@ -91,8 +100,11 @@ def prepare(
             std=std,
             fingerprint=fingerprint,
             files=source.files,
-        )
+            listing=listing,
+        ).sealed()
         publish.write_json(meta_path(folder), meta.model_dump(mode="json"))
+        if source.listed is not None:
+            record.write(folder, source.listed, skipped)
     return meta
 
 
@@ -130,7 +142,7 @@ def _copy(
             writers["test"].write(block)
             advance(len(block))
 
-        return {split: writer.fingerprint() for split, writer in writers.items()}, counts
+        return {split: writer.finish() for split, writer in writers.items()}, counts
 
 
 def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
@@ -175,11 +187,12 @@ class _Writer:
 
     def __init__(self, folder: Path, split: str, labels: NDArray[np.int64], source: Source) -> None:
         shape = (len(labels), source.channels, source.size, source.size)
-        self._file = images_path(folder, split).open("wb")
+        self._file, self._hashes_path = images_path(folder, split).open("wb"), hashes_path(folder, split)
         # As numpy.save begins a file, for data that come in blocks.
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
         self._hash = fingerprinting(source.classes, shape, labels)
+        self._hashes: list[NDArray[np.uint8]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -191,14 +204,22 @@ class _Writer:
 
     def write(self, block: NDArray[np.uint8]) -> None:
         """Append images uint8 (n, C, H, W)."""
-        # One buffer for the file and the hash, and no copy of a block that is contiguous.
-        content = np.ascontiguousarray(block).reshape(-1).data
-        self._file.write(content)
-        self._hash.update(content)
+        self._hashes.append(image_hashes(block))
+        # No copy of a block that is contiguous.
+        self._file.write(np.ascontiguousarray(block).reshape(-1).data)
 
-    def fingerprint(self) -> str:
-        """Return the hash of class names, shape, labels and images, 32 hexadecimal digits."""
+    def finish(self) -> str:
+        """Write the hashes of all images; return that of class names, shape, labels and images."""
+        hashes = np.concatenate(self._hashes)
+        _save(self._hashes_path, hashes)
+        self._hash.update(hashes.data)
         return self._hash.hexdigest()
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
+    np.save(content, array)
+    path.write_bytes(content.getvalue())
 
 
 def _normalization(

@@ -1,12 +1,13 @@
 """The reader of prepared data: memory maps, checked against their `meta.json`.
 
-Nothing is read of the raw files of indexed data before an image is asked for: what needs labels and names alone
-works where the raw files are not.
+All but the images is compared with its hash when the data are opened, and the images when they are read. None is read
+before it is asked for: what needs labels and names alone works where the raw files of indexed data are not.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,10 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipeline.artifacts import advice
 from pipeline.artifacts.publish import read_json
+from pipeline.data.array_file import header, open_array
 from pipeline.data.file_index import FileIndex, record_type
-from pipeline.data.layout import SCHEMA, Meta, files_path, fingerprinting, images_path, labels_path, meta_path
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, unknown_name
+from pipeline.data.image_array import ImageArray
+from pipeline.data.layout import (
+    HASH_BYTES,
+    SCHEMA,
+    Meta,
+    files_path,
+    fingerprinting,
+    hashes_path,
+    images_path,
+    index_hash,
+    labels_path,
+    meta_path,
+    seal,
+)
+from pipeline.errors import DamagedArtifactError, StaleArtifactError, unknown_name
+
+_BLOCK = 1 << 16  # records that are hashed at a time
 
 
 @dataclass(frozen=True)
@@ -27,8 +45,8 @@ class Split:
 
     Attributes:
         name: for instance "train".
-        images: uint8 (N, C, H, W), mapped from disk, read-only; or the index of the files that hold them. Both
-            give a plain image (C, H, W) by its row.
+        images: those of copied data, mapped from disk, or the index of the files that hold them. Both give a plain
+            image uint8 (C, H, W) by its row, and compare it with its hash.
         labels: int64 (N,).
         fingerprint: hash of the images, labels and class names.
         classes: class names.
@@ -37,7 +55,7 @@ class Split:
     """
 
     name: str
-    images: NDArray[np.uint8] | FileIndex
+    images: ImageArray | FileIndex
     labels: NDArray[np.int64]
     fingerprint: str
     classes: tuple[str, ...]
@@ -63,23 +81,17 @@ class Prepared:
     splits: dict[str, Split]
 
     @classmethod
-    def open(cls, folder: Path, hint: str = "dvc repro") -> Self:
-        """Open `folder` and check that its arrays are those that its `meta.json` names; images stay on disk.
-
-        Args:
-            folder: the prepared data.
-            hint: the command that makes them, for the error where they cannot say so themselves.
+    def open(cls, folder: Path) -> Self:
+        """Open `folder` and check that all but its images is what was prepared; images stay on disk.
 
         Raises:
             MissingArtifactError: the folder or one of its files is not there.
             StaleArtifactError: it was written in another layout.
-            DamagedArtifactError: a file is not what `meta.json` says.
+            DamagedArtifactError: a file is not what `meta.json` says, or that itself is not what was written.
         """
-        meta = _read_meta(meta_path(folder), hint)
-        # From here on the data themselves say which stage makes them.
-        hint = f"dvc repro {meta.made_by}"
-        splits = {split: _open_split(folder, split, meta, hint) for split in meta.samples}
-        return cls(folder, meta, splits)
+        # The folder is named for the data set; once read, the data themselves say which stage makes them.
+        meta = _read_meta(meta_path(folder), f"dvc repro prepare_data@{folder.name}")
+        return cls(folder, meta, {split: _open_split(folder, split, meta) for split in meta.samples})
 
     def split(self, name: str) -> Split:
         """Return the split `name`.
@@ -93,76 +105,68 @@ class Prepared:
         return self.splits[name]
 
 
-def verified(split: Split) -> NDArray[np.uint8]:
-    """Return a copy of all images uint8 (N, C, H, W) of a split that is not indexed.
-
-    Raises:
-        DamagedArtifactError: the bytes, or the labels', are not those that were prepared.
-    """
-    assert isinstance(split.images, np.ndarray)
-    images = np.array(split.images)  # a copy: torch cannot hold a read-only map
-    digest = fingerprinting(split.classes, images.shape, split.labels)
-    digest.update(images.data)
-    if digest.hexdigest() != split.fingerprint:
-        raise DamagedArtifactError(
-            f"{images_path(split.folder, split.name)} or its labels are not what was prepared: they hash to "
-            f"{digest.hexdigest()[:8]}, meta.json says {split.fingerprint[:8]}. Make them again with: "
-            f"dvc repro --force {split.made_by}"
-        )
-    return images
-
-
 def _read_meta(path: Path, hint: str) -> Meta:
     content = read_json(path, hint)
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA:
         raise StaleArtifactError(
-            f"{path} has schema version {version}, expected {SCHEMA}. Make it again with: {hint}"
+            f"{path} has schema version {version}, expected {SCHEMA}. {advice.again(hint)}"
+        )
+    if content.get("seal") != seal(content):
+        raise DamagedArtifactError(
+            f"{path} is not what was written: its content does not have the hash that it gives as 'seal'. "
+            f"{advice.again(hint)}"
         )
 
     try:
-        meta = Meta.model_validate_json(json.dumps(content))  # as json, a list may be a tuple
+        return Meta.model_validate_json(json.dumps(content))  # as json, a list may be a tuple
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise DamagedArtifactError(f"{path}: {place}: {first['msg']}. Make it again with: {hint}") from None
-
-    if set(meta.fingerprint) != set(meta.samples):
-        raise DamagedArtifactError(
-            f"{path} has fingerprints of {', '.join(meta.fingerprint)}, "
-            f"expected of {', '.join(meta.samples)}. Make it again with: {hint}"
-        )
-    return meta
+        raise DamagedArtifactError(f"{path}: {place}: {first['msg']}. {advice.again(hint)}") from None
 
 
-def _open_split(folder: Path, split: str, meta: Meta, hint: str) -> Split:
-    number = meta.samples[split]
-    labels = np.array(_open_array(labels_path(folder, split), (number,), np.dtype("int64"), hint))
-    images: NDArray[np.uint8] | FileIndex
+def _open_split(folder: Path, split: str, meta: Meta) -> Split:
+    hint, number = f"dvc repro {meta.made_by}", meta.samples[split]
+    # Copies: what is in memory is what was hashed.
+    labels = np.array(open_array(labels_path(folder, split), np.dtype("<i8"), (number,), hint))
+    shape: tuple[int, ...] = (number, meta.channels, meta.size, meta.size)
+    images: ImageArray | FileIndex
+
     if meta.files is None:
-        shape = (number, meta.channels, meta.size, meta.size)
-        images = _open_array(images_path(folder, split), shape, np.dtype("uint8"), hint)
+        path = hashes_path(folder, split)
+        hashes = np.array(open_array(path, np.dtype("u1"), (number, HASH_BYTES), hint))
+        pixels = open_array(images_path(folder, split), np.dtype("u1"), shape, hint)
+        images = ImageArray(images_path(folder, split), meta.made_by, pixels, hashes)
     else:
-        records = _open_array(files_path(folder, split), (number,), None, hint)
+        path, shape = files_path(folder, split), (*shape, meta.files.resize)
+        records = _open_records(path, number, (meta.listing or {}).get(split), hint)
+        hashes = records["hash"]
         images = FileIndex(
             folder, meta.made_by, Path(meta.files.root), records, meta.channels, meta.size, meta.files.resize
+        )
+
+    digest = fingerprinting(meta.classes, shape, labels)
+    digest.update(np.ascontiguousarray(hashes).data)
+    if digest.hexdigest() != meta.fingerprint.get(split):
+        raise DamagedArtifactError(
+            f"{labels_path(folder, split)} or {path} is not what was prepared: they do not have the hash that "
+            f"meta.json gives. {advice.again(hint)}"
         )
     return Split(split, images, labels, meta.fingerprint[split], meta.classes, folder, meta.made_by)
 
 
-def _open_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any] | None, hint: str) -> NDArray[Any]:
-    """Map an array; without a dtype, one of an index's records."""
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-    except (ValueError, EOFError) as error:  # a header that is no header, or fewer bytes than it promises
-        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
-    if dtype is None:  # paths are as long as the longest of them
-        dtype = record_type(array.dtype["path"].itemsize if "path" in (array.dtype.names or ()) else 1)
-    if array.shape != shape or array.dtype != dtype:
+def _open_records(path: Path, number: int, expected: str | None, hint: str) -> NDArray[Any]:
+    """Map the list of files, and compare it with its hash."""
+    # Paths are as long as the longest of them.
+    width = re.search(r"'path', '\|S(\d{1,6})'", header(path, hint)[0])
+    records = open_array(path, record_type(int(width[1]) if width else 1), (number,), hint)
+
+    digest = index_hash()
+    for start in range(0, number, _BLOCK):
+        digest.update(records[start : start + _BLOCK].tobytes())
+    if digest.hexdigest() != expected:
         raise DamagedArtifactError(
-            f"{path} holds {array.dtype} {array.shape}, meta.json says {dtype} {shape}. "
-            f"Make it again with: {hint}"
+            f"{path} is not what was prepared: it does not have the hash that meta.json gives. {advice.again(hint)}"
         )
-    return array
+    return records

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute import streams
 from pipeline.data.file_index import FileIndex
+from pipeline.data.image_array import ImageArray
 from pipeline.data.images import DecodedImages, Forward, Images, MappedImages
 from pipeline.data.prepared import Split
 from pipeline.data.views import ViewSpace, view_ids
@@ -70,23 +69,24 @@ class ResidentRanges:
 
 
 class ReadAheadImages:
-    """Images are read from the disk by a thread, into page-locked memory, while a GPU computes.
+    """Images are read from the disk by threads, into page-locked memory, while a GPU computes.
 
     Args:
-        images: uint8 (N, C, H, W), mapped.
+        images: of copied data.
         space: the views.
         device: where the views go.
     """
 
     ahead = 3
 
-    def __init__(self, images: NDArray[np.uint8], space: ViewSpace, device: torch.device) -> None:
+    def __init__(self, images: ImageArray, space: ViewSpace, device: torch.device) -> None:
         self.images, self.space, self.device = images, space, device
-        self._thread = ThreadPoolExecutor(1, "images")
+        # One a batch that is under way: to hash images takes longer than to copy them.
+        self._threads = ThreadPoolExecutor(self.ahead + 1, "images")
 
     def begin(self, slot: int, index: Tensor) -> Callable[[], Tensor]:
         """Start to read; see `Images.begin`."""
-        reading = self._thread.submit(self._read, slot, index)
+        reading = self._threads.submit(self._read, slot, index)
 
         def finish() -> Tensor:
             image, view, rows = (x.to(self.device, non_blocking=True) for x in reading.result())
@@ -97,11 +97,9 @@ class ReadAheadImages:
     def _read(self, slot: int, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return images uint8 (B, C, H, W), view ids int64 (B,) and sample indices int64 (B,), page-locked on a GPU."""
         pinned = self.device.type == "cuda"
-        shape = (len(index), *self.images.shape[1:])
+        shape = (len(index), *self.images.pixels.shape[1:])
         image = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        np.take(
-            self.images, index.numpy(), axis=0, out=image.numpy(), mode="clip"
-        )  # unbuffered; all are in range
+        self.images.rows(index.numpy(), image.numpy())
 
         view = view_ids(self.space, slot, index)
         return (image, view.pin_memory(), index.pin_memory()) if pinned else (image, view, index)
@@ -123,13 +121,12 @@ def open_rows(split: Split, space: ViewSpace, device: torch.device) -> Images:
     return kind(split.images, space, device)
 
 
-def copied(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """Copy mapped images uint8 (N, C, H, W) to a device, block by block."""
-    out = torch.empty(images.shape, dtype=torch.uint8, device=device)
-    size = max(1, BLOCK_BYTES // max(1, images[:1].nbytes))
+def copied(images: ImageArray, device: torch.device) -> Tensor:
+    """Copy the images of copied data to a device, block by block: uint8 (N, C, H, W)."""
+    out = torch.empty(images.pixels.shape, dtype=torch.uint8, device=device)
+    size = max(1, BLOCK_BYTES * len(images) // max(1, images.nbytes))
     for start in range(0, len(images), size):
-        # A copy: torch cannot hold a read-only map.
-        out[start : start + size] = torch.from_numpy(np.array(images[start : start + size])).to(device)
+        out[start : start + size] = torch.from_numpy(images.block(start, start + size)).to(device)
     return out
 
 

@@ -37,7 +37,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -52,10 +52,11 @@ from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, Shape, Taps
 from pipeline.params.base import Block
 from pipeline.params.matchings import Wanted
+from pipeline.params.numbers import Effective, Weight
 from pipeline.params.recipe import Epoch, Phase, Recipe
 
 Terms = dict[str, Tensor]  # scalars by name
-Weights = dict[str, float]
+Weights = Annotated[dict[str, Weight], Effective]
 # Of one step: those that follow the training are scalars on the device.
 StepWeights = Mapping[str, float | Tensor]
 Tables = Mapping[str, Mapping[str, NDArray[Any]]]  # arrays of fitted tables, by table and array name
@@ -81,7 +82,8 @@ class MethodConfig(Block):
     """Settings that every method has.
 
     Attributes:
-        weights: the terms' weights, by name; those that are left out keep the method's defaults.
+        weights: the terms' weights, by name, 0 or above and not all 0; those that are left out keep the method's
+            defaults.
         insert: layers to put into the student for good, by tap, beside those of the method itself; so a method
             can be compared with another at the same number of parameters.
     """

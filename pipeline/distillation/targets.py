@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, TypeVar
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from pipeline import plugin
@@ -25,6 +25,7 @@ from pipeline.features import codebook
 from pipeline.features.encoding import Feature
 from pipeline.networks.network import Shape
 from pipeline.params.base import Block
+from pipeline.params.numbers import Factor
 
 Arrays = Mapping[str, NDArray[Any]]  # of one table, by name
 Kind = Literal["words", "subclasses"]  # what is learned, and the name of its term
@@ -45,7 +46,7 @@ class Place(Block):
 
     table: str
     encoding: Literal["nearest", "top4", "subclass"] | None = None
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: Factor = 1.0
     feature: str | None = None
 
     @model_validator(mode="before")

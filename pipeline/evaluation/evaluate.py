@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.artifacts.arrays import read
-from pipeline.artifacts.hashing import file_hash
-from pipeline.artifacts.publish import read_json
+from pipeline.artifacts import advice
+from pipeline.artifacts.predictions import Predictions
 from pipeline.compute.machine import Machine
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
-from pipeline.errors import DamagedArtifactError, StaleArtifactError
+from pipeline.errors import DivergedError, StaleArtifactError
 from pipeline.evaluation.accuracy import top
 from pipeline.evaluation.agreement import agreement, correlation
 from pipeline.evaluation.cost import latency, macs, num_params
@@ -26,11 +26,13 @@ from pipeline.evaluation.pooling import pooled
 from pipeline.evaluation.probe import fisher
 from pipeline.networks.network import Network, probe
 from pipeline.networks.spec import NetworkSpec
+from pipeline.networks.trained import Trained
 from pipeline.networks.weights import load
 
 Metrics = dict[str, float | int | str]
 # Of a student's inputs: what its metrics say of the run.
 PASSED_ON = ("dataset", "pair", "run", "teacher", "student", "seed", "source", "slots")
+_CURE = "Lower learning_rate of its recipe in params.yaml, then: dvc repro"
 
 
 def evaluate(
@@ -51,11 +53,15 @@ def evaluate(
         Metrics by name (accuracies and agreement in percent, latency in ms, training time in s, peak memory in
         bytes; of a network with inserted layers, what a linear probe finds before and after each), and arrays:
         predicted classes int32 (N,) of both weights; of the last weights, the correlation of every two classes'
-        logits float32 (K, K), and the pooled features float32 (n, D) of the samples `pooled_index`.
+        logits float32 (K, K), and the pooled features float32 (n, D) of the samples `pooled_index`. Both say of
+        which weights and inputs they are.
 
     Raises:
         StaleArtifactError: the teacher's predictions are not those of this teacher or data.
+        DamagedArtifactError: the weights are not those that the training left.
+        DivergedError: a logit or a number is not finite.
     """
+    trained = Trained.of(folder, "dvc repro")
     prepared = Prepared.open(data)
     test = prepared.split("test")
     normalize = Normalize(prepared.meta.mean, prepared.meta.std, machine.device)
@@ -65,7 +71,10 @@ def evaluate(
     metrics: Metrics = {}
     for name, prefix in (("last", ""), ("best", "best_")):
         network, _ = load(folder / "weights", name)
+        trained.check_weights(name)
         scores = logits(network.to(machine.device), split, machine)
+        if not scores.isfinite().all():
+            raise DivergedError(f"{folder}: the {name} weights give logits that are not finite. {_CURE}")
         metrics[f"{prefix}top1"] = top(scores, split.labels, 1)
         metrics[f"{prefix}top5"] = top(scores, split.labels, 5)
         arrays[name] = scores.argmax(dim=1).cpu().numpy().astype(np.int32)
@@ -74,23 +83,40 @@ def evaluate(
 
     # Built again: a network that is measured has not been moved, nor run in another mode.
     network, spec = load(folder / "weights")
-    metrics |= _cost(network, spec, _summary(folder / "training.json"))
+    metrics |= _cost(network, spec, trained.numbers)
     if network.inserted:
         train = PlainSplit.of(prepared, "train", normalize, machine)
         metrics |= _probes(network.to(machine.device), spec, train, split, machine)
 
     # Of which network and data they are: a student's evaluation compares both with its teacher's.
-    arrays["weights"] = np.array(file_hash(folder / "weights" / "last.safetensors"))
+    origin = {"weights": trained.weights["last"], "inputs": trained.inputs}
+    arrays |= {name: np.array(value) for name, value in origin.items()}
     arrays["fingerprint"] = np.array(test.fingerprint)
 
     if inputs.get("teacher_evaluation"):
-        other = _teacher_prediction(inputs, test.fingerprint)
+        other = _teacher_prediction(inputs, prepared)
         metrics["agreement"] = agreement(torch.from_numpy(arrays["last"]), other)
         metrics["best_agreement"] = agreement(torch.from_numpy(arrays["best"]), other)
 
     if inputs.get("methods"):
         metrics["methods"] = " + ".join(name for plug in inputs["methods"] for name in plug)
-    return metrics | {key: inputs[key] for key in PASSED_ON if inputs.get(key) is not None}, arrays
+    passed = {key: inputs[key] for key in PASSED_ON if inputs.get(key) is not None}
+    return metrics | passed, arrays
+
+
+def require_finite(folder: Path, metrics: Metrics) -> None:
+    """Refuse metrics that no json can hold, and that no mean could be taken of.
+
+    Args:
+        folder: the network's, for the error.
+        metrics: its numbers.
+
+    Raises:
+        DivergedError: one of them is not finite.
+    """
+    for name, value in metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DivergedError(f"{folder}: {name} is {value}, expected a finite number. {_CURE}")
 
 
 def _pictured(
@@ -142,30 +168,11 @@ def shown(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:30] for label in chosen]))
 
 
-def _teacher_prediction(inputs: dict[str, Any], fingerprint: str) -> Tensor:
+def _teacher_prediction(inputs: dict[str, Any], prepared: Prepared) -> Tensor:
+    """Return the classes int32 (N,) that the teacher predicts of the same samples."""
     path, hint = Path(inputs["teacher_evaluation"]), f"dvc repro evaluate_teacher@{inputs['teacher']}"
-    predictions = read(path, hint)  # all arrays: their checksums are checked
-    made_from = {name: str(predictions.get(name)) for name in ("fingerprint", "weights")}
-    if "last" not in predictions:
-        raise DamagedArtifactError(f"{path} does not hold predictions. Make it again with: {hint}")
-    if made_from["fingerprint"] != fingerprint:
-        raise StaleArtifactError(f"{path} was made with other data. Make it again with: {hint}")
-    if made_from["weights"] != inputs["teacher_weights"]:
-        raise StaleArtifactError(f"{path} is of another teacher. Make it again with: {hint}")
-    return torch.from_numpy(predictions["last"])
-
-
-def _summary(path: Path) -> dict[str, float | int]:
-    """Return the numbers of `training.json` that an evaluation passes on."""
-    content = read_json(path, "dvc repro")
-    names = ("best_epoch", "epochs", "seconds", "images_per_second", "peak_bytes")
-    values = content if isinstance(content, dict) else {}
-    # By type, because a bool is an instance of int.
-    numbers: dict[str, float | int] = {
-        name: values[name] for name in names if type(values.get(name)) in (int, float)
-    }
-    if len(numbers) < len(names):
-        raise DamagedArtifactError(
-            f"{path} does not hold the numbers {', '.join(names)}. Delete {path.parent}, then: dvc repro"
-        )
-    return numbers
+    test = prepared.split("test")
+    predictions = Predictions.read(path, hint, test.fingerprint, len(test), len(prepared.meta.classes))
+    if predictions.weights != inputs["teacher_weights"]:
+        raise StaleArtifactError(f"{path} is of another teacher. {advice.again(hint)}")
+    return torch.from_numpy(predictions.last)

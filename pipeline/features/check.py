@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import plugin, seeding
+from pipeline import plugin, progress, seeding
 from pipeline.compute import batch_size
 from pipeline.compute import precision as precisions
 from pipeline.compute.machine import Machine
@@ -112,6 +112,28 @@ def tf32(x: Tensor) -> Tensor:
     return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
 
 
+def verify(path: Path, manifest: Manifest) -> None:
+    """Compare every shard of a store with the hash that it was written with.
+
+    Args:
+        path: the store.
+        manifest: what the store says of itself.
+
+    Raises:
+        DamagedArtifactError: a shard or an array is not what the manifest says.
+    """
+    arrays = [StoredArray(array_path(path, "view", "", "train"), manifest.view_digest)]
+    for name, feature in manifest.features.items():
+        for part, digest in feature.digest.items():
+            checkpoint, _, split = part.partition("/")
+            arrays.append(StoredArray(array_path(path, checkpoint, split, name), digest))
+
+    shards = sum(array.layout.num_shards for array in arrays)
+    with progress.bar(f"shards of {path}", shards) as advance:
+        for array in arrays:
+            array.verify(advance)
+
+
 def compare(
     path: Path,
     manifest: Manifest,
@@ -123,6 +145,8 @@ def compare(
     rows: int,
 ) -> list[Difference]:
     """Recompute `rows` random (slot, sample) pairs of every split and return how far each array is off.
+
+    Stored rows are taken as they are: `verify` comes first.
 
     Args:
         path: the store.

@@ -20,10 +20,10 @@ from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.ranges import open_ranges
 from pipeline.data.views import view_space
-from pipeline.errors import ParamsError, StaleArtifactError
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.features import contents
 from pipeline.features import manifest as manifests
-from pipeline.features.check import Live, compare
+from pipeline.features.check import Live, compare, verify
 from pipeline.features.difference import worst
 from pipeline.features.encoding import Feature
 from pipeline.features.extract import Extraction, fill, stored_features
@@ -144,12 +144,19 @@ class Encoder:
         )
         identity = hashing.identity(manifest, self.extraction.compression, code)
         mark = whole_mark(scratch)
-        if mark.exists() and mark.read_text() == identity:
-            return manifests.read(scratch, f"dvc repro {manifest.made_by}")
+        if mark.exists() and mark.read_bytes() == identity.encode():
+            try:
+                made = manifests.read(scratch, manifest.hint)
+                verify(scratch, made)
+                return made
+            except (DamagedArtifactError, MissingArtifactError, StaleArtifactError):
+                progress.say(f"{self.title}: what the interrupted run has left is damaged; it is made again.")
+                publish.remove(scratch)
 
         # Until the end of the check it is not whole.
         publish.remove(mark)
         filled = fill(scratch, self.extraction, identity, self.title)
+        verify(scratch, filled)
 
         # What `check_features` does for a teacher's store is done here at once: it is one feature, and few rows.
         machine, splits = self.teacher.machine, {"train": self.split}

@@ -12,11 +12,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.artifacts import advice
+from pipeline.artifacts.hashing import content_hash
 from pipeline.artifacts.publish import read_json
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.params.base import Block, validate
 
-SCHEMA = 2
+SCHEMA = 3
+DIGEST = "digest"  # attribute of the root group: the hash of all the others
 
 
 class StoredFeature(Block):
@@ -124,7 +127,7 @@ def require(store: Path, contents: Contents, **expected: Any) -> None:
         if own != value:
             raise StaleArtifactError(
                 f"{store} was made with other {field}: found {_short(own)}, expected {_short(value)}. "
-                f"Make it again with: {contents.hint}"
+                f"{advice.again(contents.hint)}"
             )
 
 
@@ -144,14 +147,14 @@ def require_source(table: Path, origin: Mapping[str, Any], store: Path, contents
     if origin.get("teacher") != contents.teacher:
         raise StaleArtifactError(
             f"{table} was fitted to teacher '{origin.get('teacher')}', expected '{contents.teacher}'. "
-            f"Make it again with: {hint}"
+            f"{advice.again(hint)}"
         )
     feature = origin.get("feature", "")
     # Tables are fitted to the training split of the last checkpoint.
     stored = contents.features.get(feature)
     if stored is None or stored.digest.get("last/train") != origin.get("digest"):
         raise StaleArtifactError(
-            f"{table} was fitted to another '{feature}' than {store} holds. Make it again with: {hint}"
+            f"{table} was fitted to another '{feature}' than {store} holds. {advice.again(hint)}"
         )
 
 
@@ -198,17 +201,24 @@ def check_stored(store: Path, contents: Contents, name: str, checkpoints: Iterab
 def _attributes(store: Path, hint: str) -> dict[str, Any]:
     """Return the attributes of a store's root group, which are of this layout."""
     path = store / "zarr.json"
-    if not path.exists():
-        raise MissingArtifactError(f"{store} holds no store. Make it with: {hint}")
-    content = read_json(path, hint)
+    try:
+        content = read_json(path, hint)
+    except MissingArtifactError:
+        raise MissingArtifactError(f"{store} holds no store. Make it with: {hint}") from None
 
     # A file that is no manifest has no version: it reads as another layout.
     attributes = content.get("attributes") if isinstance(content, dict) else None
-    attributes = attributes if isinstance(attributes, dict) else {}
+    attributes = dict(attributes) if isinstance(attributes, dict) else {}
     version = attributes.get("schema_version")
     if version != SCHEMA:
         raise StaleArtifactError(
-            f"{store} has schema version {version}, expected {SCHEMA}. Make it again with: {hint}"
+            f"{store} has schema version {version}, expected {SCHEMA}. {advice.again(hint)}"
+        )
+
+    # A digit that has changed in a slot, a mean or a hash would read as another store's.
+    if attributes.pop(DIGEST, None) != content_hash(attributes):
+        raise DamagedArtifactError(
+            f"{path} is damaged: its attributes do not have the hash that they were written with. {advice.again(hint)}"
         )
     return attributes
 
@@ -217,7 +227,7 @@ def _parsed(model: type[C], attributes: Mapping[str, Any], store: Path, hint: st
     try:
         return validate(model, attributes, "", f"{store}/zarr.json")
     except ParamsError as error:
-        raise DamagedArtifactError(f"{error} Make it again with: {hint}") from None
+        raise DamagedArtifactError(f"{error} {advice.again(hint)}") from None
 
 
 def _short(value: Any) -> str:

@@ -33,10 +33,11 @@ from pipeline.data.ranges import Ranges, open_ranges
 from pipeline.data.views import ViewSpace, view_ids
 from pipeline.features import store
 from pipeline.features.contents import StoredFeature
+from pipeline.features.layout import SHARD_BYTES, Layout
 from pipeline.features.manifest import Manifest
 from pipeline.features.outbox import Outbox
-from pipeline.features.shards import Later, Progress, ShardWriter, at_once
-from pipeline.features.store import Layout, StoredArray
+from pipeline.features.shards import Later, Progress, ShardWriter, at_once, drop_damaged_pieces
+from pipeline.features.store import StoredArray
 from pipeline.features.teacher import Teacher
 from pipeline.progress import Advance
 
@@ -94,7 +95,7 @@ class Extraction:
     space: ViewSpace
     normalize: Normalize
     batch_size: int | None = None
-    shard_bytes: int = store.SHARD_BYTES
+    shard_bytes: int = SHARD_BYTES
     compression: str = "none"
     ranks: Ranks = ALONE
     _views: dict[str, tuple[Ranges, Tensor]] = field(default_factory=dict, init=False, repr=False)  # by split
@@ -128,11 +129,11 @@ class Extraction:
         layouts = {split: self._layouts(split) for split in self.splits}
         if self.ranks.first:
             store.create(folder, dict.fromkeys(self.teachers, layouts), self.compression)
-            self._write_views(folder)
         self.ranks.wait()  # for the first rank's empty arrays
 
         log = Progress(folder, self.ranks)
         self.ranks.wait()  # all have read before one writes
+        self._keep(folder, log, layouts)
 
         tally = Tally(self.ranks, advance, self.num_forwards())
         for part in self._parts(layouts):
@@ -146,6 +147,19 @@ class Extraction:
             for checkpoint in self.teachers
             for split, data in self.splits.items()
         ]
+
+    def _keep(self, folder: Path, log: Progress, layouts: Mapping[str, Mapping[str, Layout]]) -> None:
+        """Keep of what an interrupted run has written only what is whole."""
+        opened = {
+            part.key(name): StoredArray(store.array_path(folder, part.checkpoint, part.split, name))
+            for part in self._parts(layouts)
+            for name in part.layouts
+        }
+        damaged = log.verify(opened)
+        if damaged:
+            progress.say(
+                f"{damaged} shards that the interrupted run has left are damaged; they are computed again."
+            )
 
     def _fill(self, folder: Path, log: Progress, part: _Part, advance: Advance) -> None:
         """Compute the batches of this rank; all are written at the end."""
@@ -180,10 +194,12 @@ class Extraction:
             spans = [self._span(part, rank) for rank in range(self.ranks.size)]
             for name, writer in self._writers(folder, log, part).items():
                 writer.join(spans)
+                store.set_shards(writer.array.path, writer.ordered())
                 digests = features[name].digest | {part.key(): writer.digest()}
                 features[name] = features[name].model_copy(update={"digest": digests})
 
-        manifest = self.manifest.model_copy(update={"features": features})
+        views = self._write_views(folder)
+        manifest = self.manifest.model_copy(update={"features": features, "view_digest": views})
         store.set_manifest(folder, manifest)
 
         publish.remove(folder / PIECES)
@@ -248,16 +264,23 @@ class Extraction:
             layouts[name] = Layout.plan(shape, feature.dtype, self.shard_bytes)
         return layouts
 
-    def _write_views(self, folder: Path) -> None:
-        """Write `view/train`, int32 (1 + slots, N): the view id that each slot shows of each sample."""
+    def _write_views(self, folder: Path) -> str:
+        """Write `view/train`, int32 (1 + slots, N): the view id that each slot shows of each sample.
+
+        Returns:
+            The hash of its content.
+        """
         index = torch.arange(len(self.splits["train"]), device=self.device)
         slots = range(1 + self._slots())
         layout = Layout.plan((len(slots), len(index)), "int32", self.shard_bytes)
         store.create(folder, {"view": {"": {"train": layout}}}, self.compression)
         array = StoredArray(store.array_path(folder, "view", "", "train"))
+        array.drop()
         writer = ShardWriter(array, layout, "view")
         for slot in slots:
             writer.add(slot, 0, view_ids(self.space, slot, index).cpu().numpy())
+        store.set_shards(array.path, writer.ordered())
+        return writer.digest()
 
     def _slots(self) -> int:
         return max(feature.slots for feature in self.manifest.features.values())
@@ -274,13 +297,15 @@ def fill(scratch: Path, extraction: Extraction, identity: str, title: str) -> Ma
     """
     mark = scratch / "identity"
     if extraction.ranks.first:
-        if not mark.exists() or mark.read_text() != identity:
+        if not mark.exists() or mark.read_bytes() != identity.encode():
             publish.remove(scratch)
             scratch.mkdir()
             mark.write_text(identity)
-        # What zarr and tensorstore were writing when a run was killed; the shards are written again.
-        for left in [*scratch.rglob("*.partial"), *scratch.rglob("*.__lock")]:
+        # What zarr and tensorstore were writing when a run was killed; the shards are written again. All metadata are:
+        # nobody knows whether a bit of them has changed since.
+        for left in [path for kind in ("*.partial", "*.__lock", "zarr.json") for path in scratch.rglob(kind)]:
             publish.remove(left)
+        drop_damaged_pieces(scratch / PIECES)
 
     with progress.bar(title, extraction.num_forwards()) as advance:
         manifest = extraction.run(scratch, advance)

@@ -35,6 +35,7 @@ class Manifest(Contents):
         precision: what the teacher was run in.
         tables: hash of the fitted tables that features are encoded with, by table name.
         versions: the libraries that made it; they are not compared.
+        view_digest: hash of `view/train`, which names the view of each slot.
     """
 
     network: NetworkSpec
@@ -45,6 +46,7 @@ class Manifest(Contents):
     precision: Precision
     tables: dict[str, str] = {}
     versions: dict[str, str] = Field(default_factory=dict)
+    view_digest: str = ""
 
     @classmethod
     def of(

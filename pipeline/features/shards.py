@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -10,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from pipeline.artifacts import hashing, publish
+from pipeline.artifacts import arrays, publish
 from pipeline.compute.distributed import ALONE, Ranks
-from pipeline.errors import ParamsError
-from pipeline.features.store import Layout, StoredArray
+from pipeline.errors import DamagedArtifactError, ParamsError
+from pipeline.features.layout import Layout, shard_hash
+from pipeline.features.store import StoredArray
 
 Array = NDArray[Any]
-
-
 Later = Callable[[Callable[[], None]], None]
+
+PIECE = "values"  # the array in a piece's file
+AGAIN = "the same command again"  # which drops a damaged piece and computes it anew
 
 
 def at_once(work: Callable[[], None]) -> None:
@@ -56,7 +58,7 @@ class ShardWriter:
         self.array, self.layout, self.name = array, layout, name
         self.hashes = {} if hashes is None else hashes
         self.pieces, self.later = pieces, later
-        whole = layout.shape[0] * layout.shape[1]
+        whole = layout.positions
         # A feature with fewer slots than the others may end before the range does.
         self.span = (0, whole) if span is None else (min(span[0], whole), min(span[1], whole))
         self._memory = np.empty((0, *layout.shape[2:]), layout.dtype)  # of the part that is being filled
@@ -91,42 +93,28 @@ class ShardWriter:
         # Whole slots, or part of one: then there is one row.
         rows = -(-len(values) // self.layout.shape[1])
         self.array.write(slot, start, values.reshape(rows, -1, *values.shape[1:]))
-        self.hashes[begin] = hashlib.blake2b(values.data, digest_size=16).hexdigest()
+        self.hashes[begin] = shard_hash(values)
 
     def join(self, spans: list[tuple[int, int]]) -> None:
         """Write the shards across the edges of `spans`, which cover the array, from their pieces."""
-        for begin, end in self.shards(0, self.layout.shape[0] * self.layout.shape[1]):
+        for begin, end in self.layout.shards(0, self.layout.positions):
             if begin not in self.hashes:
                 cuts = [(max(begin, first), min(end, stop)) for first, stop in spans]
-                pieces = [np.load(self.piece(*cut), allow_pickle=False) for cut in cuts if cut[0] < cut[1]]
+                pieces = [read_piece(self.piece(*cut)) for cut in cuts if cut[0] < cut[1]]
                 self.write(begin, np.concatenate(pieces))
 
     def digest(self) -> str:
         """Return the hash of the whole content."""
-        # The layout belongs to it: cut otherwise, the same content has other shards.
-        hashes = [self.hashes[begin] for begin in sorted(self.hashes)]
-        return hashing.content_hash([self.layout.shape, self.layout.dtype, self.layout.shard, hashes])
+        return self.layout.digest(self.ordered())
 
-    def shards(self, first: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Give the shards that positions [first, stop) lie in: first position, and the one after the last."""
-        slots, samples = self.layout.shape[:2]
-        rows, width = self.layout.shard
-        while first < stop:
-            slot, start = divmod(first, samples)
-            if width >= samples:  # shards of whole slots
-                slot = slot // rows * rows
-                begin, end = slot * samples, min(slot + rows, slots) * samples
-            else:
-                # Shards within a slot, of which the last may be shorter.
-                start = start // width * width
-                begin, end = slot * samples + start, slot * samples + min(start + width, samples)
-            yield begin, end
-            first = end
+    def ordered(self) -> list[str]:
+        """Return the hashes of the shards in their order."""
+        return [self.hashes[begin] for begin in sorted(self.hashes)]
 
     def piece(self, begin: int, end: int) -> Path:
         """Return the file of positions [begin, end) of a shard that is not this range's alone."""
         assert self.pieces is not None
-        return self.pieces.with_name(f"{self.pieces.name}.{begin}-{end}.npy")
+        return self.pieces.with_name(f"{self.pieces.name}.{begin}-{end}.npz")
 
     def _take(self, part: tuple[int, int], first: int, values: Array) -> None:
         """Copy the share of a batch, whose first position is `first`, in the part [begin, end) of a shard."""
@@ -155,8 +143,8 @@ class ShardWriter:
             memory, self._memory = self._memory, np.empty((0, *self.layout.shape[2:]), self.layout.dtype)
             self.later(partial(self._write, begin, end - begin, memory))
         else:
-            with publish.writing(self.piece(begin, end)) as path, path.open("wb") as file:
-                np.save(file, self._memory[: end - begin], allow_pickle=False)
+            with publish.writing(self.piece(begin, end)) as path:
+                arrays.write(path, {PIECE: self._memory[: end - begin]})
 
     def _write(self, begin: int, count: int, memory: Array) -> None:
         """Write the shard that begins at a position, the first `count` samples in a piece of memory."""
@@ -165,7 +153,7 @@ class ShardWriter:
 
     def _pending(self, first: int, stop: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """Give the shards of [first, stop) that are to be written, each with its part in this range."""
-        for begin, end in self.shards(max(first, self.span[0]), min(stop, self.span[1])):
+        for begin, end in self.layout.shards(max(first, self.span[0]), min(stop, self.span[1])):
             # Whole shards are known by their hashes, parts of shards by their pieces.
             part = max(begin, self.span[0]), min(end, self.span[1])
             if begin not in self.hashes and (part == (begin, end) or not self.piece(*part).exists()):
@@ -179,6 +167,20 @@ class ShardWriter:
         )
 
 
+def read_piece(path: Path) -> Array:
+    """Read a part of a shard, (n, ...)."""
+    return arrays.read(path, AGAIN, (PIECE,))[PIECE]
+
+
+def drop_damaged_pieces(folder: Path) -> None:
+    """Remove parts of shards that an interrupted run has left and that cannot be read: they are computed again."""
+    for path in folder.glob("*.npz"):
+        try:
+            read_piece(path)
+        except DamagedArtifactError:
+            publish.remove(path)
+
+
 class Progress:
     """What of a store is written: the hashes of its shards, by array and first position.
 
@@ -190,11 +192,11 @@ class Progress:
     """
 
     def __init__(self, folder: Path, ranks: Ranks = ALONE) -> None:
-        self.folder = folder
+        self.folder, self.ranks = folder, ranks
         self.path = folder / ("progress.json" if ranks.first else f"progress.{ranks.rank}.json")
-        self._state: dict[str, dict[str, str]] = {}
+        self._state: dict[str, dict[int, str]] = {}
         for path in self.files():
-            for key, hashes in json.loads(path.read_text()).items():
+            for key, hashes in _recorded(path).items():
                 self._state.setdefault(key, {}).update(hashes)
 
     def files(self) -> list[Path]:
@@ -203,11 +205,53 @@ class Progress:
 
     def of(self, key: str) -> dict[int, str]:
         """Return the hashes of an array's shards by their first positions."""
-        return {int(begin): digest for begin, digest in self._state.get(key, {}).items()}
+        return dict(self._state.get(key, {}))
+
+    def verify(self, opened: Mapping[str, StoredArray]) -> int:
+        """Forget shards that are not what was recorded, so that they are written again, and return their number.
+
+        A bit of a record or of a shard may have changed since the interrupted run. Each shard is read by one rank.
+
+        Args:
+            opened: the store's arrays, by their names in the records.
+        """
+        recorded, self._state, damaged = self._state, {}, 0
+        for key, array in opened.items():
+            # All ranks have read the same files, so they go through the same shards.
+            hashes = recorded.get(key, {})
+            begins = sorted(hashes)
+            own = begins[self.ranks.rank :: self.ranks.size]
+            alike = array.same({begin: hashes[begin] for begin in own})
+            kept = self.ranks.total(torch.tensor([float(begin in alike) for begin in begins])).tolist()
+            self._state[key] = {
+                begin: hashes[begin] for begin, whole in zip(begins, kept, strict=True) if whole
+            }
+            damaged += len(begins) - len(self._state[key])
+            if self.ranks.first:
+                array.drop(self._state[key])
+
+        # One file for all ranks: what another number of them has left would bring back what is forgotten.
+        if self.ranks.first and recorded:
+            for path in self.files():
+                publish.remove(path)
+            self._write()
+        self.ranks.wait()
+        return damaged
 
     def save(self, writers: Mapping[str, ShardWriter]) -> None:
         """Record what `writers` have written."""
         for key, writer in writers.items():
-            hashes = dict(writer.hashes)  # at one moment: other threads write further shards
-            self._state[key] = {str(begin): digest for begin, digest in hashes.items()}
+            self._state[key] = dict(writer.hashes)  # at one moment: other threads write further shards
+        self._write()
+
+    def _write(self) -> None:
         publish.write_json(self.path, self._state)
+
+
+def _recorded(path: Path) -> dict[str, dict[int, str]]:
+    """Return what a file of progress says; nothing where it cannot be read, and all is computed again."""
+    try:
+        content = json.loads(path.read_text())
+        return {key: {int(begin): str(hashed) for begin, hashed in of.items()} for key, of in content.items()}
+    except (ValueError, AttributeError):
+        return {}

@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from pipeline.compute.resident import shared
 from pipeline.features import contents
-from pipeline.features.store import StoredArray, array_path
+from pipeline.features.store import StoredArray
 from pipeline.features.teacher import Teacher, as_float32
 from pipeline.networks.network import Taps
 
 RESIDENT_BYTES = 2 << 30
+# As long as somebody reads them, by folder and by the hash of their content.
+_ARRAYS: WeakValueDictionary[tuple[Path, str | None], StoredArray] = WeakValueDictionary()
 
 
 class TeacherSource(Protocol):
@@ -89,7 +92,7 @@ class CachedSource:
         self._arrays: dict[tuple[str, str], StoredArray] = {}
         for checkpoint in self.checkpoints:
             for name, path in stores.items():
-                array = StoredArray(array_path(path, checkpoint, "train", name))
+                array = _opened(path, checkpoint, name, hint)
                 if array.nbytes <= resident_bytes:
                     digest = known[name].features[name].digest[f"{checkpoint}/train"]
                     # A digest is of bytes alone: dead maps of two shapes may have the same.
@@ -126,6 +129,12 @@ class CachedSource:
             )
             for name in self.names
         }
+
+
+def _opened(store: Path, checkpoint: str, name: str, hint: str) -> StoredArray:
+    """Open an array of the training split; the students of a process share it, and what it has verified."""
+    array = StoredArray.of(store, checkpoint, "train", name, hint)
+    return _ARRAYS.setdefault((array.path, array.digest), array)
 
 
 def _moved(x: Tensor, device: torch.device) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.store import StoredArray, array_path
+from pipeline.features.store import StoredArray
 
 BLOCK_BYTES = 32 << 20
 
@@ -27,7 +27,7 @@ class PlainStream:
     def __init__(
         self, store: Path, feature: str, labels: NDArray[np.int64], checkpoint: str = "last"
     ) -> None:
-        self._array = StoredArray(array_path(store, checkpoint, "train", feature))
+        self._array = StoredArray.of(store, checkpoint, "train", feature)
         self._labels = labels
         self.shape: tuple[int, ...] = self._array.shape[1:]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.evaluation.distance import map_distance, prediction_kl
 from pipeline.features.ranges import StoredRanges
-from pipeline.features.store import StoredArray, array_path
+from pipeline.features.store import StoredArray
 from pipeline.matching.consistency import pooled
 from pipeline.matching.matcher import Matcher
 from pipeline.matching.matching import Matching
@@ -107,7 +107,7 @@ def distance(matcher: Matcher, student: Network, matching: Matching) -> dict[str
         add("l2_transformed", map_distance(b, moved(a.float(), label)))
 
     if "logits" in matcher.stored.features:
-        array = StoredArray(array_path(matcher.store, recipe.teacher_checkpoint, "test", "logits"))
+        array = StoredArray.of(matcher.store, recipe.teacher_checkpoint, "test", "logits", matcher.hint)
         stored = StoredRanges(array, 0, device)
         for start, stop, ours in matcher.passed(student, "test", "logits"):
             add("kl", prediction_kl(ours, stored.take(start, stop)))

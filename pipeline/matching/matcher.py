@@ -30,7 +30,7 @@ from pipeline.features import contents
 from pipeline.features import manifest as manifests
 from pipeline.features.contents import Contents
 from pipeline.features.ranges import StoredRanges
-from pipeline.features.store import StoredArray, array_path
+from pipeline.features.store import StoredArray
 from pipeline.matching.assignment import assign
 from pipeline.matching.consistency import pooled
 from pipeline.matching.learned import SubNet, trace
@@ -164,7 +164,7 @@ class Matcher:
 
     def _array(self, split: str) -> StoredArray:
         recipe = self.block.recipe
-        return StoredArray(array_path(self.store, recipe.teacher_checkpoint, split, recipe.teacher_feature))
+        return StoredArray.of(self.store, recipe.teacher_checkpoint, split, recipe.teacher_feature, self.hint)
 
     def _origin(self) -> Origin:
         recipe, meta = self.block.recipe, self.prepared.meta

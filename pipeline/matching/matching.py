@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from pipeline.artifacts import arrays
+from pipeline.artifacts import advice, arrays
 from pipeline.errors import DamagedArtifactError, ParamsError
 from pipeline.params.base import Block, validate
 from pipeline.params.matchings import MatchingParams
@@ -98,7 +98,5 @@ class Matching:
                 raise ValueError("it has no channels")
         except (ValueError, LookupError, ParamsError) as error:
             reason = " ".join(str(error).split())
-            raise DamagedArtifactError(
-                f"{path} is not a matching ({reason}). Make it again with: {hint}"
-            ) from None
+            raise DamagedArtifactError(f"{path} is not a matching ({reason}). {advice.again(hint)}") from None
         return matching

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipeline.artifacts import advice
 from pipeline.errors import StaleArtifactError
 from pipeline.matching.consistency import range_of
 from pipeline.matching.learned import SubNet
@@ -46,8 +47,8 @@ class Rearrangement(nn.Module):
                 self.subnet.load_state_dict(weights)
             except RuntimeError:
                 raise StaleArtifactError(
-                    f"The matching holds another network than its strategy '{strategy}' makes. Make it again with: "
-                    f"dvc repro {matching.origin.made_by}"
+                    f"The matching holds another network than its strategy '{strategy}' makes. "
+                    f"{advice.again(f'dvc repro {matching.origin.made_by}')}"
                 ) from None
 
         # Empty beside a learned network; a copy, since training may find it anew.

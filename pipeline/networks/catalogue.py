@@ -10,7 +10,7 @@ import difflib
 from types import ModuleType
 
 from pipeline import plugin
-from pipeline.errors import UnknownNameError, unknown_name
+from pipeline.errors import UnknownNameError, foreign, unknown_name
 
 _SHOWN = 4  # names of a family in an error; the largest family has more than a line of them
 
@@ -53,7 +53,7 @@ def _unknown(name: str, families: list[str]) -> UnknownNameError:
     near = difflib.get_close_matches(name.rpartition("/")[2], names, n=3)
     guess = f" Did you mean {' or '.join(repr(network) for network in near)}?" if near else ""
     listed = ", ".join(_listed(family, module) for family, module in known.items())
-    return UnknownNameError(f"Unknown network '{name}'.{guess} Known, by family: {listed}.")
+    return UnknownNameError(f"Unknown network '{name}'.{foreign(name)}{guess} Known, by family: {listed}.")
 
 
 def _listed(family: str, module: ModuleType) -> str:

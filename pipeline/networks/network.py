@@ -1,7 +1,8 @@
 """Networks: named units in a row, with places that can be recorded and built upon.
 
 Contract of `pipeline/networks/families/`, one architecture family a file: `NETWORKS`, the names that it knows, and
-`build(name, size, channels, classes, weights) -> Network`. A name belongs to one family alone (`catalogue.py`).
+`build(name, size, channels, classes, weights) -> Network`. A name belongs to one family alone (`catalogue.py`). A
+family with ImageNet weights says in `PRETRAINED` of which numbers of channels they read images.
 
 Example:
     NETWORKS = {"tiny": 16, "small": 32}
@@ -22,7 +23,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import plugin, seeding
-from pipeline.errors import ParamsError, ShapeError, unknown_name
+from pipeline.errors import ShapeError, StillhouseError, unknown_name
+from pipeline.networks.layer import checked
 from pipeline.networks.spec import NetworkSpec
 
 Taps = dict[str, Tensor]
@@ -83,7 +84,12 @@ class Network(nn.Module):
             it is called as a unit is.
         initialize: sets the parameters of one module; it runs over all modules now, and over the copies that
             `rest` makes. Modules that it leaves alone keep torch's default.
+
+    Attributes:
+        refusals: what its modules raise at images that they cannot read.
     """
+
+    refusals: tuple[type[Exception], ...] = (RuntimeError,)
 
     def __init__(
         self,
@@ -238,33 +244,26 @@ def insert(network: Network, spec: NetworkSpec, *seed: int | str) -> None:
 
     Raises:
         UnknownNameError: no such layer or tap.
-        ParamsError: a layer does not have the settings.
+        ParamsError: a layer does not have the settings, or they are of another kind.
     """
     shapes = probe(network, spec.size, spec.channels)
     for name, layer in spec.inserted.items():
         if name not in shapes:
             raise unknown_name("tap", name, shapes)
         make = plugin.load("layers", layer.name).build
-        channels = shapes[name][0]
-
-        # Bound first, so that a TypeError from inside the layer is not taken for a user's.
-        try:
-            inspect.signature(make).bind(name, channels, **layer.settings)
-        except TypeError as error:
-            raise ParamsError(
-                f"Layer '{layer.name}' at '{name}' has other settings: {error}. Change them in params.yaml."
-            ) from None
-
+        settings = checked(layer, make, name)
         with seeding.scope(*seed, "layer", name):
-            network.inserted[name] = make(name, channels, **layer.settings)
+            network.inserted[name] = make(name, shapes[name][0], **settings)
 
 
 def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
     """Return the shape of every tap without the batch axis, found by running one batch.
 
     Raises:
-        ShapeError: images of this size are too small for the network.
+        ShapeError: images of this size are too small for the network, or of a size that it does not take.
     """
+    what = f"The network cannot read {channels}x{size}x{size} images"
+    advice = "Choose another network, or images of another size."
     device = next(network.parameters()).device
     training = network.training
 
@@ -273,11 +272,14 @@ def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
     try:
         with torch.no_grad():
             taps = network.record(torch.zeros(1, channels, size, size, device=device), None)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ShapeError(
-            f"The network cannot read {channels}x{size}x{size} images: {reason}. Choose another network."
-        ) from None
+    except StillhouseError:
+        raise
+    except network.refusals as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ShapeError(f"{what}: {reason or type(error).__name__}. {advice}") from None
     finally:
         network.train(training)
+    for name, x in taps.items():
+        if x.numel() == 0:  # whose mean would be no number
+            raise ShapeError(f"{what}: '{name}' would be of shape {tuple(x.shape[1:])}. {advice}")
     return {name: tuple(x.shape[1:]) for name, x in taps.items()}

@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
+from pipeline import plugin
 from pipeline.errors import DataError, MachineError, ParamsError
 from pipeline.networks.network import Network
 
@@ -38,6 +39,26 @@ def refuse(family: str, weights: str) -> None:
         raise ParamsError(f"Networks of family '{family}' have no '{weights}' weights. Set weights: none.")
 
 
+def check(family: str, weights: str, channels: int) -> None:
+    """Refuse weights that a family does not have, or that read other images; nothing is fetched for it.
+
+    A family says in `PRETRAINED` of which channels its weights read images.
+
+    Raises:
+        ParamsError: as it says.
+    """
+    readable = getattr(plugin.load("networks", family), "PRETRAINED", ())
+    if not readable:
+        refuse(family, weights)
+    elif weights != "none":
+        _check_channels(channels, readable)
+
+
+def _check_channels(channels: int, readable: tuple[int, ...] = (3,)) -> None:
+    if channels not in readable:
+        raise ParamsError(f"ImageNet weights read 3 channels, the images have {channels}. Set weights: none.")
+
+
 def fetch(weights: WeightsEnum, channels: int) -> dict[str, Tensor]:
     """Return torchvision's own state dict, from its local cache or downloaded into it.
 
@@ -46,8 +67,7 @@ def fetch(weights: WeightsEnum, channels: int) -> dict[str, Tensor]:
         MachineError: the weights are not on this machine and cannot be downloaded.
         DataError: the file in the cache is not the published one, or holds more than tensors.
     """
-    if channels != 3:
-        raise ParamsError(f"ImageNet weights read 3 channels, the images have {channels}. Set weights: none.")
+    _check_channels(channels)
     url: str = weights.url
     path = Path(torch.hub.get_dir(), "checkpoints", PurePosixPath(urlparse(url).path).name)
     published = _PUBLISHED_HASH.search(path.name)

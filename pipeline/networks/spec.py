@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from pipeline.networks.layer import LayerSpec
 from pipeline.params.base import Block
+
+LARGEST = 4096  # pixels of an image's side
 
 
 class NetworkSpec(Block):
@@ -24,9 +28,9 @@ class NetworkSpec(Block):
 
     family: str
     network: str
-    size: int
-    channels: int
-    classes: int
+    size: int = Field(ge=1, le=LARGEST)
+    channels: int = Field(ge=1, le=4096)
+    classes: int = Field(ge=1, le=1_000_000)
     weights: Literal["none", "imagenet"] = "none"
     inserted: dict[str, LayerSpec] = {}
     classifier_width: int | None = None

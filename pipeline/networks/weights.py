@@ -13,18 +13,21 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from pipeline.artifacts.hashing import content_hash
 from pipeline.artifacts.publish import read_json
+from pipeline.artifacts.system import system_error
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError
 from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import validate
 
-_DIGEST = "digest"  # of the metadata of a weights file
+_DIGEST = "digest"  # of the metadata of a weights file, and of a network's json
 
 
 def save_spec(spec: NetworkSpec, folder: Path) -> None:
     """Write `network.json`, from which `load` builds the network again."""
-    text = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True)
+    content = spec.model_dump(mode="json")
+    text = json.dumps(content | {_DIGEST: content_hash(content)}, indent=2, sort_keys=True)
     (folder / "network.json").write_text(text + "\n")
 
 
@@ -43,8 +46,13 @@ def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
         DamagedArtifactError: the weights cannot be read or are not this network's.
     """
     path = folder / "network.json"
+    content = read_json(path, "dvc repro")
+    if not isinstance(content, dict) or content.pop(_DIGEST, None) != content_hash(content):
+        raise DamagedArtifactError(
+            f"{path} is damaged: it does not have the hash that it was written with. Delete it, then: dvc repro"
+        )
     try:
-        spec = validate(NetworkSpec, read_json(path, "dvc repro"), "", str(path))
+        spec = validate(NetworkSpec, content, "", str(path))
     except ParamsError as error:
         raise DamagedArtifactError(f"{error} Delete it, then: dvc repro") from None
     # Nothing is fetched that is overwritten at once.
@@ -60,18 +68,35 @@ def load_weights(network: nn.Module, path: Path) -> None:
         MissingArtifactError: there is no such file.
         DamagedArtifactError: the file cannot be read or belongs to another network.
     """
-    if not path.exists():
-        raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro")
-
+    state = read_weights(path)
     try:
-        state = load_file(path)
         network.load_state_dict(state)
+    except RuntimeError as error:
+        raise DamagedArtifactError(
+            f"{path} does not hold this network's weights: {_reason(error)}. Delete it, then: dvc repro"
+        ) from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a weights file, which must have the hash that they were written with.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        DamagedArtifactError: it cannot be read, or its tensors are others.
+        OSError: the system refuses to read it.
+    """
+    try:
+        path.open("rb").close()  # what the system refuses is told by it, and not by safetensors
+        state: dict[str, Tensor] = load_file(path)
         with safe_open(path, "pt") as file:
             expected = (file.metadata() or {}).get(_DIGEST)
-    except Exception as error:  # safetensors and torch raise many kinds; all of them mean that it is unusable
-        reason = " ".join(str(error).split())[:200]
-        raise DamagedArtifactError(
-            f"{path} does not hold this network's weights: {reason}. Delete it, then: dvc repro"
+    except FileNotFoundError:
+        raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # safetensors raises many kinds; the others mean that it is unusable
+        raise system_error(error, path) or DamagedArtifactError(
+            f"{path} does not hold this network's weights: {_reason(error)}. Delete it, then: dvc repro"
         ) from None
 
     if state_digest(state) != expected:
@@ -79,6 +104,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
             f"{path} is damaged: its tensors do not have the hash that it was written with. "
             "Delete it, then: dvc repro"
         )
+    return state
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
@@ -89,3 +115,7 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
         # As bytes: numpy has no bfloat16, and a NaN counts as it is.
         digest.update(x.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,7 +1,4 @@
-"""Reading params.yaml: strict, frozen blocks, and one-line errors.
-
-The parser is DVC's own (YAML 1.2), so that both read `5e-4` as a number.
-"""
+"""Blocks of params.yaml: strict and frozen, with one-line errors. `document.py` reads the file."""
 
 from __future__ import annotations
 
@@ -13,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from pipeline.artifacts import advice
 from pipeline.artifacts.publish import read_json
-from pipeline.errors import DamagedArtifactError, ParamsError, ShapeError, UnknownNameError
+from pipeline.errors import DamagedArtifactError, ParamsError, ShapeError, UnknownNameError, foreign
 
 
 class Block(BaseModel):
@@ -44,6 +40,7 @@ T = TypeVar("T")
 # validator returns is no longer json, and then a strict tuple accepts no list.
 OrEmpty = Annotated[T, BeforeValidator(lambda content: {} if content is None else content)]
 
+_SHOWN = 200  # letters of a place or a wrong value
 # pydantic speaks of json, and the reader of the message has written yaml.
 _IN_YAML = (
     ("Dictionary should have at least 1 item after validation, not 0", "Name one at least"),
@@ -69,67 +66,6 @@ def placed(where: str) -> Iterator[None]:
         raise type(error)(f"params.yaml: {where}: {error}") from None
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read a yaml file whose top level is a mapping.
-
-    Raises:
-        ParamsError: no such file, not yaml, or another top level.
-    """
-    return parse(text(path), path)
-
-
-def text(path: Path) -> str:
-    """Return what a yaml file holds, in UTF-8 as DVC reads it, with its line ends as they are.
-
-    Raises:
-        ParamsError: no such file, or no text.
-    """
-    try:
-        # Not read_text, which changes line ends: dvc.yaml compares the checked text with the file byte by byte.
-        return path.read_bytes().decode("utf-8")
-    except FileNotFoundError:
-        raise ParamsError(
-            f"{path} does not exist. Run the command in the project's folder, or give --params."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ParamsError(f"{path} is not valid yaml: {error}") from None
-
-
-def parse(content: str, path: Path) -> dict[str, Any]:
-    """Return the mapping that a yaml holds, its keys as text.
-
-    Args:
-        content: the yaml.
-        path: where it stands, for the error.
-
-    Raises:
-        ParamsError: it is not yaml, or another top level.
-    """
-    try:
-        loaded = YAML(typ="safe").load(content)
-    except (YAMLError, ValueError) as error:  # the latter of dates that no calendar has
-        raise ParamsError(f"{path} is not valid yaml: {' '.join(str(error).split())}") from None
-    if not isinstance(loaded, dict):
-        raise ParamsError(f"{path} holds {type(loaded).__name__}, expected a mapping of blocks.")
-    named: dict[str, Any] = _named(loaded, path)
-    return named
-
-
-def _named(content: Any, path: Path) -> Any:
-    """Return `content`, all of whose keys are text: DVC has no stage for another one."""
-    if isinstance(content, list):
-        return [_named(part, path) for part in content]
-    if not isinstance(content, dict):
-        return content
-    for key in content:
-        # DVC makes no stage of such a key, without a word.
-        if not isinstance(key, str):
-            raise ParamsError(
-                f"{path} has the key {key}, which yaml reads as {type(key).__name__}, not as text. Quote it: '{key}'"
-            )
-    return {key: _named(part, path) for key, part in content.items()}
-
-
 def validate(model: type[B], content: Any, where: str, file: str = "params.yaml") -> B:
     """Check `content` against `model`.
 
@@ -144,10 +80,13 @@ def validate(model: type[B], content: Any, where: str, file: str = "params.yaml"
     """
     try:
         # As json, so that strictness still lets a list be a tuple.
-        # Dates, which yaml has and json lacks, become text.
-        return model.model_validate_json(json.dumps(content, default=str))
+        return model.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise ParamsError(_one_line(error, model, content, where, file)) from None
+    except (TypeError, ValueError, RecursionError) as error:  # what json cannot hold, or not so deep
+        raise ParamsError(
+            f"{file}: '{where}' is nothing that a file holds: {error}. Write it anew."
+        ) from None
 
 
 def load(model: type[B], path: Path, hint: str = "dvc repro params") -> B:
@@ -166,7 +105,7 @@ def load(model: type[B], path: Path, hint: str = "dvc repro params") -> B:
         return validate(model, read_json(path, hint), "", str(path))
     except ParamsError as error:
         # A stage wrote it, so no edit of params.yaml would mend it.
-        raise DamagedArtifactError(f"{error} Make it again with: {hint}") from None
+        raise DamagedArtifactError(f"{error} {advice.again(hint)}") from None
 
 
 def load_asked(model: type[B], path: Path, hint: str = "dvc repro params") -> B | None:
@@ -178,14 +117,16 @@ def _one_line(error: ValidationError, model: type[BaseModel], content: Any, wher
     # What is unknown explains what is missing, so it is reported first.
     details = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
     path = _path(details["loc"], content)
-    place = ".".join(part for part in (where, *path) if part)
+    place = _shortened(".".join(part for part in (where, *path) if part))
 
     if details["type"] == "extra_forbidden":
         key = str(details["loc"][-1])
         known = sorted(_fields(model, details["loc"][:-1]))
         near = difflib.get_close_matches(key, known, n=1)
         guess = f" Did you mean '{near[0]}'?" if near else ""
-        return f"{file}: unknown key '{place}'.{guess} Known keys: {', '.join(known) or 'none'}."
+        return (
+            f"{file}: unknown key '{place}'.{foreign(key)}{guess} Known keys: {', '.join(known) or 'none'}."
+        )
 
     # A key that is missing is none of the keys that `_path` returns.
     if details["type"] == "missing":
@@ -199,8 +140,12 @@ def _one_line(error: ValidationError, model: type[BaseModel], content: Any, wher
 
     for of_json, of_yaml in _IN_YAML:
         message = message.replace(of_json, of_yaml)
-    value = "null" if details["input"] is None else repr(details["input"])
+    value = "null" if details["input"] is None else _shortened(repr(details["input"]))
     return f"{file}: '{place}' is {value}. {message}."
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _path(location: tuple[int | str, ...], content: Any) -> list[str]:

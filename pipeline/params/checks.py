@@ -6,20 +6,17 @@ It takes a quarter of a second, so it can run before any stage whose command is 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.errors import ParamsError, unknown_name
+from pipeline.params import names, values
 from pipeline.params.base import validate
+from pipeline.params.recipe import check_course
 from pipeline.params.sections import ALONE, Sections
-from pipeline.params.teachers import checkpoints_of
+from pipeline.params.teachers import TeacherParams, check_anchors, checkpoints_of
 
-OWN = "own"  # folder of the matchings with a pair's own teacher; borrowed ones stand beside it
 LISTS = ("seeds", "distill")
-# No slash, which parts pair and run; nothing that a shell reads; no dot or dash at the start, which would hide a file
-# or make an option of it.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def check(content: Mapping[str, Any]) -> Sections:
@@ -32,11 +29,14 @@ def check(content: Mapping[str, Any]) -> Sections:
         ParamsError: a section is wrong.
         UnknownNameError: an entry names another that is not there.
     """
-    _check_values(content)
+    if not isinstance(content, Mapping):
+        raise ParamsError(f"params.yaml holds {type(content).__name__}, expected a mapping of blocks.")
+    values.check(content)
+    _check_sections(content)
     params = validate(Sections, _filled(content), "")
     # After the models: of a misspelled `seeds` they say which key was meant, not that one is missing.
     _check_lists(content)
-    _check_names(params)
+    names.check(params)
     _check_recipes(params)
 
     for section in ("teachers", "students"):
@@ -55,7 +55,7 @@ def check(content: Mapping[str, Any]) -> Sections:
     return params
 
 
-def _check_values(content: Mapping[str, Any]) -> None:
+def _check_sections(content: Mapping[str, Any]) -> None:
     """Refuse a section without a value, which DVC cannot merge with its default."""
     for section in Sections.model_fields:
         if section in content and content[section] is None:
@@ -81,22 +81,15 @@ def _check_lists(content: Mapping[str, Any]) -> None:
             raise ParamsError(f"params.yaml: '{section}' is missing, which DVC needs. Add {section}: []")
 
 
-def _check_names(params: Sections) -> None:
-    """Check the keys of all sections: a name becomes a file, a stage and a part of commands."""
-    for section in Sections.model_fields:
-        entries = getattr(params, section)
-        for name in entries if isinstance(entries, dict) else ():
-            if not _NAME.fullmatch(name):
-                raise ParamsError(
-                    f"params.yaml: '{section}.{name}' becomes a file's name. Use letters, digits and any of _.+-"
-                )
-
-
 def _check_recipes(params: Sections) -> None:
     for section in ("teachers", "students"):
         for name, network in getattr(params, section).items():
-            # For its errors alone: an unknown name, or a change that does not fit.
-            params.recipe(network.recipe, f"{section}.{name}.recipe")
+            where = f"{section}.{name}.recipe"
+            # An unknown name, or a change that does not fit, is an error of this already.
+            recipe = params.recipe(network.recipe, where)
+            check_course(recipe, where)
+            if isinstance(network, TeacherParams):
+                check_anchors(network.anchors, recipe, f"teachers.{name}.anchors")
 
 
 def _check_pairs(params: Sections) -> None:
@@ -125,9 +118,6 @@ def _check_borrowed(params: Sections) -> None:
         _known(f"teacher of borrowed.{name}:", borrowed.teacher, params.teachers)
         _known(f"matching of borrowed.{name}:", borrowed.matching, params.matchings)
         pair = params.pairs[borrowed.pair]
-
-        if name == OWN:
-            raise ParamsError(f"params.yaml: borrowed.{name} has the name of another folder. Rename it.")
 
         # It stands in the entry because dvc.yaml cannot look it up through the pair.
         if borrowed.student != pair.student:

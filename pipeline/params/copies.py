@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from pipeline.params.base import Block, StageBlock
+from pipeline.params.numbers import Effective, Seed, Temperature, Weight
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import Slots, ViewParams
 
@@ -19,15 +20,15 @@ class CopyParams(Block):
         student: a key of `students`, by whose recipe it is trained.
         seed: seed of order and views; together with the copy's name, of the init.
         temperature: temperature of the softened logits.
-        weights: weights of `ce` and `kd`.
+        weights: weights of `ce` and `kd`, 0 or above and not both 0.
         slots: augmented view slots that it sees and that its own logits are stored of.
     """
 
     teacher: str
     student: str
-    seed: int = 0
-    temperature: float = Field(default=4.0, gt=0)
-    weights: dict[str, float] = {"ce": 0.1, "kd": 0.9}
+    seed: Seed = 0
+    temperature: Temperature = 4.0
+    weights: Annotated[dict[str, Weight], Effective] = {"ce": 0.1, "kd": 0.9}
     slots: Slots = "all"
 
     @field_validator("weights")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.params.base import Block, StageBlock
+from pipeline.params.numbers import Seed, Width
 
 Measure = Literal["l1", "l2", "cosine", "correlation", "kl"]
 Strategy = Literal["bipartite", "greedy", "random", "identity", "fc", "residual"]
 LEARNED = ("fc", "residual")
+MEASURED = "measured"  # the folder of what was measured of a matching, beside its files
 
 
 class MatchingParams(Block):
@@ -36,10 +39,10 @@ class MatchingParams(Block):
     strategy: Strategy = "bipartite"
     student_weights: Literal["last", "init"] = "last"
     teacher_checkpoint: str = "last"
-    ranges: int = Field(default=1, ge=1)
-    seed: int = 0
-    epochs: int = Field(default=5, ge=1)
-    pictured: int = Field(default=0, ge=0)
+    ranges: Width = 1
+    seed: Seed = 0
+    epochs: int = Field(default=5, ge=1, le=100_000)
+    pictured: int = Field(default=0, ge=0, le=1_000_000)
 
     @model_validator(mode="after")
     def _learned_ones_are_one(self) -> Self:
@@ -124,6 +127,15 @@ class MatchBlock(StageBlock):
     dataset: str
     seeds: tuple[int, ...]
     recipes: dict[str, MatchingParams]
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files that matchings in `folder` consist of, in a fixed order."""
+        return [
+            folder / name / part / f"{seed}.npz"
+            for name in self.recipes
+            for part in ("", MEASURED)
+            for seed in self.seeds
+        ]
 
     def matches(self) -> list[Match]:
         """Return the matchings one by one."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.errors import ParamsError
 from pipeline.params.base import Block
+from pipeline.params.numbers import Epochs
 
 
 class Recipe(Block):
@@ -16,26 +19,27 @@ class Recipe(Block):
     Attributes:
         epochs: passes over the training images; 0 keeps the first weights.
         batch_size: samples a step.
-        learning_rate: before any decay.
+        learning_rate: before any decay, 1,000 at most.
         momentum: of SGD.
         nesterov: Nesterov's form of it.
-        weight_decay: on every parameter, BN and scales included.
-        milestones: epochs, from 1, after which the learning rate is multiplied by `decay`.
+        weight_decay: on every parameter, BN and scales included, 10 at most.
+        milestones: epochs, from 1 to the last, after which the learning rate is multiplied by `decay`; each
+            later than the one before.
         decay: that factor.
-        warmup: epochs over which the learning rate grows linearly from 0.
+        warmup: epochs over which the learning rate grows linearly from 0, no more than there are.
         drop_last: drop the last batch of an epoch when it is not full; else one of a single sample joins the batch
             before it.
     """
 
-    epochs: int = Field(default=240, ge=0)
-    batch_size: int = Field(default=64, ge=2)
+    epochs: Epochs = 240
+    batch_size: int = Field(default=64, ge=2, le=65_536)
     learning_rate: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=5e-4, ge=0)
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = (150, 180, 210)
+    milestones: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = (150, 180, 210)
     decay: float = Field(default=0.1, gt=0, le=1)
-    warmup: int = Field(default=0, ge=0)
+    warmup: Epochs = 0
     drop_last: bool = False
 
     def rate(self, epoch: int) -> float:
@@ -44,6 +48,49 @@ class Recipe(Block):
         rate = self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
         # From 1 / warmup on: an epoch at rate 0 would teach nothing.
         return rate * (epoch + 1) / self.warmup if epoch < self.warmup else rate
+
+    def epochs_of(self, share: float) -> int:
+        """Return how many epochs a share of the training is, to the nearest one."""
+        # At least one: after none, a checkpoint would be the untrained network.
+        return max(1, round(share * self.epochs))
+
+
+def check_course(recipe: Recipe, where: str) -> None:
+    """Refuse a recipe whose learning rate would take another course than it says.
+
+    It is asked of whole recipes, not of a part that others change: so it is no part of the model.
+
+    Args:
+        recipe: all of its values.
+        where: its place, for instance "teachers.resnet8.recipe".
+
+    Raises:
+        ParamsError: a rate or decay is no likely one, or a milestone or the warm-up does not fit the epochs.
+    """
+    for setting, most in (("learning_rate", 1000), ("weight_decay", 10)):
+        if (value := getattr(recipe, setting)) > most:
+            raise ParamsError(
+                f"params.yaml: '{where}': {setting} is {value}, expected {most:,} at most. Lower it."
+            )
+
+    milestones = recipe.milestones
+    listed = ", ".join(map(str, milestones))
+    if any(after <= before for before, after in itertools.pairwise(milestones)):
+        raise ParamsError(
+            f"params.yaml: '{where}': milestones are {listed}, expected each once, the earliest first. Put them so."
+        )
+    if not recipe.epochs:
+        return  # nothing is trained
+    if milestones and milestones[-1] > recipe.epochs:
+        raise ParamsError(
+            f"params.yaml: '{where}': milestones are {listed}, and the training ends after epoch {recipe.epochs}, so "
+            "the learning rate would not fall. Write milestones within it, or milestones: [] for a constant rate."
+        )
+    if recipe.warmup > recipe.epochs:
+        raise ParamsError(
+            f"params.yaml: '{where}': warmup is {recipe.warmup} of {recipe.epochs} epochs, so the learning rate would "
+            "not be reached. Lower it."
+        )
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pipeline.params.base import Block, validate
 from pipeline.params.copies import CopyParams
 from pipeline.params.datasets import DatasetParams
 from pipeline.params.matchings import BorrowedParams, MatchingParams
+from pipeline.params.numbers import Seed
 from pipeline.params.pairs import PairParams
 from pipeline.params.plug import Plug, plugs
 from pipeline.params.recipe import Recipe
@@ -24,7 +25,7 @@ class Sections(Block):
     """All of params.yaml.
 
     Attributes:
-        seeds: seeds of the students; for one seed all runs share init, order and views.
+        seeds: seeds of the students, from 0 to below 2^32; for one seed all runs share init, order and views.
         recipes: how networks are trained, by name.
         datasets: data sets by name.
         teachers: teachers by name.
@@ -39,7 +40,7 @@ class Sections(Block):
         borrowed: matchings of a pair's students with another teacher, by name (KCD's Table 3).
     """
 
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     recipes: dict[str, Recipe] = {}
     datasets: dict[str, DatasetParams] = {}
     teachers: dict[str, TeacherParams] = {}

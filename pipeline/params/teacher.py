@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from pipeline.params.base import StageBlock
 from pipeline.params.recipe import Recipe
@@ -33,6 +34,19 @@ class TrainBlock(StageBlock):
     recipe: Recipe
     anchors: tuple[float, ...]
     views: ViewParams
+
+    def trained_from(
+        self, fingerprint: Mapping[str, str], mean: Sequence[float], std: Sequence[float]
+    ) -> dict[str, Any]:
+        """Return all that a training by this block depends on, as json holds it.
+
+        Args:
+            fingerprint: of the data, by split.
+            mean: normalization of the images.
+            std: as `mean`.
+        """
+        data = {"fingerprint": dict(fingerprint), "mean": list(mean), "std": list(std)}
+        return {"teacher": self.model_dump(mode="json"), "data": data}
 
 
 def anchor_name(share: float) -> str:

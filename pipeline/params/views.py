@@ -10,7 +10,7 @@ from pipeline.errors import ParamsError, unknown_name
 from pipeline.params.base import Block, validate
 from pipeline.params.plug import Plug
 
-Slots = Annotated[int, Field(ge=0)] | Literal["all"]
+Slots = Annotated[int, Field(ge=0, le=100_000)] | Literal["all"]
 
 
 class Plain(Block):
@@ -29,7 +29,7 @@ class CropFlip(Block):
     """
 
     space: Literal["crop_flip"]
-    padding: int = Field(default=4, ge=0)
+    padding: int = Field(default=4, ge=0, le=512)
     fill: Literal["zero", "reflect"] = "zero"
     flip: bool = True
 
@@ -38,8 +38,8 @@ class RandomResizedCrop(Block):
     """A random box resized to the full size, and a horizontal flip: an unbounded number of views.
 
     Attributes:
-        scale: smallest and largest share of the area, in (0, 1].
-        ratio: smallest and largest width over height, above 0.
+        scale: smallest and largest share of the area, from 0.001 to 1.
+        ratio: smallest and largest width over height, from 0.01 to 100.
         flip: mirrored views too.
     """
 
@@ -51,18 +51,19 @@ class RandomResizedCrop(Block):
     @field_validator("scale")
     @classmethod
     def _shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < scale[0] <= scale[1] <= 1:
+        # Of a smaller box no pixel would be left, and the whole center would be shown in its place.
+        if not 0.001 <= scale[0] <= scale[1] <= 1:
             raise ValueError(
-                "Expected the smallest and the largest share of the area, 0 < smallest <= largest <= 1"
+                "Expected the smallest and the largest share of the area, 0.001 <= smallest <= largest <= 1"
             )
         return scale
 
     @field_validator("ratio")
     @classmethod
     def _ratios(cls, ratio: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < ratio[0] <= ratio[1]:
+        if not 0.01 <= ratio[0] <= ratio[1] <= 100:
             raise ValueError(
-                "Expected the smallest and the largest width over height, 0 < smallest <= largest"
+                "Expected the smallest and the largest width over height, 0.01 <= smallest <= largest <= 100"
             )
         return ratio
 

@@ -46,13 +46,14 @@ def export(results: Results, folder: Path) -> None:
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """Return means over seeds, by pair and run."""
+    """Return means over seeds, by pair and run, and what is left out."""
     pairs = {pair.name: {run.name: _means(pair, run) for run in pair.runs} for pair in results.pairs}
     teachers = {
         name: {key: teacher.trained.metrics[key] for key in ("top1", "best_top1")}
         for name, teacher in results.teachers.items()
     }
-    return {"teachers": teachers, "pairs": pairs}
+    missing = [asdict(entry) | {"command": entry.command} for entry in results.missing]
+    return {"teachers": teachers, "pairs": pairs, "missing": missing}
 
 
 def _means(pair: Pair, run: Run) -> dict[str, float]:
@@ -63,12 +64,15 @@ def _means(pair: Pair, run: Run) -> dict[str, float]:
         "best_top1": run.estimate("best_top1").mean,
         "agreement": run.estimate("agreement").mean,
     }
+    means["seeds"] = top1.count
     if top1.std is not None:
         means["top1_std"] = top1.std
 
     if run is not pair.alone:
         gain = run.gain(pair.alone)
-        means["gain"] = gain.mean
+        means["gain_seeds"] = gain.count
+        if gain.count:
+            means["gain"] = gain.mean
         if gain.half is not None:
             means["gain_interval"] = gain.half
     return means

@@ -51,7 +51,9 @@ class Section:
 
 def page(results: Results) -> str:
     """Return the page as html."""
-    shown = _whole("opening", results) if results.pairs else [_nothing(results)]
+    shown = _whole("opening", results)
+    if not results.pairs:
+        shown.append(_nothing(results))
     shown += [_pair(number, results, pair) for number, pair in enumerate(results.pairs)]
     shown += _whole("closing", results)
 
@@ -96,6 +98,9 @@ def _nothing(results: Results) -> Section:
     # Without seeds the pairs of params.yaml are not even collected.
     needed = {"datasets": results.datasets, "teachers": results.teachers, "pairs": results.pairs}
     lacking = [name for name, entries in needed.items() if not entries] if results.seeds else ["seeds"]
+    if results.missing:
+        lead = Markup("No pair of params.yaml is whole, so no accuracies are compared.")
+        return Section("nothing", "There is nothing to compare", lead, Markup())
     listed = " or ".join(filter(None, [", ".join(lacking[:-1]), lacking[-1]]))
     words = f"params.yaml has no {listed}: no student is trained, so no accuracies are compared."
     if results.teachers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class Trained:
         pooled: what the classifier reads of some test samples, float32 (n, D).
         pooled_index: these samples, int64 (n,).
         device: the kind of device it was trained on.
+        weights: hash of each file of its weights, by name.
     """
 
     seed: int
@@ -51,6 +52,7 @@ class Trained:
     pooled: NDArray[np.float32]
     pooled_index: NDArray[np.int64]
     device: str
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a column of the history (epochs,), NaN where a cell is empty or the column is not there."""
@@ -89,14 +91,22 @@ class Run:
     Attributes:
         name: key of `runs`, or `ALONE`.
         composition: methods, transform and schedule, in words.
-        students: one a seed, in the order of `seeds`.
+        students: one a seed, in the order of `seeds`; without those that are missing.
         settings: how they are trained.
+        planned: number of seeds that params.yaml has.
     """
 
     name: str
     composition: str
     students: tuple[Trained, ...]
     settings: Settings
+    planned: int
+
+    @property
+    def title(self) -> str:
+        """Its name, and how many seeds it has where some are missing."""
+        number = len(self.students)
+        return self.name if number == self.planned else f"{self.name} ({number} of {self.planned} seeds)"
 
     def values(self, metric: str) -> list[float]:
         """Return a metric, one a seed."""
@@ -107,8 +117,13 @@ class Run:
         return estimate(self.values(metric))
 
     def gain(self, base: Run, metric: str = "top1") -> Estimate:
-        """Return the mean gain over another run of the same seeds."""
-        return gain(self.values(metric), base.values(metric))
+        """Return the mean gain over another run, of the seeds that both have."""
+        ours, theirs = (
+            {student.seed: float(student.metrics[metric]) for student in run.students} for run in (self, base)
+        )
+        shared = [seed for seed in ours if seed in theirs]
+        paired = gain([ours[seed] for seed in shared], [theirs[seed] for seed in shared])
+        return replace(paired, planned=self.planned)
 
     def shared(self, name: str) -> Any:
         """Return a value of the metrics that all seeds share, or None."""
@@ -337,6 +352,26 @@ class Code:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """What a report leaves out.
+
+    Attributes:
+        what: it, in words.
+        stage: DVC's name of the last stage that makes it.
+        reason: why it is left out.
+    """
+
+    what: str
+    stage: str
+    reason: str
+
+    @property
+    def command(self) -> str:
+        """The command that makes it."""
+        return f"dvc repro {self.stage}"
+
+
+@dataclass(frozen=True)
 class Results:
     """All that is reported.
 
@@ -348,6 +383,7 @@ class Results:
         tables: fitted tables, teacher by teacher.
         codes: codes, teacher by teacher.
         provenance: where the report comes from.
+        missing: what params.yaml lists and is left out, because it is not there or is of something else.
     """
 
     seeds: tuple[int, ...]
@@ -357,3 +393,4 @@ class Results:
     tables: tuple[Table, ...]
     codes: tuple[Code, ...]
     provenance: Provenance
+    missing: tuple[Missing, ...] = ()

@@ -24,12 +24,19 @@ class Estimate:
         std: standard deviation, with n - 1 in the denominator; None for one seed.
         half: half the width of the 95 % t-interval of the mean; None for one seed.
         count: number of seeds.
+        planned: number of seeds that there should be; None where it does not matter.
     """
 
     mean: float
     std: float | None
     half: float | None
     count: int
+    planned: int | None = None
+
+    @property
+    def lacking(self) -> bool:
+        """Whether seeds are missing."""
+        return self.planned is not None and self.count < self.planned
 
     @property
     def verdict(self) -> int:
@@ -40,8 +47,10 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Estimate the mean of `values`, one a seed."""
+    """Estimate the mean of `values`, one a seed; of none it is NaN."""
     count = len(values)
+    if not count:  # two runs that have no seed in common
+        return Estimate(math.nan, None, None, 0)
     mean = math.fsum(values) / count
     if count == 1:  # there is nothing to estimate a spread from
         return Estimate(mean, None, None, 1)

@@ -21,9 +21,10 @@ from pipeline.evaluation.distance import map_distance, prediction_kl
 from pipeline.evaluation.forward import PlainSplit
 from pipeline.features import contents
 from pipeline.features.ranges import StoredRanges
-from pipeline.features.store import StoredArray, array_path
+from pipeline.features.store import StoredArray
 from pipeline.features.teacher import Teacher, as_float32
 from pipeline.networks.network import Network, Taps, probe
+from pipeline.networks.trained import Trained
 from pipeline.networks.weights import load, load_weights
 from pipeline.runs.composition import Composition
 from pipeline.runs.inputs import TRANSFORM, RunInputs
@@ -107,7 +108,7 @@ def _fetch(feature: str, inputs: RunInputs, sources: Sources, device: torch.devi
         kept = manifest.features.get(feature)
         # Codes have no test split, not every store has the last checkpoint, and a new one may be of other weights.
         if kept and "last/test" in kept.digest and manifest.weights["last"] == inputs.teacher_weights:
-            array = StoredArray(array_path(store, "last", "test", feature))
+            array = StoredArray.of(store, "last", "test", feature)
             return partial(_read, StoredRanges(array, 0, device))
     return None
 
@@ -143,6 +144,7 @@ def _transform(
         transform = composition.transform(composition.transform_config, context)
     if transform.state_dict():
         load_weights(transform, folder / TRANSFORM)
+        Trained.of(folder, RESOLVED).check_state(folder / TRANSFORM)
     return transform.to(next(student.parameters()).device).eval()
 
 

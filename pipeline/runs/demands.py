@@ -93,6 +93,12 @@ def _check_reads(project: Project, teacher: str, run: RunBlock, where: str) -> N
             check_table(project, teacher, table)
 
     kept = project.params.teachers[teacher]
+    # Each teaches an even share of the epochs, which is none at all where there are fewer.
+    if 0 < run.recipe.epochs < len(run.checkpoints):
+        raise ParamsError(
+            f"params.yaml: {where} learns from {len(run.checkpoints)} checkpoints in {run.recipe.epochs} epochs, so "
+            "some would never teach. Name fewer, or raise the epochs."
+        )
     for checkpoint in run.checkpoints:
         if checkpoint not in (names := checkpoints_of(kept)):
             hint = f"Training keeps anchor_025 where teachers.{teacher}.anchors has 0.25."
@@ -141,6 +147,7 @@ def check_table(project: Project, teacher: str, name: str) -> None:
     feature, stored = project.table(teacher, name).feature, project.features(teacher)
     check_feature(project, teacher, feature, f"tables.{name}")
 
+    _check_directions(project, teacher, name, feature)
     if feature not in stored:
         raise ParamsError(
             f"params.yaml: tables.{name} is fitted to '{feature}', and the store of teacher '{teacher}' holds "
@@ -152,6 +159,23 @@ def check_table(project: Project, teacher: str, name: str) -> None:
             f"params.yaml: tables.{name} is fitted to the last checkpoint of teacher '{teacher}', and its store "
             f"holds {', '.join(project.params.teachers[teacher].checkpoints)}. Add last to "
             f"teachers.{teacher}.checkpoints."
+        )
+
+
+def _check_directions(project: Project, teacher: str, name: str, feature: str) -> None:
+    """Check that the pixels of a feature differ in as many directions as a table keeps."""
+    components = getattr(project.table(teacher, name), "components", None)
+    if components is None:
+        return  # a table of another kind
+    spec, classes = project.spec("teachers", teacher), project.images_of(teacher).classes
+    channels = feature_shape(project.architecture("teachers", teacher).taps, feature, spec.classes)[0]
+    # None where only the files know the classes.
+    most = channels if classes is None else min(channels, classes - 1)
+    sizes = f"{channels} channels" if classes is None else f"{channels} channels and {classes} classes"
+    if components > most:
+        raise ParamsError(
+            f"params.yaml: tables.{name} keeps {components} components of '{feature}' of teacher '{teacher}', whose "
+            f"{sizes} give {most} at most. Lower components."
         )
 
 

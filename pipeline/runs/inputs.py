@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pipeline.artifacts import advice
 from pipeline.artifacts.hashing import file_hash
 from pipeline.errors import StaleArtifactError
 from pipeline.params.base import Block
@@ -89,5 +90,5 @@ def check_file(path: Path, expected: str) -> None:
     if actual != expected:
         raise StaleArtifactError(
             f"{path} is not the file that this run was resolved with: found {actual[:8]}, expected "
-            f"{expected[:8]}. Run: dvc repro"
+            f"{expected[:8]}. {advice.again('dvc repro')}"
         )

@@ -22,7 +22,7 @@ from pipeline.data.views import view_space
 from pipeline.features.contents import StoredFeature
 from pipeline.features.encoding import tables_of
 from pipeline.features.extract import stored_features
-from pipeline.features.store import Layout
+from pipeline.features.layout import Layout
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec
@@ -36,9 +36,10 @@ from pipeline.runs.project import Kind, Project
 
 CHECKSUM_BYTES = 4
 INDEX_BYTES = 16  # offset and length of a chunk in its shard
-ARRAY_BYTES = 470  # zarr.json of an array
+ARRAY_BYTES = 496  # zarr.json of an array, without the hashes of its shards
+HASH_BYTES = 35  # of a shard, in there
 GROUP_BYTES = 66  # zarr.json of a group
-MANIFEST_BYTES = 900  # zarr.json of a store, without what it says of its features
+MANIFEST_BYTES = 1000  # zarr.json of a store, without what it says of its features
 FEATURE_BYTES = 130  # of one feature in it
 DIGEST_BYTES = 60  # of one feature's hash in it
 
@@ -196,7 +197,7 @@ def store_bytes(layout: Layout) -> int:
     shards = store_files(layout) - 1
     index = shards * (layout.shard[0] * layout.shard[1] // layout.chunk * INDEX_BYTES + CHECKSUM_BYTES)
     chunk_bytes = layout.chunk * math.prod(layout.shape[2:]) * np.dtype(layout.dtype).itemsize
-    return chunks * (chunk_bytes + CHECKSUM_BYTES) + index + ARRAY_BYTES
+    return chunks * (chunk_bytes + CHECKSUM_BYTES) + index + ARRAY_BYTES + shards * HASH_BYTES
 
 
 def store_files(layout: Layout) -> int:

@@ -18,15 +18,16 @@ from pipeline.data.views import check_size, num_slots, view_space
 from pipeline.distillation.method import Known
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
+from pipeline.networks import pretrained
 from pipeline.networks.architecture import Architecture, architecture, blank
 from pipeline.networks.catalogue import family_of
 from pipeline.networks.network import Network
-from pipeline.networks.spec import NetworkSpec
+from pipeline.networks.spec import LARGEST, NetworkSpec
 from pipeline.params.base import placed, validate
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.pairs import RunBlock
 from pipeline.params.plug import Plug
-from pipeline.params.recipe import Recipe
+from pipeline.params.recipe import Recipe, check_course
 from pipeline.params.sections import Sections, merged
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import FeatureParams, TeacherParams
@@ -70,7 +71,7 @@ class Project:
 
         Raises:
             UnknownNameError: there is no such source.
-            ParamsError: its settings are wrong.
+            ParamsError: its settings are wrong, or its images too large.
         """
         known = {}
         for name, dataset in self.params.datasets.items():
@@ -78,6 +79,12 @@ class Project:
                 module = plugin.load("datasets", dataset.source.name)
             place = f"datasets.{name}.source.{dataset.source.name}"
             known[name] = module.image(validate(module.Config, dataset.source.settings, place))
+            # A network is probed with one, which must not fill the memory.
+            if known[name].size > LARGEST:
+                raise ParamsError(
+                    f"params.yaml: {place} has images of {known[name].size:,} pixels a side, expected "
+                    f"{LARGEST:,} at most. Choose smaller ones."
+                )
         return known
 
     @cached_property
@@ -95,6 +102,10 @@ class Project:
             check_size(spaces[name], self.images[name].size, where)
         return spaces
 
+    def images_of(self, teacher: str) -> ImageFacts:
+        """Return what the images of a teacher's data set are like."""
+        return self.images[self.params.teachers[teacher].dataset]
+
     # Networks
 
     def spec(self, kind: Kind, name: str) -> NetworkSpec:
@@ -102,18 +113,22 @@ class Project:
 
         Raises:
             UnknownNameError: no family has the network.
+            ParamsError: weights are asked for that the family does not have, or that read other images.
         """
         network: TeacherParams | StudentParams = getattr(self.params, kind)[name]
         with placed(f"{kind}.{name}.network"):
             family, known = family_of(network.network)
         images = self.images[network.dataset]
+        weights = network.weights if isinstance(network, TeacherParams) else "none"
+        with placed(f"{kind}.{name}.weights"):
+            pretrained.check(family, weights, images.channels)
         return NetworkSpec(
             family=family,
             network=known,
             size=images.size,
             channels=images.channels,
             classes=images.classes or CLASSES,
-            weights=network.weights if isinstance(network, TeacherParams) else "none",
+            weights=weights,
         )
 
     def architecture(self, kind: Kind, name: str) -> Architecture:
@@ -237,6 +252,7 @@ class Project:
 
         changed = merged(self.recipe("students", names.student).model_dump(mode="json"), settings.recipe)
         recipe = validate(Recipe, changed, f"{where}.recipe")
+        check_course(recipe, f"{where}.recipe")
 
         needs, online = composition.needs, settings.source == "online"
         # The codes in a store are made already; the teacher that makes them beside the student needs their tables.

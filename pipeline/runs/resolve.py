@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.artifacts import advice
 from pipeline.artifacts.hashing import file_hash
 from pipeline.artifacts.publish import read_json
 from pipeline.data.prepared import Prepared
@@ -18,7 +19,7 @@ from pipeline.features import manifest as manifests
 from pipeline.features.manifest import Manifest
 from pipeline.matching.matching import Matching
 from pipeline.networks.spec import NetworkSpec
-from pipeline.params.checks import OWN
+from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock, RunBlock
 from pipeline.params.students import StudentBlock
 from pipeline.runs.inputs import RunInputs, Stored
@@ -177,7 +178,7 @@ def _copy(block: PairBlock, name: str, run: RunBlock, student: StudentInputs, pl
     """Return where the logits of a self-taught copy lie: it must have learned from the teacher as it is now."""
     folder, hint = places.copies / name, f"dvc repro train_copy@{name}"
     if read_json(folder / "copy.json", hint).get("weights") != _weights(places.weights, ["last"])["last"]:
-        raise StaleArtifactError(f"{folder} is of a copy of another teacher. Make it again with: {hint}")
+        raise StaleArtifactError(f"{folder} is of a copy of another teacher. {advice.again(hint)}")
     store = folder / "store.zarr"
     manifest = _manifest(store, student, hint)
     contents.check_stored(store, manifest, "logits", ["last"], run.slots or 0)
@@ -222,8 +223,8 @@ def _matchings(
         for field, value in expected.items():
             if getattr(origin, field) != value:
                 raise StaleArtifactError(
-                    f"{path} was made with other {field}: found {getattr(origin, field)}, expected {value}. Make it "
-                    f"again with: dvc repro {stage}"
+                    f"{path} was made with other {field}: found {getattr(origin, field)}, expected {value}. "
+                    f"{advice.again(f'dvc repro {stage}')}"
                 )
         paths[wanted.key] = str(path), file_hash(path)
     return paths

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.artifacts import advice
 from pipeline.compute.machine import Machine
 from pipeline.distillation.method import Matchings, Tables
 from pipeline.errors import StaleArtifactError
@@ -96,8 +97,8 @@ def matchings(inputs: RunInputs) -> dict[str, Matching]:
         if theta0 != matching.origin.theta0:
             raise StaleArtifactError(
                 f"{path} is of another student: {inputs.network.network} of seed {matching.origin.seed} does not "
-                f"start from the weights that it was made with. Make it again with: dvc repro "
-                f"{matching.origin.made_by}"
+                f"start from the weights that it was made with. "
+                f"{advice.again(f'dvc repro {matching.origin.made_by}')}"
             )
     return known
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.data.prepared import Prepared
 from pipeline.errors import StaleArtifactError
 from pipeline.networks.spec import NetworkSpec
@@ -36,6 +38,10 @@ class StudentInputs(Block):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     code: dict[str, str]
+
+    def of_seed(self, seed: int) -> dict[str, Any]:
+        """Return what the student of a seed is trained from, as json holds it."""
+        return self.model_dump(mode="json") | {"seed": seed}
 
 
 def check_data(inputs: StudentInputs, prepared: Prepared) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from pipeline.artifacts import arrays
+from pipeline.artifacts import advice, arrays
 from pipeline.errors import DamagedArtifactError
 from pipeline.params.base import Block
 
@@ -107,5 +107,5 @@ def read_origin(path: Path, hint: str) -> dict[str, Any]:
     """Read what a table was fitted from, and none of its arrays; see `load`."""
     about = arrays.read_about(path, hint)
     if not isinstance(about, dict):
-        raise DamagedArtifactError(f"{path} is not a table. Make it again with: {hint}")
+        raise DamagedArtifactError(f"{path} is not a table. {advice.again(hint)}")
     return about

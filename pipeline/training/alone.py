@@ -94,5 +94,5 @@ def prepare(
         batches,
         (Phase("main", recipe),),
         # At least one epoch: after none, an anchor would be the untrained network.
-        anchors={name: max(1, round(share * recipe.epochs)) for name, share in (anchors or {}).items()},
+        anchors={name: recipe.epochs_of(share) for name, share in (anchors or {}).items()},
     )

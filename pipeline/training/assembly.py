@@ -35,6 +35,7 @@ class Job:
         identity: hash of everything that the result depends on.
         title: title of the progress bar.
         made_by: DVC's name of the stage.
+        inputs: hash of what it is trained from, as a reader of its result can know it; empty where nobody asks.
     """
 
     scratch: Path
@@ -42,6 +43,7 @@ class Job:
     identity: str
     title: str
     made_by: str
+    inputs: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def assemble(
         finish: called before the result is written.
     """
     machine, network = job.machine, subject.network
-    folder = result.begin(job.scratch, job.identity, subject.spec, machine.ranks)
+    folder = result.begin(job.scratch, job.identity, subject.spec, machine.ranks, anchors)
     save = result.saver(network, folder, machine.ranks)
     # Before a checkpoint fills the network: a resumed training keeps its first weights too.
     save("init")
@@ -161,6 +163,6 @@ def assemble(
 
     def write(history: list[Row]) -> None:
         finish()
-        result.finish(job.scratch, history, save, machine, job.made_by)
+        result.finish(job.scratch, history, save, machine, job.made_by, job.inputs)
 
     return Assembly(training, write)

@@ -16,6 +16,7 @@ from pipeline.data.views import num_slots, view_space
 from pipeline.distillation.method import Context
 from pipeline.features import contents
 from pipeline.features import manifest as manifests
+from pipeline.features.check import verify
 from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.source import RESIDENT_BYTES, CachedSource
@@ -24,7 +25,7 @@ from pipeline.networks.network import build, probe
 from pipeline.networks.weights import load
 from pipeline.params.copies import CopyBlock
 from pipeline.params.recipe import Phase
-from pipeline.training import assembly
+from pipeline.training import assembly, result
 from pipeline.training.assembly import Job, Subject
 from pipeline.training.distill import Distillation
 from pipeline.training.setting import Setting
@@ -69,7 +70,8 @@ def train(
 
     # A run that was interrupted while it stored the logits does not learn again.
     mark = job.scratch / "trained"
-    if not mark.exists() or mark.read_text() != job.identity:
+    trained = mark.exists() and mark.read_bytes() == job.identity.encode()
+    if not trained or not result.whole(job.scratch):
         _learn(block, prepared, taught, store, slots, job, resident_bytes)
         mark.write_text(job.identity)
 
@@ -101,6 +103,7 @@ def train(
         compression=block.compression,
     )
     filled = fill(job.scratch / "store.zarr", extraction, job.identity, f"logits of {block.name}")
+    verify(job.scratch / "store.zarr", filled)
     publish.remove(mark)
     return filled
 

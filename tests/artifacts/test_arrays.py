@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.artifacts import arrays
+from pipeline.artifacts import advice, arrays
 from pipeline.artifacts.hashing import content_hash, identity
-from pipeline.errors import DamagedArtifactError, MissingArtifactError
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, StillhouseError
 from pipeline.params.recipe import Recipe
 
 HINT = "dvc repro fit_table@T-words"
@@ -92,8 +96,76 @@ def test_a_damaged_file_is_reported_in_one_line(tmp_path: Path, kind: str) -> No
         arrays.read(path, HINT, ("mean",))
     line = str(caught.value)
     assert line.startswith(f"{path} cannot be read (")
-    assert line.endswith(f"). Make it again with: {HINT}")
+    assert line.endswith(f"). {advice.again(HINT)}")
     assert "unsafe" not in line
+
+
+def of_zip(content: bytes, name: str = "mean.npy", **attributes: Any) -> bytes:
+    """Return an npz of one entry, which says of itself what it is told to."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, content, **attributes)
+    return buffer.getvalue()
+
+
+def of_npy(shape: tuple[int, ...], data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + data
+
+
+HOSTILE = {
+    "an array that no memory holds": of_zip(of_npy((1 << 50,), bytes(24))),
+    "a size of too many digits": of_zip(of_npy((1 << 62, 1 << 62), bytes(24))),
+    "fewer values than its shape": of_zip(of_npy((4,), bytes(24))),
+    "more values than its shape": of_zip(of_npy((2,), bytes(24))),
+    "zeros that unpack to more than the file": of_zip(of_npy((1 << 20,), bytes(8 << 20)), compress_type=8),
+    "a header of brackets": of_zip(b"\x93NUMPY\x01\x00\xd0\x07" + b"(" * 2000),
+    "a header that is no utf-8": of_zip(b"\x93NUMPY\x03\x00\x04\x00\x00\x00\xff\xff\xff\xff"),
+    "an entry that is no array": of_zip(b"", "mean.txt"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("names", [None, ("mean",)])
+def test_what_nobody_wrote_is_refused_before_it_is_unpacked(
+    tmp_path: Path, kind: str, names: tuple[str, ...] | None
+) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(HOSTILE[kind])
+    with pytest.raises(DamagedArtifactError) as caught:
+        arrays.read(path, HINT, names)
+    assert str(caught.value).startswith(f"{path} cannot be read (")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.ESTALE, errno.ENAMETOOLONG])
+def test_what_the_system_refuses_is_not_called_damaged(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root every file can be read, so the system's answer is put in."""
+    path = tmp_path / "a.npz"
+    arrays.write(path, CONTENT, {})
+
+    def refused(self: Path, *arguments: Any, **options: Any) -> Any:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "open", refused)
+    for read in (arrays.read, arrays.read_about):
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))) as caught:
+            read(path, HINT)
+        assert not isinstance(caught.value, StillhouseError)
+        assert (caught.value.errno, caught.value.filename) == (number, str(path))
+
+
+def test_memory_that_is_short_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays.write(tmp_path / "a.npz", CONTENT, {})
+
+    def full(*arguments: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", full)
+    with pytest.raises(MemoryError):
+        arrays.read(tmp_path / "a.npz", HINT)
 
 
 def test_arrays_that_say_nothing_of_themselves(tmp_path: Path) -> None:

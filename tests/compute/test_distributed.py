@@ -29,6 +29,7 @@ from pipeline.artifacts.closure import root
 from pipeline.compute.distributed import ALONE, Ranks
 from pipeline.compute.machine import machine
 from pipeline.errors import MachineError
+from pipeline.features import layout as cutting
 from pipeline.features import store
 from pipeline.features.shards import Progress
 from pipeline.features.store import StoredArray
@@ -270,7 +271,7 @@ def test_a_store_of_ranks_is_that_of_one_process(
         pytest.param(0, Fault(SHARD, 20), 2, id="shard"),
         pytest.param(1, Fault(RECORD, 6), 1, id="record-then-one-process"),
         pytest.param(1, Fault(RECORD, 9, "after"), 3, id="record-then-three-ranks"),
-        pytest.param(1, Fault("numpy:save", 2, "after"), 2, id="piece"),
+        pytest.param(1, Fault("numpy:savez", 2, "after"), 2, id="piece"),
         pytest.param(0, Fault(MANIFEST), 1, id="manifest"),
     ],
 )
@@ -298,7 +299,7 @@ def test_no_two_ranks_write_one_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, shard_bytes: int, size: int
 ) -> None:
     """One rank after another, in one process: each shard is written once, by one of them."""
-    monkeypatch.setattr(store, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(cutting, "CHUNK_BYTES", 300)
     prepared, (one, spec) = prepare(tmp_path / "data"), network(0)
     options: dict[str, Any] = {"shard_bytes": shard_bytes, "batch_size": batch_size}
     whole = extraction(prepared, {"last": one}, spec, **options)
@@ -318,7 +319,6 @@ def test_no_two_ranks_write_one_shard(
         made = extraction(prepared, {"last": one}, spec, **options, ranks=Ranks(rank, size))
         if rank == 0:
             store.create(path, {"last": layouts}, made.compression)
-            made._write_views(path)
         log = Progress(path, made.ranks)
         for part in made._parts(layouts):
             made._fill(path, log, part, lambda units=1, note="": forwards.append(units))

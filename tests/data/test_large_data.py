@@ -17,6 +17,7 @@ from device_fixtures import current, here
 from feature_fixtures import features_of, run_stage
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from prepared_fixtures import edit_meta
 from torch import Tensor
 from torchvision.transforms import functional as reference
 from training_fixtures import TIMES, job, weights
@@ -126,8 +127,9 @@ def test_the_index_lists_every_file_with_its_size_and_hash(prepared: Prepared, r
 
 
 def test_prepared_data_hold_no_pixels(prepared: Prepared) -> None:
-    names = sorted(path.name for path in prepared.folder.iterdir())
-    assert names == ["meta.json", "test_files.npy", "test_labels.npy", "train_files.npy", "train_labels.npy"]
+    names = {path.name for path in prepared.folder.iterdir()}
+    arrays = {f"{split}_{kind}.npy" for split in ("train", "test") for kind in ("files", "labels")}
+    assert names == arrays | {"meta.json", "raw.json"}
 
 
 def test_the_fingerprint_is_that_of_the_content_and_not_of_the_place(
@@ -483,14 +485,19 @@ def test_the_stages_run_on_indexed_data(project: Path) -> None:
             torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-4, atol=1e-5)
 
 
+def move(folder: Path, root: str) -> None:
+    """Say in indexed data that their files lie elsewhere."""
+    files = Prepared.open(folder).meta.files
+    assert files is not None
+    edit_meta(folder, files={"root": root, "resize": files.resize})
+
+
 def test_a_file_that_changes_stops_every_stage_in_one_line(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every reader compares what it reads with the index."""
     raw = shutil.copytree(Prepared.open(project / "data").split("train").images.root, project / "raw")
-    meta = json.loads((project / "data" / "meta.json").read_text())
-    meta["files"]["root"] = str(raw)
-    (project / "data" / "meta.json").write_text(json.dumps(meta))
+    move(project / "data", str(raw))
     photograph(raw / "train" / "b" / "11.JPEG", 30, 30)
     data, kept = ("--data", project / "data"), ("--weights", project / "teacher" / "weights")
     commands: list[tuple[Callable[..., Any], tuple[object, ...]]] = [
@@ -504,7 +511,7 @@ def test_a_file_that_changes_stops_every_stage_in_one_line(
         assert run_stage(monkeypatch, main, *arguments, "--device", current().device) == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {raw / 'train' / 'b' / '11.JPEG'} has ")
-        assert line.endswith("dvc repro --force prepare_data@photographs")
+        assert line.endswith("dvc repro --force --single-item prepare_data@photographs")
     assert not (project / "again").exists()
 
 
@@ -546,7 +553,7 @@ def test_a_file_that_is_gone_or_another_is_named_when_it_is_read(
     assert "\n" not in line
     assert str(raw / place) in line
     assert text in line
-    expected = "run the same command again." if not place else "dvc repro --force prepare_data"
+    expected = "run the same command again." if not place else "dvc repro --force --single-item prepare_data"
     assert line.endswith(expected)
     assert len(data.split("train")) == 8
 
@@ -573,31 +580,29 @@ def test_a_bad_file_is_named_when_it_is_prepared(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_was_cut_off_before_is_named_when_it_is_read(tmp_path: Path) -> None:
-    """With mean and std given only the heads of the files are decoded."""
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_file_that_was_cut_off_is_named_when_it_is_listed(tmp_path: Path, split: str) -> None:
+    """Also with mean and std given: every file is decoded once, so that no training finds it hours later."""
     raw = make_folder(tmp_path / "raw", 8, 4)
-    _shorten(raw / "train" / "b" / "03.JPEG")
-    data, _ = indexed(raw, tmp_path / "out", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-    images = stream_images(data.split("train"), view_space(CROPS), current().device)
-    with pytest.raises(DataError) as error:
-        images.begin(1, torch.arange(8))()
-    assert "03.JPEG" in str(error.value)
-    assert str(error.value).endswith("dvc repro --force prepare_data")
+    _shorten(raw / split / "b" / "03.JPEG")
+    with pytest.raises(DataError, match=r"03\.JPEG.*dvc repro$"):
+        indexed(raw, tmp_path / "out", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("damage", "text"),
     [
         (Path.unlink, "does not exist"),
-        (_write_text, "cannot be read"),
-        (lambda path: np.save(path, np.zeros(26)), "holds float64 (26,)"),
-        (lambda path: np.save(path, np.load(path)[:-1]), "(25,), meta.json says"),
+        (_write_text, "does not begin as an npy file"),
+        (lambda path: np.save(path, np.zeros(26)), "begins with {'descr': '<f8', 'fortran_order': False"),
+        (lambda path: np.save(path, np.load(path)[:-1]), "'shape': (25,), }, expected"),
     ],
 )
 def test_a_damaged_index_is_told(prepared: Prepared, tmp_path: Path, damage: Any, text: str) -> None:
     folder = shutil.copytree(prepared.folder, tmp_path / "photographs")
     damage(folder / "train_files.npy")
-    with pytest.raises(Exception, match="dvc repro prepare_data") as error:
+    with pytest.raises(Exception, match=r"dvc repro .*prepare_data") as error:
         Prepared.open(folder)
     assert text in str(error.value)
 
@@ -613,9 +618,7 @@ def test_the_short_side_covers_the_crop() -> None:
 def test_the_report_shows_indexed_images_where_they_are(prepared: Prepared, tmp_path: Path) -> None:
     assert gallery._gallery(Dataset("photographs", prepared, CROPS)).count("<img") == 2
     folder = shutil.copytree(prepared.folder, tmp_path / "photographs")
-    meta = json.loads((folder / "meta.json").read_text())
-    meta["files"]["root"] = "nowhere"
-    (folder / "meta.json").write_text(json.dumps(meta))
+    move(folder, "nowhere")
     shown = gallery._gallery(Dataset("photographs", Prepared.open(folder), CROPS))
     assert "nowhere, which is not on this machine" in shown
     assert "<img" not in shown

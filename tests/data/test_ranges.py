@@ -13,6 +13,7 @@ from feature_fixtures import CROPS, prepare
 from torch import Tensor
 
 from pipeline.data import ranges
+from pipeline.data.image_array import ImageArray
 from pipeline.data.images import Forward, MappedImages
 from pipeline.data.prepared import Split
 from pipeline.data.ranges import ReadAheadImages, ResidentRanges, copied, open_ranges
@@ -31,8 +32,8 @@ def split(tmp_path: Path) -> Split:
     return prepare(tmp_path / "data").split("train")
 
 
-def pixels(split: Split) -> np.ndarray:
-    assert isinstance(split.images, np.ndarray)
+def pixels(split: Split) -> ImageArray:
+    assert isinstance(split.images, ImageArray)
     return split.images
 
 
@@ -80,4 +81,4 @@ def test_the_view_ids_of_a_slot_are_computed_once(split: Split, monkeypatch: pyt
 @pytest.mark.cpu
 def test_images_are_copied_block_by_block(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "BLOCK_BYTES", 7 * pixels(split)[0].nbytes)
-    assert np.array_equal(copied(pixels(split), torch.device("cpu")).numpy(), pixels(split))
+    assert np.array_equal(copied(pixels(split), torch.device("cpu")).numpy(), pixels(split).pixels)

@@ -506,7 +506,7 @@ def test_the_teacher_never_learns_and_the_student_does(method: str) -> None:
     [
         ({"balance": "best"}, "'loss' or 'equal'"),
         ({"map": "pooled"}, "'stage' or 'final'"),
-        ({"temperature": 0}, "greater than 0"),
+        ({"temperature": 0}, "greater than or equal to 0.01"),
         ({"position": ["stage1"]}, "Did you mean 'positions'"),
     ],
 )

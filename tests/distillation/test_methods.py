@@ -536,7 +536,7 @@ def test_kd_of_extreme_logits_is_finite() -> None:
 @pytest.mark.cpu
 def test_kd_refuses_a_temperature_of_zero() -> None:
     with pytest.raises(
-        ParamsError, match=r"'runs.kd.config.temperature' is 0. Input should be greater than 0"
+        ParamsError, match=r"'runs.kd.config.temperature' is 0. Input should be greater than or equal to 0.01"
     ):
         validate(kd.Config, {"temperature": 0}, "runs.kd.config")
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current, here
+from feature_fixtures import rewrite_manifest
 from safetensors.torch import load_file
 from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, make_world
 
 from pipeline import seeding
-from pipeline.artifacts.hashing import file_hash
+from pipeline.artifacts.hashing import content_hash, file_hash
 from pipeline.distillation.schedules.self_taught import Config, Schedule
 from pipeline.errors import (
     MissingArtifactError,
@@ -119,7 +120,9 @@ def test_its_store_holds_its_logits_of_every_view(world: World) -> None:
     assert (manifest.teacher, set(manifest.features), manifest.samples) == ("big", {"logits"}, {"train": 100})
     about = json.loads((folder / "copy.json").read_text())
     taught = file_hash(world.path("artifacts/teachers/big/weights/last.safetensors"))
-    assert about == {"made_by": "train_copy@one", "teacher": "big", "weights": taught}
+    settings = json.loads((world.blocks(copies=COPIES) / "copies/one.json").read_text())
+    made = {"made_by": "train_copy@one", "teacher": "big", "weights": taught}
+    assert about == made | {"settings": content_hash(settings)}
     assert manifest.made_by == "train_copy@one"
     stored = StoredArray(array_path(store, "last", "train", "logits")).all()
     assert stored.shape == (1 + 9, 100, CLASSES)
@@ -278,9 +281,7 @@ def test_a_copy_of_fewer_views_than_a_run_shows_is_refused(world: World) -> None
     """As one of an earlier params.yaml would be."""
     path = world.path("artifacts/copies/big/one/store.zarr/zarr.json")
     before = path.read_text()
-    content = json.loads(before)
-    content["attributes"]["features"]["logits"]["slots"] = 2
-    path.write_text(json.dumps(content))
+    rewrite_manifest(path.parent, lambda said: said["features"]["logits"].update(slots=2))
     try:
         with pytest.raises(ParamsError, match="holds 2 view slots of 'logits', expected 9") as error:
             resolved(world, "star-few")
@@ -309,7 +310,11 @@ def test_a_store_that_changed_since_is_refused(world: World) -> None:
         ({"teacher": "nobody", "student": "small"}, UnknownNameError, "teacher of copies.x: 'nobody'"),
         ({"teacher": "big", "student": "nobody"}, UnknownNameError, "student of copies.x: 'nobody'"),
         ({"teacher": "big", "student": "small", "weights": {"ce": 1.0}}, ParamsError, "expected ce and kd"),
-        ({"teacher": "big", "student": "small", "temperature": 0}, ParamsError, "greater than 0"),
+        (
+            {"teacher": "big", "student": "small", "temperature": 0},
+            ParamsError,
+            "greater than or equal to 0.01",
+        ),
         ({"teacher": "big", "student": "small", "architecture": "wrn"}, ParamsError, "unknown key"),
     ],
 )

@@ -489,7 +489,7 @@ def test_methods_that_read_no_logits_are_taught_too(world: World) -> None:
         ({"fusion": [0.5, 0.25, 0.25]}, "fusion has 3 weights, expected 2"),
         ({"fusion": 0.5, "num_networks": 3}, "give a list of 3"),
         ({"num_networks": 0}, "greater than or equal to 1"),
-        ({"temperature": 0}, "greater than 0"),
+        ({"temperature": 0}, "greater than or equal to 0.01"),
         ({"weights": {"ce": 1.0}}, "weights must name ce and kd"),
         ({"student_weights": {"ce": 1.0, "hint": 1.0}}, "student_weights must name ce and kd"),
         ({"teachers": "nobody"}, "'both', 'self' or 'teacher'"),

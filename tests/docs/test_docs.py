@@ -35,7 +35,8 @@ from pipeline.features.encoding import Feature
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, build, probe
 from pipeline.networks.spec import NetworkSpec
-from pipeline.params.base import parse, validate
+from pipeline.params.base import validate
+from pipeline.params.document import parse
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Epoch, Recipe
 from pipeline.params.sections import Sections, merged

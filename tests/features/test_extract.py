@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,22 +33,29 @@ from feature_fixtures import (
     run_stage,
     save_teacher,
     shard_ranges,
+    sign,
     small_store,
 )
 from numpy.typing import NDArray
+from prepared_fixtures import edit_meta
 
 from pipeline import progress
+from pipeline.artifacts import arrays
 from pipeline.artifacts.publish import scratch
+from pipeline.data.image_array import ImageArray
+from pipeline.data.layout import image_hashes
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import view_ids, view_space
 from pipeline.errors import UnknownNameError
 from pipeline.features import check, difference, extract, store
+from pipeline.features import layout as layouts
 from pipeline.features import manifest as manifests
 from pipeline.features.check import Live
 from pipeline.features.difference import Difference
-from pipeline.features.shards import Progress, ShardWriter
-from pipeline.features.store import Layout, StoredArray, array_path
+from pipeline.features.layout import Layout
+from pipeline.features.shards import PIECE, Progress, ShardWriter, drop_damaged_pieces, read_piece
+from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
 from pipeline.params.views import Plain, RandomResizedCrop, ViewParams
 from stages import check_features, extract_features
@@ -63,7 +70,7 @@ TRAIN = 50
 @pytest.fixture(autouse=True)
 def many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut arrays into many chunks and shards, though they are small; in the stages too."""
-    monkeypatch.setattr(store, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(layouts, "CHUNK_BYTES", 300)
     monkeypatch.setattr(extract, "Extraction", partial(extract.Extraction, shard_bytes=SHARD_BYTES))
 
 
@@ -211,7 +218,9 @@ def test_a_digest_changes_with_the_data_of_its_split_alone(tmp_path: Path) -> No
         if name == "b":
             images = np.array(prepared.splits["train"].images)
             images[17, 0, 3, 3] ^= 255
-            prepared.splits["train"] = replace(prepared.splits["train"], images=images)
+            train = prepared.splits["train"]
+            changed = ImageArray(train.folder, train.made_by, images, image_hashes(images))
+            prepared.splits["train"] = replace(train, images=changed)
         made = extraction(prepared, {"last": one}, spec).run(tmp_path / f"{name}.zarr", no_progress)
         found.append(made.features)
     for name in REQUESTED:
@@ -283,6 +292,117 @@ def test_a_shard_whose_record_is_lost_is_written_again(
             made.run(tmp_path / "cut.zarr", no_progress)
     assert made.run(tmp_path / "cut.zarr", no_progress) == whole
     assert contents(tmp_path / "cut.zarr") == contents(tmp_path / "whole.zarr")
+
+
+def rewrite_progress(path: Path, change: Callable[[dict[str, dict[str, str]]], object]) -> None:
+    content = json.loads((path / "progress.json").read_text())
+    change(content)
+    (path / "progress.json").write_text(json.dumps(content))
+
+
+def recorded(path: Path) -> tuple[str, str]:
+    """Return an array of which several shards are recorded, and the first position of the second one."""
+    for key, hashes in json.loads((path / "progress.json").read_text()).items():
+        if len(hashes) > 2:
+            return key, sorted(hashes, key=int)[1]
+    raise AssertionError("nothing is recorded")
+
+
+def shard_files(path: Path) -> list[Path]:
+    """Return the shards of the array of `recorded`."""
+    folder = array_path(path, *recorded(path)[0].split("/"))
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "zarr.json")
+
+
+def spoil(path: Path, how: str) -> None:
+    """Damage what an interrupted extraction has left."""
+    key, begin = recorded(path)
+    shards = shard_files(path)
+    match how:
+        case "a shard is another one":
+            shards[1].write_bytes(shards[0].read_bytes())
+        case "a shard is cut":
+            shards[1].write_bytes(shards[1].read_bytes()[:-3])
+        case "a shard is gone":
+            shards[1].unlink()
+        case "a shard that is not recorded is cut":
+            rewrite_progress(path, lambda said: said[key].pop(begin))
+            shards[1].write_bytes(shards[1].read_bytes()[:-3])
+        case "a digit of a hash":
+            rewrite_progress(path, lambda said: said[key].update({begin: said[key][begin][::-1]}))
+        case "a digit of a position":
+            rewrite_progress(path, lambda said: said[key].update({str(int(begin) + 1): said[key].pop(begin)}))
+        case "a position that is no number":
+            rewrite_progress(path, lambda said: said[key].update({"1:": said[key].pop(begin)}))
+        case "a record of another form":
+            rewrite_progress(path, lambda said: said.update({key: 3}))
+        case "a record that is no text":
+            (path / "progress.json").write_bytes(b"\xff\xfe")
+        case "the metadata of an array":
+            file = shards[0].parents[shards[0].relative_to(path).parts[::-1].index("c")] / "zarr.json"
+            file.write_text(file.read_text().replace('"float', '"gloat').replace('"crc32c"', '"crc32d"'))
+        case "the metadata of a group":
+            (path / "last/zarr.json").write_bytes(b"{")
+        case "its identity":
+            (path / "identity").write_bytes(b"\xff")
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("a shard is another one", "1 shards"),
+        ("a shard is cut", "1 shards"),
+        ("a shard is gone", "1 shards"),
+        ("a shard that is not recorded is cut", ""),
+        ("a digit of a hash", "1 shards"),
+        ("a digit of a position", "1 shards"),
+        ("a position that is no number", ""),
+        ("a record of another form", ""),
+        ("a record that is no text", ""),
+        ("the metadata of an array", ""),
+        ("the metadata of a group", ""),
+        ("its identity", ""),
+    ],
+)
+def test_what_is_kept_of_an_interrupted_run_is_whole(
+    tmp_path: Path,
+    prepared: Prepared,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+    told: str,
+) -> None:
+    one, spec = network()
+    made = extraction(prepared, {"last": one}, spec)
+    for name in ("whole.zarr", "cut.zarr"):
+        (tmp_path / name).mkdir()
+    whole = extract.fill(tmp_path / "whole.zarr", made, "a", "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "bar", cut_off_bar(14))
+        with pytest.raises(CutOffError):
+            extract.fill(tmp_path / "cut.zarr", made, "a", "cut")
+    spoil(tmp_path / "cut.zarr", how)
+    assert extract.fill(tmp_path / "cut.zarr", made, "a", "cut") == whole
+    assert contents(tmp_path / "cut.zarr") == contents(tmp_path / "whole.zarr")
+    check.verify(tmp_path / "cut.zarr", whole)
+    said = capsys.readouterr().err
+    assert said.startswith(told)
+    assert said.count("\n") == bool(told)
+
+
+@pytest.mark.cpu
+def test_damaged_pieces_of_shards_are_computed_again(tmp_path: Path) -> None:
+    values = {name: np.arange(6, dtype=np.float16) for name in ("a.0-3.npz", "a.3-9.npz")}
+    for name, array in values.items():
+        arrays.write(tmp_path / name, {PIECE: array})
+    content = bytearray((tmp_path / "a.0-3.npz").read_bytes())
+    content[content.index(values["a.0-3.npz"].tobytes()) + 3] ^= 1
+    (tmp_path / "a.0-3.npz").write_bytes(content)
+    drop_damaged_pieces(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.3-9.npz"]
+    np.testing.assert_array_equal(read_piece(tmp_path / "a.3-9.npz"), values["a.3-9.npz"])
+    drop_damaged_pieces(tmp_path / "none")
 
 
 # The stage.
@@ -659,12 +779,13 @@ def test_the_gate_fails_with_the_array_and_the_command(
     (stage.folder / "error.json").write_text("stale")
     array = StoredArray(array_path(stage.out, "last", "test", "logits"))
     array.write(0, 0, 1.01 * array.all())
+    sign(stage.out, "last", "test", "logits")
     assert stage.check() == 1
     text = error_line(capsys)
     assert "last/test/logits" in text
     assert "differs from the live teacher by" in text
     assert "expected at most" in text
-    assert text.endswith("Make it again with: dvc repro --force extract_features@small")
+    assert text.endswith("Make it again with: dvc repro --force --single-item extract_features@small")
     assert not (stage.folder / "error.json").exists()
     assert not (stage.folder / "summary.json").exists()
 
@@ -678,8 +799,7 @@ def test_the_gate_refuses_what_the_store_was_not_made_from(
     weights = save_teacher(stage.folder / "other seed", {"last": other}, spec)
     data = prepare(stage.folder / "other data", seed=1).folder
     gray = prepare(stage.folder / "gray").folder
-    meta = json.loads((gray / "meta.json").read_text())
-    (gray / "meta.json").write_text(json.dumps(meta | {"std": [0.5, 0.5]}))
+    edit_meta(gray, std=[0.5, 0.5])
     for field, places in {
         "weights": {"weights": weights},
         "data": {"data": data},
@@ -688,7 +808,7 @@ def test_the_gate_refuses_what_the_store_was_not_made_from(
         assert stage.check(**places) == 1
         text = error_line(capsys)
         assert f"was made with other {field}" in text
-        assert text.endswith("Make it again with: dvc repro extract_features@small")
+        assert text.endswith("Make it again with: dvc repro --force --single-item extract_features@small")
     assert stage.check(weights=save_teacher(stage.folder / "none", {}, spec)) == 1
     assert "last.safetensors does not exist" in error_line(capsys)
     assert stage.check() == 0

@@ -36,10 +36,12 @@ from pipeline.data.prepared import Prepared
 from pipeline.data.ranges import ResidentRanges
 from pipeline.errors import ParamsError
 from pipeline.features import extract, store
+from pipeline.features import layout as layouts
 from pipeline.features.extract import Extraction
+from pipeline.features.layout import Layout
 from pipeline.features.outbox import Outbox
 from pipeline.features.shards import ShardWriter
-from pipeline.features.store import Layout, StoredArray, array_path
+from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -51,7 +53,7 @@ WAIT = 60.0  # seconds, of a test that would else never end
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "CHUNK_BYTES", 300)
+    monkeypatch.setattr(layouts, "CHUNK_BYTES", 300)
 
 
 @pytest.fixture
@@ -297,8 +299,7 @@ def test_a_batch_is_computed_without_the_cpu(prepared: Prepared) -> None:
     """On the meta device, which has no values to wait for; the view ids of its slot are there."""
     one, spec = network()
     made = extraction(prepared, {"last": one}, spec)
-    data = prepared.split("train")
-    images = torch.zeros(data.images.shape, dtype=torch.uint8, device=META)
+    images = torch.zeros((50, 2, 8, 8), dtype=torch.uint8, device=META)
     ranges = ResidentRanges(images, made.space)
     ranges._slot, ranges._ids = 2, torch.zeros(50, dtype=torch.int64, device=META)
     made = replace(

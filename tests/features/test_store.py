@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
-from feature_fixtures import Small, contents, make_array, shard_ranges, small_store
+from feature_fixtures import Small, contents, make_array, rewrite_manifest, shard_ranges, small_store
 
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, StillhouseError
+from pipeline.features import check, store
 from pipeline.features import contents as holds
+from pipeline.features import layout as layouts
 from pipeline.features import manifest as manifests
-from pipeline.features import store
 from pipeline.features.contents import Contents
+from pipeline.features.layout import Layout
 from pipeline.features.manifest import Manifest
-from pipeline.features.store import Layout, StoredArray
+from pipeline.features.ranges import StoredRanges
+from pipeline.features.source import CachedSource
+from pipeline.features.store import StoredArray
+from pipeline.features.stream import PlainStream
 
 LAYOUTS = [
     ((1, 50, 10), "float32", 1 << 20),
@@ -48,7 +58,7 @@ def values() -> np.ndarray[Any, Any]:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let samples of these tests, 96 bytes, go four to a chunk."""
-    monkeypatch.setattr(store, "CHUNK_BYTES", 400)
+    monkeypatch.setattr(layouts, "CHUNK_BYTES", 400)
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +89,8 @@ def test_chunks_hold_whole_samples_and_shards_whole_chunks(
 ) -> None:
     layout = Layout.plan(shape, dtype, shard_bytes)
     sample_bytes = int(np.prod(shape[2:], dtype=int)) * np.dtype(dtype).itemsize
-    assert layout.chunk * sample_bytes <= max(store.CHUNK_BYTES, sample_bytes)
-    assert layout.chunk == shape[1] or (layout.chunk + 1) * sample_bytes > store.CHUNK_BYTES
+    assert layout.chunk * sample_bytes <= max(layouts.CHUNK_BYTES, sample_bytes)
+    assert layout.chunk == shape[1] or (layout.chunk + 1) * sample_bytes > layouts.CHUNK_BYTES
     assert layout.shard[1] % layout.chunk == 0
     padding = layout.chunk * sample_bytes
     assert layout.shard[0] * layout.shard[1] * sample_bytes <= max(shard_bytes, padding)
@@ -218,7 +228,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path, values: np.ndarray[Any, Any], 
         text = one_line(caught)
         assert str(folder) in text
         assert str(shards[0]) in text
-        assert "dvc repro --force extract_features@t1" in text
+        assert "dvc repro --force --single-item extract_features@t1" in text
     other = 2
     np.testing.assert_array_equal(array.read(other, index), values[other, index])
 
@@ -237,8 +247,8 @@ def test_an_array_without_metadata_is_named(
         StoredArray(folder)
     text = one_line(caught)
     assert str(folder) in text
-    assert f"dvc checkout --force {tmp_path / 'store.zarr'}; or make it with: dvc repro --force extr" in text
-    assert "extract_features@t1" in text
+    assert "Delete it, then: dvc repro extract_features@t1; or make it anew with: " in text
+    assert "dvc repro --force --single-item extract_features@t1" in text
     assert "tensorstore_spec" not in text
 
 
@@ -247,7 +257,7 @@ def test_an_array_of_an_unfinished_store_names_no_stage(tmp_path: Path, values: 
     (folder / "zarr.json").unlink()
     with pytest.raises(DamagedArtifactError) as caught:
         StoredArray(folder)
-    assert one_line(caught).endswith("Make it again with: dvc repro")
+    assert one_line(caught).endswith("Delete it, then: dvc repro")
 
 
 # Manifest.
@@ -265,13 +275,6 @@ def test_a_reader_of_features_sees_a_part_of_the_manifest(made: Small) -> None:
     assert found.hint == "dvc repro extract_features@small"
 
 
-def edit_attributes(path: Path, **update: Any) -> None:
-    content = json.loads((path / "zarr.json").read_text())
-    content["attributes"] |= update
-    path.mkdir(exist_ok=True)
-    (path / "zarr.json").write_text(json.dumps(content))
-
-
 def copy_root(made: Small, path: Path) -> Path:
     path.mkdir()
     (path / "zarr.json").write_bytes((made.path / "zarr.json").read_bytes())
@@ -286,12 +289,12 @@ def test_there_is_no_store(tmp_path: Path) -> None:
 
 def test_a_store_of_another_layout_is_refused(tmp_path: Path, made: Small) -> None:
     path = copy_root(made, tmp_path / "t1.zarr")
-    edit_attributes(path, schema_version=99)
+    rewrite_manifest(path, lambda said: said.update(schema_version=99))
     with pytest.raises(StaleArtifactError) as caught:
         manifests.read(path, "dvc repro extract_features@t1")
     text = one_line(caught)
     assert f"schema version 99, expected {holds.SCHEMA}" in text
-    assert "dvc repro extract_features@t1" in text
+    assert "dvc repro --force --single-item extract_features@t1" in text
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"attributes": {}}'])
@@ -304,13 +307,13 @@ def test_a_group_without_a_manifest_is_refused(tmp_path: Path, content: str) -> 
 @pytest.mark.parametrize("update", [{"mean": "gray"}, {"color": 1}])
 def test_a_manifest_of_another_form_is_damaged(tmp_path: Path, made: Small, update: dict[str, Any]) -> None:
     path = copy_root(made, tmp_path / "t1.zarr")
-    edit_attributes(path, **update)
+    rewrite_manifest(path, lambda said: said.update(update))
     with pytest.raises(DamagedArtifactError) as caught:
         manifests.read(path, "dvc repro extract_features@t1")
     text = one_line(caught)
     assert next(iter(update)) in text
     assert "params.yaml" not in text
-    assert text.endswith("Make it again with: dvc repro extract_features@t1")
+    assert text.endswith("Make it again with: dvc repro --force --single-item extract_features@t1")
 
 
 def test_what_a_store_was_made_from_is_required(made: Small) -> None:
@@ -327,3 +330,127 @@ def test_what_a_store_was_made_from_is_required(made: Small) -> None:
         holds.require(made.path, found, mean=(0.5, 0.5))
     with pytest.raises(StaleArtifactError, match=r"found \{'holdout': None\}"):
         holds.require(made.path, found, data={"holdout": "2" * 32})
+
+
+# Whole shards of other content.
+
+
+@pytest.fixture
+def stored(tmp_path: Path, made: Small) -> Small:
+    """A copy of a store that a test may damage."""
+    shutil.copytree(made.path, tmp_path / "small.zarr")
+    return replace(made, path=tmp_path / "small.zarr")
+
+
+def shards_of(path: Path, checkpoint: str, split: str, name: str) -> list[Path]:
+    folder = store.array_path(path, checkpoint, split, name)
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "zarr.json")
+
+
+def exchanged(stored: Small, how: str) -> None:
+    """Put another shard, whole and with valid checksums, in the place of one of last/train/logits."""
+    first, second = shards_of(stored.path, "last", "train", "logits")[:2]
+    match how:
+        case "of another slot":
+            first.write_bytes(second.read_bytes())
+        case "of another checkpoint":
+            (other, *_) = shards_of(stored.path, "anchor_050", "train", "logits")
+            first.write_bytes(other.read_bytes())
+        case "and its hash":
+            first.write_bytes(second.read_bytes())
+            folder = store.array_path(stored.path, "last", "train", "logits")
+            hashes = json.loads((folder / "zarr.json").read_text())["attributes"][store.SHARDS]
+            store.set_shards(folder, [hashes[1], *hashes[1:]])
+        case "with the whole array":
+            folders = (
+                store.array_path(stored.path, key, "train", "logits") for key in ("last", "anchor_050")
+            )
+            mine, other = folders
+            shutil.rmtree(mine)
+            shutil.copytree(other, mine)
+
+
+HOW = ["of another slot", "of another checkpoint", "and its hash", "with the whole array"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("resident", [0, 1 << 30])
+def test_a_shard_of_other_content_is_never_given(stored: Small, how: str, resident: int) -> None:
+    exchanged(stored, how)
+    cpu, labels = torch.device("cpu"), stored.prepared.split("train").labels
+    index = torch.arange(len(labels))
+
+    def train() -> object:
+        source = CachedSource({"logits": stored.path}, ["last"], 3, cpu, resident)
+        return [source.begin("last", slot, index)() for slot in range(4)]
+
+    readers: dict[str, Callable[[], object]] = {
+        "training": train,
+        "a fit": lambda: list(PlainStream(stored.path, "logits", labels)),
+        "a pass": lambda: StoredRanges(
+            StoredArray.of(stored.path, "last", "train", "logits"), 0, cpu
+        ).take(0, 5),
+        "all": StoredArray.of(stored.path, "last", "train", "logits").all if how.startswith("of") else train,
+        "the gate": lambda: check.verify(stored.path, stored.manifest),
+    }  # fmt: skip
+    for read in readers.values():
+        with pytest.raises(DamagedArtifactError) as caught:
+            read()
+        text = one_line(caught)
+        assert str(store.array_path(stored.path, "last", "train", "logits")) in text
+        assert "dvc repro --force extract_features@small" in text
+
+
+def test_the_gate_looks_at_every_shard(stored: Small) -> None:
+    check.verify(stored.path, stored.manifest)
+    shards = [path for path in stored.path.rglob("*") if path.is_file() and path.name != "zarr.json"]
+    views = [path for path in shards if path.is_relative_to(stored.path / "view")]
+    assert views
+    for path in [*views, *shards[:: len(shards) // 7]]:
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.raises(DamagedArtifactError):
+            check.verify(stored.path, stored.manifest)
+        path.write_bytes(content)
+    check.verify(stored.path, stored.manifest)
+
+
+def test_what_has_been_compared_is_not_compared_again(stored: Small, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a slot: later batches cost what they did."""
+    array = StoredArray.of(stored.path, "last", "train", "logits")
+    hashed = []
+    real = store.shard_hash
+    monkeypatch.setattr(store, "shard_hash", lambda values: hashed.append(1) or real(values))
+    array.read(1, np.arange(3))
+    first = len(hashed)
+    assert 0 < first < array.layout.num_shards
+    array.read(1, np.arange(5))
+    list(array.blocks(1, 4))
+    assert len(hashed) == first
+    array.verify()
+    assert len(hashed) == array.layout.num_shards
+    array.all()
+    assert len(hashed) == array.layout.num_shards
+
+
+def test_zarr_python_opens_a_finished_store(made: Small) -> None:
+    """Without a warning: pytest makes each an error."""
+    group = zarr.open_group(made.path, mode="r", zarr_format=3)
+    array = StoredArray.of(made.path, "last", "train", "logits")
+    np.testing.assert_array_equal(group["last/train/logits"][:], array.all())
+    assert len(group["last/train/logits"].attrs[store.SHARDS]) == array.layout.num_shards
+
+
+@pytest.mark.parametrize("place", ["manifest", "array", "shard"])
+def test_what_the_system_refuses_is_not_called_damaged(stored: Small, place: str) -> None:
+    """A link to itself is refused to everybody, root included."""
+    folder = store.array_path(stored.path, "last", "train", "logits")
+    shard = shards_of(stored.path, "last", "train", "logits")[0]
+    path = {"manifest": stored.path / "zarr.json", "array": folder / "zarr.json", "shard": shard}[place]
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        StoredArray.of(stored.path, "last", "train", "logits").all()
+    assert not isinstance(caught.value, StillhouseError)
+    assert caught.value.errno == errno.ELOOP
+    assert caught.value.filename == str(path)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import seeding
-from pipeline.artifacts import arrays
+from pipeline.artifacts import advice, arrays
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, ShapeError
 from pipeline.matching.assignment import assign, score
 from pipeline.matching.consistency import FLOOR, SMOOTHING, Statistics, pooled, range_of
@@ -304,7 +304,7 @@ def test_a_file_that_is_no_matching_is_reported_in_one_line(tmp_path: Path) -> N
         arrays.write(path, content, about)
         with pytest.raises(DamagedArtifactError) as error:
             Matching.load(path, HINT)
-        assert str(error.value).endswith(f"Make it again with: {HINT}")
+        assert str(error.value).endswith(advice.again(HINT))
 
 
 def test_what_a_run_asks_for_has_a_name_of_its_own() -> None:

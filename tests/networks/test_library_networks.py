@@ -11,7 +11,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from pipeline.errors import MachineError, ParamsError, UnknownNameError
+from pipeline.errors import MachineError, ParamsError, ShapeError, UnknownNameError
+from pipeline.networks.architecture import architecture
 from pipeline.networks.network import Tap, build
 from pipeline.networks.spec import NetworkSpec
 
@@ -87,6 +88,26 @@ def test_timm_models_give_timm_s_outputs(name: str) -> None:
         torch.testing.assert_close(taps["final"], last)
     else:
         torch.testing.assert_close(taps["stage4"], last)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "part"),
+    [
+        ("maxvit_nano_rw_256", 100, "height"),  # an assertion
+        ("mvitv2_tiny", 100, "out of bounds"),  # an index
+        ("maxvit_nano_rw_256", 8, "zero"),  # a division
+        ("efficientvit_m0", 8, "zero"),
+        ("vit_tiny_patch16_224", 8, "cannot read 3x8x8 images: Calculated padded input size"),
+        ("coat_mini", 32, "has several last maps. Choose another one"),
+        ("nest_tiny", 8, "cannot be built for 3x8x8 images"),
+    ],
+)
+def test_images_that_a_timm_model_does_not_take_are_one_line(name: str, size: int, part: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises((ShapeError, ParamsError), match=part) as error:
+        architecture(spec("timm", name).model_copy(update={"size": size}))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_timm_s_limits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline import plugin
 from pipeline.errors import DamagedArtifactError, ParamsError, ShapeError, UnknownNameError
@@ -123,6 +124,15 @@ def layers(monkeypatch: pytest.MonkeyPatch) -> None:
         return moved if catalogue == "layers" else real(catalogue, name)
 
     monkeypatch.setattr(plugin, "load", load)
+
+
+class Applied(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 def test_names_are_unique_over_families() -> None:
@@ -365,6 +375,29 @@ def test_names_and_sizes_that_do_not_fit_are_told() -> None:
         built.record(torch.zeros(1, 3, 8, 8), ["stage4"])
     with pytest.raises(ShapeError, match="cannot read 3x4x4 images"):
         probe(build(spec("vgg8", 4), 0), 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("failing", "part"),
+    [
+        (lambda x: x[:, :, :0], r"'final' would be of shape \(64, 0, 2\)"),
+        (lambda x: x.view(1, 7), r"shape '\[1, 7\]' is invalid"),
+    ],
+)
+def test_a_map_without_pixels_is_no_map(failing: Callable[[Tensor], Tensor], part: str) -> None:
+    built = build(spec("resnet8", 8), 0)
+    built.tail = networks.Unit(Applied(failing))
+    with pytest.raises(
+        ShapeError, match=f"cannot read 3x8x8 images: .*{part}.* Choose another network, or images"
+    ):
+        probe(built, 8, 3)
+
+
+def test_a_mistake_of_a_family_s_own_is_no_user_s() -> None:
+    built = build(spec("resnet8", 8), 0)
+    built.units["stem"].append(Applied(lambda x: x["nothing"]))  # type: ignore[operator]
+    with pytest.raises(IndexError):
+        probe(built, 8, 3)
 
 
 def test_a_network_can_be_exported() -> None:

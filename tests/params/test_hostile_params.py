@@ -24,8 +24,8 @@ from dvc_project import EACH, ROOT, Project, make
 from ruamel.yaml import YAML
 
 from pipeline.errors import ParamsError, StillhouseError
-from pipeline.params.base import read
 from pipeline.params.checks import LISTS
+from pipeline.params.document import read
 from pipeline.params.sections import Sections
 from pipeline.runs.check import check
 from stages import check_params, params
@@ -218,6 +218,19 @@ def test_a_hostile_value_is_refused(where: Place) -> None:
         assert "\n" not in str(error.value), value
 
 
+def test_two_tables_of_one_stage_name_are_refused_of_which_dvc_would_keep_one(tmp_path: Path) -> None:
+    tables = {name: {"moments": {"feature": "stage2"}} for name in ("c", "b-c")}
+    teachers = dict.fromkeys(("ada", "ada-b"), EACH["teachers"]["ada"])
+    content = {name: [] if name in LISTS else {} for name in Sections.model_fields} | {
+        "recipes": EACH["recipes"], "datasets": EACH["datasets"], "teachers": teachers, "tables": tables,
+    }  # fmt: skip
+    write(tmp_path, content)
+    fits = [stage for stage in resolved(tmp_path) if stage.startswith("fit_table@")]
+    assert len(fits) == len(tables) * len(teachers) - 1
+    with pytest.raises(ParamsError, match="are both the stage fit_table@ada-b-c"):
+        check(content)
+
+
 @pytest.mark.parametrize(
     ("keys", "match"),
     [
@@ -230,7 +243,7 @@ def test_a_hostile_value_is_refused(where: Place) -> None:
         ("{.nan: EVIL, 'NaN': GOOD}", "has the key nan, which yaml reads as float"),
         ("{1.10: GOOD}", "has the key 1.1"),
         ("{2020-01-01: GOOD}", "has the key 2020-01-01, which yaml reads as date"),
-        ("{[a, b]: GOOD}", "has the key "),
+        ("{[a, b]: GOOD}", "has a key that is a list or mapping"),
         ("{1: EVIL, '1': GOOD}", "has the key 1, which yaml reads as int"),
     ],
 )

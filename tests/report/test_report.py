@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from report_fixtures import EPOCHS, Links, Project, provenance_of, rows
 from scipy import stats
 
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
+from pipeline.errors import DamagedArtifactError, MissingArtifactError
 from pipeline.params.sections import ALONE
 from pipeline.report import page, sections, statistics
 from pipeline.report.collect import collect as collecting
@@ -158,21 +158,16 @@ def test_what_params_no_longer_lists_is_not_reported(project: Project) -> None:
 @pytest.mark.parametrize(
     ("path", "next_command"),
     [
-        ("metrics/students/big-small/kd/1.json", "dvc repro evaluate@big-small/kd-1"),
-        ("predictions/students/big-small/kd/1.npz", "dvc repro evaluate@big-small/kd-1"),
-        ("students/big-small/kd/1/history.csv", "dvc repro distill@big-small/kd-1"),
-        ("metrics/pretrained/small/2.json", "dvc repro evaluate_pretrained@small-2"),
-        ("pretrained/small/2/history.csv", "dvc repro pretrain_student@small-2"),
         ("metrics/teachers/big.json", "dvc repro evaluate_teacher@big"),
-        ("teachers/big/history.csv", "dvc repro train_teacher@big"),
+        ("teachers/big/history.csv", "dvc repro evaluate_teacher@big"),
         ("metrics/features/big.json", "dvc repro check_features@big"),
         ("checks/big.json", "dvc repro check_features@big"),
     ],
 )
-def test_what_is_missing_is_reported_with_the_command_that_makes_it(
+def test_where_nothing_can_be_reported_the_error_has_the_command_that_makes_it(
     project: Project, path: str, next_command: str
 ) -> None:
-    (project.folder / "artifacts" / path).unlink()
+    project.path(path).unlink()
     with pytest.raises(MissingArtifactError, match=f"{re.escape(path)}.*{re.escape(next_command)}$"):
         project.run()
     assert not (project.folder / "report").exists()
@@ -189,20 +184,10 @@ def test_a_missing_file_is_one_line_and_status_1(
         command.run(report.main)
     assert stop.value.code == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: artifacts/metrics/teachers/big.json does not exist.")
+    assert error.startswith("error: No teacher and no pair can be reported.")
+    assert "artifacts/metrics/teachers/big.json does not exist." in error
     assert error.count("\n") == 1
     assert not (project.folder / "report").exists()
-
-
-def test_metrics_of_other_settings_and_predictions_of_other_data_are_refused(project: Project) -> None:
-    project.metrics("students/big-small/kd/0", methods="fitnet")
-    with pytest.raises(StaleArtifactError, match=r"made for methods 'fitnet', params.yaml says 'kd'"):
-        project.run()
-    project.metrics("students/big-small/kd/0", methods="kd")
-    path = project.folder / "artifacts/predictions/teachers/big.npz"
-    np.savez(path, last=project.label.astype(np.int32), fingerprint=np.array("other"))
-    with pytest.raises(StaleArtifactError, match="made with other data"):
-        project.run()
 
 
 @pytest.mark.parametrize(
@@ -211,14 +196,36 @@ def test_metrics_of_other_settings_and_predictions_of_other_data_are_refused(pro
         ("metrics/students/big-small/kd/0.json", "{}", "lacks top1"),
         ("metrics/students/big-small/kd/0.json", "[1]", "is not a mapping"),
         ("predictions/students/big-small/kd/0.npz", "no archive", "cannot be read"),
-        ("students/big-small/kd/0/history.csv", "epoch,top1\n1,2\n", "has 1 epochs, the metrics say 6"),
-        ("students/big-small/kd/0/history.csv", "epoch,top1\n" + "1,x\n" * 6, "top1 'x'"),
+        (
+            "students/big-small/kd/0/history.csv",
+            "epoch,top1\n1,2\n",
+            "is not the file that its training left",
+        ),
+        ("students/big-small/kd/0/training.json", "{}", "does not hold"),
         ("metrics/features/big.json", "{}", "lacks"),
     ],
 )
 def test_damaged_files_are_reported(project: Project, path: str, content: str, message: str) -> None:
-    (project.folder / "artifacts" / path).write_text(content)
+    project.path(path).write_text(content)
     with pytest.raises(DamagedArtifactError, match=f"{re.escape(path)}.*{message}"):
+        project.run()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch,top1\n1,2\n", "has 1 epochs, the metrics say 6"),
+        ("epoch,top1\n" + "1,x\n" * 6, "top1 'x'"),
+    ],
+)
+def test_a_history_that_was_written_wrong_is_reported(project: Project, content: str, message: str) -> None:
+    key = "students/big-small/kd/0"
+    project.path(f"{key}/history.csv").write_text(content)
+    project.training(key)
+    with pytest.raises(
+        DamagedArtifactError,
+        match=rf"{key}/history.csv.*{message}.*--force --single-item distill@big-small/kd-0",
+    ):
         project.run()
 
 
@@ -339,8 +346,9 @@ def test_settings_that_differ_are_columns(project: Project) -> None:
     assert "slots" not in re.findall(r"<th[^>]*>(\w+)</th>", _accuracy(project))
     project.params["runs"]["kd"] |= {"source": "online", "slots": 4}
     project.write_params()
-    with pytest.raises(StaleArtifactError, match=r"source 'cached', params.yaml says 'online'.*kd-0$"):
-        project.run()
+    assert {entry.stage for entry in project.collect().missing} == {
+        f"evaluate@big-small/kd-{k}" for k in range(3)
+    }
     for seed in project.seeds:
         project.student("big-small", "kd", seed)
     assert {"source", "slots"} <= set(re.findall(r"<th[^>]*>(\w+)</th>", _accuracy(project)))
@@ -371,7 +379,7 @@ def _accuracy(project: Project) -> str:
 def test_fitted_tables_are_shown_whatever_they_measure(project: Project) -> None:
     project.fit("moments", {"mean": np.zeros(4), "std": np.ones(4)})
     quality = {"inertia": 12.25, "empty_clusters": 3.0, "by": {"x": 1.5}}
-    project.json("metrics/tables/big/moments.json", quality)
+    project.quality("moments", quality)
     shown = Links((project.run() / "index.html").read_text()).text
     assert "empty clusters" in shown
     assert "12.25" in shown
@@ -379,7 +387,8 @@ def test_fitted_tables_are_shown_whatever_they_measure(project: Project) -> None
 
 
 def test_a_teacher_that_was_not_trained_here_has_no_history(project: Project) -> None:
-    (project.folder / "artifacts/teachers/big/history.csv").unlink()
+    project.path("teachers/big/history.csv").unlink()
+    project.training("teachers/big")
     project.metrics("teachers/big", epochs=0, best_epoch=0, train_seconds=0.0, images_per_second=0.0)
     assert Links((project.run() / "index.html").read_text()).open == []
 
@@ -393,6 +402,7 @@ def _with_columns(project: Project, run: str, seed: int, columns: dict[str, list
         writer = csv.DictWriter(file, list(found[0]))
         writer.writeheader()
         writer.writerows(found)
+    project.training(f"students/big-small/{run}/{seed}")
 
 
 def test_what_epochs_showed_has_sections_of_its_own(project: Project) -> None:
@@ -557,6 +567,9 @@ def test_every_run_shows_its_settings(project: Project) -> None:
     project.params["runs"]["kd"] = {"methods": {"kd": {"temperature": 3.5}}, "recipe": changed}
     project.params["runs"]["fitnet"] = {"methods": {"fitnet": {"student_tap": "last"}}}
     project.write_params()
+    for run in ("kd", "fitnet"):
+        for seed in project.seeds:
+            project.student("big-small", run, seed)
     pair = project.collect().pairs[0]
     html = str(settings.section(project.collect(), pair))
     assert Links(html).open == []
@@ -636,8 +649,8 @@ def test_several_methods_are_named_in_their_order(project: Project) -> None:
 
     for seed in project.seeds:
         project.metrics(f"students/big-small/both/{seed}", methods="kd + fitnet")
-    with pytest.raises(StaleArtifactError, match=r"methods 'kd \+ fitnet', params.yaml says 'fitnet \+ kd'"):
-        project.run()
+    (entry, *_) = project.collect().missing
+    assert "methods 'kd + fitnet', params.yaml says 'fitnet + kd'" in entry.reason
 
 
 def _section(out: Path, anchor: str) -> str:
@@ -709,14 +722,12 @@ def matched(project: Project, folder: str = "own", **changed: Any) -> Path:
         places = {"student_tap": "stage2", "teacher_feature": "stage2"}
         project.params["matchings"] = {"kcd": places | {"pictured": 1}}
         permutation = {"permutation": {"features": ["stage2"]}}
-        project.distill("kcd", methods={"mimicry": places}, transform=permutation)
+        project.ask("kcd", methods={"mimicry": places}, transform=permutation)
     numbers = NUMBERS | changed
     by_seed = {str(seed): numbers | {"dead": {"teacher": 2 + seed, "student": 0}} for seed in project.seeds}
-    project.json(f"metrics/matchings/big-small/{folder}.json", {"kcd": by_seed})
-    path = project.folder / f"artifacts/matchings/big-small/{folder}/kcd/measured/0.npz"
-    path.parent.mkdir(parents=True)
-    maps = project.random.normal(size=(3, 2, 2, 2)).astype(np.float32)
-    np.savez(path, teacher_map=maps[0], transformed_map=maps[1], student_map=maps[2])
+    path = project.match(folder, "kcd", by_seed)
+    for seed in project.seeds:
+        project.student("big-small", "kcd", seed)
     return path
 
 
@@ -771,15 +782,16 @@ def test_borrowed_matchings_stand_beside_the_pairs_own(project: Project) -> None
     assert any("27.500" in cell for cell in lent)
     assert Links(part).text.count("kcd with other: ") == 5  # pictures
     path.unlink()
-    with pytest.raises(
-        MissingArtifactError, match=r"lent/kcd/measured/0.npz.*dvc repro match_borrowed@lent$"
-    ):
-        project.run()
+    (entry,) = project.collect().missing
+    assert (entry.what, entry.command) == ("matchings big-small/lent", "dvc repro match_borrowed@lent")
+    assert "lent/kcd/measured/0.npz does not exist" in entry.reason
 
 
 def test_measurements_that_lack_a_seed_are_damaged(project: Project) -> None:
     matched(project)
-    project.json("metrics/matchings/big-small/own.json", {"kcd": {"0": NUMBERS, "1": NUMBERS}})
+    project.match("own", "kcd", {"0": NUMBERS, "1": NUMBERS})
+    for seed in project.seeds:
+        project.student("big-small", "kcd", seed)
     with pytest.raises(DamagedArtifactError, match=r"own.json: kcd lacks 2. .*match_channels@big-small$"):
         project.run()
 
@@ -791,8 +803,11 @@ def test_a_pair_without_matchings_has_no_such_section(project: Project) -> None:
 def test_a_missing_matching_is_reported_with_its_stage(project: Project) -> None:
     path = matched(project)
     path.write_bytes(b"nothing")
-    with pytest.raises(DamagedArtifactError, match=r"dvc repro match_channels@big-small$"):
+    with pytest.raises(
+        DamagedArtifactError, match=r"dvc repro --force --single-item match_channels@big-small$"
+    ):
         project.collect()
     path.unlink()
-    with pytest.raises(MissingArtifactError, match=r"dvc repro match_channels@big-small$"):
-        project.collect()
+    students = [f"dvc repro evaluate@big-small/kcd-{seed}" for seed in project.seeds]
+    commands = [entry.command for entry in project.collect().missing]
+    assert commands == ["dvc repro match_channels@big-small", *students]

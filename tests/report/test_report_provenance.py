@@ -119,7 +119,7 @@ def test_a_package_that_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_page_ends_with_all_of_it(tmp_path: Path) -> None:
     project = Project(tmp_path)
-    project.json("students/big-small/kd/0/training.json", {"device": "cuda: a fast one"})
+    project.training("students/big-small/kd/0", device="cuda: a fast one")
     out = project.run()
     content = json.loads((out / "provenance.json").read_text())
     html = (out / "index.html").read_text()

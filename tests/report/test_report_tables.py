@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from report_fixtures import Links, Project, provenance_of
 
+from pipeline.artifacts import arrays
 from pipeline.data.layout import images_path
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
+from pipeline.errors import DamagedArtifactError
 from pipeline.report.collect import collect as collecting
 from pipeline.report.sections import discriminants, sizes, subclasses
 
@@ -51,6 +52,12 @@ def set_field(project: Project, field: dict[str, Any] | None) -> None:
     if field is not None:
         content["features"]["stage2"]["field"] = field
     path.write_text(json.dumps(content))
+    project.seal_check("big")
+
+
+def left_out(project: Project) -> list[tuple[str, str]]:
+    """Return what the report leaves out, and what makes it."""
+    return [(entry.what, entry.command) for entry in project.collect().missing]
 
 
 def section(project: Project, name: str) -> str:
@@ -290,20 +297,31 @@ def test_tables_without_pictures_have_no_sections(project: Project) -> None:
         assert f'id="{name}"' not in html
 
 
-def test_missing_tables_are_reported_with_the_command_that_makes_them(project: Project) -> None:
+def test_missing_tables_are_left_out_with_the_command_that_makes_them(project: Project) -> None:
     project.fit("kmeans", {"counts": COUNTS})
-    for path in ("tables/big/kmeans.npz", "metrics/tables/big/kmeans.json"):
-        (project.folder / "artifacts" / path).unlink()
-        with pytest.raises(MissingArtifactError, match=rf"{path}.*dvc repro fit_table@big-kmeans$"):
-            project.run()
+    for path in ("metrics/tables/big/kmeans.json", "tables/big/kmeans.npz"):
+        project.path(path).unlink()
+        assert left_out(project) == [("table kmeans of teacher big", "dvc repro fit_table@big-kmeans")]
+    project.fit("kmeans", {"counts": COUNTS})
+    project.path("tables/big/kmeans.npz").write_bytes(b"")  # made when nobody asked for it
+    assert left_out(project) == [("table kmeans of teacher big", "dvc repro fit_table@big-kmeans")]
 
 
-def test_tables_of_other_settings_are_refused(project: Project) -> None:
+def test_tables_of_other_settings_are_left_out(project: Project) -> None:
     project.fit("kmeans", {"counts": COUNTS}, clusters=5)
     project.params["tables"]["kmeans"]["kmeans"]["clusters"] = 6
     project.write_params()
-    with pytest.raises(StaleArtifactError, match=r"other settings.*dvc repro fit_table@big-kmeans$"):
-        project.run()
+    assert left_out(project) == [("table kmeans of teacher big", "dvc repro fit_table@big-kmeans")]
+
+
+@pytest.mark.parametrize("origin", ["weights", "digest"])
+def test_tables_of_other_features_are_left_out(project: Project, origin: str) -> None:
+    project.fit("kmeans", {"counts": COUNTS})
+    path = project.path("tables/big/kmeans.npz")
+    about = arrays.read_about(path, "") | {origin: "another"}
+    arrays.write(path, {"counts": COUNTS}, about)
+    project.quality("kmeans", {"pixels": 8.0})
+    assert left_out(project) == [("table kmeans of teacher big", "dvc repro fit_table@big-kmeans")]
 
 
 @pytest.mark.parametrize(
@@ -314,19 +332,20 @@ def test_tables_of_other_settings_are_refused(project: Project) -> None:
         ((0, 0, 2), "nearest_column 2, expected less than 2"),
     ],
 )
-def test_places_outside_the_data_are_refused(
+def test_tables_with_places_outside_the_data_are_left_out(
     project: Project, place: tuple[int, int, int], message: str
 ) -> None:
     project.fit("kmeans", {"counts": COUNTS} | examples([place], groups=[0]))
-    with pytest.raises(StaleArtifactError, match=message):
-        project.run()
+    (entry,) = project.collect().missing
+    assert message in entry.reason
 
 
 def test_a_store_of_which_no_field_is_known_is_reported(project: Project) -> None:
     set_field(project, None)
     project.fit("kmeans", {"counts": COUNTS} | examples([(7, 0, 0)], groups=[0]))
     with pytest.raises(
-        DamagedArtifactError, match=r"no receptive field of 'stage2'.*dvc repro check_features@big$"
+        DamagedArtifactError,
+        match=r"no receptive field of 'stage2'.*--single-item check_features@big$",
     ):
         project.run()
 
@@ -345,19 +364,32 @@ def test_what_codes_lose_stands_with_the_caches(project: Project) -> None:
     project.fit("kmeans", {"counts": COUNTS})
     place = {"table": "kmeans", "encoding": "nearest"}
     project.distill("words", methods={"letkd": {"places": {"stage2": place}}})
-    with pytest.raises(MissingArtifactError, match=r"dvc repro encode_views@big-kmeans$"):
-        project.run()
+    codes = ("codes of teacher big by table kmeans", "dvc repro encode_views@big-kmeans")
+    students = [
+        (f"student of big-small/words, seed {seed}", f"dvc repro evaluate@big-small/words-{seed}")
+        for seed in range(3)
+    ]
+    assert left_out(project) == [
+        codes,
+        *students,
+    ]  # who learned from codes that are not there, learned from others
     lost = {"slots": 9, "mean_kl_lost": 0.0625}
-    project.json("metrics/codes/big/kmeans.json", {"stage2:nearest@kmeans": lost})
+    project.codes("kmeans", {"stage2:nearest@kmeans": lost})
     text = Links(section(project, "caches")).text
     assert "stage2:nearest@kmeans90.0625" in text
-    project.json("metrics/codes/big/kmeans.json", {"stage2:top4@kmeans": lost})
+    project.codes("kmeans", {"stage2:top4@kmeans": lost})
     with pytest.raises(
         DamagedArtifactError, match=r"lacks stage2:nearest@kmeans. .*encode_views@big-kmeans$"
     ):
         project.run()
-    project.json("metrics/codes/big/kmeans.json", {"stage2:nearest@kmeans": {"slots": 9}})
+    project.codes("kmeans", {"stage2:nearest@kmeans": {"slots": 9}})
     with pytest.raises(DamagedArtifactError, match=r"json: stage2:nearest@kmeans lacks mean_kl_lost. "):
+        project.run()
+    project.codes("kmeans", {"stage2:nearest@kmeans": lost})
+    project.fit("kmeans", {"counts": COUNTS[::-1]})
+    with pytest.raises(
+        DamagedArtifactError, match=r"does not belong to .*kmeans.npz.*--force --single-item encode_views@big"
+    ):
         project.run()
 
 

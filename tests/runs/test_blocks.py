@@ -43,14 +43,14 @@ def block(kind: type[B], name: str, params: dict[str, Any]) -> B:
 # ------------------------------------------------------------------ an edit
 
 LEAN = {
-    "recipes.quick": {"epochs": 2, "batch_size": 20},
+    "recipes.quick": {"batch_size": 20},
     "runs.kd": {"methods": "kd"},
     "tables.words": {"kmeans": {"feature": "stage2"}},
     "teachers.big.features": {"logits": {}, "stage2": None},
     "matchings.kcd": {"student_tap": "stage2", "teacher_feature": "stage2"},
 }
 SPELLED_OUT = {
-    "recipes.quick": {"epochs": 2, "batch_size": 20, "momentum": 0.9, "weight_decay": 0.0005, "nesterov": False},
+    "recipes.quick": {"epochs": 240, "batch_size": 20, "momentum": 0.9, "weight_decay": 0.0005, "nesterov": False},
     "runs.kd": {
         "methods": {"kd": {"temperature": 4.0, "weights": {"ce": 0.1, "kd": 0.9}, "insert": {}}},
         "slots": "all", "source": "cached", "schedule": {"final": {}}, "recipe": {}, "transform": None,

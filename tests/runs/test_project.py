@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import params_fixtures
 import pytest
 from training_fixtures import PARAMS, changed
 
 from pipeline.data.prepared import Prepared
-from pipeline.errors import StillhouseError
 from pipeline.runs.check import check, project
 
 # The same on images of 32x32, which VGGs can read at every stage.
@@ -26,11 +26,7 @@ def refused(params: dict[str, Any], changes: dict[str, Any]) -> str:
     """Return the one line with which `params` with `changes` are refused."""
     for place, value in changes.items():
         params = changed(params, place, value)
-    with pytest.raises(StillhouseError) as error:
-        check(params)
-    message = str(error.value)
-    assert "\n" not in message
-    return message
+    return params_fixtures.refused(params)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +58,12 @@ TAPS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage9": LAYER}}}},
      ["params.yaml: runs.kd (of pair pair)", "Unknown tap 'stage9'", "Did you mean 'stage3'?"]),
     (PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage2": "kd_layer"}}}},
-     ["params.yaml: runs.kd (of pair pair)", "Layer 'kd_layer' at 'stage2'", "'words'"]),
+     ["params.yaml: runs.kd (of pair pair)", "Layer 'kd_layer' at 'stage2'", "'words' is missing"]),
+    *[(PARAMS, {"runs.kd.methods": {"kd": {"insert": {"stage2": {"kd_layer": {"words": 4} | settings}}}}},
+       [f"runs.kd (of pair pair): Layer 'kd_layer' at 'stage2': {part}"]) for settings, part in (
+        ({"words": "4"}, "'words' is '4'"), ({"words": 0}, "'words' is 0"), ({"words": 2**40}, "'words' is"),
+        ({"alpha": True}, "'alpha' is True"), ({"scale": -1.0}, "'scale' is -1.0"),
+        ({"wordz": 4}, "unknown key 'wordz'. Did you mean 'words'?"))],
     # a wrong last stage
     (PARAMS, {"runs.fitnet.methods": {"fitnet": {"student_tap": "stage4_block1"}}},
      ["Unknown student tap of runs.fitnet: 'stage4_block1'",
@@ -107,12 +108,20 @@ TABLES: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (WORDS, {"runs.rco.methods": place("stage2", encoding="nearest")},
      ["runs.rco learns from the codes 'stage2:nearest@words' of anchor_050, last",
       "codes are made of the last checkpoint. Set 'source: online' of the run."]),
+    # sizes
+    (WORDS, {"tables.words": {"subclasses": {"feature": "stage2", "components": 10}}, "teachers.big.tables": {
+        "words": None}}, ["tables.words keeps 10 components of 'stage2' of teacher 'big'", "9 at most. Lower"]),
+    (WORDS, {"tables.words": {"lda": {"feature": "logits", "components": 11}}, "teachers.big.tables": {"words": None}},
+     ["tables.words keeps 11 components of 'logits'", "10 channels and 10 classes give 9 at most"]),
+    (CIFAR, {"tables.words": {"subclasses": {"feature": "stage2", "components": 4, "per_class": 200}},
+             "runs.kd.methods": place("stage2")},
+     ["'per_class: 200' of 100 classes are 20,000 sub-classes, expected 16,384 at most"]),
     # of a kind that the method cannot learn
     (PARAMS, {"runs.kd.methods": {"letkd": {"places": {"stage2": "moments"}}}},
      ["runs.kd (of pair pair)", "which holds mean, std: neither words nor sub-classes"]),
     (WORDS, {"runs.kd.methods": place("stage2", encoding="subclass")},
      ["runs.kd (of pair pair)", "encoding 'subclass'", "encodings are nearest, top4"]),
-    (WORDS, {"tables.words": {"subclasses": {"feature": "stage2"}}, "runs.kd.methods": {
+    (WORDS, {"tables.words": {"subclasses": {"feature": "stage2", "components": 4}}, "runs.kd.methods": {
         "quest": {"places": {"stage2": "words"}}}}, ["runs.kd (of pair pair)", "QuEST learns words"]),
     (WORDS, {"runs.kd.methods": {"fitnet": {"standardize": "words"}}},
      ["runs.kd (of pair pair)", "Fit a 'moments' table"]),
@@ -158,7 +167,16 @@ TEACHERS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     # networks and images
     (PARAMS, {"datasets.toy.source": {"image_folder": {"path": "x", "size": 2}}, "datasets.toy.views": "plain",
               "students.small.network": "vgg8"},
-     ["params.yaml: students.small: The network cannot read 3x2x2 images", "Choose another network."]),
+     ["params.yaml: students.small: The network cannot read 3x2x2 images",
+      "Choose another network, or images of another size."]),
+    (PARAMS, {"datasets.toy.source": {"image_folder": {"path": "x", "size": 10_000}}, "datasets.toy.views": "plain"},
+     ["datasets.toy.source.image_folder has images of 10,000 pixels a side, expected 4,096 at most"]),
+    (PARAMS, {"teachers.big.weights": "imagenet"},
+     ["params.yaml: teachers.big.weights: Networks of family 'resnet' have no 'imagenet' weights. Set weights: none."]),
+    (PARAMS, {"teachers.big.weights": "imagenet", "teachers.big.network": "resnet18"},
+     ["params.yaml: teachers.big.weights: ImageNet weights read 3 channels, the images have 1. Set weights: none."]),
+    (PARAMS, {"teachers.big.network": "timm/vit_tiny_patch16_224"},
+     ["params.yaml: teachers.big: The network cannot read 1x8x8 images", "or images of another size."]),
     (PARAMS, {"datasets.toy.views.crop_flip.padding": 8},
      ["datasets.toy.views pads images of 8x8 by 8, expected less than 8", "Set padding to 7 or less"]),
     # student and teacher

@@ -10,6 +10,9 @@ are no json (test_errors).
 from __future__ import annotations
 
 import ast
+import errno
+import importlib
+import inspect
 import json
 import os
 import re
@@ -461,10 +464,43 @@ def test_memory_that_is_not_there_is_one_line(
     with pytest.raises(SystemExit) as end:
         command.run(main)
     text = capsys.readouterr().err
-    one_line(Ended(int(str(end.value.code)), text), "memory is full", "batch_size", "--device")
+    one_line(Ended(int(str(end.value.code)), text), "memory is full", "then run the same command again")
 
 
-@pytest.mark.parametrize("number", sorted(publish.DISK_ERRORS))
+ADVICE = {
+    "prepare_data": "storage: indexed", "train_teacher": "recipe.batch_size", "pretrain_student": "recipe.batch_size",
+    "distill": "STILLHOUSE_RESIDENT", "train_copy": "STILLHOUSE_BATCH_SIZE",
+    "extract_features": "STILLHOUSE_BATCH_SIZE",
+    "encode_views": "STILLHOUSE_BATCH_SIZE", "fit_table": "max_samples", "check_features": "--rows",
+    "match_channels": "ranges", "evaluate": "--device", "report": "fewer runs", "plan": "Free memory",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ADVICE)
+def test_advice_on_memory_fits_the_stage(
+    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it names is a setting of the stage, or an option that the stage has."""
+    module = importlib.import_module(f"stages.{stage}")
+
+    def main() -> None:
+        raise MemoryError("Unable to allocate 1 TiB")
+
+    code = main.__code__.replace(co_filename=module.__file__)
+    monkeypatch.setattr(main, "__code__", code)
+    monkeypatch.setattr(sys, "argv", [stage])
+    with pytest.raises(SystemExit) as end:
+        command.run(main)
+    text = capsys.readouterr().err
+    one_line(Ended(int(str(end.value.code)), text), "Unable to allocate 1 TiB", ADVICE[stage])
+    for name in re.findall(r"STILLHOUSE_\w+|--[a-z-]+", text):
+        option = name.removeprefix("STILLHOUSE_").removeprefix("--").lower().replace("-", "_")
+        assert option in inspect.signature(module.main).parameters, name
+    if "recipe" not in ADVICE[stage] and stage != "distill" and stage != "train_copy":
+        assert "recipe" not in text  # it has no recipe
+
+
+@pytest.mark.parametrize("number", sorted({*publish.DISK_ERRORS, errno.ETIMEDOUT, errno.EREMOTEIO}))
 @pytest.mark.parametrize("form", ["python", "rust", "c++"])
 def test_errors_of_the_disk_are_one_line_whoever_tells_them(
     number: int, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -483,7 +519,9 @@ def test_errors_of_the_disk_are_one_line_whoever_tells_them(
         command.run(main)
     text = capsys.readouterr().err
     path = "A file" if form == "rust" else "the/path"
-    one_line(Ended(int(str(end.value.code)), text), path, os.strerror(number))
+    line = one_line(Ended(int(str(end.value.code)), text), path, os.strerror(number))
+    assert ("Free space" in line) == (number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    assert ("Mend the permissions" in line) == (number in (errno.EACCES, errno.EPERM, errno.EROFS))
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), FileNotFoundError(2, "none"), RuntimeError("os error 2")])

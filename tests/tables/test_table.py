@@ -19,6 +19,7 @@ from feature_fixtures import Small, attention, pooled, run_stage, small_store
 from numpy.typing import NDArray
 
 from pipeline import plugin
+from pipeline.artifacts import advice
 from pipeline.compute import precision as precisions
 from pipeline.compute.machine import Machine
 from pipeline.data.normalize import Normalize
@@ -145,7 +146,7 @@ def test_a_damaged_table_is_reported_in_one_line(tmp_path: Path, kind: str) -> N
         table.load(tmp_path / "words.npz", HINT)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"{tmp_path / 'words.npz'} ")
-    assert str(caught.value).endswith(f"Make it again with: {HINT}")
+    assert str(caught.value).endswith(advice.again(HINT))
 
 
 # Encodings.

@@ -15,6 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_fixtures import current
+from feature_fixtures import rewrite_manifest
+from prepared_fixtures import edit_meta
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from training_fixtures import (
@@ -65,7 +67,7 @@ from pipeline.evaluation.cost import macs, num_params
 from pipeline.evaluation.evaluate import evaluate, shown
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, Shape, Tap, Taps, build, probe
-from pipeline.networks.weights import load
+from pipeline.networks.weights import load, state_digest
 from pipeline.params.pairs import PairBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Epoch, Phase, Recipe
@@ -634,7 +636,7 @@ def test_evaluation_takes_every_tensor_no_more_and_no_less(
         tensors["head.weight"] = torch.zeros(3)
     else:
         del tensors["classifier.bias"]
-    save_file(tensors, path)
+    save_file(tensors, path, {"digest": state_digest(tensors)})
     with pytest.raises(DamagedArtifactError, match="does not hold this network's weights") as error:
         evaluated(world, folder)
     assert ("head.weight" if extra else "classifier.bias") in one_line(error)
@@ -755,10 +757,7 @@ def test_only_runs_that_read_a_feature_change_with_it(
 ) -> None:
     store = copied(world, tmp_path, "artifacts/features/big.zarr")
 
-    def change(content: Any) -> None:
-        content["attributes"]["features"][feature]["digest"]["last/train"] = "0"
-
-    rewrite(store / "zarr.json", change)
+    rewrite_manifest(store, lambda said: said["features"][feature]["digest"].update({"last/train": "0"}))
     tables = copied(world, tmp_path, "artifacts/tables/big")
     if feature == "stage2":  # the table is fitted again too
         refitted(tables / "moments.npz", digest="0")
@@ -858,8 +857,7 @@ def test_a_store_that_lacks_what_a_run_reads_is_refused(
     """As one of an earlier params.yaml would."""
     store = copied(world, tmp_path, "artifacts/features/big.zarr")
 
-    def change(content: Any) -> None:
-        about = content["attributes"]
+    def change(about: dict[str, Any]) -> None:
         if lacking == "feature":
             del about["features"]["stage2"]
         elif lacking == "checkpoint":
@@ -867,7 +865,7 @@ def test_a_store_that_lacks_what_a_run_reads_is_refused(
         else:
             about["features"]["logits"]["slots"] = 2
 
-    rewrite(store / "zarr.json", change)
+    rewrite_manifest(store, change)
     message = resolve_error(world, tmp_path / "out", store=store)
     assert match in message
     assert "then: dvc repro extract_features@big" in message
@@ -878,8 +876,7 @@ def test_a_store_that_lacks_what_a_run_reads_is_refused(
 def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, field: str) -> None:
     store = copied(world, tmp_path, "artifacts/features/big.zarr")
 
-    def change(content: Any) -> None:
-        held = content["attributes"]
+    def change(held: dict[str, Any]) -> None:
         if field == "data":
             held["data"]["train"] = "0"
         elif field == "views":
@@ -889,10 +886,10 @@ def test_a_store_of_something_else_is_refused(world: World, tmp_path: Path, fiel
         else:
             held["mean"] = [0.25]
 
-    rewrite(store / "zarr.json", change)
+    rewrite_manifest(store, change)
     message = resolve_error(world, tmp_path / "out", store=store)
     assert f"was made with other {field}" in message
-    assert "dvc repro extract_features@big" in message
+    assert "dvc repro --force --single-item extract_features@big" in message
 
 
 @pytest.mark.cpu
@@ -900,7 +897,7 @@ def test_other_normalization_is_another_students_json(world: World, tmp_path: Pa
     data = copied(world, tmp_path, "data/prepared/toy")
     block = PairBlock.model_validate_json(world.path("artifacts/params/pairs/pair.json").read_bytes()).student
     before = resolve_student(block, data, world.path("artifacts/code"))
-    rewrite(data / "meta.json", lambda meta: meta.__setitem__("std", [0.5]))
+    edit_meta(data, std=[0.5])
     after = resolve_student(block, data, world.path("artifacts/code"))
     assert (before.std, after.std) == (world.prepared.meta.std, (0.5,))
     assert before.fingerprint == after.fingerprint  # of the images alone

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from training_fixtures import RECIPE, STUDENT, TIMES, VIEWS, job, prepared_data
 
 from pipeline import seeding
+from pipeline.artifacts.hashing import file_hash
 from pipeline.compute.machine import machine
 from pipeline.data.images import ResidentImages
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import slot_of, view_ids, view_space
-from pipeline.errors import DivergedError, ParamsError, StillhouseError
+from pipeline.errors import DamagedArtifactError, DivergedError, ParamsError, StillhouseError
 from pipeline.networks.network import Taps, build
-from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import load
 from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.params.views import Plain
@@ -352,8 +352,76 @@ def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, prepared: Prepared, co
         save_file({"x": torch.zeros(1)}, path)
     else:
         path.write_bytes(content)
-    assert checkpoint.state(path) is None
+    with pytest.raises(DamagedArtifactError):
+        checkpoint.state(path)
     assert kept(alone(tmp_path / "cut", prepared)) == kept(alone(tmp_path / "whole", prepared))
+
+
+def flip(path: Path, share: float) -> None:
+    """Flip a bit at a share of a file."""
+    content = bytearray(path.read_bytes())
+    content[int(share * (len(content) - 1))] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 1])
+@pytest.mark.parametrize("file", ["checkpoint", "weights/best", "weights/anchor_025"])
+def test_a_bit_that_changes_before_the_resume_changes_no_result(
+    tmp_path: Path,
+    prepared: Prepared,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    share: float,
+) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": 4, "milestones": (2,)})
+    anchors = {"anchor_025": 0.25}
+    whole = alone(tmp_path / "whole", prepared, recipe, anchors=anchors)
+    with monkeypatch.context() as patch:
+        interrupted(patch, 3)
+        with pytest.raises(CutOffError):
+            alone(tmp_path / "cut", prepared, recipe, anchors=anchors)
+    flip(tmp_path / f"cut/{file}.safetensors", share)
+    capsys.readouterr()
+    again = alone(tmp_path / "cut", prepared, recipe, anchors=anchors)
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"{tmp_path / 'cut'} is damaged. Training starts at its beginning." in told
+    assert kept(again) == kept(whole)
+    assert history(again) == history(whole)
+
+
+@pytest.mark.cpu
+def test_a_lost_anchor_is_made_again(
+    tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anchors = {"anchor_050": 0.5}
+    whole = alone(tmp_path / "whole", prepared, anchors=anchors)
+    with monkeypatch.context() as patch:
+        interrupted(patch, 1)
+        with pytest.raises(CutOffError):
+            alone(tmp_path / "cut", prepared, anchors=anchors)
+    (tmp_path / "cut/weights/anchor_050.safetensors").unlink()
+    assert kept(alone(tmp_path / "cut", prepared, anchors=anchors)) == kept(whole)
+
+
+@pytest.mark.cpu
+def test_weights_that_change_while_training_runs_are_not_published(
+    tmp_path: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = result.finish
+
+    def late(scratch: Path, *rest: Any) -> None:
+        flip(scratch / "weights/best.safetensors", 1)
+        finish(scratch, *rest)
+
+    monkeypatch.setattr(result, "finish", late)
+    with pytest.raises(DamagedArtifactError, match=r"best\.safetensors is damaged"):
+        alone(tmp_path / "a", prepared)
+    assert not (tmp_path / "a/training.json").exists()
+    monkeypatch.setattr(result, "finish", finish)
+    assert kept(alone(tmp_path / "a", prepared)) == kept(alone(tmp_path / "whole", prepared))
 
 
 def test_momentum_is_restored_in_the_memory_format_of_its_parameter(tmp_path: Path) -> None:
@@ -595,5 +663,16 @@ def test_begin_keeps_what_belongs_to_the_same_training(tmp_path: Path) -> None:
 @pytest.mark.cpu
 def test_saved_weights_are_this_networks_spec(tmp_path: Path, prepared: Prepared) -> None:
     scratch = alone(tmp_path / "a", prepared, RECIPE.model_copy(update={"epochs": 0}))
-    spec = NetworkSpec.model_validate_json((scratch / "weights/network.json").read_text())
+    spec = load(scratch / "weights")[1]
     assert spec == STUDENT
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_training_says_which_files_are_its_own(tmp_path: Path, prepared: Prepared, epochs: int) -> None:
+    recipe = RECIPE.model_copy(update={"epochs": epochs})
+    scratch = alone(tmp_path / "a", prepared, recipe, anchors={"anchor_050": 0.5})
+    summary = json.loads((scratch / "training.json").read_text())
+    names = {"init", "last", "best"} | ({"anchor_050"} if epochs else set())
+    assert summary["weights"] == {name: file_hash(scratch / f"weights/{name}.safetensors") for name in names}
+    assert summary["history"] == (file_hash(scratch / "history.csv") if epochs else None)

@@ -1,8 +1,9 @@
 """Any classification set kept as folders: `train/<class>/*` and `val/<class>/*`.
 
-Files ending in .bmp, .jpeg, .jpg, .png or .webp count, in any case. Classes are the folders of `train/` in
-alphabetical order. An image is resized, short side to `resize` (bilinear with antialiasing), and its center is
-cropped. What else decoding does is said in `pipeline/data/raw/image_files.py`.
+Files ending in .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .pbm, .pgm, .png, .pnm, .ppm, .tif, .tiff or .webp count, in any
+case, and of several frames the first. Classes are the folders of `train/` in alphabetical order. An image is resized,
+short side to `resize` (bilinear with antialiasing), and its center is cropped. What else decoding does is said in
+`pipeline/data/raw/image_files.py`.
 
 A set that does not fit memory is `storage: indexed`: prepared data hold a list of the files and the hash of each,
 and images are decoded whenever they are read. Random resized crops are then cut out of the whole photograph, not
@@ -17,13 +18,15 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.data.dataset import DatasetConfig, ImageFacts, Source
+from pipeline.data.dataset import FolderConfig, ImageFacts, Source
 from pipeline.data.layout import Files
-from pipeline.data.raw.image_files import SUFFIXES, FileSplit, files, subfolders
+from pipeline.data.raw import names
+from pipeline.data.raw.image_files import FileSplit
+from pipeline.data.raw.listing import SUFFIXES, Listed, Listing, described
 from pipeline.errors import DataError
 
 
-class Config(DatasetConfig):
+class Config(FolderConfig):
     """Settings of an image folder.
 
     Attributes:
@@ -61,50 +64,81 @@ def open_source(config: Config) -> Source:
     """List the files of every class; nothing is decoded yet.
 
     Raises:
-        DataError: a folder is missing or empty, or the classes of `train/` and `val/` differ.
+        DataError: a folder is missing or empty, or leads out of the data set; or the classes of `train/` and `val/`
+            differ, or cannot be told apart.
     """
-    classes = _classes(config.path / "train")
-    # The other way round, `_split` finds the class that `val/` lacks.
-    for name in _classes(config.path / "val"):
-        if name not in classes:
-            raise DataError(
-                f"{config.path / 'val' / name} is a class that {config.path / 'train'} does not have. "
-                "Add its training images or remove it."
-            )
+    listing = Listing(config.path, config.links)
+    root = listing.root
+    train_folder, val_folder = (
+        listing.folder(root / name, "a folder for each class in it. Put the data there")
+        for name in ("train", "val")
+    )
+    listing.beside(root, ("train", "val"))
 
-    train = _split(config, config.path / "train", classes)
-    test = _split(config, config.path / "val", classes)
+    classes = _classes(listing, train_folder)
+    _check_same(classes, _classes(listing, val_folder), train_folder, val_folder)
+    train = _split(config, listing, train_folder, classes)
+    test = _split(config, listing, val_folder, classes)
 
+    # As params.yaml gives the path: where it leads is another place on another machine.
     files = Files(root=str(config.path), resize=config.resize or config.size)
-    indexed = files if config.storage == "indexed" else None
-    return Source(classes, config.channels, config.size, train, test, files=indexed)
+    return Source(
+        classes,
+        config.channels,
+        config.size,
+        train,
+        test,
+        files=files if config.storage == "indexed" else None,
+        listed=listing.done(skip_damaged=config.damaged == "skip"),
+    )
 
 
-def _classes(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise DataError(
-            f"{folder} does not exist, expected a folder for each class in it. Put the data there."
-        )
-    classes = subfolders(folder)
+def listed(config: Config) -> Listed | None:
+    """Return the files as they lie there now."""
+    return open_source(config).listed
+
+
+def _classes(listing: Listing, folder: Path) -> list[str]:
+    classes = listing.classes(folder)
     if not classes:
         raise DataError(f"{folder} holds no folders, expected one for each class. Put the data there.")
     return classes
 
 
-def _split(config: Config, folder: Path, classes: list[str]) -> FileSplit:
+def _check_same(train: list[str], val: list[str], train_folder: Path, val_folder: Path) -> None:
+    # The other way round, `_split` finds the class that `val/` lacks.
+    known = names.by_likeness(train, train_folder)
+    for name in val:
+        if name in train:
+            continue
+        other = names.alike(name, known)
+        if other is not None:
+            raise DataError(
+                f"{val_folder} and {train_folder} hold one class under two names, "
+                f"{names.difference(name, other)}. Rename one as the other, then: dvc repro"
+            )
+        raise DataError(
+            f"{val_folder / name} is a class that {train_folder} does not have. "
+            "Add its training images or remove it."
+        )
+
+
+def _split(config: Config, listing: Listing, folder: Path, classes: list[str]) -> FileSplit:
     paths: list[str] = []
     counts = []
     for name in classes:
         if not (folder / name).is_dir():
             raise DataError(f"{folder / name} does not exist, expected images of every training class there.")
-        listed = files(folder / name)
-        if not listed:
+        before = listing.left_out.copy()
+        found = listing.images(folder / name)
+        if not found:
+            others = described(listing.left_out - before)
             raise DataError(
-                f"{folder / name} holds no images, expected files ending in {', '.join(SUFFIXES)}. "
-                "Add some, or remove the class."
+                f"{folder / name} holds no images{f', but {others}' if others else ''}, expected files ending in "
+                f"{', '.join(SUFFIXES)}. Add some, or remove the class."
             )
-        paths += listed
-        counts.append(len(listed))
+        paths += found
+        counts.append(len(found))
 
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
     return FileSplit(paths, labels, config.channels, config.size, config.resize or config.size)

@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.dataset import DatasetConfig, ImageFacts, Source
-from pipeline.data.raw.image_files import FileSplit, files, subfolders
+from pipeline.data.dataset import FolderConfig, ImageFacts, Source
+from pipeline.data.raw import names, place, regular
+from pipeline.data.raw.image_files import FileSplit
+from pipeline.data.raw.listing import Listed, Listing
 from pipeline.errors import DataError
 
 SIZE = 64
 _ARCHIVE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_LARGEST_TEXT = 2**26  # bytes; words.txt has 2.5 million
 
 
-class Config(DatasetConfig):
+class Config(FolderConfig):
     """Settings of Tiny-ImageNet.
 
     Attributes:
@@ -38,63 +41,109 @@ def open_source(config: Config) -> Source:
     """List the files of every class; nothing is decoded yet.
 
     Raises:
-        DataError: a part of the official layout is missing or does not fit the rest.
+        DataError: a part of the official layout is missing, leads out of the folder, or does not fit the rest.
     """
-    ids = sorted(_lines(config.path / "wnids.txt"))
-    words = dict(line.split("\t", 1) for line in _lines(config.path / "words.txt") if "\t" in line)
+    listing = Listing(config.path, config.links)
+    root = listing.root
+    ids = _ids(root / "wnids.txt", config.path)
+    words = dict(line.split("\t", 1) for line in _lines(root / "words.txt", config.path) if "\t" in line)
     for wnid in ids:
         if wnid not in words:
-            raise DataError(f"{config.path / 'words.txt'} has no line for {wnid}, which wnids.txt lists.")
-
+            raise DataError(f"{root / 'words.txt'} has no line for {wnid}, which wnids.txt lists.")
     classes = [f"{wnid} {words[wnid].split(',')[0]}" for wnid in ids]
-    train, test = _train(config.path / "train", ids), _val(config.path / "val", ids)
-    mean, std = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
-    return Source(classes, channels=3, size=SIZE, train=train, test=test, mean=mean, std=std)
+    for name in classes:
+        names.check_class(name, root / "words.txt")
+
+    train, test = _train(listing, root / "train", ids), _val(listing, root / "val", ids)
+    return Source(
+        classes,
+        channels=3,
+        size=SIZE,
+        train=train,
+        test=test,
+        mean=(0.4802, 0.4481, 0.3975),
+        std=(0.2302, 0.2265, 0.2262),
+        listed=listing.done(skip_damaged=config.damaged == "skip"),
+    )
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist. Unpack {_ARCHIVE} there, then: dvc repro")
-    return [line for line in path.read_text().splitlines() if line]
+def listed(config: Config) -> Listed | None:
+    """Return the files as they lie there now."""
+    return open_source(config).listed
 
 
-def _train(folder: Path, ids: list[str]) -> FileSplit:
-    paths: list[str] = []
-    counts = []
-    for wnid in ids:
-        images = folder / wnid / "images"
-        listed = files(images) if images.is_dir() else []
-        if not listed:
-            raise DataError(
-                f"{images} holds no images of a class that wnids.txt lists. Unpack {_ARCHIVE} anew."
-            )
-        paths += listed
-        counts.append(len(listed))
+def _ids(path: Path, given: Path) -> list[str]:
+    ids = sorted(_lines(path, given))
+    # They name folders, so one with a separator would lead elsewhere.
+    wrong = [
+        wnid for place, wnid in enumerate(ids) if not wnid.isalnum() or wnid in ids[place + 1 : place + 2]
+    ]
+    if wrong or not ids:
+        found = f"lists {wrong[0]!a}" if wrong else "is empty"
+        raise DataError(
+            f"{path} {found}, expected ids of letters and digits, each once. Unpack {_ARCHIVE} anew, then: dvc repro"
+        )
+    return ids
 
+
+def _lines(path: Path, given: Path) -> list[str]:
+    try:
+        content = regular.read(path, limit=_LARGEST_TEXT)
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist. Unpack {_ARCHIVE} there, then: dvc repro.{place.hint(given)}"
+        ) from None
+    try:
+        return [line for line in content.decode().splitlines() if line]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start:,}). Unpack {_ARCHIVE} anew, then: "
+            "dvc repro"
+        ) from None
+
+
+def _train(listing: Listing, folder: Path, ids: list[str]) -> FileSplit:
+    present = listing.classes(listing.folder(folder, f"that of {_ARCHIVE}"))
     # A folder reader would count it as a class, and number all those after it differently.
-    extra = sorted(set(subfolders(folder)) - set(ids))
+    extra = sorted(set(present) - set(ids))
     if extra:
         raise DataError(
             f"{folder / extra[0]} is a class that wnids.txt does not list. Remove it or add the id."
         )
+
+    paths: list[str] = []
+    counts = []
+    for wnid in ids:
+        images = listing.folder(folder / wnid / "images", "images of a class that wnids.txt lists")
+        found = listing.images(images)
+        if not found:
+            raise DataError(
+                f"{images} holds no images of a class that wnids.txt lists. Unpack {_ARCHIVE} anew."
+            )
+        paths += found
+        counts.append(len(found))
+
     labels = np.repeat(np.arange(len(ids), dtype=np.int64), counts)
     return FileSplit(paths, labels, channels=3, size=SIZE, resize=None)
 
 
-def _val(folder: Path, ids: list[str]) -> FileSplit:
-    annotations = folder / "val_annotations.txt"
+def _val(listing: Listing, folder: Path, ids: list[str]) -> FileSplit:
+    annotations, images = folder / "val_annotations.txt", folder / "images"
     label = {wnid: index for index, wnid in enumerate(ids)}
     labels: dict[str, int] = {}
-    for line in _lines(annotations):
+    for line in _lines(annotations, listing.path):
         file, *rest = line.split("\t")  # then the id and a bounding box
         if not rest or rest[0] not in label:
             raise DataError(
                 f"{annotations} has the line '{line.expandtabs(1)}', "
                 "expected a file name and an id of wnids.txt."
             )
-        labels[str(folder / "images" / file)] = label[rest[0]]
+        if labels.setdefault(str(images / file), label[rest[0]]) != label[rest[0]]:
+            raise DataError(
+                f"{annotations} gives {file} two classes. Unpack {_ARCHIVE} anew, then: dvc repro"
+            )
 
-    present = set(files(folder / "images")) if (folder / "images").is_dir() else set()
+    present = set(listing.images(listing.folder(images, f"that of {_ARCHIVE}")))
     # Either way: a file without a line, or a line without a file.
     differ = sorted(present ^ set(labels))
     if differ:

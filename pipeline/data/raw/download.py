@@ -9,27 +9,34 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import shutil
 import tarfile
 import urllib.request
-import zlib
 from pathlib import Path
 
 from pipeline import progress
 from pipeline.artifacts.publish import DISK_ERRORS, publish, remove, scratch
+from pipeline.data.raw import regular
 from pipeline.errors import DataError
 
 _TIMEOUT = 30.0  # seconds without an answer
 _BLOCK = 2**20
+_LARGEST = 2**32  # bytes that an archive may unpack to
 
 
 def md5(path: Path) -> str:
-    """Return the md5 of a file, as the publishers of data sets list it."""
+    """Return the md5 of a file, as the publishers of data sets list it.
+
+    Raises:
+        DataError: it is no regular file.
+    """
+    regular.check(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
+def fetch(url: str, path: Path, expected: str, *, download: bool, note: str = "") -> Path:
     """Return `path`, downloaded from `url` when it is not there.
 
     Args:
@@ -37,17 +44,18 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
         path: where it belongs.
         expected: its md5.
         download: whether the network may be used.
+        note: a sentence that the error ends with where the file is not there.
 
     Raises:
         DataError: it is not there and cannot be had, or has another checksum.
     """
-    if path.exists():
+    if os.path.lexists(path):
         check(path, expected, f"Delete it and put {url} there")
         return path
     if not download:
         raise DataError(
             f"{path} does not exist, and download is false. Put {url} there, or set download: true under "
-            "the settings of the source in params.yaml, then: dvc repro"
+            f"the settings of the source in params.yaml, then: dvc repro.{note}"
         )
 
     part = scratch(path)
@@ -60,7 +68,7 @@ def fetch(url: str, path: Path, expected: str, *, download: bool) -> Path:
         _reraise_of_disk(error, path)
         reason = " ".join(str(error).split()).strip("<>") or type(error).__name__
         raise DataError(
-            f"Cannot download {url} ({reason}). Put the file at {path} by hand, then: dvc repro"
+            f"Cannot download {url} ({reason}). Put the file at {path} by hand, then: dvc repro.{note}"
         ) from None
 
     actual = md5(part)
@@ -91,17 +99,40 @@ def extract(archive: Path, folder: str) -> None:
     part = scratch(out)
     remove(part)
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(part, filter="data")  # refuses names that lead out of the folder
-        if not (part / folder).is_dir():
+        _unpack(archive, part)
+        if not (part / folder).is_dir() or (part / folder).is_symlink():
             raise DataError(f"{archive} holds no folder '{folder}'. Put the published archive there.")
         publish(part / folder, out)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        _reraise_of_disk(error, out)
-        reason = " ".join(str(error).split())
-        raise DataError(f"{archive} cannot be extracted ({reason}). Delete it, then: dvc repro") from None
     finally:
         remove(part)
+
+
+def _unpack(archive: Path, out: Path) -> None:
+    left = _LARGEST
+
+    def spend(size: int) -> None:
+        nonlocal left
+        left -= size
+        if left < 0:
+            raise tarfile.TarError(f"it unpacks to more than {_LARGEST:,} bytes")
+
+    def bounded(member: tarfile.TarInfo, place: str) -> tarfile.TarInfo | None:
+        spend(member.size)
+        return tarfile.data_filter(member, place)  # refuses devices, and names and links that lead out of it
+
+    regular.check(archive)
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            tar.extractall(out, filter=bounded)
+            # To the end of the .gz, which has its checksum; tar stops before.
+            while tar.fileobj and (block := tar.fileobj.read(_BLOCK)):
+                spend(len(block))
+    # Of a damaged header tarfile lets through whatever its parsing of numbers and names raises.
+    except Exception as error:
+        if not isinstance(error, NotADirectoryError | FileExistsError):  # two members of one name
+            _reraise_of_disk(error, out)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{archive} cannot be extracted ({reason}). Delete it, then: dvc repro") from None
 
 
 def _reraise_of_disk(error: Exception, path: Path) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.data.raw import regular
 from pipeline.errors import DataError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+# A fixed list, as that of suffixes: of others Pillow asks programs that must be there, or libraries that may not.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+# Of a decoded image, and of one whose short side is resized: a few bytes may say that they are any number.
+MOST_PIXELS = 178_956_970
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, whose warnings come in two lines
+
+_PREPARE = "dvc repro"  # runs the preparation again where it has failed
 
 # Bytes of a file. Two threads decode JPEGs of 500x400 1.6 times as fast as one, but those of 32x32 0.7 times:
 # such a file takes longer under Python's lock than in the decoder.
@@ -55,8 +65,7 @@ class FileSplit:
         """
         paths = self.paths[start:stop]
         out = np.empty((len(paths), self.channels, self.size, self.size), dtype=np.uint8)
-        first = Path(paths[0])  # a dangling link is reported when it is read
-        parts = runs(len(paths), first.stat().st_size if first.is_file() else 0, os.cpu_count() or 1)
+        parts = runs(len(paths), file_bytes(paths[0]), os.cpu_count() or 1)
 
         def fill(run: NDArray[np.int64]) -> None:
             for row in run.tolist():
@@ -73,25 +82,26 @@ class FileSplit:
         Raises:
             DataError: it is no image, or of another size where that is an error.
         """
-        image = decode(path, content, self.channels)
+        return self.view(path, decode(path, content, self.channels))
+
+    def view(self, path: str, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the plain view (C, H, W) of a decoded file.
+
+        Raises:
+            DataError: it is of another size where that is an error, or too long to be resized.
+        """
         if self.resize is None and image.size != (self.size, self.size):
             width, height = image.size
             raise DataError(
                 f"{path} is {width}x{height}, expected {self.size}x{self.size}. Replace the file, or "
                 "read the data with source: image_folder, which resizes."
             )
-        return array(plain(image, self.resize or self.size, self.size))
+        return array(plain(path, image, self.resize or self.size, self.size))
 
 
-def files(folder: Path) -> list[str]:
-    """List the image files right in `folder` by name; without hidden files and other suffixes."""
-    images = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    return sorted(str(path) for path in images if not path.name.startswith("."))
-
-
-def subfolders(folder: Path) -> list[str]:
-    """List the names of the folders in `folder`, without hidden ones."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def file_bytes(path: str) -> int:
+    """Return the size of a file; 0 where there is none, which is reported when it is read."""
+    return Path(path).stat().st_size if Path(path).is_file() else 0
 
 
 def runs(count: int, file_bytes: int, threads: int) -> list[NDArray[np.int64]]:
@@ -110,15 +120,15 @@ def read(path: str) -> bytes:
     """Return the content of a file that is to be prepared.
 
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file, or it is no regular one.
     """
     try:
-        return Path(path).read_bytes()
+        return regular.read(path)
     except FileNotFoundError:
-        raise _unreadable(path, "no such file", "dvc repro") from None
+        raise _unreadable(path, "no such file", _PREPARE) from None
 
 
-def decode(path: str, content: bytes, channels: int, then: str = "dvc repro") -> Image.Image:
+def decode(path: str, content: bytes, channels: int, then: str = _PREPARE) -> Image.Image:
     """Decode the content of a file: mode L for one channel, RGB for three.
 
     Args:
@@ -128,45 +138,62 @@ def decode(path: str, content: bytes, channels: int, then: str = "dvc repro") ->
         then: the command that comes after its repair.
 
     Raises:
-        DataError: it is no image, is truncated, or has pixels of more than 8 bits.
+        DataError: it is no image, is truncated or damaged, has too many pixels, or pixels of more than 8 bits.
     """
     mode = "L" if channels == 1 else "RGB"
     try:
-        image: Image.Image = Image.open(io.BytesIO(content))
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+        _check_pixels(image.size)  # before any is decoded
+        if image.format == "PNG":
+            _check_chunks(content)
         image.load()
+        if image.mode.startswith(("I", "F")):
+            # Pillow would clip or scale 16 bits and floats silently.
+            raise DataError(
+                f"{path} holds pixels of mode {image.mode}, expected 8 bits a channel. Convert the file."
+            )
+        if "transparency" in image.info:  # of a palette, in bytes: converted in one step Pillow warns
+            image = image.convert("RGBA")
+        return image if image.mode == mode else image.convert(mode)
+    except DataError:
+        raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
         raise _unreadable(path, _reason(error), then) from None
-    if image.mode.startswith(("I", "F")):
-        # Pillow would clip or scale 16 bits and floats silently.
-        raise DataError(
-            f"{path} holds pixels of mode {image.mode}, expected 8 bits a channel. Convert the file."
-        )
-    if "transparency" in image.info:  # of a palette, in bytes: converted in one step Pillow warns
-        image = image.convert("RGBA")
-    return image if image.mode == mode else image.convert(mode)
 
 
-def dimensions(path: str, content: bytes) -> tuple[int, int]:
-    """Return height and width of an image, from the head of its file.
+def plain(path: str, image: Image.Image, resize: int, size: int) -> Image.Image:
+    """Resize the short side to `resize`, then crop the center, size x size, as torchvision's transforms do.
+
+    Args:
+        path: the name of the file, for errors.
+        image: of any size.
+        resize: pixels of the short side.
+        size: height and width of the crop.
 
     Raises:
-        DataError: it is no image.
+        DataError: it is so narrow that it would become too large.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.height, image.width
-    except Exception as error:
-        raise _unreadable(path, _reason(error), "dvc repro") from None
-
-
-def plain(image: Image.Image, resize: int, size: int) -> Image.Image:
-    """Resize the short side to `resize`, then crop the center, size x size, as torchvision's transforms do."""
-    width, height = image.size
-    short = min(width, height)
-    width, height = resize * width // short, resize * height // short
+    width, height = resized_size(path, image, resize)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
+
+
+def resized_size(path: str, image: Image.Image, resize: int) -> tuple[int, int]:
+    """Return width and height of an image once its short side is `resize`.
+
+    Raises:
+        DataError: it is so narrow that it would become too large.
+    """
+    width, height = image.size
+    short = min(width, height)
+    resized = resize * width // short, resize * height // short
+    if resized[0] * resized[1] > MOST_PIXELS:
+        raise DataError(
+            f"{path} is {width}x{height}, which with its short side resized to {resize} has more than "
+            f"{MOST_PIXELS:,} pixels. Crop or remove the file, then: dvc repro"
+        )
+    return resized
 
 
 def array(image: Image.Image) -> NDArray[np.uint8]:
@@ -175,10 +202,36 @@ def array(image: Image.Image) -> NDArray[np.uint8]:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+def _check_pixels(size: tuple[int, int]) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ValueError(f"it is {width}x{height}")
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"it is {width}x{height}, more than {MOST_PIXELS:,} pixels")
+
+
+def _check_chunks(content: bytes) -> None:
+    """Compare every chunk of a PNG with its checksum; Pillow skips those of the pixels."""
+    start, name = 8, b""
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", content, start)
+        (expected,) = struct.unpack_from(">I", content, start + 8 + length)
+        if zlib.crc32(memoryview(content)[start + 4 : start + 8 + length]) != expected:
+            raise ValueError("a chunk does not have its checksum")
+        start += length + 12
+
+
 def _reason(error: Exception) -> str:
     # Pillow would name the object that holds the bytes, by its address.
-    return "no image" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+    if isinstance(error, UnidentifiedImageError):
+        return "no image"
+    if isinstance(error, struct.error):
+        return "it is cut off"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _unreadable(path: str, reason: str, then: str) -> DataError:
-    return DataError(f"Cannot read the image {path} ({reason}). Replace or delete the file, then: {then}")
+    skip = ", or set damaged: skip for its source in params.yaml" if then == _PREPARE else ""
+    return DataError(
+        f"Cannot read the image {path} ({reason}). Replace or delete the file{skip}, then: {then}"
+    )

@@ -19,7 +19,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline import seeding
@@ -28,6 +27,7 @@ from pipeline.distillation.regressor import regressor
 from pipeline.distillation.stages import StagesConfig, before_relu, require_maps
 from pipeline.networks.architecture import Architecture
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Epochs
 from pipeline.params.recipe import Phase, Recipe
 
 SCALE = 3 / 1000
@@ -43,7 +43,7 @@ class Config(StagesConfig):
         epochs: of the first phase; 0 trains both terms at once.
     """
 
-    epochs: int = Field(default=30, ge=0)
+    epochs: Epochs = 30
     weights: Weights = {"ce": 1.0, "boundary": 1.0}
 
     @classmethod

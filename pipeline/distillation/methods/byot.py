@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import nn
 
 from pipeline import seeding
 from pipeline.distillation.heads import Heads, HeadsConfig
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Temperature
 
 
 class Config(HeadsConfig):
@@ -35,7 +35,7 @@ class Config(HeadsConfig):
         weights: 1, 1 - a, a and b of the formula.
     """
 
-    temperature: float = Field(default=3.0, gt=0)
+    temperature: Temperature = 3.0
     weights: Weights = {"ce": 1.0, "ce_shallow": 0.7, "soft": 0.3, "feature": 0.03}
 
 

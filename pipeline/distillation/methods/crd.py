@@ -38,6 +38,7 @@ from pipeline.distillation.method import (
     Weights,
 )
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Temperature, Width
 
 LEAST = 1e-7  # added to denominators
 
@@ -56,9 +57,9 @@ class Config(MethodConfig):
 
     student_tap: str = "pooled"
     teacher_feature: str = "pooled"
-    width: int = Field(default=128, ge=1)
-    negatives: int = Field(default=16384, ge=1)
-    temperature: float = Field(default=0.07, gt=0)
+    width: Width = 128
+    negatives: int = Field(default=16384, ge=1, le=2**20)
+    temperature: Temperature = 0.07
     momentum: float = Field(default=0.5, ge=0, lt=1)
     weights: Weights = {"ce": 1.0, "contrast": 0.8}
 

@@ -13,11 +13,11 @@ import math
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.distillation.method import BaseMethod, Batch, Context, MethodConfig, Needs, Terms, Weights
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Epochs, Temperature
 
 
 class Config(MethodConfig):
@@ -29,9 +29,9 @@ class Config(MethodConfig):
         ramp: epochs over which the temperature comes to climb at full speed; 0 is at once.
     """
 
-    least: float = Field(default=1.0, gt=0)
-    span: float = Field(default=20.0, gt=0)
-    ramp: int = Field(default=10, ge=0)
+    least: Temperature = 1.0
+    span: Temperature = 20.0
+    ramp: Epochs = 10
     weights: Weights = {"ce": 0.1, "kd": 0.9}
 
 

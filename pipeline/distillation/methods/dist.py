@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from pipeline.distillation.method import BaseMethod, Batch, MethodConfig, Needs, Terms, Weights
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Temperature
 
 LEAST = 1e-8  # added to a product of norms
 
@@ -29,7 +29,7 @@ class Config(MethodConfig):
         temperature: T of both softmaxes.
     """
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: Temperature = 4.0
     weights: Weights = {"ce": 1.0, "inter": 2.0, "intra": 2.0}
 
 

@@ -23,7 +23,6 @@ from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.distillation.epoch_values import Gathered
@@ -33,6 +32,7 @@ from pipeline.distillation.method import BaseMethod, Batch, Context, Known, Need
 from pipeline.errors import ParamsError
 from pipeline.networks.architecture import LAST
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Temperature
 from pipeline.params.recipe import Epoch
 
 
@@ -50,7 +50,7 @@ class Config(HeadsConfig):
         detach: keep gradients from the weights.
     """
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: Temperature = 4.0
     maps: bool = True
     teacher_feature: str = LAST
     map: Literal["stage", "final"] = "stage"

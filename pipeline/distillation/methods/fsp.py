@@ -17,7 +17,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
@@ -25,6 +24,7 @@ from pipeline.distillation.stages import StagesConfig, require_maps, smaller
 from pipeline.errors import ShapeError
 from pipeline.networks.architecture import Architecture
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Epochs
 from pipeline.params.recipe import Phase, Recipe
 
 FIRST = "flow"  # the phase
@@ -38,7 +38,7 @@ class Config(StagesConfig):
         epochs: of the first phase; 0 trains both terms at once.
     """
 
-    epochs: int = Field(default=30, ge=0)
+    epochs: Epochs = 30
     weights: Weights = {"ce": 1.0, "flow": 50.0}
 
     @classmethod

@@ -9,11 +9,11 @@ use 1 and 1; ImageNet 0.5 and 0.5 with T = 1. KCD's "CE + 16 KL" is 1 and 1 here
 from __future__ import annotations
 
 import torch.nn.functional as F
-from pydantic import Field
 
 from pipeline.distillation.losses import soft_kl
 from pipeline.distillation.method import BaseMethod, Batch, MethodConfig, Needs, Terms, Weights
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Temperature
 
 
 class Config(MethodConfig):
@@ -23,7 +23,7 @@ class Config(MethodConfig):
         temperature: T of both softmaxes.
     """
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: Temperature = 4.0
     weights: Weights = {"ce": 0.1, "kd": 0.9}
 
 

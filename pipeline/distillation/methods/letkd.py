@@ -45,6 +45,7 @@ from pipeline.distillation.targets import Place, Target, learned, needs, outcome
 from pipeline.errors import ParamsError
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Shape, Taps
+from pipeline.params.numbers import Weight
 
 LAYERS = ("kd_layer",)
 
@@ -55,12 +56,12 @@ class Config(MethodConfig):
     Attributes:
         weights: the weights of `ce`, `words` and `subclasses`; the terms of all places of one kind are summed.
         places: what the layer after each student tap learns: a table, or {table, encoding, temperature}.
-        alpha: weight of g in x + alpha g(x), by place; 1 where a place is not named.
+        alpha: weight of g in x + alpha g(x), 0 or above, by place; 1 where a place is not named.
     """
 
     weights: Weights = {"ce": 1.0, "words": 1.0, "subclasses": 1.0}
     places: dict[str, Place] = Field(default={"final": Place(table="words")}, min_length=1)
-    alpha: dict[str, float] = {}
+    alpha: dict[str, Weight] = {}
 
     @model_validator(mode="after")
     def _check_places(self) -> Self:

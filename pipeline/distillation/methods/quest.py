@@ -29,6 +29,7 @@ from pipeline.distillation.targets import Target, learned, needs, outcomes, reso
 from pipeline.errors import ParamsError
 from pipeline.networks.cosine import CosineScores
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Factor
 
 
 class Place(targets.Place):
@@ -39,7 +40,7 @@ class Place(targets.Place):
     """
 
     encoding: Literal["nearest", "top4"] | None = None
-    temperature: float = Field(default=5.0, gt=0)
+    temperature: Factor = 5.0
 
 
 class Config(MethodConfig):
@@ -54,7 +55,7 @@ class Config(MethodConfig):
 
     weights: Weights = {"ce": 1.0, "words": 1.0}
     places: dict[str, Place] = Field(default={"final": Place(table="words")}, min_length=1)
-    scale: float = 3.0
+    scale: Factor = 3.0
 
     def resolved(self, known: Known) -> Self:
         """Return these settings with taps in full, and the feature that each place learns from."""

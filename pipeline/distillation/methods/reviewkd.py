@@ -19,7 +19,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline import seeding
@@ -36,6 +35,7 @@ from pipeline.distillation.method import (
 from pipeline.distillation.stages import StagesConfig, before_relu, require_maps
 from pipeline.networks.architecture import Architecture
 from pipeline.networks.network import Shape, Taps
+from pipeline.params.numbers import Epochs
 
 WIDEST = 512  # channels of what goes from level to level, at most
 POOLS = (4, 2, 1)
@@ -51,7 +51,7 @@ class Config(StagesConfig):
         warmup: epochs in which the weight of `review` grows; 0 is none.
     """
 
-    warmup: int = Field(default=20, ge=0)
+    warmup: Epochs = 20
     weights: Weights = {"ce": 1.0, "review": 5.0}
 
     @classmethod

@@ -14,7 +14,6 @@ not be read.
 from __future__ import annotations
 
 import torch.nn.functional as F
-from pydantic import Field
 
 from pipeline.distillation.losses import one_against_others
 from pipeline.distillation.method import (
@@ -28,6 +27,7 @@ from pipeline.distillation.method import (
     warmed_up,
 )
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Epochs, Temperature
 
 FAR = -1e9  # a logit that no softmax sees
 
@@ -40,8 +40,8 @@ class Config(MethodConfig):
         warmup: epochs in which the weights of both terms of the teacher grow; 0 is none.
     """
 
-    temperature: float = Field(default=4.0, gt=0)
-    warmup: int = Field(default=20, ge=0)
+    temperature: Temperature = 4.0
+    warmup: Epochs = 20
     weights: Weights = {"ce": 1.0, "confidence": 1.0, "correlation": 8.0}
 
 

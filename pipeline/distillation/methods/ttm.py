@@ -25,7 +25,7 @@ class Config(MethodConfig):
         weighted: WTTM instead of TTM.
     """
 
-    power: float = Field(default=0.1, gt=0, le=1)
+    power: float = Field(default=0.1, ge=1e-3, le=1)
     weighted: bool = False
     weights: Weights = {"ce": 1.0, "matching": 45.0}
 

@@ -35,7 +35,7 @@ class Config(StagesConfig):
         variance: what the variances start at.
     """
 
-    variance: float = Field(default=5.0, gt=LEAST)
+    variance: float = Field(default=5.0, gt=1e-4, le=1e4)
     weights: Weights = {"ce": 1.0, "information": 1.0}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
+from pipeline.params.numbers import Names
 from pipeline.params.recipe import Epoch
 
 
@@ -17,10 +18,10 @@ class Config(ScheduleConfig):
     """Settings of the schedule.
 
     Attributes:
-        anchors: checkpoints in their order, for instance anchor_025, anchor_050, anchor_075, last.
+        anchors: checkpoints in their order, each once, for instance anchor_025, anchor_050, anchor_075, last.
     """
 
-    anchors: tuple[str, ...] = Field(min_length=1)
+    anchors: Names = Field(min_length=1)
 
 
 class Schedule(TeacherSchedule[Config]):

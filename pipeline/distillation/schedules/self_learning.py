@@ -33,6 +33,7 @@ from pipeline.distillation.method import Batch, Context, Needs, Terms, Weights
 from pipeline.distillation.schedule import Lesson, ScheduleConfig, TeacherSchedule, Teaching
 from pipeline.errors import ParamsError
 from pipeline.networks.network import Network, Taps
+from pipeline.params.numbers import Temperature, Weight
 from pipeline.params.recipe import Epoch
 
 LABELS = ("ce",)  # the methods' terms that are left when the teacher does not teach
@@ -52,9 +53,9 @@ class FusedConfig(ScheduleConfig):
         lesson: what is learned from the fused logits: the logits, or what the method makes of them.
     """
 
-    temperature: float = Field(default=4.0, gt=0)
+    temperature: Temperature = 4.0
     student_weights: Weights = {"ce": 1.0, "kd": 1.0}
-    beta: float = Field(default=1.0, ge=0)
+    beta: Weight = 1.0
     fusion: float | tuple[float, ...] | None = None
     teachers: Literal["both", "self", "teacher"] = "both"
     lesson: Literal["logits", "method"] = "logits"
@@ -103,7 +104,7 @@ class Config(FusedConfig):
         detach: keep the student's loss from reaching the self-learning teachers.
     """
 
-    num_networks: int = Field(default=2, ge=1)
+    num_networks: int = Field(default=2, ge=1, le=64)
     weights: Weights = {"ce": 0.1, "kd": 0.9}
     detach: bool = False
 

@@ -17,6 +17,7 @@ from pipeline.distillation.method import Batch, Needs
 from pipeline.distillation.schedule import Teaching
 from pipeline.distillation.schedules.self_learning import Fused, FusedConfig
 from pipeline.networks.network import Taps
+from pipeline.params.numbers import Names
 
 
 class Config(FusedConfig):
@@ -26,7 +27,7 @@ class Config(FusedConfig):
         names: keys of `copies` in params.yaml, copies of the run's teacher.
     """
 
-    names: tuple[str, ...] = Field(min_length=1)
+    names: Names = Field(min_length=1)
 
     @property
     def number(self) -> int:

@@ -29,6 +29,7 @@ from pipeline.matching.consistency import Statistics, pooled, range_of
 from pipeline.matching.rearrangement import Rearrangement
 from pipeline.networks.network import Shape, Taps
 from pipeline.params.matchings import LEARNED, Wanted
+from pipeline.params.numbers import Names, Seed
 from pipeline.params.recipe import Epoch
 
 
@@ -45,10 +46,10 @@ class Config(TransformConfig):
     """
 
     matching: str = "kcd"
-    features: tuple[str, ...] = Field(default=("final",), min_length=1)
+    features: Names = Field(default=("final",), min_length=1)
     teacher: str | None = None
-    seed: int | None = None
-    dynamic: int | None = Field(default=None, ge=1)
+    seed: Seed | None = None
+    dynamic: int | None = Field(default=None, ge=1, le=100_000)
     student_tap: str = "final"
 
     def resolved(self, known: Known) -> Self:

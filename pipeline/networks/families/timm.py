@@ -22,6 +22,7 @@ from pipeline.networks.network import Network, Tap
 from pipeline.networks.pretrained import tensors_only
 
 NETWORKS: tuple[str, ...] = ()
+PRETRAINED = (1, 3)  # timm adds up the filters of the colors
 OPEN = True  # takes names that NETWORKS does not list
 STAGES = 4
 
@@ -35,6 +36,8 @@ class TimmNetwork(Network):
         classifier: that classifier.
         levels: index in the model's list of intermediate maps, by tap.
     """
+
+    refusals = (Exception,)  # each architecture has its own way
 
     def __init__(self, name: str, model: nn.Module, classifier: nn.Linear, levels: dict[str, int]) -> None:
         super().__init__({}, classifier.in_features, classifier.out_features)
@@ -77,6 +80,8 @@ class TimmNetwork(Network):
 
     def _final(self, features: Tensor, last: Tensor) -> Tensor:
         """Return the model's features as a map (B, C, H, W), on the grid of its last intermediate map."""
+        if not isinstance(features, Tensor):
+            raise ParamsError(f"timm model '{self.name}' has several last maps. Choose another one.")
         if features.ndim == 4:
             is_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
             return features.permute(0, 3, 1, 2) if is_last else features

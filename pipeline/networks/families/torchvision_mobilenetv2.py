@@ -17,6 +17,7 @@ from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, fan_out_small_linear
 from pipeline.networks.network import Network
 
+PRETRAINED = (3,)
 NETWORKS = ("mobilenet_v2",)
 
 

@@ -55,6 +55,7 @@ class Setting(NamedTuple):
     weights: WeightsEnum
 
 
+PRETRAINED = (3,)
 NETWORKS = {
     "resnet18": Setting(Basic, (2, 2, 2, 2), ResNet18_Weights.IMAGENET1K_V1),
     "resnet34": Setting(Basic, (3, 4, 6, 3), ResNet34_Weights.IMAGENET1K_V1),

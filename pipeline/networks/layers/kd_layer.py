@@ -13,10 +13,17 @@ from torch import Tensor, nn
 
 from pipeline.networks.cosine import CosineScores, pixelwise
 from pipeline.networks.network import Tap
+from pipeline.params.numbers import Factor, Weight, Width
 
 
 def build(
-    name: str, channels: int, *, words: int, alpha: float = 1.0, scale: float = 3.0, value_scale: float = 1.0
+    name: str,
+    channels: int,
+    *,
+    words: Width,
+    alpha: Weight = 1.0,
+    scale: Factor = 3.0,
+    value_scale: Factor = 1.0,
 ) -> nn.Module:
     """Build the layer.
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.params import checks
-from pipeline.params.base import load, read
+from pipeline.artifacts.publish import read_json
+from pipeline.errors import StaleArtifactError
+from pipeline.params import checks, document
+from pipeline.params.base import load
+from pipeline.params.copies import CopyBlock
 from pipeline.params.matchings import MatchBlock
+from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock
 from pipeline.params.sections import Sections
 from pipeline.params.tables import AskedBlock
 from pipeline.params.teacher import TrainBlock
+from pipeline.params.teachers import CodeBlock
 
 HINT = "dvc repro params"
 
@@ -35,11 +40,30 @@ class Blocks:
         Raises:
             ParamsError: it holds no params, or they are wrong.
         """
-        return cls(folder, checks.check(read(folder / "project.json")))
+        return cls(folder, checks.check(read_json(folder / "project.json", HINT)))
+
+    def require(self, path: Path) -> None:
+        """Refuse a params.yaml that has changed since the blocks were made: `dvc repro -s report` makes none anew.
+
+        Args:
+            path: of the params.yaml.
+
+        Raises:
+            ParamsError: it is wrong.
+            StaleArtifactError: it has other settings than the blocks.
+        """
+        if checks.check(document.read(path)) != self.sections:
+            raise StaleArtifactError(
+                f"{self.folder} was made from other settings than {path} has now. Run: {HINT}"
+            )
 
     def training(self, teacher: str) -> TrainBlock:
         """Return how a teacher is trained."""
         return load(TrainBlock, self.folder / "teachers" / teacher / "train.json", HINT)
+
+    def checking(self, teacher: str) -> CodeBlock:
+        """Return what the check of a teacher's store depends on."""
+        return load(CodeBlock, self.folder / "teachers" / teacher / "check.json", HINT)
 
     def asked(self, teacher: str) -> AskedBlock:
         """Return which tables and codes runs ask of a teacher."""
@@ -49,6 +73,10 @@ class Blocks:
         """Return a pair with its runs."""
         return load(PairBlock, self.folder / "pairs" / f"{name}.json", HINT)
 
+    def copy(self, name: str) -> CopyBlock:
+        """Return how a self-taught copy of a teacher is made."""
+        return load(CopyBlock, self.folder / "copies" / f"{name}.json", HINT)
+
     def matchings(self, pair: str) -> list[tuple[str, MatchBlock]]:
         """Return the matchings of a pair by their folder: those with its own teacher, and borrowed ones."""
         own = load(MatchBlock, self.folder / "matchings" / f"{pair}.json", HINT)
@@ -57,4 +85,4 @@ class Blocks:
             for name, entry in self.sections.borrowed.items()
             if entry.pair == pair
         ]
-        return [(checks.OWN, own), *borrowed]
+        return [(OWN, own), *borrowed]

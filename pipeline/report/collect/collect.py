@@ -1,67 +1,34 @@
 """From params.yaml and the artifacts to `Results`.
 
-params.yaml decides what is read, so what a removed run has left behind is not reported. What is listed and not
-there, or made from something else, is an error that names the stage to run.
+params.yaml decides what is read, so what a removed run has left behind is not reported. What it lists and is not there,
+or was made from something else than the project has now, is left out and named with the stage to run. What is damaged
+is an error.
 """
 
 from __future__ import annotations
 
-import csv
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-
-from pipeline.artifacts import arrays
 from pipeline.data.prepared import Prepared
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError
+from pipeline.errors import MissingArtifactError
+from pipeline.params.datasets import DatasetParams
 from pipeline.params.pairs import PairBlock, RunBlock
-from pipeline.params.sections import ALONE, Sections
+from pipeline.params.sections import ALONE
 from pipeline.params.views import view_params
 from pipeline.report.collect.blocks import Blocks
-from pipeline.report.collect.mapping import mapping, require
+from pipeline.report.collect.checked import checked
+from pipeline.report.collect.ingredients import Ingredients
 from pipeline.report.collect.matched import matched
+from pipeline.report.collect.missing import Omissions
+from pipeline.report.collect.resolved import alone_inputs, run_inputs
 from pipeline.report.collect.settings import alone_settings, run_settings
 from pipeline.report.collect.tables import codes, tables
+from pipeline.report.collect.training import Source, read
 from pipeline.report.provenance import gather
-from pipeline.report.results import Dataset, History, Matched, Pair, Results, Run, Teacher, Trained
-
-NEEDED = (
-    "top1",
-    "top5",
-    "best_top1",
-    "best_epoch",
-    "epochs",
-    "network",
-    "params",
-    "macs",
-    "latency_ms",
-    "train_seconds",
-    "images_per_second",
-    "peak_bytes",
-)
-
-ARRAYS = ("last", "correlation", "pooled", "pooled_index")  # of the predictions
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where a trained network's results lie, and which stages make them.
-
-    Attributes:
-        key: its path below `artifacts`, `artifacts/metrics` and `artifacts/predictions`.
-        evaluated: the stage that makes metrics and predictions.
-        trained: the stage that makes the history.
-        expected: what its metrics must say.
-        needed: metrics that it has beside those that every network has.
-    """
-
-    key: str
-    evaluated: str
-    trained: str
-    expected: dict[str, Any]
-    needed: tuple[str, ...] = ()
+from pipeline.report.results import Dataset, Pair, Results, Run, Teacher, Trained
 
 
 def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
@@ -74,86 +41,163 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
 
     Raises:
         ParamsError: params.yaml is wrong.
-        MissingArtifactError: something that it lists has not been made.
-        StaleArtifactError: something was made from other settings or data.
-        DamagedArtifactError: a file cannot be read.
+        MissingArtifactError: of the teachers and pairs that it lists none can be shown.
+        DamagedArtifactError: a file is not what was written.
     """
-    blocks = Blocks.of(params)
-    sections = blocks.sections
-    datasets = {
-        name: Dataset(
-            name,
-            Prepared.open(prepared / name),
-            view_params(entry.views, f"datasets.{name}.views"),
+    collector = _Collector(Blocks.of(params), artifacts, prepared)
+    sections, omissions = collector.blocks.sections, collector.omissions
+    datasets = collector.datasets()
+    teachers = collector.teachers(datasets)
+    ingredients = Ingredients(
+        tables(artifacts, collector.blocks, teachers, omissions),
+        codes(artifacts, collector.blocks, teachers, omissions),
+    )
+    # Without a seed no student is trained.
+    pairs = collector.pairs(teachers, ingredients) if sections.seeds else ()
+
+    if omissions.entries and not teachers and not pairs:
+        first = omissions.entries[0]
+        raise MissingArtifactError(
+            f"No teacher and no pair can be reported. The first that is left out is the {first.what}: {first.reason} "
+            f"Make it with: {first.command}"
         )
-        for name, entry in sections.datasets.items()
-    }
-
-    teachers = {
-        name: _teacher(artifacts, name, datasets[entry.dataset]) for name, entry in sections.teachers.items()
-    }
-
-    pairs = []
-    for name in sections.pairs if sections.seeds else ():  # without a seed no student is trained
-        block = blocks.pair(name)
-        matchings = matched(artifacts, name, blocks)
-        pairs.append(_pair(artifacts, block, teachers[block.teacher], sections, matchings))
 
     return Results(
         seeds=sections.seeds,
         datasets=datasets,
         teachers=teachers,
-        pairs=tuple(pairs),
-        tables=tables(artifacts, blocks, teachers),
-        codes=codes(artifacts, blocks),
+        pairs=pairs,
+        tables=ingredients.tables,
+        codes=ingredients.codes,
         provenance=gather(Path()),
+        missing=omissions.entries,
     )
 
 
-def _teacher(artifacts: Path, name: str, dataset: Dataset) -> Teacher:
-    source = _Source(f"teachers/{name}", f"evaluate_teacher@{name}", f"train_teacher@{name}", {})
-    trained = _trained(artifacts, source, dataset, 0)
+@dataclass(frozen=True)
+class _Collector:
+    """Collects what is whole.
 
-    hint = f"dvc repro check_features@{name}"
-    store = mapping(artifacts / "checks" / f"{name}.json", hint, ("features",))
-    needed = ("precision", "largest_error", "largest_share", "error", "bytes", "files")
-    check = mapping(artifacts / "metrics" / "features" / f"{name}.json", hint, needed)
-    return Teacher(name, dataset, trained, store, check)
+    Attributes:
+        blocks: the blocks of params.yaml.
+        artifacts: folder of all artifacts.
+        prepared: folder of all prepared data sets.
+        omissions: what is left out.
+    """
 
+    blocks: Blocks
+    artifacts: Path
+    prepared: Path
+    omissions: Omissions = field(default_factory=Omissions)
 
-def _pair(
-    artifacts: Path,
-    block: PairBlock,
-    teacher: Teacher,
-    sections: Sections,
-    matchings: tuple[Matched, ...],
-) -> Pair:
-    name, student, dataset = block.pair, block.student.student, teacher.dataset
-    seeds = sections.seeds
-    about = {"dataset": dataset.name, "student": student}
+    def datasets(self) -> dict[str, Dataset]:
+        """Return the data sets by name."""
+        datasets = {}
+        for name, entry in self.blocks.sections.datasets.items():
+            opened = partial(self._dataset, name, entry)
+            dataset = self.omissions.whole(f"data set {name}", f"prepare_data@{name}", opened)
+            if dataset is not None:
+                datasets[name] = dataset
+        return datasets
 
-    alone = []
-    for seed in seeds:
-        source = _Source(
-            f"pretrained/{student}/{seed}",
-            f"evaluate_pretrained@{student}-{seed}",
-            f"pretrain_student@{student}-{seed}",
-            about | {"seed": seed},
+    def teachers(self, datasets: dict[str, Dataset]) -> dict[str, Teacher]:
+        """Return the teachers by name, those that are whole."""
+        teachers = {}
+        for name, entry in self.blocks.sections.teachers.items():
+            what, stage = f"teacher {name}, with its tables and codes", f"evaluate_teacher@{name}"
+            if entry.dataset not in datasets:
+                self.omissions.add(what, stage, f"Its data set {entry.dataset} is left out.")
+                continue
+
+            dataset = datasets[entry.dataset]
+            trained = self.omissions.whole(what, stage, partial(self._taught, name, dataset))
+            if trained is None:
+                continue
+            reading = partial(checked, self.artifacts, self.blocks.checking(name), dataset, trained)
+            store = self.omissions.whole(what, f"check_features@{name}", reading)
+            if store is not None:
+                teachers[name] = Teacher(name, dataset, trained, *store)
+        return teachers
+
+    def pairs(self, teachers: dict[str, Teacher], ingredients: Ingredients) -> tuple[Pair, ...]:
+        """Return the pairs whose teacher and students alone are there."""
+        pairs = []
+        for name in self.blocks.sections.pairs:
+            block = self.blocks.pair(name)
+            alone = [] if block.teacher not in teachers else self._alone(block, teachers[block.teacher])
+            if not alone:
+                self._without(block, teachers)
+                continue
+
+            teacher, recipe = teachers[block.teacher], block.student.recipe
+            planned = len(self.blocks.sections.seeds)
+            runs = [Run(ALONE, "alone", tuple(alone), alone_settings(recipe), planned)]
+            matchings = matched(self.artifacts, name, self.blocks, teachers, runs[0], self.omissions)
+            for run in self.blocks.sections.runs_of(name):  # in the order of params.yaml; a json keeps none
+                settings = block.runs[run]
+                whole = partial(
+                    ingredients.check, self.artifacts, self.blocks, block, settings, teacher, matchings
+                )
+                students = self._students(block, run, teacher, whole)
+                if students:
+                    words = _composition(settings)
+                    runs.append(Run(run, words, tuple(students), run_settings(settings, recipe), planned))
+            pairs.append(Pair(name, teacher, block.student.student, tuple(runs), matchings))
+        return tuple(pairs)
+
+    def _without(self, block: PairBlock, teachers: dict[str, Teacher]) -> None:
+        """Note that a pair is left out whole."""
+        name, student = block.teacher, block.student.student
+        seed = self.blocks.sections.seeds[0]
+        stage, reason = f"evaluate_pretrained@{student}-{seed}", f"Its student {student} alone is left out."
+        if name not in teachers:
+            stage, reason = f"evaluate_teacher@{name}", f"Its teacher {name} is left out."
+        self.omissions.add(f"pair {block.pair}", stage, reason)
+
+    def _dataset(self, name: str, entry: DatasetParams) -> Dataset:
+        opened = Prepared.open(self.prepared / name)
+        return Dataset(name, opened, view_params(entry.views, f"datasets.{name}.views"))
+
+    def _taught(self, name: str, dataset: Dataset) -> Trained:
+        meta = dataset.prepared.meta
+        inputs = self.blocks.training(name).trained_from(meta.fingerprint, meta.mean, meta.std)
+        stages = f"evaluate_teacher@{name}", f"train_teacher@{name}"
+        return read(self.artifacts, Source(f"teachers/{name}", *stages, inputs, {}), dataset, 0)
+
+    def _alone(self, block: PairBlock, teacher: Teacher) -> list[Trained]:
+        """Return the students alone, of the seeds that are there."""
+        student, dataset = block.student.student, teacher.dataset
+
+        def one(seed: int) -> Trained:
+            inputs = alone_inputs(self.artifacts, block.student, dataset, seed)
+            stages = f"evaluate_pretrained@{student}-{seed}", f"pretrain_student@{student}-{seed}"
+            about = {"dataset": dataset.name, "student": student, "seed": seed}
+            source = Source(f"pretrained/{student}/{seed}", *stages, inputs, about)
+            trained = read(self.artifacts, source, dataset, seed)
+            # It was evaluated without a teacher, so its agreement with this pair's is counted here.
+            agreeing = trained.prediction == teacher.trained.prediction
+            trained.metrics["agreement"] = 100 * float(agreeing.mean())
+            return trained
+
+        what = f"student {student} alone, seed"
+        read_ones = (
+            self.omissions.whole(
+                f"{what} {seed}", f"evaluate_pretrained@{student}-{seed}", partial(one, seed)
+            )
+            for seed in self.blocks.sections.seeds
         )
-        trained = _trained(artifacts, source, dataset, seed)
+        return [trained for trained in read_ones if trained is not None]
 
-        # It was evaluated without a teacher, so its agreement with this pair's is counted here.
-        agreeing = trained.prediction == teacher.trained.prediction
-        trained.metrics["agreement"] = 100 * float(agreeing.mean())
-        alone.append(trained)
-
-    recipe = block.student.recipe
-    runs = [Run(ALONE, "alone", tuple(alone), alone_settings(recipe))]
-    for run in sections.runs_of(name):  # in the order of params.yaml, which the block's json does not keep
-        settings = block.runs[run]
+    def _students(
+        self, block: PairBlock, run: str, teacher: Teacher, whole: Callable[[], None]
+    ) -> list[Trained]:
+        """Return the students of a run, of the seeds that are there; `whole` refuses what the run reads."""
+        settings, name = block.runs[run], f"{block.pair}/{run}"
         # What a file says of itself must be what params.yaml has now: its path may hold what earlier settings made.
-        expected = about | {
-            "pair": name,
+        about = {
+            "dataset": teacher.dataset.name,
+            "student": block.student.student,
+            "pair": block.pair,
             "run": run,
             "teacher": teacher.name,
             "methods": " + ".join(plug.name for plug in settings.methods),
@@ -161,19 +205,22 @@ def _pair(
             "slots": settings.slots,
         }
 
-        students = []
-        for seed in seeds:
-            source = _Source(
-                f"students/{name}/{run}/{seed}",
-                f"evaluate@{name}/{run}-{seed}",
-                f"distill@{name}/{run}-{seed}",
-                expected | {"seed": seed},
-                ("agreement",),
+        def one(seed: int) -> Trained:
+            whole()
+            inputs = run_inputs(self.artifacts, block, run, teacher, seed)
+            stages = f"evaluate@{name}-{seed}", f"distill@{name}-{seed}"
+            source = Source(
+                f"students/{name}/{seed}", *stages, inputs, about | {"seed": seed}, ("agreement",)
             )
-            students.append(_trained(artifacts, source, dataset, seed))
-        runs.append(Run(run, _composition(settings), tuple(students), run_settings(settings, recipe)))
+            return read(self.artifacts, source, teacher.dataset, seed)
 
-    return Pair(name, teacher, student, tuple(runs), matchings)
+        read_ones = (
+            self.omissions.whole(
+                f"student of {name}, seed {seed}", f"evaluate@{name}-{seed}", partial(one, seed)
+            )
+            for seed in self.blocks.sections.seeds
+        )
+        return [trained for trained in read_ones if trained is not None]
 
 
 def _composition(settings: RunBlock) -> str:
@@ -184,64 +231,3 @@ def _composition(settings: RunBlock) -> str:
     if settings.schedule.name != "final":
         words.append(settings.schedule.name)
     return " + ".join(words)
-
-
-def _trained(artifacts: Path, source: _Source, dataset: Dataset, seed: int) -> Trained:
-    hint = f"dvc repro {source.evaluated}"
-    path = artifacts / "metrics" / f"{source.key}.json"
-    metrics = mapping(path, hint, (*NEEDED, *source.needed))
-    require(path, hint, metrics, source.expected)
-    predictions = _predictions(artifacts / "predictions" / f"{source.key}.npz", hint, dataset)
-
-    epochs = int(metrics["epochs"])  # none where weights were taken as they are
-
-    folder, made_by = artifacts / source.key, f"dvc repro {source.trained}"
-    history = _history(folder / "history.csv", made_by, epochs) if epochs else {}
-    device = str(mapping(folder / "training.json", made_by, ("device",))["device"])
-    return Trained(
-        seed=seed,
-        metrics=metrics,
-        prediction=predictions["last"],
-        history=history,
-        correlation=predictions["correlation"],
-        pooled=predictions["pooled"],
-        pooled_index=predictions["pooled_index"],
-        device=device,
-    )
-
-
-def _predictions(path: Path, hint: str, dataset: Dataset) -> dict[str, NDArray[Any]]:
-    # First of all: of other data, predictions have another length and another meaning.
-    fingerprint = str(arrays.read(path, hint, ("fingerprint",))["fingerprint"])
-    if fingerprint != dataset.prepared.meta.fingerprint["test"]:
-        raise StaleArtifactError(
-            f"{path} was made with other data than {dataset.prepared.folder}. Make it again with: {hint}"
-        )
-    return arrays.read(path, hint, ARRAYS)
-
-
-def _history(path: Path, hint: str, epochs: int) -> History:
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise MissingArtifactError(f"{path} does not exist. Make it with: {hint}") from None
-    except (ValueError, csv.Error) as error:  # bytes that are no text
-        raise DamagedArtifactError(f"{path} cannot be read ({error}). Make it again with: {hint}") from None
-
-    if len(rows) != epochs:
-        raise DamagedArtifactError(
-            f"{path} has {len(rows)} epochs, the metrics say {epochs}. Make it again with: {hint}"
-        )
-
-    # A line that is cut short has None in its last cells.
-    columns = {name: [row[name] or "" for row in rows] for name in rows[0]}
-    # Read once here, so that a cell that is no number is an error which names the file.
-    for name in columns.keys() - {"phase"}:
-        for cell in columns[name]:
-            try:
-                float(cell or 0)
-            except ValueError:
-                message = f"{path} has {name} '{cell}', expected a number. Make it again with: {hint}"
-                raise DamagedArtifactError(message) from None
-    return columns

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import advice
 from pipeline.artifacts.publish import read_json
 from pipeline.errors import DamagedArtifactError, StaleArtifactError
 
@@ -45,11 +46,11 @@ def inner(
 
 def _checked(place: str, hint: str, content: Any, needed: Iterable[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise DamagedArtifactError(f"{place} is not a mapping of names. Make it again with: {hint}")
+        raise DamagedArtifactError(f"{place} is not a mapping of names. {advice.again(hint)}")
 
     lacking = [name for name in needed if name not in content]
     if lacking:
-        raise DamagedArtifactError(f"{place} lacks {', '.join(lacking)}. Make it again with: {hint}")
+        raise DamagedArtifactError(f"{place} lacks {', '.join(lacking)}. {advice.again(hint)}")
     return dict(content)
 
 
@@ -63,5 +64,5 @@ def require(path: Path, hint: str, content: Mapping[str, Any], expected: Mapping
         if content.get(name) != value:
             raise StaleArtifactError(
                 f"{path} was made for {name} '{content.get(name)}', params.yaml says '{value}'. "
-                f"Make it again with: {hint}"
+                f"{advice.again(hint)}"
             )

@@ -75,9 +75,13 @@ def mean(value: Estimate, digits: int = 2, kind: str = "") -> Cell:
 
 def gain(value: Estimate, digits: int = 2) -> Cell:
     """Return the cell of a gain with half its interval; its color says which side of zero the interval is on."""
+    if not value.count:
+        return NOTHING
     shown: Content = text.signed(value.mean, digits)
     if value.half is not None:
         shown = Markup("{} <small>{} {}</small>").format(shown, text.ABOUT, text.fixed(value.half, digits))
+    if value.lacking:
+        shown = Markup("{} <small>{}</small>").format(shown, text.seeds(value))
     return Cell(shown, value.mean, ("quiet", "up", "down")[value.verdict])
 
 

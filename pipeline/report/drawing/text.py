@@ -35,16 +35,24 @@ def mean(value: Estimate, digits: int = 2) -> str:
 
 
 def gain(value: Estimate, digits: int = 2) -> str:
-    """Write a gain with half its interval."""
-    if value.half is None:
-        return signed(value.mean, digits)
-    return f"{signed(value.mean, digits)} {ABOUT} {value.half:.{digits}f}"
+    """Write a gain with half its interval, and the number of its seeds where some are missing."""
+    if not value.count:
+        return DASH
+    shown = signed(value.mean, digits)
+    if value.half is not None:
+        shown += f" {ABOUT} {value.half:.{digits}f}"
+    return f"{shown}, {seeds(value)}" if value.lacking else shown
+
+
+def seeds(value: Estimate) -> str:
+    """Write of how many seeds a mean is."""
+    return f"{value.count} of {count(value.planned or value.count, 'seed')}"
 
 
 def verdict(value: Estimate) -> str:
     """Write whether the interval of a gain excludes zero."""
     if value.half is None:
-        return "one seed, no interval"
+        return "one seed, no interval" if value.count else "no seed in common"
     return ("includes zero", "excludes zero", "below zero")[value.verdict]
 
 

@@ -34,10 +34,10 @@ def section(results: Results, pair: Pair) -> Markup:
     run, dataset = pair.best, pair.dataset
     teacher = shares(dataset, [pair.teacher.trained])
     student = shares(dataset, run.students)
-    over = f", mean over {len(results.seeds)} seeds" if len(results.seeds) > 1 else ""
+    over = f", mean over {len(run.students)} seeds" if len(run.students) > 1 else ""
     drawn = [
         ("teacher", f"Teacher {pair.teacher.name}.", teacher, False),
-        ("student", f"{run.name}{over}.", student, False),
+        ("student", f"{run.title}{over}.", student, False),
         (
             "difference",
             f"{run.name} minus teacher, in points: orange is more often, blue less.",

@@ -123,7 +123,7 @@ def _distances(pair: Pair, runs: list[Run]) -> Markup:
         # With a transform, the maps that a method compares are the transformed ones.
         moved = bool(run.settings.transform)
         sides = [markup.NOTHING, l2] if moved else [l2, markup.NOTHING]
-        rows.append([run.name, run.composition, markup.mean(run.estimate("teacher_kl"), 3), *sides])
+        rows.append([run.title, run.composition, markup.mean(run.estimate("teacher_kl"), 3), *sides])
 
     head = ["student", "matching or composition", "KL of predictions", "L2 of maps", "L2 to the transformed"]
     return markup.table(head, rows, 2) + markup.note(

@@ -30,17 +30,17 @@ Matrix = NDArray[np.float64]  # (K, K)
 def section(results: Results, pair: Pair) -> Markup:
     """Return how far each run is from the teacher, and pictures of some."""
     rows: list[markup.Row] = [
-        [run.name, markup.mean(estimate([float(matrix.mean()) for matrix in differences(pair, run)]), 4)]
+        [run.title, markup.mean(estimate([float(matrix.mean()) for matrix in differences(pair, run)]), 4)]
         for run in pair.runs
     ]
 
     # One scale for all pictures, so that they can be compared.
     shown = {run.name: np.mean(differences(pair, run), axis=0) for run in pair.compared}
+    titles = {run.name: f"{run.title}{_over(run)}" for run in pair.compared}
     top = max(float(matrix.max()) for matrix in shown.values())
 
-    over = f", mean over {len(results.seeds)} seeds" if len(results.seeds) > 1 else ""
     pictures = [
-        draw(f"{pair.name}/{name}/correlation", f"{name}{over}.", 3.0,
+        draw(f"{pair.name}/{name}/correlation", f"{titles[name]}.", 3.0,
              partial(_matrix, values=matrix, top=top), THIRD)
         for name, matrix in shown.items()
     ]  # fmt: skip
@@ -51,6 +51,10 @@ def section(results: Results, pair: Pair) -> Markup:
     )
     table = markup.table(["run", "mean difference to the teacher"], rows)
     return lead + markup.figures(pictures, 3) + table
+
+
+def _over(run: Run) -> str:
+    return f", mean over {len(run.students)} seeds" if len(run.students) > 1 else ""
 
 
 def differences(pair: Pair, run: Run) -> list[Matrix]:

@@ -44,7 +44,7 @@ def section(results: Results, pair: Pair) -> Markup:
         speed = means["images_per_second"]
         rows.append(
             [
-                run.name,
+                run.title,
                 str(run.shared("network")),
                 markup.Cell(text.amount(means["params"]), means["params"]),
                 markup.Cell(text.amount(means["macs"]), means["macs"]),

@@ -56,12 +56,12 @@ def section(results: Results, pair: Pair) -> Markup:
     for run in sorted(runs, key=lambda run: [other.name for other in pair.runs].index(run.name)):
         names = [name for name in run.terms if name != "ce"]
         if names and styles[run.name].named:
-            words = f"{run.name}: {', '.join(names)}, unweighted, by epoch."
+            words = f"{run.title}: {', '.join(names)}, unweighted, by epoch."
             title = f"{run.name}: {names[0] if len(names) == 1 else 'terms'}"
             paint = partial(_terms, runs=[run], styles=styles, names=names, title=text.short(title, 40))
             own.append(draw(f"{pair.name}/{run.name}/terms", words, 2.3, paint, THIRD))
 
-    named = [(run.name, styles[run.name]) for run in pair.runs if run in runs and styles[run.name].named]
+    named = [(run.title, styles[run.name]) for run in pair.runs if run in runs and styles[run.name].named]
     rest = sum(not styles[run.name].named for run in runs)
     parts = [markup.legend(named, rest), markup.figures(pictures)]
     if own:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from markupsafe import Markup
 
+from pipeline.data.raw.place import located
 from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.picture import png
 from pipeline.report.results import Dataset, Results
@@ -48,7 +47,7 @@ def _gallery(dataset: Dataset) -> Markup:
     """Return the first training sample of each class."""
     split, files = dataset.prepared.split("train"), dataset.prepared.meta.files
     # Large data sets are indexed where they lie, which may be another machine than the report's.
-    if files is not None and not Path(files.root).is_dir():
+    if files is not None and not located(files.root).is_dir():
         return Markup("<p>{}</p>").format(f"The images stay in {files.root}, which is not on this machine.")
 
     classes, first = np.unique(split.labels, return_index=True)

@@ -50,15 +50,16 @@ def _headline(pair: Pair) -> Markup:
     interval = f"interval {text.verdict(gain)}" if gain.half is not None else text.verdict(gain)
     words = Markup(
         "<b>{}</b> is the best on <b>{}</b>, with a gain over the student alone of <b>{}</b> ({})."
-    ).format(best.name, pair.name, text.gain(gain), interval)
+    ).format(best.title, pair.name, text.gain(gain), interval)
     kind = Markup(("", ' class="up"', ' class="down"')[gain.verdict])
     return Markup("<li{}>{} {} <small>{}</small></li>").format(kind, words, _clear(pair), "; ".join(details))
 
 
 def _clear(pair: Pair) -> str:
     """Return how many runs of a pair gain, in words."""
-    gains = [run.gain(pair.alone) for run in pair.runs[1:]]
-    if any(gain.half is None for gain in gains):
+    # Of one seed there is no interval: where seeds are missing, some of the runs may have one.
+    gains = [gain for run in pair.runs[1:] if (gain := run.gain(pair.alone)).half is not None]
+    if not gains:
         return "One seed cannot show whether a run gains."
     clear, worse = (sum(gain.verdict == verdict for gain in gains) for verdict in (1, -1))
     words = f"{clear} of {text.count(len(gains), 'run')} clearly gain{'s' if clear == 1 else ''}"
@@ -69,10 +70,10 @@ def _clear(pair: Pair) -> str:
 
 def _picture(pair: Pair) -> Markup:
     runs = _by_gain(pair)
-    gains = [(run.name, run.gain(pair.alone)) for run in runs]
+    gains = [(run.title, run.gain(pair.alone)) for run in runs]
     interval = (
         "with 95 % intervals: in color where they exclude zero"
-        if gains[0][1].half is not None
+        if any(gain.half is not None for _, gain in gains)
         else "one seed"
     )
     return draw(
@@ -91,7 +92,7 @@ def _verdicts(pairs: list[Pair]) -> Markup:
             gain = run.gain(pair.alone)
             kind = ("quiet", "up", "down")[gain.verdict]
             rows.append(
-                [pair.name, run.name, run.composition, markup.gain(gain), markup.Cell(text.verdict(gain), None, kind)]
+                [pair.name, run.title, run.composition, markup.gain(gain), markup.Cell(text.verdict(gain), None, kind)]
             )  # fmt: skip
     table = markup.table(["pair", "run", "composition", "gain over the student alone", "interval"], rows, 3)
     return markup.folded("Gain of every run", table, opened=len(rows) <= MOST_OPEN)
@@ -139,7 +140,7 @@ def _how(results: Results) -> Markup:
     )
     if len(results.seeds) > 1:
         words += (
-            f"{text.ABOUT} after a gain is half its 95 % t-interval over {len(results.seeds)} seeds; in color where "
+            f"{text.ABOUT} after a gain is half its 95 % t-interval over {_seeds(results)}; in color where "
             "the interval excludes zero. It does not correct for choosing the best of many runs. "
         )
     else:
@@ -153,3 +154,9 @@ def _how(results: Results) -> Markup:
             "params.yaml to choose it on data of its own."
         )
     return markup.note(words)
+
+
+def _seeds(results: Results) -> str:
+    """Return over which seeds gains are, in words."""
+    whole = all(not run.gain(pair.alone).lacking for pair in results.pairs for run in pair.runs)
+    return f"{len(results.seeds)} seeds" if whole else "the seeds that both runs have"

@@ -36,10 +36,10 @@ def _places(run: Run) -> list[str]:
 def _row(run: Run, place: str) -> markup.Row:
     after, before = run.values(f"{PREFIX}{place}"), f"{PREFIX}{place}{INPUT}"
     if before not in run.students[0].metrics:  # a layer that does not offer what it reads
-        return [run.name, place, markup.NOTHING, markup.mean(estimate(after)), markup.NOTHING]
+        return [run.title, place, markup.NOTHING, markup.mean(estimate(after)), markup.NOTHING]
     entries = run.values(before)
     return [
-        run.name,
+        run.title,
         place,
         markup.mean(estimate(entries)),
         markup.mean(estimate(after)),

@@ -39,7 +39,7 @@ def section(results: Results, pair: Pair) -> Markup:
     baseline = pair.baseline
     # Of two runs the only gain is the one that the overview shows.
     if baseline is not None and len(runs) > 2:
-        gains = [(run.name, run.gain(baseline)) for run in runs if run is not baseline]
+        gains = [(run.title, run.gain(baseline)) for run in runs if run is not baseline]
         interval = ", with 95 % intervals: in color where they exclude zero" if len(results.seeds) > 1 else ""
         pictures.append(
             draw(
@@ -81,7 +81,7 @@ def _table(pair: Pair, runs: list[Run]) -> Markup:
     ]
 
     for run in runs:
-        row: list[markup.Cell | markup.Content] = [run.name, run.composition]
+        row: list[markup.Cell | markup.Content] = [run.title, run.composition]
         row += [text.plain(_setting(run, name)) for name in differing]
         row.append(markup.mean(run.estimate("top1"), kind="best" if run.name == best else ""))
         row.append(markup.NOTHING if run is pair.alone else markup.gain(run.gain(pair.alone)))
@@ -118,4 +118,4 @@ def _strip(ax: Axes, pair: Pair, runs: list[Run]) -> None:
 
     teacher = pair.teacher.trained.metrics["top1"]
     ax.axvline(teacher, color=palette.INK, linewidth=1.1, dashes=(4, 3))
-    intervals.rows(ax, [run.name for run in runs], "top-1, %")
+    intervals.rows(ax, [run.title for run in runs], "top-1, %")

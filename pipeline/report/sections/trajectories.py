@@ -41,7 +41,7 @@ def section(results: Results, pair: Pair) -> Markup:
     pictures = [
         draw(
             f"{pair.name}/{run.name}/distance",
-            f"{run.name}: mean distances by epoch.",
+            f"{run.title}: mean distances by epoch.",
             2.5,
             partial(_distances, run=run, styles=styles),
         )

@@ -36,7 +36,7 @@ def section(results: Results, pair: Pair) -> Markup:
         places = dict.fromkeys(name.rpartition(".")[0] for name in run.diagnostics("weight"))
         for place in places:
             _, kind, position = place.split(".")
-            words = f"{run.name}: {position}, {KINDS.get(kind, kind)}."
+            words = f"{run.title}: {position}, {KINDS.get(kind, kind)}."
             # A run in gray has no color of its own to be drawn in.
             style = Style(styles[run.name].color if styles[run.name].named else palette.SERIES[0], "o", ())
             paint = partial(

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from pipeline import progress
+from pipeline.params.numbers import Factor
 from pipeline.tables import exemplars
 from pipeline.tables.pixels import Block, Pixels
 from pipeline.tables.softness import Softness, pieces
@@ -31,7 +31,7 @@ class Config(TableConfig):
         scale: the activations' factor.
     """
 
-    scale: float = Field(default=1.0, gt=0)
+    scale: Factor = 1.0
 
 
 def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array]:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from pipeline import progress, seeding
 from pipeline.errors import ParamsError
+from pipeline.params.numbers import Factor, Seed, Width
 from pipeline.tables import clustering, exemplars
 from pipeline.tables.clustering import Words
 from pipeline.tables.pixels import Block, Pixels, Points, in_memory
@@ -38,11 +39,11 @@ class Config(TableConfig):
         temperature: t of p_T, a factor.
     """
 
-    clusters: int = Field(default=4096, ge=1)
-    iterations: int = Field(default=20, ge=1)
-    seed: int = 0
-    max_samples: int | None = Field(default=None, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
+    clusters: Width = 4096
+    iterations: int = Field(default=20, ge=1, le=10_000)
+    seed: Seed = 0
+    max_samples: int | None = Field(default=None, ge=1, le=1_000_000_000)
+    temperature: Factor = 1.0
 
 
 def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array]:

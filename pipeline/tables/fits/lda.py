@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from pydantic import Field
 
+from pipeline.params.numbers import Width
 from pipeline.tables import discriminants
 from pipeline.tables.discriminants import Discriminants
 from pipeline.tables.pixels import Pixels
@@ -26,7 +26,7 @@ class Config(TableConfig):
         components: directions that are kept, the most discriminating first.
     """
 
-    components: int = Field(default=60, ge=1)
+    components: Width = 60
 
 
 def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.errors import ParamsError
+from pipeline.params.numbers import Seed, Width
 from pipeline.tables import discriminants, exemplars
 from pipeline.tables import subclasses as engine
 from pipeline.tables.discriminants import Discriminants
@@ -31,6 +32,7 @@ from pipeline.tables.table import FitContext, Fitted, Stream, TableConfig
 Array = NDArray[Any]
 
 UNIT: str | None = "sub-class"
+MOST = 16_384  # sub-classes of all classes: a gigabyte of scores
 
 
 class Config(TableConfig):
@@ -38,15 +40,15 @@ class Config(TableConfig):
 
     Attributes:
         components: directions of the LDA that are kept, the most discriminating first.
-        per_class: sub-classes of each class.
+        per_class: sub-classes of each class, 16,384 at most of all classes.
         iterations: Lloyd's in each class, at most.
         seed: decides the draws.
     """
 
-    components: int = Field(default=60, ge=1)
-    per_class: int = Field(default=8, ge=1)
-    iterations: int = Field(default=20, ge=1)
-    seed: int = 0
+    components: Width = 60
+    per_class: int = Field(default=8, ge=1, le=1000)
+    iterations: int = Field(default=20, ge=1, le=10_000)
+    seed: Seed = 0
 
 
 # What an engine makes: the space, the sub-classes in it, how often h1 says i and h2 says j (M, M), the exemplars.
@@ -54,8 +56,12 @@ Parts = tuple[Discriminants, Subclasses, Array, dict[str, Array]]
 
 
 def stand_in(config: Config, channels: int, num_classes: int) -> dict[str, Array]:
-    """Return arrays of the table's sizes."""
-    number = num_classes * config.per_class
+    """Return arrays of the table's sizes.
+
+    Raises:
+        ParamsError: there would be too many sub-classes.
+    """
+    number = _number(config, num_classes)
     return {
         "mean": np.zeros(channels),
         "scalings": np.zeros((channels, config.components)),
@@ -74,10 +80,11 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
     int64 (); and the exemplars of `pipeline.tables.exemplars`.
 
     Raises:
-        ParamsError: the feature is no map of floats, there are fewer directions than components, or a class has
-            too few pixels.
+        ParamsError: the feature is no map of floats, there are fewer directions than components, a class has too few
+            pixels, or there would be too many sub-classes.
         DivergedError: the feature holds values that are not finite.
     """
+    _number(config, context.num_classes)
     pixels = Pixels.of(stream, config.feature)
     parts = _on_cpu if context.device is None else _on_device
     space, subclasses, joint, shown = parts(pixels, config, context)
@@ -147,6 +154,17 @@ def _on_device(pixels: Pixels, config: Config, context: FitContext) -> Parts:
         centers, prototypes, counts > 0, config.per_class, clustered.inertia, clustered.relocated
     )
     return space, subclasses, joint, shown
+
+
+def _number(config: Config, num_classes: int) -> int:
+    """Return how many sub-classes there are."""
+    number = num_classes * config.per_class
+    if number > MOST:
+        raise ParamsError(
+            f"'per_class: {config.per_class}' of {num_classes} classes are {number:,} sub-classes, expected {MOST:,} "
+            "at most. Lower it in the table's settings in params.yaml, then: dvc repro"
+        )
+    return number
 
 
 def _require(counts: Array, config: Config) -> None:

@@ -1,0 +1,110 @@
+"""What a run reads beside its data, compared with what the project has now.
+
+Where something between params.yaml and a student has failed, the student is as it was, and so are its inputs: they
+agree with each other, and not with the table or matching that params.yaml asks for now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import advice
+from pipeline.artifacts.hashing import content_hash
+from pipeline.errors import StaleArtifactError
+from pipeline.params.names import OWN
+from pipeline.params.pairs import PairBlock, RunBlock
+from pipeline.report.collect.blocks import Blocks
+from pipeline.report.collect.mapping import mapping
+from pipeline.report.results import Code, Matched, Table, Teacher
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What is whole of what runs read.
+
+    Attributes:
+        tables: fitted tables.
+        codes: codes of views.
+    """
+
+    tables: tuple[Table, ...]
+    codes: tuple[Code, ...]
+
+    def check(
+        self,
+        artifacts: Path,
+        blocks: Blocks,
+        block: PairBlock,
+        run: RunBlock,
+        teacher: Teacher,
+        own: Iterable[Matched],
+    ) -> None:
+        """Refuse a run that reads what is left out.
+
+        Args:
+            artifacts: folder of all artifacts.
+            blocks: the blocks of params.yaml.
+            block: the pair.
+            run: of the pair.
+            teacher: of the pair.
+            own: the matchings of the pair that are whole.
+
+        Raises:
+            MissingArtifactError: a copy of the teacher has not been made.
+            StaleArtifactError: what the run reads is left out, or is of other settings.
+        """
+        tables = {table.name for table in self.tables if table.teacher.name == teacher.name}
+        codes = {code.name for code in self.codes if code.teacher == teacher.name}
+        coded = [feature for feature in run.features if "@" in feature]
+        for name in (*run.tables, *(feature.partition("@")[2] for feature in coded)):
+            if name not in tables:
+                raise StaleArtifactError(f"Its table {name} is left out.")
+        for feature in coded if run.source == "cached" else ():
+            if feature not in codes:
+                raise StaleArtifactError(f"Its codes {feature} are left out.")
+
+        matchings = {(matched.borrowed or OWN, matched.name) for matched in own}
+        for wanted in run.matchings:
+            lent = wanted.teacher is not None
+            folder = block.borrowed[f"{wanted.teacher}/{wanted.matching}"] if lent else OWN
+            if (folder, wanted.matching) not in matchings:
+                raise StaleArtifactError(f"Its matching {wanted.key} is left out.")
+        for name in run.copies:
+            _check_copy(artifacts, blocks, name, teacher)
+
+
+def check_stored(inputs: Mapping[str, Any], path: Path, teacher: Teacher, hint: str) -> None:
+    """Refuse inputs that name other features than the store held when it was checked.
+
+    Args:
+        inputs: of a student.
+        path: where they stand, for the error.
+        teacher: whose store was checked.
+        hint: the command that resolves them.
+
+    Raises:
+        StaleArtifactError: a feature differs.
+    """
+    stored = inputs.get("stored")
+    for feature, entry in stored.items() if isinstance(stored, dict) else ():
+        checked = teacher.store["features"].get(feature, {}).get("digest", {})
+        digest = entry.get("digest") if isinstance(entry, dict) else None
+        for key, value in digest.items() if isinstance(digest, dict) else ():
+            if checked.get(key, value) != value:
+                raise StaleArtifactError(
+                    f"{path} was resolved with another '{feature}' than was checked. {advice.again(hint)}"
+                )
+
+
+def _check_copy(artifacts: Path, blocks: Blocks, name: str, teacher: Teacher) -> None:
+    block = blocks.copy(name)
+    path, hint = artifacts / "copies" / teacher.name / name / "copy.json", f"dvc repro {block.stage}"
+    content = mapping(path, hint, ("weights", "settings"))
+    expected = teacher.trained.weights["last"], content_hash(block.model_dump(mode="json"))
+    if (content["weights"], content["settings"]) != expected:
+        raise StaleArtifactError(
+            f"{path} is of a copy of another teacher or of other settings. {advice.again(hint)}"
+        )

@@ -1,0 +1,35 @@
+"""Raw files that are others than those that were prepared: DVC does not know them, so it calls such data up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline import plugin
+from pipeline.data.prepared import Prepared
+from pipeline.data.raw import record
+from pipeline.errors import StillhouseError
+from pipeline.params.base import validate
+from pipeline.params.sections import Sections
+
+
+def changes(params: Sections, prepared: Path) -> list[str]:
+    """Return a line for every prepared data set whose raw files have changed since.
+
+    Args:
+        params: the checked params.yaml.
+        prepared: the folder of all prepared data sets; one that is not there, or not whole, is for others to report.
+    """
+    lines = []
+    for name, dataset in params.datasets.items():
+        folder, source = prepared / name, dataset.source
+        try:
+            meta = Prepared.open(folder).meta
+        except StillhouseError:
+            continue
+        if meta.source == source.name:
+            config = validate(
+                plugin.load("datasets", source.name).Config, source.settings, f"datasets.{name}.source"
+            )
+            line = record.change(folder, meta, config)
+            lines += [line] if line else []
+    return lines
