@@ -1,4 +1,4 @@
-"""The commands. A Python without the project's packages is told here, before any command imports one."""
+"""The commands. A Python without the project's packages is refused here, before any command imports one."""
 
 import sys
 from importlib.util import find_spec

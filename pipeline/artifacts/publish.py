@@ -5,7 +5,6 @@ One run at a time makes an output: it holds a lock beside it, which the kernel r
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -19,26 +18,6 @@ from pipeline.errors import DamagedArtifactError, MachineError, MissingArtifactE
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
-
-# What a disk may answer that is no mistake of ours: the stages report it in one line.
-DISK_ERRORS = frozenset(
-    (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EROFS,
-        errno.EIO,
-        errno.ENOTDIR,
-        errno.EEXIST,
-        errno.EMFILE,
-        errno.ENFILE,
-        errno.ESTALE,
-        errno.ENAMETOOLONG,
-        errno.ELOOP,
-    )
-)
 
 
 def scratch(out: Path) -> Path:

@@ -22,6 +22,8 @@ _SPACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _PERMISSION = frozenset((errno.EACCES, errno.EPERM, errno.EROFS))
 _OPEN_FILES = frozenset((errno.EMFILE, errno.ENFILE))
 _NAME = frozenset((errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EEXIST))
+# What a disk answers, and no server.
+DISK_ERRORS = _SPACE | _PERMISSION | _OPEN_FILES | _NAME | {errno.EIO, errno.ESTALE}
 
 
 def system_error(error: BaseException, path: Path | None = None) -> OSError | None:

@@ -56,7 +56,10 @@ def check(family: str, weights: str, channels: int) -> None:
 
 def _check_channels(channels: int, readable: tuple[int, ...] = (3,)) -> None:
     if channels not in readable:
-        raise ParamsError(f"ImageNet weights read 3 channels, the images have {channels}. Set weights: none.")
+        raise ParamsError(
+            f"ImageNet weights read {' or '.join(map(str, readable))} channels, the images have {channels}. "
+            "Set weights: none."
+        )
 
 
 def fetch(weights: WeightsEnum, channels: int) -> dict[str, Tensor]:

@@ -79,9 +79,9 @@ class Trained:
         return cls(folder, made_by, weights, history, states, inputs, device, numbers, content)
 
     @property
-    def again(self) -> str:
-        """The command that makes it again, also where DVC takes what is there for whole."""
-        return advice.forced(f"dvc repro {self.made_by}")
+    def hint(self) -> str:
+        """The command that makes it where it is missing."""
+        return f"dvc repro {self.made_by}"
 
     def check_weights(self, name: str) -> None:
         """Refuse a file of weights that this training did not leave.
@@ -112,16 +112,16 @@ class Trained:
         """
         if content_hash(content) != self.inputs:
             raise StaleArtifactError(
-                f"{self.folder} was not trained from what {path} says. Make it again with: {self.again}"
+                f"{self.folder} was not trained from what {path} says. {advice.again(self.hint)}"
             )
 
     def _check(self, name: str, expected: str | None) -> None:
         path = self.folder / name
         if not path.exists():
-            raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro {self.made_by}")
+            raise MissingArtifactError(f"{path} does not exist. Make it with: {self.hint}")
         actual = file_hash(path)
         if actual != expected:
             raise DamagedArtifactError(
                 f"{path} is not the file that its training left: found {actual[:8]}, expected "
-                f"{expected[:8] if expected else 'none'}. Make it again with: {self.again}"
+                f"{expected[:8] if expected else 'none'}. {advice.again(self.hint)}"
             )

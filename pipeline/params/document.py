@@ -1,8 +1,8 @@
 """Reading params.yaml: its text, looked through before it is built, and then what it holds.
 
 The parser is DVC's own (YAML 1.2), so that both read `5e-4` as a number. yaml has more than a file of settings needs,
-and some of it is dear or ambiguous: a few lines of aliases that stand for billions of values, nesting that no parser
-ends, a number that other readers take for another one. So the events of the parser are looked through first
+and some of it is expensive or ambiguous: a few lines of aliases that stand for billions of values, nesting that no
+parser ends, a number that other readers take for another one. So the events of the parser are looked through first
 (`events.py`); what is built afterwards is small and plain.
 """
 

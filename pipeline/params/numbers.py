@@ -40,7 +40,12 @@ def once(values: tuple[T, ...]) -> tuple[T, ...]:
 def repeated(values: Iterable[T]) -> list[T]:
     """Return the values that are there already when they come, in their order."""
     seen: set[T] = set()
-    return [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]
+    again = []
+    for value in values:
+        if value in seen:
+            again.append(value)
+        seen.add(value)
+    return again
 
 
 def effective(weights: dict[str, float]) -> dict[str, float]:

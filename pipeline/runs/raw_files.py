@@ -1,4 +1,4 @@
-"""Raw files that are others than those that were prepared: DVC does not know them, so it calls such data up to date."""
+"""Raw files that differ from those that were prepared: DVC does not know them, so it calls such data up to date."""
 
 from __future__ import annotations
 

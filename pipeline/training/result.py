@@ -60,7 +60,7 @@ def begin(
 
 
 def _resumable(scratch: Path, identity: str, anchors: Mapping[str, int]) -> bool:
-    """Say whether a training can go on from what is in the scratch folder; a damaged file in it is told."""
+    """Say whether a training can go on from what is in the scratch folder; a damaged file in it is reported."""
     try:
         interrupted = checkpoint.state(scratch / CHECKPOINT)
         if interrupted is None or interrupted["identity"] != identity:
@@ -77,7 +77,7 @@ def _resumable(scratch: Path, identity: str, anchors: Mapping[str, int]) -> bool
 
 
 def whole(folder: Path) -> bool:
-    """Say whether the files of a finished training are those that its json names; if not, that is told."""
+    """Say whether the files of a finished training are those that its json names; if not, that is reported."""
     try:
         summary = read_json(folder / "training.json", "the same command again")
         alike = isinstance(summary, dict) and all(

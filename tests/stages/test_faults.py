@@ -34,7 +34,7 @@ from fault_fixtures import Ended, Fault, Server, contents, serving
 from safetensors.torch import load_file, save_file
 from training_fixtures import PARAMS, World, prepared_data
 
-from pipeline.artifacts import publish
+from pipeline.artifacts import publish, system
 from pipeline.artifacts.closure import root
 from pipeline.errors import MachineError
 from pipeline.params.sections import merged
@@ -500,7 +500,7 @@ def test_advice_on_memory_fits_the_stage(
         assert "recipe" not in text  # it has no recipe
 
 
-@pytest.mark.parametrize("number", sorted({*publish.DISK_ERRORS, errno.ETIMEDOUT, errno.EREMOTEIO}))
+@pytest.mark.parametrize("number", sorted({*system.DISK_ERRORS, errno.ETIMEDOUT, errno.EREMOTEIO}))
 @pytest.mark.parametrize("form", ["python", "rust", "c++"])
 def test_errors_of_the_disk_are_one_line_whoever_tells_them(
     number: int, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,8 @@ import urllib.request
 from pathlib import Path
 
 from pipeline import progress
-from pipeline.artifacts.publish import DISK_ERRORS, publish, remove, scratch
+from pipeline.artifacts.publish import publish, remove, scratch
+from pipeline.artifacts.system import DISK_ERRORS
 from pipeline.data.raw import regular
 from pipeline.errors import DataError
 

@@ -16,7 +16,7 @@ from pipeline.data.dataset import DatasetConfig
 from pipeline.data.layout import Meta
 from pipeline.data.raw.listing import Listed
 from pipeline.data.raw.place import located
-from pipeline.errors import StillhouseError
+from pipeline.errors import DataError
 from pipeline.params.base import Block
 
 FILE = "raw.json"
@@ -76,7 +76,7 @@ def change(folder: Path, meta: Meta, config: DatasetConfig) -> str | None:
         if not located(path).exists():
             return None
         now: Listed = listing(config)
-    except StillhouseError as error:
+    except DataError as error:
         return f"The raw files of {folder} have changed since they were prepared. {error}"
     except OSError as error:  # a disk that is closed to us stops nobody who does not need the raw files
         return f"The raw files of {folder} cannot be listed ({error.strerror}: {error.filename})."

@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-from pipeline.artifacts.publish import DISK_ERRORS
+from pipeline.artifacts.system import system_error
 from pipeline.errors import DataError
 
 LARGEST = 2**30  # bytes of a file that is read whole; the largest image that is decoded is half as large
@@ -23,8 +23,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFCHR: "a device",
 }
-# Windows has no pipes among its files, and does not know the one; elsewhere there is no text mode.
-_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK  # a pipe that took the file's place since is not waited for
 
 
 def check(path: str | Path, then: str = "dvc repro") -> os.stat_result:
@@ -86,12 +85,14 @@ def _check_kind(path: str | Path, info: os.stat_result, then: str) -> None:
 
 
 def _refused(path: str | Path, error: OSError, then: str) -> Exception:
-    """Return the error for a file that cannot be opened; the disk's own is the stages' to report."""
+    """Return the error for a file that cannot be opened; the system's own is the stages' to report."""
     if error.errno == errno.ELOOP:
         return DataError(f"{path} is a link that leads back to itself. Remove or replace it, then: {then}")
     if isinstance(error, FileNotFoundError) and os.path.islink(path):  # noqa: PTH114
         target = os.readlink(path)  # noqa: PTH115
         return DataError(f"{path} is a broken link, to {target}. Remove or replace it, then: {then}")
-    if isinstance(error, FileNotFoundError) or error.errno in DISK_ERRORS:
+    if isinstance(error, FileNotFoundError):
         return error
-    return DataError(f"{path} cannot be read ({error.strerror}). Remove or replace it, then: {then}")
+    return system_error(error, Path(path)) or DataError(
+        f"{path} cannot be read ({error.strerror}). Remove or replace it, then: {then}"
+    )

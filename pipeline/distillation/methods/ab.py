@@ -15,39 +15,34 @@ phase, and in the first one RepDistiller keeps the statistics of what it does no
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import seeding
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
+from pipeline.distillation.places import PhasedConfig, Role, before_relu, require_maps
 from pipeline.distillation.regressor import regressor
-from pipeline.distillation.stages import StagesConfig, before_relu, require_maps
 from pipeline.networks.architecture import Architecture
 from pipeline.networks.network import Taps
-from pipeline.params.numbers import Epochs
 from pipeline.params.recipe import Phase, Recipe
 
 SCALE = 3 / 1000
 FIRST = "boundary"  # the phase
 
 
-class Config(StagesConfig):
+class Config(PhasedConfig):
     """Settings of AB.
 
     Attributes:
         places: teacher feature by student tap, both of them maps before their ReLU. None pairs the stages of both
             networks in their order.
-        epochs: of the first phase; 0 trains both terms at once.
     """
 
-    epochs: Epochs = 30
     weights: Weights = {"ce": 1.0, "boundary": 1.0}
 
     @classmethod
-    def stages(cls, network: Architecture, role: Literal["student", "teacher"]) -> tuple[str, ...]:
+    def stages(cls, network: Architecture, role: Role) -> tuple[str, ...]:
         """Return the stages' maps before their ReLU, of either network."""
         return before_relu(network)
 
@@ -73,16 +68,12 @@ class Method(BaseMethod[Config]):
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """Return the phase of the boundaries and that of the labels."""
-        whole = super().phases(recipe)
-        if not self.config.epochs:
-            return whole
-        first = recipe.model_copy(update={"epochs": self.config.epochs, "milestones": ()})
-        return (Phase(FIRST, first, frozen=("classifier",)), *whole)
+        return self.config.phases(FIRST, recipe)
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `boundary` in its phase, then `ce`; both where they are trained at once."""
         terms: Terms = {}
-        if batch.phase == FIRST or not self.config.epochs:
+        if self.config.teaches(FIRST, batch):
             count = len(self.config.pairs)
             places = [
                 2.0 ** (number - count) * boundary(self.connectors[tap](student[tap]), batch.teacher[feature])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
-from pipeline.distillation.stages import StagesConfig, require_maps, smaller
+from pipeline.distillation.places import StagesConfig, require_maps, smaller
 from pipeline.networks.network import Taps
 
 

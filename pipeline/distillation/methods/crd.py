@@ -19,7 +19,6 @@ of them, and are refused.
 from __future__ import annotations
 
 import math
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -31,19 +30,18 @@ from pipeline.distillation.method import (
     BaseMethod,
     Batch,
     Context,
-    Known,
-    MethodConfig,
     Needs,
     Terms,
     Weights,
 )
+from pipeline.distillation.places import PlaceConfig
 from pipeline.networks.network import Taps
 from pipeline.params.numbers import Temperature, Width
 
 LEAST = 1e-7  # added to denominators
 
 
-class Config(MethodConfig):
+class Config(PlaceConfig):
     """Settings of CRD.
 
     Attributes:
@@ -63,13 +61,6 @@ class Config(MethodConfig):
     momentum: float = Field(default=0.5, ge=0, lt=1)
     weights: Weights = {"ce": 1.0, "contrast": 0.8}
 
-    def resolved(self, known: Known) -> Self:
-        """Return these settings with tap and feature in full."""
-        return super().resolved(known).model_copy(update={
-            "student_tap": known.student.resolved(self.student_tap),
-            "teacher_feature": known.teacher.resolved(self.teacher_feature),
-        })  # fmt: skip
-
 
 class Method(BaseMethod[Config]):
     """CRD: student and teacher see the same sample in what the other has made of it."""
@@ -84,7 +75,7 @@ class Method(BaseMethod[Config]):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Return the student's logits, its tap and the teacher's feature."""
-        return Needs(("logits", config.student_tap), (config.teacher_feature,))
+        return config.needs
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `contrast`, the sum of both directions."""

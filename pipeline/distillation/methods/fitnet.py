@@ -12,8 +12,6 @@ be negative the last ReLU is harmless; `relu: false` leaves it out for pre-activ
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,18 +20,17 @@ from pipeline.distillation.method import (
     BaseMethod,
     Batch,
     Context,
-    Known,
-    MethodConfig,
     Needs,
     Terms,
     Weights,
 )
+from pipeline.distillation.places import PlaceConfig
 from pipeline.distillation.regressor import regressor
 from pipeline.errors import ShapeError
 from pipeline.networks.network import Taps
 
 
-class Config(MethodConfig):
+class Config(PlaceConfig):
     """Settings of FitNets.
 
     Attributes:
@@ -48,13 +45,6 @@ class Config(MethodConfig):
     relu: bool = True
     standardize: str | None = None
     weights: Weights = {"ce": 1.0, "hint": 100.0}
-
-    def resolved(self, known: Known) -> Self:
-        """Return these settings with tap and feature in full."""
-        return super().resolved(known).model_copy(update={
-            "student_tap": known.student.resolved(self.student_tap),
-            "teacher_feature": known.teacher.resolved(self.teacher_feature),
-        })  # fmt: skip
 
 
 class Method(BaseMethod[Config]):
@@ -89,12 +79,12 @@ class Method(BaseMethod[Config]):
     def needs(cls, config: Config) -> Needs:
         """Return the two maps, the student's logits and the table."""
         tables = () if config.standardize is None else (config.standardize,)
-        return Needs(("logits", config.student_tap), (config.teacher_feature,), tables)
+        return config.needs | Needs(student=(), tables=tables)
 
     @classmethod
     def compared(cls, config: Config) -> tuple[str, str]:
         """Return the two maps."""
-        return config.student_tap, config.teacher_feature
+        return config.place
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `hint`."""

@@ -13,36 +13,32 @@ What differs: RepDistiller keeps the statistics of what it does not train in the
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
-from pipeline.distillation.stages import StagesConfig, require_maps, smaller
+from pipeline.distillation.places import PhasedConfig, Role, require_maps, smaller
 from pipeline.errors import ShapeError
 from pipeline.networks.architecture import Architecture
 from pipeline.networks.network import Taps
-from pipeline.params.numbers import Epochs
 from pipeline.params.recipe import Phase, Recipe
 
 FIRST = "flow"  # the phase
 
 
-class Config(StagesConfig):
+class Config(PhasedConfig):
     """Settings of FSP.
 
     Attributes:
         places: teacher feature by student tap, in the networks' order, two or more. None is the stem and every stage.
-        epochs: of the first phase; 0 trains both terms at once.
     """
 
-    epochs: Epochs = 30
     weights: Weights = {"ce": 1.0, "flow": 50.0}
 
     @classmethod
-    def stages(cls, network: Architecture, role: Literal["student", "teacher"]) -> tuple[str, ...]:
+    def stages(cls, network: Architecture, role: Role) -> tuple[str, ...]:
         """Return the stem and the stages, of either network."""
         return (*(("stem",) if "stem" in network.taps else ()), *network.stages)
 
@@ -73,16 +69,12 @@ class Method(BaseMethod[Config]):
 
     def phases(self, recipe: Recipe) -> tuple[Phase, ...]:
         """Return the phase of the flow and that of the labels."""
-        whole = super().phases(recipe)
-        if not self.config.epochs:
-            return whole
-        first = recipe.model_copy(update={"epochs": self.config.epochs, "milestones": ()})
-        return (Phase(FIRST, first, frozen=("classifier",)), *whole)
+        return self.config.phases(FIRST, recipe)
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `flow` in its phase, then `ce`; both where they are trained at once."""
         terms: Terms = {}
-        if batch.phase == FIRST or not self.config.epochs:
+        if self.config.teaches(FIRST, batch):
             flows = [
                 (flow(student[a], student[b]) - flow(batch.teacher[x], batch.teacher[y])).square().mean()
                 for (a, x), (b, y) in pairwise(self.config.pairs.items())

@@ -10,7 +10,7 @@ the mean over the batch: the form of the paper's detection experiments, with wei
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 import torch.nn.functional as F
 
@@ -18,17 +18,16 @@ from pipeline.distillation.method import (
     BaseMethod,
     Batch,
     Context,
-    Known,
-    MethodConfig,
     Needs,
     Terms,
     Weights,
 )
+from pipeline.distillation.places import PlaceConfig
 from pipeline.errors import ShapeError
 from pipeline.networks.network import Taps
 
 
-class Config(MethodConfig):
+class Config(PlaceConfig):
     """Settings of mimicry.
 
     Attributes:
@@ -41,13 +40,6 @@ class Config(MethodConfig):
     teacher_feature: str = "final"
     reduction: Literal["mean", "sum"] = "mean"
     weights: Weights = {"ce": 1.0, "mimic": 100.0}
-
-    def resolved(self, known: Known) -> Self:
-        """Return these settings with tap and feature in full."""
-        return super().resolved(known).model_copy(update={
-            "student_tap": known.student.resolved(self.student_tap),
-            "teacher_feature": known.teacher.resolved(self.teacher_feature),
-        })  # fmt: skip
 
 
 class Method(BaseMethod[Config]):
@@ -68,12 +60,12 @@ class Method(BaseMethod[Config]):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Return the two maps and the student's logits."""
-        return Needs(("logits", config.student_tap), (config.teacher_feature,))
+        return config.needs
 
     @classmethod
     def compared(cls, config: Config) -> tuple[str, str]:
         """Return the two maps."""
-        return config.student_tap, config.teacher_feature
+        return config.place
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `mimic`."""

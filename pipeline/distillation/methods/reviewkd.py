@@ -15,8 +15,6 @@ Weights: 5 for WRNs, ResNet32x4 and ShuffleNetV1, 8 for ShuffleNetV2, 0.6 for Re
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +30,7 @@ from pipeline.distillation.method import (
     Weights,
     warmed_up,
 )
-from pipeline.distillation.stages import StagesConfig, before_relu, require_maps
+from pipeline.distillation.places import Role, StagesConfig, before_relu, require_maps
 from pipeline.networks.architecture import Architecture
 from pipeline.networks.network import Shape, Taps
 from pipeline.params.numbers import Epochs
@@ -55,7 +53,7 @@ class Config(StagesConfig):
     weights: Weights = {"ce": 1.0, "review": 5.0}
 
     @classmethod
-    def stages(cls, network: Architecture, role: Literal["student", "teacher"]) -> tuple[str, ...]:
+    def stages(cls, network: Architecture, role: Role) -> tuple[str, ...]:
         """Return the student's stages, and the teacher's before their ReLU."""
         return network.stages if role == "student" else before_relu(network)
 

@@ -11,17 +11,16 @@ Several processes each compare the samples of their own part of the batch.
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.distillation.method import BaseMethod, Batch, Known, MethodConfig, Needs, Terms, Weights
+from pipeline.distillation.method import BaseMethod, Batch, Needs, Terms, Weights
+from pipeline.distillation.places import PlaceConfig
 from pipeline.networks.network import Taps
 
 
-class Config(MethodConfig):
+class Config(PlaceConfig):
     """Settings of RKD.
 
     Attributes:
@@ -33,13 +32,6 @@ class Config(MethodConfig):
     teacher_feature: str = "pooled"
     weights: Weights = {"ce": 1.0, "distance": 25.0, "angle": 50.0}
 
-    def resolved(self, known: Known) -> Self:
-        """Return these settings with tap and feature in full."""
-        return super().resolved(known).model_copy(update={
-            "student_tap": known.student.resolved(self.student_tap),
-            "teacher_feature": known.teacher.resolved(self.teacher_feature),
-        })  # fmt: skip
-
 
 class Method(BaseMethod[Config]):
     """RKD: distances and angles between samples are the teacher's."""
@@ -47,7 +39,7 @@ class Method(BaseMethod[Config]):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Return the student's logits, its tap and the teacher's feature."""
-        return Needs(("logits", config.student_tap), (config.teacher_feature,))
+        return config.needs
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce`, `distance` and `angle`."""

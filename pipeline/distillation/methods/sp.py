@@ -10,17 +10,16 @@ Several processes each compare the samples of their own part of the batch.
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.distillation.method import BaseMethod, Batch, Known, MethodConfig, Needs, Terms, Weights
+from pipeline.distillation.method import BaseMethod, Batch, Needs, Terms, Weights
+from pipeline.distillation.places import PlaceConfig
 from pipeline.networks.architecture import LAST
 from pipeline.networks.network import Taps
 
 
-class Config(MethodConfig):
+class Config(PlaceConfig):
     """Settings of SP.
 
     Attributes:
@@ -32,13 +31,6 @@ class Config(MethodConfig):
     teacher_feature: str = LAST
     weights: Weights = {"ce": 1.0, "similarity": 3000.0}
 
-    def resolved(self, known: Known) -> Self:
-        """Return these settings with tap and feature in full."""
-        return super().resolved(known).model_copy(update={
-            "student_tap": known.student.resolved(self.student_tap),
-            "teacher_feature": known.teacher.resolved(self.teacher_feature),
-        })  # fmt: skip
-
 
 class Method(BaseMethod[Config]):
     """SP: what is alike for the teacher is alike for the student."""
@@ -46,7 +38,7 @@ class Method(BaseMethod[Config]):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """Return the student's logits, its tap and the teacher's feature."""
-        return Needs(("logits", config.student_tap), (config.teacher_feature,))
+        return config.needs
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `similarity`."""

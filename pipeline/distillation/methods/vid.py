@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pipeline import seeding
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
-from pipeline.distillation.stages import StagesConfig, require_maps, smaller
+from pipeline.distillation.places import StagesConfig, require_maps, smaller
 from pipeline.networks.network import Taps
 
 LEAST = 1e-5  # what is added to a variance

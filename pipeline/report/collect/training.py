@@ -138,12 +138,12 @@ def _history(training: trainings.Trained, epochs: int) -> History:
             rows = list(csv.DictReader(file))
     except (ValueError, csv.Error) as error:  # bytes that are no text
         raise DamagedArtifactError(
-            f"{path} cannot be read ({error}). Make it again with: {training.again}"
+            f"{path} cannot be read ({error}). {advice.again(training.hint)}"
         ) from None
 
     if len(rows) != epochs:
         raise DamagedArtifactError(
-            f"{path} has {len(rows)} epochs, the metrics say {epochs}. Make it again with: {training.again}"
+            f"{path} has {len(rows)} epochs, the metrics say {epochs}. {advice.again(training.hint)}"
         )
 
     # A line that is cut short has None in its last cells.
@@ -154,8 +154,6 @@ def _history(training: trainings.Trained, epochs: int) -> History:
             try:
                 float(cell or 0)
             except ValueError:
-                message = (
-                    f"{path} has {name} '{cell}', expected a number. Make it again with: {training.again}"
-                )
+                message = f"{path} has {name} '{cell}', expected a number. {advice.again(training.hint)}"
                 raise DamagedArtifactError(message) from None
     return columns

@@ -23,7 +23,7 @@ def section(results: Results) -> Markup:
     table = markup.table(["left out", "why", "made with"], rows, 3)
     title = f"{len(rows)} left out"
     words = (
-        "Nothing of these is in any figure. A run that lacks seeds has their number beside its name, and a gain is of "
-        "the seeds that both runs have. Once all is made, dvc repro makes the report whole."
+        "None of these is in any figure. A run that lacks seeds has their number beside its name, and a gain "
+        "is computed over the seeds that both runs have. Once all is made, dvc repro makes the report whole."
     )
     return markup.folded(title, table, opened=len(rows) <= MOST_OPEN) + markup.note(words)

@@ -1,4 +1,4 @@
-"""Methods that learn at several stages at once: which map of the teacher each map of the student learns.
+"""Settings of where a method learns: at one tap of the student, or at several stages at once.
 
 CRD's tables (arXiv:1910.10699) pair the stages of both networks in their order, and so does everyone who compares with
 them. Maps of two sizes meet at the smaller: the larger one is averaged.
@@ -11,9 +11,42 @@ from typing import Literal, Self
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.distillation.method import Context, Known, MethodConfig, Needs, resolved_taps
+from pipeline.distillation.method import Batch, Context, Known, MethodConfig, Needs, resolved_taps
 from pipeline.errors import ShapeError
 from pipeline.networks.architecture import Architecture
+from pipeline.params.numbers import Epochs
+from pipeline.params.recipe import Phase, Recipe
+
+Role = Literal["student", "teacher"]
+
+
+class PlaceConfig(MethodConfig):
+    """Settings of methods that compare one tap of the student with one feature of the teacher.
+
+    Attributes:
+        student_tap: what is compared of the student.
+        teacher_feature: what is compared of the teacher.
+    """
+
+    student_tap: str
+    teacher_feature: str
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The tap and the feature."""
+        return self.student_tap, self.teacher_feature
+
+    @property
+    def needs(self) -> Needs:
+        """The student's logits, its tap and the teacher's feature."""
+        return Needs(("logits", self.student_tap), (self.teacher_feature,))
+
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with tap and feature in full."""
+        return super().resolved(known).model_copy(update={
+            "student_tap": known.student.resolved(self.student_tap),
+            "teacher_feature": known.teacher.resolved(self.teacher_feature),
+        })  # fmt: skip
 
 
 class StagesConfig(MethodConfig):
@@ -27,7 +60,7 @@ class StagesConfig(MethodConfig):
     places: dict[str, str] | None = None
 
     @classmethod
-    def stages(cls, network: Architecture, role: Literal["student", "teacher"]) -> tuple[str, ...]:
+    def stages(cls, network: Architecture, role: Role) -> tuple[str, ...]:
         """Return the taps of a network that are paired where no places are given: its stages."""
         return network.stages
 
@@ -75,6 +108,28 @@ def require_maps(method: str, config: StagesConfig, context: Context) -> None:
                 f"{method} pairs two maps: student tap '{tap}' is {student}, teacher feature '{feature}' {teacher}. "
                 "Choose other places, in the run's settings in params.yaml."
             )
+
+
+class PhasedConfig(StagesConfig):
+    """Settings of methods that teach the features in a phase of their own before the labels.
+
+    Attributes:
+        epochs: of the first phase; 0 trains both terms at once.
+    """
+
+    epochs: Epochs = 30
+
+    def phases(self, first: str, recipe: Recipe) -> tuple[Phase, ...]:
+        """Return the phase `first`, at a constant rate and with the classifier as it is, then that of the labels."""
+        labels = Phase("main", recipe)
+        if not self.epochs:
+            return (labels,)
+        alone = recipe.model_copy(update={"epochs": self.epochs, "milestones": ()})
+        return (Phase(first, alone, frozen=("classifier",)), labels)
+
+    def teaches(self, first: str, batch: Batch) -> bool:
+        """Say whether the features are taught in the phase of a batch."""
+        return batch.phase == first or not self.epochs
 
 
 def before_relu(network: Architecture) -> tuple[str, ...]:
