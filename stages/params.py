@@ -12,6 +12,10 @@ from stages import command
 CHECKED = "checked.yaml"  # params.yaml as it was checked; dvc.yaml compares them
 PASSED = "passed.json"  # always the same: what depends on it runs after the check, and never again for it
 
+LISTED = (
+    200_000  # raw files of a data set that are looked at after each edit; `stages.plan` looks at any number
+)
+
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder to make: one json a block, defaults filled in.")],
@@ -39,7 +43,7 @@ def main(
         (scratch / CHECKED).write_bytes(content.encode("utf-8"))
         publish.write_json(scratch / PASSED, True)
     command.mark(mark)
-    command.warn(changes(project.params, prepared))
+    command.warn(changes(project.params, prepared, most=LISTED))
 
 
 if __name__ == "__main__":

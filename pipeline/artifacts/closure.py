@@ -20,7 +20,8 @@ import pipeline
 from pipeline.artifacts.hashing import content_hash
 
 PACKAGES = ("pipeline", "stages")
-WORDING = "stages.command"  # options and error lines of all commands; no artifact depends on them
+# Options and error lines of all commands, and what errors advise: no artifact depends on them.
+WORDING = ("stages", "stages.command", "pipeline.artifacts.advice", "pipeline.artifacts.system")
 Span = tuple[tuple[int, int], tuple[int, int]]  # (line from 1, column in characters), end exclusive
 
 
@@ -41,7 +42,7 @@ def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
     """
     base = base or root()
     # The wording counts as seen: neither it nor what it imports is ever followed.
-    waiting, files = list(modules), dict[str, Path | None]({WORDING: None})
+    waiting, files = list(modules), dict[str, Path | None](dict.fromkeys(WORDING))
     while waiting:
         name = waiting.pop()
         if name in files:  # most names come up dozens of times, and to look for a file is slow

@@ -132,6 +132,11 @@ class PhasedConfig(StagesConfig):
         return batch.phase == first or not self.epochs
 
 
+def key(tap: str) -> str:
+    """Return the name of a module that belongs to a tap: those of inserted layers have dots, which no module's has."""
+    return tap.replace(".", "_")
+
+
 def before_relu(network: Architecture) -> tuple[str, ...]:
     """Return the stages' maps before their ReLU; those of MobileNetV2 end without one."""
     return tuple(f"{stage}_pre" if f"{stage}_pre" in network.taps else stage for stage in network.stages)

@@ -232,9 +232,10 @@ class Progress:
 
         # One file for all ranks: what another number of them has left would bring back what is forgotten.
         if self.ranks.first and recorded:
-            for path in self.files():
-                publish.remove(path)
             self._write()
+            for path in self.files():
+                if path != self.path:
+                    publish.remove(path)
         self.ranks.wait()
         return damaged
 

@@ -153,12 +153,12 @@ class StoredArray:
 
     def begin(self, slot: int, index: Array) -> Any:
         """Start reading as `read` does; returns the future that `finish` waits for."""
-        self._prove_slot(slot)
+        self._prove_positions(slot * self.shape[1], (slot + 1) * self.shape[1])
         return self._array[slot, index].read()
 
     def begin_range(self, slot: int, start: int, stop: int) -> Any:
         """Start reading as `range` does; returns the future that `finish` waits for."""
-        self._prove_slot(slot)
+        self._prove_positions(slot * self.shape[1] + start, slot * self.shape[1] + stop)
         return self._array[slot, start:stop].read()
 
     def finish(self, future: Any) -> Array:
@@ -234,10 +234,10 @@ class StoredArray:
             return []
         return [shard for shard in self.layout.shards(first, stop) if shard[0] in self._unproved]
 
-    def _prove_slot(self, slot: int) -> None:
-        """Compare the shards of a slot, unless that has been done."""
+    def _prove_positions(self, first: int, stop: int) -> None:
+        """Compare the shards of positions [first, stop), unless that has been done."""
         if self._unproved:
-            self._prove_all(self._waiting(slot * self.shape[1], (slot + 1) * self.shape[1]))
+            self._prove_all(self._waiting(first, stop))
 
     def _prove_all(self, shards: list[tuple[int, int]], advance: Callable[[], object] = lambda: None) -> None:
         def prove(shard: tuple[int, int]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pipeline.networks.network import Network, Shape, build, insert, probe
@@ -83,7 +84,7 @@ def blank(spec: NetworkSpec) -> Network:
         UnknownNameError: no such family, network, layer or tap.
     """
     # Weights would be fetched, and meta tensors cannot hold them.
-    plain = spec.model_copy(update={"weights": "none", "inserted": {}})
+    plain = spec.model_copy(update={"weights": "none", "inserted": {}, "classifier_width": None})
     with torch.device("meta"), undrawn():
         network = build(plain, 0)
 
@@ -92,4 +93,6 @@ def blank(spec: NetworkSpec) -> Network:
     for x in (*network.parameters(), *network.buffers()):
         x.data.zero_()  # what the memory held may be slow to compute with, or no index
     insert(network, spec, 0)
+    if spec.classifier_width is not None:  # of what is inserted, so not before it
+        network.classifier = nn.Linear(spec.classifier_width, spec.classes)
     return network

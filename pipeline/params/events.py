@@ -25,7 +25,7 @@ from ruamel.yaml.nodes import ScalarNode
 from pipeline.errors import ParamsError
 
 DEPTH = 32  # of lists and mappings in each other; the deepest setting stands at 10
-VALUES = 20_000  # with all that aliases stand for
+VALUES = 200_000  # with all that aliases stand for
 # Numbers as every reader of yaml or json reads them: no leading zeros, underscores or other bases, no zero with a sign.
 _PLAIN_NUMBER = re.compile(r"(?![-+]0+$)[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _DIGITS = 18  # of an integer that fits 64 bits

@@ -1,7 +1,6 @@
 """Names of params.yaml: each becomes a file, a stage of DVC's and a part of commands, on every machine.
 
-So a name must be one wherever the project is checked out: macOS and Windows take `KD` and `kd` for one file, and
-Windows gives some names to its devices.
+So a name must be one wherever the project is checked out: file systems of macOS take `KD` and `kd` for one file.
 """
 
 from __future__ import annotations
@@ -14,10 +13,9 @@ from pipeline.params.sections import Sections
 
 OWN = "own"  # folder of the matchings with a pair's own teacher; borrowed ones stand beside it
 # No slash, which parts pair and run; nothing that a shell reads; no dot or dash at the start, which would hide a file
-# or make an option of it, and no dot at the end, which Windows drops.
+# or make an option of it, and no dot at the end, where a suffix is expected.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.+-]*[A-Za-z0-9_+-])?")
 _LENGTH = 100  # a file's name has 255 bytes at most: two names, a suffix, and what `publish.scratch` adds
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 _TAKEN = ("about.json",)  # what `stages.command.mark` puts beside artifacts of these names
 
 
@@ -57,10 +55,6 @@ def _check_name(section: str, name: str) -> None:
             f"params.yaml: '{section}.{name}' becomes a file's name and has {len(name)} letters. Use {_LENGTH} at most."
         )
     folded = name.casefold()
-    if _DEVICES.fullmatch(folded):
-        raise ParamsError(
-            f"params.yaml: '{section}.{name}' becomes a file's name, and on Windows it is a device. Rename it."
-        )
     if section == "borrowed" and folded == OWN:
         raise ParamsError(f"params.yaml: {section}.{name} has the name of another folder. Rename it.")
     if folded in _TAKEN:

@@ -65,7 +65,8 @@ def check_course(recipe: Recipe, where: str) -> None:
         where: its place, for instance "teachers.resnet8.recipe".
 
     Raises:
-        ParamsError: a rate or decay is no likely one, or a milestone or the warm-up does not fit the epochs.
+        ParamsError: a rate or decay is no likely one, milestones are not in their order, or the warm-up does not fit
+            the epochs.
     """
     for setting, most in (("learning_rate", 1000), ("weight_decay", 10)):
         if (value := getattr(recipe, setting)) > most:
@@ -81,11 +82,6 @@ def check_course(recipe: Recipe, where: str) -> None:
         )
     if not recipe.epochs:
         return  # nothing is trained
-    if milestones and milestones[-1] > recipe.epochs:
-        raise ParamsError(
-            f"params.yaml: '{where}': milestones are {listed}, and the training ends after epoch {recipe.epochs}, so "
-            "the learning rate would not fall. Write milestones within it, or milestones: [] for a constant rate."
-        )
     if recipe.warmup > recipe.epochs:
         raise ParamsError(
             f"params.yaml: '{where}': warmup is {recipe.warmup} of {recipe.epochs} epochs, so the learning rate would "

@@ -18,6 +18,8 @@ _SMALLEST, _LARGEST = 2.0**-126, 2.0**127  # beyond, float32 loses digits, and t
 _INTEGERS = 1 << 63
 _LETTERS = 1000  # of one text
 _PLACE = 160  # letters of a place in an error
+# Nothing that a reader sees: a blank of no width, a byte order mark, and marks that turn the order of letters round.
+_UNSEEN = "\u200b\ufeff\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def check(content: Any, place: str = "", depth: int = 0) -> None:
@@ -78,7 +80,7 @@ def _check_text(text: str, place: str) -> None:
         raise ParamsError(
             f"params.yaml: '{place}' is a text of {len(text):,} letters, expected a name or a path."
         )
-    hidden = [letter for letter in text if not letter.isprintable()]
+    hidden = [letter for letter in text if _is_hidden(letter)]
     if hidden:
         name = unicodedata.name(hidden[0], f"U+{ord(hidden[0]):04X}")
         raise ParamsError(
@@ -88,3 +90,8 @@ def _check_text(text: str, place: str) -> None:
         raise ParamsError(
             f"params.yaml: '{place}' is '{text[:_PLACE]}', with a blank at its start or end. Write it without."
         )
+
+
+def _is_hidden(letter: str) -> bool:
+    """Say whether a letter is a control or shows nothing; folders' names may hold blanks and joiners of any script."""
+    return unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _UNSEEN

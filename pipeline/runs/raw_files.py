@@ -12,24 +12,25 @@ from pipeline.params.base import validate
 from pipeline.params.sections import Sections
 
 
-def changes(params: Sections, prepared: Path) -> list[str]:
+def changes(params: Sections, prepared: Path, most: int | None = None) -> list[str]:
     """Return a line for every prepared data set whose raw files have changed since.
 
     Args:
         params: the checked params.yaml.
         prepared: the folder of all prepared data sets; one that is not there, or not whole, is for others to report.
+        most: a data set of more raw files is not looked at: on a slow disk that takes minutes. None is no limit.
     """
     lines = []
     for name, dataset in params.datasets.items():
         folder, source = prepared / name, dataset.source
         try:
             meta = Prepared.open(folder).meta
-        except StillhouseError:
+        except (StillhouseError, OSError):
             continue
         if meta.source == source.name:
             config = validate(
                 plugin.load("datasets", source.name).Config, source.settings, f"datasets.{name}.source"
             )
-            line = record.change(folder, meta, config)
+            line = record.change(folder, meta, config, most)
             lines += [line] if line else []
     return lines

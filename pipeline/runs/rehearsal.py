@@ -19,6 +19,7 @@ from pipeline.features.encoding import Feature
 from pipeline.networks.architecture import blank, undrawn
 from pipeline.networks.network import Network, Shape, probe
 from pipeline.networks.spec import NetworkSpec
+from pipeline.params.recipe import Recipe
 from pipeline.runs.composition import Composition
 
 StandIns = Mapping[str, Mapping[str, NDArray[Any]]]
@@ -33,7 +34,7 @@ def rehearse(
 ) -> None:
     """Build a run's student and its methods without weights.
 
-    A run with a transform is skipped: what its methods see depends on matchings that are not there.
+    A run whose transform reads matchings is skipped: what its methods see depends on these, which are not there.
 
     Args:
         run: its plug-ins, resolved.
@@ -47,10 +48,12 @@ def rehearse(
         ShapeError: student and teacher cannot be paired.
         UnknownNameError: a layer is inserted at a tap that the student does not have.
     """
-    if run.transform is not None or not set(run.needs.tables) <= set(tables):
+    if run.needs.matchings or not set(run.needs.tables) <= set(tables):
         return
     read = {name: tables[name] for name in run.needs.tables}
     shapes = {name: feature_shape(known.teacher.taps, name, student.classes) for name in run.needs.teacher}
+    if run.transform is not None:
+        shapes = dict(run.transform.shapes(run.transform_config, shapes, {}))
     operations = combination.operations(run.methods, known.student.taps, shapes, read)
 
     spec = student.model_copy(
@@ -67,7 +70,8 @@ def rehearse(
         tables=read,
     )
     with undrawn():
-        combination.assemble(run.methods, context)
+        method = combination.assemble(run.methods, context)
+    method.phases(Recipe())  # two methods may each have phases of their own
 
 
 def feature_shape(taps: Mapping[str, Shape], name: str, classes: int) -> Shape:

@@ -45,7 +45,7 @@ def check_class(name: str, place: str | Path) -> None:
 
 
 def by_likeness(names: Iterable[str], folder: str | Path) -> dict[str, str]:
-    """Return class names by what remains of them without Unicode forms, case and blanks at the ends.
+    """Return class names by what remains of them without Unicode forms and blanks at the ends.
 
     Raises:
         DataError: two of them differ by nothing else; no reader of a table could tell them apart, and some file systems
@@ -63,13 +63,14 @@ def by_likeness(names: Iterable[str], folder: str | Path) -> dict[str, str]:
 
 
 def likeness(name: str) -> str:
-    """Return what remains of a name without its Unicode form, case and blanks at the ends."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).lower()).strip()
+    """Return what remains of a name without its Unicode form and blanks at the ends; case may part two classes."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def alike(name: str, others: Mapping[str, str]) -> str | None:
-    """Return the one of `others`, by likeness, that looks like `name`."""
-    return others.get(likeness(name))
+    """Return the one of `others`, by likeness, that looks like `name`, if only but for its case."""
+    folded = {key.lower(): other for key, other in others.items()}
+    return others.get(likeness(name)) or folded.get(likeness(name).lower())
 
 
 def difference(one: str, other: str) -> str:

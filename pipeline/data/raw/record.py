@@ -51,13 +51,14 @@ def read(folder: Path) -> Record:
     return Record.model_validate_json((folder / FILE).read_bytes())
 
 
-def change(folder: Path, meta: Meta, config: DatasetConfig) -> str | None:
+def change(folder: Path, meta: Meta, config: DatasetConfig, most: int | None = None) -> str | None:
     """Say what has changed of the raw files since they were prepared.
 
     Args:
         folder: the prepared data.
         meta: what their `meta.json` holds.
         config: the settings of the source.
+        most: more raw files than these are not looked at; None is no limit.
 
     Returns:
         a line; None where nothing has, or where the raw files are not on this machine.
@@ -73,7 +74,7 @@ def change(folder: Path, meta: Meta, config: DatasetConfig) -> str | None:
     again = f"Unless they are about to be prepared anyway, run: {command}, then: dvc repro"
     try:
         before = read(folder)
-        if not located(path).exists():
+        if (most is not None and before.count > most) or not located(path).exists():
             return None
         now: Listed = listing(config)
     except DataError as error:

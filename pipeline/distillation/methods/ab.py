@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline import seeding
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
-from pipeline.distillation.places import PhasedConfig, Role, before_relu, require_maps
+from pipeline.distillation.places import PhasedConfig, Role, before_relu, key, require_maps
 from pipeline.distillation.regressor import regressor
 from pipeline.networks.architecture import Architecture
 from pipeline.networks.network import Taps
@@ -57,7 +57,7 @@ class Method(BaseMethod[Config]):
         for tap, feature in config.pairs.items():
             student, teacher = context.student_shapes[tap], context.teacher_shapes[feature]
             with seeding.scope(context.seed, "connector", tap):
-                self.connectors[tap] = (
+                self.connectors[key(tap)] = (
                     nn.Identity() if student == teacher else regressor(student, teacher, relu=False)
                 )
 
@@ -76,7 +76,8 @@ class Method(BaseMethod[Config]):
         if self.config.teaches(FIRST, batch):
             count = len(self.config.pairs)
             places = [
-                2.0 ** (number - count) * boundary(self.connectors[tap](student[tap]), batch.teacher[feature])
+                2.0 ** (number - count)
+                * boundary(self.connectors[key(tap)](student[tap]), batch.teacher[feature])
                 for number, (tap, feature) in enumerate(self.config.pairs.items(), start=1)
             ]
             terms["boundary"] = SCALE * torch.stack(places).sum()

@@ -130,8 +130,9 @@ class Memory(nn.Module):
         products = vectors @ self.vectors.clone().T  # (B, N)
         p = (products.gather(1, rows) / self.config.temperature).exp()  # (B, 1 + K)
         with torch.no_grad():
-            self.scale.copy_(torch.where(self.scale == 0, samples * p.mean(), self.scale))
-        p = p / self.scale
+            scale = torch.where(self.scale == 0, samples * p.mean(), self.scale)
+            self.scale.copy_(scale)
+        p = p / scale
 
         noise = negatives / samples
         own = (p[:, 0] / (p[:, 0] + noise + LEAST)).log()  # (B,)

@@ -30,7 +30,7 @@ from pipeline.distillation.method import (
     Weights,
     warmed_up,
 )
-from pipeline.distillation.places import Role, StagesConfig, before_relu, require_maps
+from pipeline.distillation.places import Role, StagesConfig, before_relu, key, require_maps
 from pipeline.networks.architecture import Architecture
 from pipeline.networks.network import Shape, Taps
 from pipeline.params.numbers import Epochs
@@ -71,7 +71,7 @@ class Method(BaseMethod[Config]):
         self.levels = nn.ModuleDict()
         for name, own, other in zip((*config.pairs, LAST), student, teacher, strict=True):
             with seeding.scope(context.seed, "level", name):
-                self.levels[name] = Level(own, other, width, joined=name != LAST)
+                self.levels[key(name)] = Level(own, other, width, joined=name != LAST)
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
@@ -87,7 +87,7 @@ class Method(BaseMethod[Config]):
         passed: Tensor | None = None
         levels = []
         for tap, feature in reversed([*self.config.pairs.items(), (LAST, LAST)]):
-            learned, passed = self.levels[tap](_pixels(student[tap]), passed)
+            learned, passed = self.levels[key(tap)](_pixels(student[tap]), passed)
             levels.append(hierarchical(learned, _pixels(batch.teacher[feature])))
         return {"ce": F.cross_entropy(student["logits"], batch.label), "review": torch.stack(levels).sum()}
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pipeline import seeding
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
-from pipeline.distillation.places import StagesConfig, require_maps, smaller
+from pipeline.distillation.places import StagesConfig, key, require_maps, smaller
 from pipeline.networks.network import Taps
 
 LEAST = 1e-5  # what is added to a variance
@@ -50,7 +50,7 @@ class Method(BaseMethod[Config]):
             student, teacher = context.student_shapes[tap][0], context.teacher_shapes[feature][0]
             # Keyed by the place: a predictor starts alike whichever others there are.
             with seeding.scope(context.seed, "predictor", tap):
-                self.predictors[tap] = Predictor(student, teacher, config.variance)
+                self.predictors[key(tap)] = Predictor(student, teacher, config.variance)
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
@@ -62,7 +62,7 @@ class Method(BaseMethod[Config]):
         places = []
         for tap, feature in self.config.pairs.items():
             s, t = smaller(student[tap], batch.teacher[feature])
-            places.append(self.predictors[tap](s, t))
+            places.append(self.predictors[key(tap)](s, t))
         ce = F.cross_entropy(student["logits"], batch.label)
         return {"ce": ce, "information": torch.stack(places).sum()}
 
@@ -85,11 +85,15 @@ class Predictor(nn.Module):
             nn.ReLU(),
             nn.Conv2d(teacher, teacher, 1, bias=False),
         )
-        # The inverse of softplus: log(exp(v) - 1).
-        self.rho = nn.Parameter(torch.full((teacher,), math.log(math.expm1(variance - LEAST))))
+        self.rho = nn.Parameter(torch.full((teacher,), _inverse_softplus(variance - LEAST)))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Return the mean negative log-likelihood, without its constant, of maps (B, C_S, H, W) and (B, C_T, H, W)."""
         variance = (F.softplus(self.rho) + LEAST).view(1, -1, 1, 1)
         error: Tensor = (self.mean(student) - teacher).square()
         return (0.5 * (error / variance + variance.log())).mean()
+
+
+def _inverse_softplus(value: float) -> float:
+    """Return log(exp(value) - 1), in the form that no large value overflows."""
+    return value + math.log(-math.expm1(-value))
