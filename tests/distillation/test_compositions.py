@@ -50,6 +50,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "simkd": {"methods": "simkd"},
     "reviewkd_dkd": {"methods": {"reviewkd": {}, "dkd": {}}},
     "standardized_dkd": {"methods": "dkd", "transform": "logit_standardization"},
+    # Several lessons a step: each sees the memories.
+    "crd_slkd": {
+        "methods": {"kd": {}, "crd": {"negatives": 50}},
+        "schedule": {
+            "self_learning": {"lesson": "method", "student_weights": {"ce": 1.0, "kd": 1.0, "contrast": 0.8}}
+        },
+        "recipe": LONGER,
+    },
 }
 EXPECTED = {
     "slkd_dskd": {"ce", "kd", "kd_shallow", "map", "map_shallow", "slt1_kd", "slt2_kd", "fused_kd"},
@@ -66,6 +74,7 @@ EXPECTED = {
     "simkd": {"map"},
     "reviewkd_dkd": {"ce", "review", "target", "others"},
     "standardized_dkd": {"ce", "target", "others"},
+    "crd_slkd": {"ce", "kd", "contrast"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,9 @@ from pipeline import plugin
 from pipeline.distillation import combination
 from pipeline.distillation.method import BaseMethod, MethodConfig, Needs
 from pipeline.errors import ParamsError, ShapeError
+from pipeline.networks.architecture import architecture, blank
+from pipeline.networks.layer import LayerSpec
+from pipeline.networks.network import probe
 from pipeline.params.plug import Plug
 from pipeline.params.runs import RunParams
 from pipeline.runs.composition import Composition
@@ -42,8 +46,13 @@ def test_a_stand_in_has_the_sizes_of_what_is_fitted(name: str) -> None:
 @pytest.mark.parametrize("name", plugin.names("methods"))
 def test_every_method_is_rehearsed_to_its_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its heads and projectors are built, for the shapes that its networks have."""
-    assembled, assemble = [], combination.assemble
-    monkeypatch.setattr(combination, "assemble", lambda *given: assembled.append(assemble(*given)))
+    assembled, assemble = list[Any](), combination.assemble
+
+    def noted(*given: Any) -> Any:
+        assembled.append(assemble(*given))
+        return assembled[-1]
+
+    monkeypatch.setattr(combination, "assemble", noted)
     settings = {"mimicry": {"student_tap": "stage2", "teacher_feature": "stage2"}}.get(name, {})
     words = plugin.load("tables", "kmeans").stand_in(SimpleNamespace(clusters=5, temperature=1.0), 64, 4)
     rehearse(composed({name: settings}), STUDENT, KNOWN, {"words": words})
@@ -58,6 +67,45 @@ def test_what_does_not_fit_is_an_error() -> None:
     layers = [{"stage2": {"kd_layer": {"words": words}}} for words in (3, 4)]
     with pytest.raises(ParamsError, match="Methods 'kd' and 'fitnet' of one run put different layers"):
         rehearse(composed({"kd": {"insert": layers[0]}, "fitnet": {"insert": layers[1]}}), STUDENT, KNOWN, {})
+
+
+def test_a_student_of_another_width_can_have_the_teachers_classifier() -> None:
+    narrow = STUDENT.model_copy(update={"network": "resnet8x0.25"})
+    known = replace(KNOWN, student=architecture(narrow))
+    rehearse(composed({"simkd": {}}), narrow, known, {})
+    spec = narrow.model_copy(
+        update={
+            "classifier_width": 64,
+            "inserted": {"final": LayerSpec.of("projector", outputs=64, height=2, width=2)},
+        }
+    )
+    network = blank(spec)
+    assert (network.classifier.in_features, network.classifier.out_features) == (64, 4)
+    assert probe(network, 8, 1)["logits"] == (4,)
+
+
+def test_what_two_methods_cannot_do_together_is_an_error() -> None:
+    with pytest.raises(ParamsError, match="each train in phases of their own"):
+        rehearse(composed({"ab": {}, "fsp": {}}), STUDENT, KNOWN, {})
+    rehearse(composed({"ab": {}, "fsp": {"epochs": 0}}), STUDENT, KNOWN, {})
+
+
+def test_a_transform_without_matchings_is_rehearsed_too() -> None:
+    wide = {"methods": {"kd": {}, "fsp": {"places": {"stage1": "stage1", "stage2": "stage3"}}}}
+    for more in ({}, {"transform": "logit_standardization"}):
+        with pytest.raises(ShapeError, match="as many channels"):
+            rehearse(composed(**wide, **more), STUDENT, KNOWN, {})
+
+
+def test_a_method_may_learn_at_a_tap_of_an_inserted_layer() -> None:
+    layer = {"insert": {"final": {"kd_layer": {"words": 5}}}}
+    for method in ("vid", "ab"):
+        rehearse(composed({method: {"places": {"final.scores": "final"}} | layer}), STUDENT, KNOWN, {})
+
+
+def test_variances_of_any_size_can_be_started_from() -> None:
+    for variance in (1e-3, 5.0, 1e4):
+        rehearse(composed({"vid": {"variance": variance}}), STUDENT, KNOWN, {})
 
 
 def test_what_a_plugin_computes_from_values_it_computes_from_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
