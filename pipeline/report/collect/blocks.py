@@ -52,7 +52,12 @@ class Blocks:
             ParamsError: it is wrong.
             StaleArtifactError: it has other settings than the blocks.
         """
-        if checks.check(document.read(path)) != self.sections:
+        # As json has them: a block does not keep the order of what is written by name.
+        now, made = (
+            sections.model_dump(mode="json")
+            for sections in (checks.check(document.read(path)), self.sections)
+        )
+        if now != made:
             raise StaleArtifactError(
                 f"{self.folder} was made from other settings than {path} has now. Run: {HINT}"
             )
