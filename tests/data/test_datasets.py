@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from error_fixtures import one_line
 from numpy.typing import NDArray
 from PIL import Image
 from raw_fixtures import idx, python2_pickle
@@ -65,13 +66,6 @@ def random_source(num: int = 40, size: int = 5, channels: int = 2, classes: int 
         return ArraySplit(images, draw.permutation(np.arange(number) % classes).astype(np.int64))
 
     return Source([f"c{i}" for i in range(classes)], channels, size, split(num), split(num // 2))
-
-
-def one_line(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
-    text = str(error.value)
-    assert "\n" not in text
-    for part in parts:
-        assert part in text
 
 
 # --- The contract -------------------------------------------------------------------------------------------

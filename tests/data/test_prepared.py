@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from error_fixtures import one_line
 from PIL import Image
 from prepared_fixtures import edit_meta, flip, write
 
@@ -29,13 +30,6 @@ CPU = torch.device("cpu")
 NUMBER = {"train": 40, "test": 20}
 SHAPE = (2, 5, 5)
 ROW = 3
-
-
-def one_line(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
-    text = str(error.value)
-    assert "\n" not in text
-    for part in parts:
-        assert part in text
 
 
 @pytest.fixture

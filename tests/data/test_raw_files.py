@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from error_fixtures import one_line
 from feature_fixtures import run_stage
 from PIL import Image
 
@@ -59,10 +60,7 @@ def made(path: Path | str, out: Path, **settings: Any) -> Meta:
 def refused(path: Path | str, *parts: str, **settings: Any) -> None:
     with pytest.raises(DataError) as error:
         made(path, Path(path).parent / "refused", **settings)
-    line = str(error.value)
-    assert "\n" not in line
-    for part in parts:
-        assert part in line
+    one_line(error, *parts)
 
 
 # --- Links --------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_fixtures import current, here
+from error_fixtures import one_line
 from feature_fixtures import rewrite_manifest
 from safetensors.torch import load_file
 from torch import Tensor
@@ -52,12 +53,6 @@ DYNAMIC = Plug.of("permutation", features=["stage2"], student_tap="stage2", dyna
 @pytest.fixture(scope="module")
 def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
-
-
-def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
-    assert isinstance(error.value, StillhouseError)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def kcd_of(world: World, seed: int) -> Matching:

@@ -32,6 +32,7 @@ from code_fixtures import (
     write_tables,
 )
 from device_fixtures import GapsOfCUDA, current, here
+from error_fixtures import one_line
 from feature_fixtures import CutOffError, cut_off, features_of, rewrite_manifest, sign
 from safetensors.torch import load_file
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -86,12 +87,6 @@ def copied(world: World, tmp_path: Path, name: str) -> Path:
     target = tmp_path / name / "big"
     shutil.copytree(world.path(f"artifacts/{name}/big"), target)
     return target
-
-
-def one_line(error: pytest.ExceptionInfo[StillhouseError]) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from error_fixtures import one_line
 from feature_fixtures import Small, contents, make_array, rewrite_manifest, shard_ranges, small_store
 
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, StillhouseError
@@ -39,12 +40,6 @@ LAYOUTS = [
     ((2, 100_000), "int32", 1 << 16),
     ((3, 10_001, 100), "float16", 1 << 19),
 ]
-
-
-def one_line(error: pytest.ExceptionInfo[StillhouseError]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    return text
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from error_fixtures import one_line
 from feature_fixtures import (
     CutOffError,
     Small,
@@ -119,13 +120,10 @@ def damaged(files: list[Path], damage: Damage) -> Iterator[None]:
 
 def equal_or_refused(read: Callable[[], Any], expected: Any) -> None:
     """Read, and hold that it gives what undamaged files do, or one line."""
-    line = ""
     try:
         found = read()
     except StillhouseError as error:
-        line = str(error)
-    if line:
-        assert "\n" not in line
+        one_line(error)
     else:
         assert same(found, expected)
 

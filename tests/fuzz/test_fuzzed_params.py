@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from error_fixtures import one_line
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -47,8 +48,7 @@ def refusing(kind: type[StillhouseError] = StillhouseError) -> Iterator[list[str
     try:
         yield lines
     except kind as error:
-        lines.append(str(error))
-        assert "\n" not in lines[0]
+        lines.append(one_line(error))
         assert 10 < len(lines[0]) < 2500, lines[0]
 
 

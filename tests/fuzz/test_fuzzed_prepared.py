@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
+from error_fixtures import one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -121,9 +122,11 @@ class World:
         try:
             return list(content(folder, self.readers))
         except StillhouseError as error:
-            text = str(error)
-        assert "\n" not in text
-        assert "dvc repro" in text
+            one_line(
+                error,
+                "dvc repro",
+                quoted=[path.read_bytes().decode("latin-1") for path in sorted(folder.iterdir())],
+            )
         return "refused"
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from error_fixtures import one_line
 from training_fixtures import PARAMS, World, make_world
 
+from pipeline.errors import DamagedArtifactError
 from pipeline.params.sections import merged
 from pipeline.report.collect.collect import collect
 from pipeline.report.results import Results
+from pipeline.tables import table
 from stages import check_features, distill, encode_views, evaluate
 
 pytestmark = pytest.mark.cpu
@@ -118,19 +121,30 @@ def test_what_was_made_by_other_settings_is_left_out(
     assert missing == stages
 
 
-def test_a_table_that_was_fitted_anew_leaves_out_whoever_read_the_old_one(world: World) -> None:
-    """It is another file at the same path, and the student's inputs name its hash."""
-    a = world.path("artifacts")
-    path, kept = a / "tables/big/words.npz", world.path("kept.npz")
-    shutil.copy(path, kept)
-    inputs = a / "inputs/pairs/pair/coded/0.json"
+def test_a_table_other_than_the_measured_one_is_refused(world: World) -> None:
+    """It is whole and of the same settings, weights and features; its measurements are of the old one."""
+    path, kept = world.path("artifacts/tables/big/words.npz"), world.path("kept.npz")
+    hint = "dvc repro --force --single-item fit_table@big-words"
+    arrays, origin = table.load(path, hint)
+    shutil.move(path, kept)
+    try:
+        table.save(path, table.Fitted(arrays | {"centers": arrays["centers"] + 1}, {}), origin)
+        with pytest.raises(DamagedArtifactError) as error:
+            report(world)
+    finally:
+        shutil.move(kept, path)
+    one_line(error, "big/words.json", f"does not belong to {path}", hint)
+
+
+def test_inputs_that_name_another_table_than_is_there_leave_out_the_student(world: World) -> None:
+    inputs = world.path("artifacts/inputs/pairs/pair/coded/0.json")
     content = inputs.read_text()
     named = json.loads(content)
     named["tables"]["words"][1] = "0" * 32
     try:
         inputs.write_text(json.dumps(named))
         (entry,) = report(world).missing
-        assert entry.stage == "evaluate@pair/coded-0"
-        assert "resolved with another 'words'" in entry.reason
     finally:
         inputs.write_text(content)
+    assert entry.stage == "evaluate@pair/coded-0"
+    assert "resolved with another 'words'" in entry.reason

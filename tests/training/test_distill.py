@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_fixtures import current
+from error_fixtures import one_line
 from feature_fixtures import rewrite_manifest
 from prepared_fixtures import edit_meta
 from safetensors.torch import load_file, save_file
@@ -92,12 +93,6 @@ def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
 def history(scratch: Path) -> list[dict[str, str]]:
     with (scratch / "history.csv").open(newline="") as file:
         return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
-
-
-def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
-    assert isinstance(error.value, StillhouseError)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # ------------------------------------------------------------------ the objective

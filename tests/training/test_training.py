@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -364,30 +365,41 @@ def flip(path: Path, share: float) -> None:
     path.write_bytes(content)
 
 
+FOUR_EPOCHS = RECIPE.model_copy(update={"epochs": 4, "milestones": (2,)})
+EARLY = {"anchor_025": 0.25}
+
+
+@pytest.fixture(scope="module")
+def whole_and_cut(tmp_path_factory: pytest.TempPathFactory, prepared: Prepared) -> tuple[Path, Path]:
+    """Return a training that has ended, and the same one as it is when it is cut off after three epochs."""
+    folder = tmp_path_factory.mktemp("trainings")
+    whole = alone(folder / "whole", prepared, FOUR_EPOCHS, anchors=EARLY)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupted(patch, 3)
+        with pytest.raises(CutOffError):
+            alone(folder / "cut", prepared, FOUR_EPOCHS, anchors=EARLY)
+    return whole, folder / "cut"
+
+
 @pytest.mark.cpu
 @pytest.mark.parametrize("share", [0.01, 0.05, 0.5, 1])
 @pytest.mark.parametrize("file", ["checkpoint", "weights/best", "weights/anchor_025"])
 def test_a_bit_that_changes_before_the_resume_changes_no_result(
     tmp_path: Path,
     prepared: Prepared,
-    monkeypatch: pytest.MonkeyPatch,
+    whole_and_cut: tuple[Path, Path],
     capsys: pytest.CaptureFixture[str],
     file: str,
     share: float,
 ) -> None:
-    recipe = RECIPE.model_copy(update={"epochs": 4, "milestones": (2,)})
-    anchors = {"anchor_025": 0.25}
-    whole = alone(tmp_path / "whole", prepared, recipe, anchors=anchors)
-    with monkeypatch.context() as patch:
-        interrupted(patch, 3)
-        with pytest.raises(CutOffError):
-            alone(tmp_path / "cut", prepared, recipe, anchors=anchors)
-    flip(tmp_path / f"cut/{file}.safetensors", share)
+    whole, cut = whole_and_cut
+    again = shutil.copytree(cut, tmp_path / "cut")
+    flip(again / f"{file}.safetensors", share)
     capsys.readouterr()
-    again = alone(tmp_path / "cut", prepared, recipe, anchors=anchors)
+    alone(again, prepared, FOUR_EPOCHS, anchors=EARLY)
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert f"{tmp_path / 'cut'} is damaged. Training starts at its beginning." in told
+    assert f"{again} is damaged. Training starts at its beginning." in told
     assert kept(again) == kept(whole)
     assert history(again) == history(whole)
 
