@@ -202,6 +202,34 @@ def test_any_batch_size_works(name: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("scale", [0.0, 1e-4, 1e2])
+def test_what_half_precision_rounds_is_no_nan(name: str, scale: float) -> None:
+    """Values that bfloat16 has rounded, zero ones and large ones among them, have finite losses and gradients."""
+
+    def rounded(x: Tensor) -> Tensor:
+        return (scale * x.detach()).bfloat16().float()
+
+    found = build(name)
+    for phase in found.method.phases(RECIPE):
+        batch = found.batch(phase=phase.name)
+        given = {tap: rounded(x).requires_grad_() for tap, x in found.taps(batch).items()}
+        # Codes are no values of a network.
+        features = {
+            feature: x if Feature.parse(feature).encodings else rounded(x)
+            for feature, x in batch.teacher.items()
+        }
+        batch = replace(batch, teacher=features)
+        terms = found.method(given, batch)
+        total(found, batch, terms).backward()
+
+        assert all(torch.isfinite(term) for term in terms.values()), terms
+        learned = given | dict(found.method.named_parameters())
+        assert {
+            key for key, x in learned.items() if x.grad is not None and not x.grad.isfinite().all()
+        } == set()
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_terms_are_a_function_of_seed_and_batch(name: str) -> None:
     torch.manual_seed(1)
     first = steps(build(name))
