@@ -60,7 +60,7 @@ def made(path: Path | str, out: Path, **settings: Any) -> Meta:
 def refused(path: Path | str, *parts: str, **settings: Any) -> None:
     with pytest.raises(DataError) as error:
         made(path, Path(path).parent / "refused", **settings)
-    one_line(error, *parts)
+    one_line(error, *parts, quoted={one.name for one in Path(path).rglob("*")})
 
 
 # --- Links --------------------------------------------------------------------------------------------------
