@@ -393,7 +393,7 @@ def test_a_shard_of_other_content_is_never_given(stored: Small, how: str, reside
             read()
         text = one_line(caught)
         assert str(store.array_path(stored.path, "last", "train", "logits")) in text
-        assert "dvc repro --force extract_features@small" in text
+        assert "dvc repro --force --single-item extract_features@small" in text
 
 
 def test_the_gate_looks_at_every_shard(stored: Small) -> None:

@@ -106,8 +106,8 @@ class TwoTeachers(TeacherSchedule[ScheduleConfig]):
         self.pupil = nn.Linear(64, context.num_classes)
         self.weights = {"ce": 3.0}
 
-    def checkpoint(self, epoch: int, epochs: int) -> str:
-        return "early" if 2 * epoch < epochs else "last"
+    def checkpoint(self, epoch: Epoch) -> str:
+        return "early" if 2 * epoch.number < epoch.epochs else "last"
 
     def forward(self, student: Taps, batch: Batch) -> Teaching:
         logits = self.pupil(batch.image.flatten(1))
