@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from error_fixtures import one_line
+from error_fixtures import FULL, one_line
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from report_fixtures import Project, provenance_of
@@ -111,7 +111,7 @@ def require_true(project: Project, figures: Items) -> None:
     found = items(results)
     assert {key: figures.get(key) for key in found} == found
     assert bool(results.missing) == (found.keys() != figures.keys())
-    assert all("\n" not in entry.reason for entry in results.missing)
+    assert all(FULL.search(entry.reason) for entry in results.missing), results.missing
 
 
 @given(data=st.data())

@@ -35,7 +35,7 @@ DOCUMENTS: list[tuple[str, str]] = [
     ("a: *b\n", "the alias *b, and no &b before it in line 1"),
     ("a: &a 1\nb: &a 2\n", "the anchor &a for a second time in line 2"),
     ("a: &a x\n*a : 1\n", "the alias *a as a key in line 2"),
-    (LAUGHS, f"more than {VALUES:,} values in line 5"),
+    (LAUGHS, f"more than {VALUES:,} values in line 6"),
     (MERGED, f"more than {VALUES:,} values in line 2"),
     ("a: [" + "1, " * VALUES + "1]\n", f"more than {VALUES:,} values"),
     ("a: {<<: x}\n", "is not valid yaml"),
