@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,7 +36,7 @@ WIDTH, HEIGHT = 9, 7
 FORMATS = ("bmp", "gif", "jpeg", "png", "ppm", "tiff", "webp")
 
 
-def outcome(task: Callable[[], Any], quoted: Iterable[str] = ()) -> Any:
+def outcome(task: Callable[[], Any], quoted: Collection[str] = ()) -> Any:
     """Return what `task` gives, or the one line that it is refused with; any other error fails the test."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what it has read all the same
