@@ -644,6 +644,7 @@ LOADERS = {"torch.load", "torch.serialization.load", "torch.hub.load_state_dict_
 # What libraries call it when they open weights themselves, whatever it is called on.
 FETCHERS = {"get_state_dict", "load_state_dict_from_hf", "load_pretrained", "from_pretrained", "create_model",
             "get_model"}  # fmt: skip
+HARMLESS = {"pydantic.create_model"}  # it makes a class
 GUARD = "tensors_only()"  # a block in which torch builds nothing else; test_pretrained holds it
 
 
@@ -661,7 +662,7 @@ def loaders(path: Path) -> list[str]:
             case ast.Attribute() | ast.Name() if node not in allowed:
                 first, dot, rest = ast.unparse(node).partition(".")
                 name = names.get(first, first) + dot + rest
-                if name in LOADERS or name.rpartition(".")[2] in FETCHERS:
+                if name in LOADERS or (name.rpartition(".")[2] in FETCHERS and name not in HARMLESS):
                     found.append(name)
             case ast.Call(func=function, keywords=keywords):
                 options = {word.arg: ast.unparse(word.value) for word in keywords}
