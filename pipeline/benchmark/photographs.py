@@ -125,7 +125,8 @@ def extract(folder: Path, samples: int) -> None:
     """Index the files, the normalization measured, and fill a store: plain views and a slot of crops."""
     root, out = folder / f"raw-{samples}", folder / f"indexed-{samples}"
     plug = plugin.load("datasets", "image_folder")
-    config = plug.Config(path=root, size=SIZE, resize=RESIZE, storage="indexed")
+    # The files are links to one photograph.
+    config = plug.Config(path=root, size=SIZE, resize=RESIZE, storage="indexed", links="anywhere")
     prepare(plug.open_source(config), "image_folder", config, out)
 
     network = _network()

@@ -274,6 +274,6 @@ def image_folder(folder: Path, data: Path) -> Prepared:
         for name, split in (("train", "train"), ("val", "test")):
             (linked / name).symlink_to((data / split).resolve())
         data = linked
-    config = module.Config(path=data, size=FOLDER_SIZE)
+    config = module.Config(path=data, size=FOLDER_SIZE, links="anywhere")
     prepare(module.open_source(config), "image_folder", config, folder / "image_folder")
     return Prepared.open(folder / "image_folder")
