@@ -223,8 +223,8 @@ def _state(params: Path) -> State:
     Raises:
         MachineError: DVC cannot tell.
     """
-    from dvc.exceptions import DvcException, NotDvcRepoError  # type: ignore[import-untyped]
-    from dvc.repo import Repo  # type: ignore[import-untyped]
+    from dvc.exceptions import DvcException, NotDvcRepoError
+    from dvc.repo import Repo
 
     from pipeline.artifacts import rwlock
     from pipeline.errors import MachineError

@@ -20,7 +20,7 @@ def mend(repo: Any) -> Path | None:
     Returns:
         The file that is removed; None where there was nothing to mend.
     """
-    from dvc.lock import make_lock  # type: ignore[import-untyped]
+    from dvc.lock import make_lock
 
     if repo.tmp_dir is None or not (path := Path(repo.tmp_dir) / "rwlock").exists():
         return None

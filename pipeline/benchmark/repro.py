@@ -23,7 +23,7 @@ Dvc = Callable[..., subprocess.CompletedProcess[str]]
 
 def repro(bench: Bench) -> list[Record]:
     """Time a `dvc repro` that finds everything up to date; where it is not, nothing is run."""
-    from dvc.repo import Repo  # type: ignore[import-untyped]
+    from dvc.repo import Repo
 
     if Path(".dvc").exists():
         with Repo() as repo:

@@ -164,12 +164,13 @@ class Listing:
 
     def _check_link(self, path: str | Path) -> None:
         """Refuse a link that leads nowhere, or out of the root where that is not asked for."""
-        if not os.path.islink(path):  # noqa: PTH114
+        path = Path(path)
+        if not path.is_symlink():
             return
-        if not os.path.isdir(path):  # noqa: PTH112
+        if not path.is_dir():
             regular.check(path)
-        target = os.path.realpath(path)
-        if self.links == "inside" and not Path(target).is_relative_to(self._real):
+        target = path.resolve()
+        if self.links == "inside" and not target.is_relative_to(self._real):
             raise DataError(
                 f"{path} is a link to {target}, outside {self.root}. Put the files there, or set links: anywhere "
                 "under the settings of the source in params.yaml, then: dvc repro"
@@ -194,4 +195,4 @@ def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     # An entry knows its own kind; of a link, which may lead nowhere or in a circle, the system is asked.
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # noqa: PTH112
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()

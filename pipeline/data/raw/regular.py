@@ -88,9 +88,10 @@ def _refused(path: str | Path, error: OSError, then: str) -> Exception:
     """Return the error for a file that cannot be opened; the system's own is the stages' to report."""
     if error.errno == errno.ELOOP:
         return DataError(f"{path} is a link that leads back to itself. Remove or replace it, then: {then}")
-    if isinstance(error, FileNotFoundError) and os.path.islink(path):  # noqa: PTH114
-        target = os.readlink(path)  # noqa: PTH115
-        return DataError(f"{path} is a broken link, to {target}. Remove or replace it, then: {then}")
+    if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
+        return DataError(
+            f"{path} is a broken link, to {Path(path).readlink()}. Remove or replace it, then: {then}"
+        )
     if isinstance(error, FileNotFoundError):
         return error
     return system_error(error, Path(path)) or DataError(
