@@ -38,9 +38,10 @@ def main(
         from pipeline.errors import StaleArtifactError
         from pipeline.features import contents
         from pipeline.features import manifest as manifests
-        from pipeline.features.check import Live, compare, summarize, verify
+        from pipeline.features.check import Live, compare, summarize
         from pipeline.features.difference import worst
         from pipeline.features.receptive import receptive_fields
+        from pipeline.features.verification import verify
         from pipeline.networks.weights import load
 
     with publish.replacing(summary, out):

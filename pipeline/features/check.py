@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import plugin, progress, seeding
+from pipeline import plugin, seeding
 from pipeline.compute import batch_size
 from pipeline.compute import precision as precisions
 from pipeline.compute.machine import Machine
@@ -110,28 +110,6 @@ def tf32(x: Tensor) -> Tensor:
     # Half a unit of the last kept bit, where a tie adds only if that bit is odd.
     bits = x.contiguous().view(torch.int32)
     return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
-
-
-def verify(path: Path, manifest: Manifest) -> None:
-    """Compare every shard of a store with the hash that it was written with.
-
-    Args:
-        path: the store.
-        manifest: what the store says of itself.
-
-    Raises:
-        DamagedArtifactError: a shard or an array is not what the manifest says.
-    """
-    arrays = [StoredArray(array_path(path, "view", "", "train"), manifest.view_digest)]
-    for name, feature in manifest.features.items():
-        for part, digest in feature.digest.items():
-            checkpoint, _, split = part.partition("/")
-            arrays.append(StoredArray(array_path(path, checkpoint, split, name), digest))
-
-    shards = sum(array.layout.num_shards for array in arrays)
-    with progress.bar(f"shards of {path}", shards) as advance:
-        for array in arrays:
-            array.verify(advance)
 
 
 def compare(

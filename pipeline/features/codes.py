@@ -23,12 +23,13 @@ from pipeline.data.views import view_space
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.features import contents
 from pipeline.features import manifest as manifests
-from pipeline.features.check import Live, compare, verify
+from pipeline.features.check import Live, compare
 from pipeline.features.difference import worst
 from pipeline.features.encoding import Feature
 from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.teacher import Teacher, on_device
+from pipeline.features.verification import verify
 from pipeline.networks.weights import load
 from pipeline.params.tables import EncodeBlock
 

@@ -16,11 +16,11 @@ from pipeline.data.views import num_slots, view_space
 from pipeline.distillation.method import Context
 from pipeline.features import contents
 from pipeline.features import manifest as manifests
-from pipeline.features.check import verify
 from pipeline.features.extract import Extraction, fill, stored_features
 from pipeline.features.manifest import Manifest
 from pipeline.features.source import RESIDENT_BYTES, CachedSource
 from pipeline.features.teacher import Teacher
+from pipeline.features.verification import verify
 from pipeline.networks.network import build, probe
 from pipeline.networks.weights import load
 from pipeline.params.copies import CopyBlock

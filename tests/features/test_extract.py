@@ -48,7 +48,7 @@ from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import view_ids, view_space
 from pipeline.errors import UnknownNameError
-from pipeline.features import check, difference, extract, store
+from pipeline.features import check, difference, extract, store, verification
 from pipeline.features import layout as layouts
 from pipeline.features import manifest as manifests
 from pipeline.features.check import Live
@@ -385,7 +385,7 @@ def test_what_is_kept_of_an_interrupted_run_is_whole(
     spoil(tmp_path / "cut.zarr", how)
     assert extract.fill(tmp_path / "cut.zarr", made, "a", "cut") == whole
     assert contents(tmp_path / "cut.zarr") == contents(tmp_path / "whole.zarr")
-    check.verify(tmp_path / "cut.zarr", whole)
+    verification.verify(tmp_path / "cut.zarr", whole)
     said = capsys.readouterr().err
     assert said.startswith(told)
     assert said.count("\n") == bool(told)

@@ -18,10 +18,10 @@ from error_fixtures import one_line
 from feature_fixtures import Small, contents, make_array, rewrite_manifest, shard_ranges, small_store
 
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, StaleArtifactError, StillhouseError
-from pipeline.features import check, store
 from pipeline.features import contents as holds
 from pipeline.features import layout as layouts
 from pipeline.features import manifest as manifests
+from pipeline.features import store, verification
 from pipeline.features.contents import Contents
 from pipeline.features.layout import Layout
 from pipeline.features.manifest import Manifest
@@ -386,7 +386,7 @@ def test_a_shard_of_other_content_is_never_given(stored: Small, how: str, reside
             StoredArray.of(stored.path, "last", "train", "logits"), 0, cpu
         ).take(0, 5),
         "all": StoredArray.of(stored.path, "last", "train", "logits").all if how.startswith("of") else train,
-        "the gate": lambda: check.verify(stored.path, stored.manifest),
+        "the gate": lambda: verification.verify(stored.path, stored.manifest),
     }  # fmt: skip
     for read in readers.values():
         with pytest.raises(DamagedArtifactError) as caught:
@@ -397,7 +397,7 @@ def test_a_shard_of_other_content_is_never_given(stored: Small, how: str, reside
 
 
 def test_the_gate_looks_at_every_shard(stored: Small) -> None:
-    check.verify(stored.path, stored.manifest)
+    verification.verify(stored.path, stored.manifest)
     shards = [path for path in stored.path.rglob("*") if path.is_file() and path.name != "zarr.json"]
     views = [path for path in shards if path.is_relative_to(stored.path / "view")]
     assert views
@@ -405,9 +405,9 @@ def test_the_gate_looks_at_every_shard(stored: Small) -> None:
         content = path.read_bytes()
         path.unlink()
         with pytest.raises(DamagedArtifactError):
-            check.verify(stored.path, stored.manifest)
+            verification.verify(stored.path, stored.manifest)
         path.write_bytes(content)
-    check.verify(stored.path, stored.manifest)
+    verification.verify(stored.path, stored.manifest)
 
 
 def test_what_has_been_compared_is_not_compared_again(stored: Small, monkeypatch: pytest.MonkeyPatch) -> None:

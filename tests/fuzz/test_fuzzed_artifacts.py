@@ -34,7 +34,7 @@ from training_fixtures import RECIPE, STUDENT, VIEWS, job, prepared_data
 from pipeline import progress
 from pipeline.artifacts import arrays
 from pipeline.errors import StillhouseError
-from pipeline.features import check, extract
+from pipeline.features import extract, verification
 from pipeline.features import manifest as manifests
 from pipeline.features.source import CachedSource
 from pipeline.features.store import StoredArray
@@ -203,7 +203,7 @@ def test_a_store_that_the_gate_accepts_is_whole(small: Small, damage: Damage) ->
     arrays = [path for path in below(small.path) if path.name != "zarr.json"]
 
     def gate() -> Any:
-        check.verify(small.path, manifests.read(small.path, "dvc repro"))
+        verification.verify(small.path, manifests.read(small.path, "dvc repro"))
         return {
             path: StoredArray(path.parent).all()
             for path in sorted(small.path.rglob("zarr.json"))
