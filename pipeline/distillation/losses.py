@@ -28,6 +28,17 @@ def soft_kl_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
+def log_kl(log_q: Tensor, log_p: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return T^2 KL(p || q), the mean over the batch.
+
+    Args:
+        log_q: log-probabilities of the student (B, K), of logits / T.
+        log_p: of the teacher (B, K).
+        temperature: T, which may be learned.
+    """
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
 def pixel_kl(p: Tensor, scores: Tensor, ids: Tensor | None = None) -> Tensor:
     """Return KL(p || softmax(scores)): summed over outcomes, mean over all pixels of the batch.
 

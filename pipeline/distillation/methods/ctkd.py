@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.distillation.losses import log_kl
 from pipeline.distillation.method import BaseMethod, Batch, Context, MethodConfig, Needs, Terms, Weights
 from pipeline.networks.network import Taps
 from pipeline.params.numbers import Epochs, Temperature
@@ -56,8 +57,7 @@ class Method(BaseMethod[Config]):
         temperature = self.config.least + self.config.span * torch.sigmoid(theta)
 
         log_p, log_q = (F.log_softmax(x / temperature, dim=1) for x in (t, s))
-        divergence = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-        return {"ce": F.cross_entropy(s, batch.label), "kd": temperature**2 * divergence}
+        return {"ce": F.cross_entropy(s, batch.label), "kd": log_kl(log_q, log_p, temperature)}
 
     def diagnose(self) -> dict[str, float]:
         """Return the temperature that the epoch ended with."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from pipeline.distillation.losses import one_against_others
+from pipeline.distillation.losses import log_kl, one_against_others
 from pipeline.distillation.method import (
     BaseMethod,
     Batch,
@@ -64,6 +64,6 @@ class Method(BaseMethod[Config]):
         )
         return {
             "ce": F.cross_entropy(student["logits"], batch.label),
-            "target": temperature**2 * F.kl_div(s, t, reduction="batchmean", log_target=True),
-            "others": temperature**2 * F.kl_div(s_rest, t_rest, reduction="batchmean", log_target=True),
+            "target": log_kl(s, t, temperature),
+            "others": log_kl(s_rest, t_rest, temperature),
         }

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from pipeline.distillation.losses import one_against_others
+from pipeline.distillation.losses import log_kl, one_against_others
 from pipeline.distillation.method import (
     BaseMethod,
     Batch,
@@ -67,6 +67,6 @@ class Method(BaseMethod[Config]):
         q_s, q_t = (F.log_softmax(x.masked_fill(~wrong, FAR), dim=1) for x in (s, t))
         return {
             "ce": F.cross_entropy(student["logits"], batch.label),
-            "confidence": temperature**2 * F.kl_div(*pairs, reduction="batchmean", log_target=True),
-            "correlation": temperature**2 * F.kl_div(q_s, q_t, reduction="batchmean", log_target=True),
+            "confidence": log_kl(*pairs, temperature),
+            "correlation": log_kl(q_s, q_t, temperature),
         }
