@@ -42,14 +42,7 @@ def main(
 
     prepared = Prepared.open(data)
     meta = prepared.meta
-    spec = NetworkSpec(
-        family=teacher.family,
-        network=teacher.network,
-        size=meta.size,
-        channels=meta.channels,
-        classes=len(meta.classes),
-        weights=teacher.weights,
-    )
+    spec = NetworkSpec(family=teacher.family, network=teacher.network, weights=teacher.weights, **meta.kind)
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(
         device,

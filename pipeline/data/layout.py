@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,14 @@ class Files(Block):
 
     root: str
     resize: int
+
+
+class Kind(TypedDict):
+    """What images are like: height and width in pixels, channels, and number of classes."""
+
+    size: int
+    channels: int
+    classes: int
 
 
 class Meta(Block):
@@ -72,6 +80,11 @@ class Meta(Block):
     files: Files | None = None
     listing: dict[str, str] | None = None
     seal: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """What a network must know of the images."""
+        return {"size": self.size, "channels": self.channels, "classes": len(self.classes)}
 
     def sealed(self) -> Self:
         """Return the same with the hash of all other fields."""

@@ -13,21 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.publish import write_json
-from pipeline.report.results import Pair, Results, Run, Settings, Trained
+from pipeline.report.results import ACCURACIES, COSTS, Pair, Results, Run, Settings, Trained
 
-RESULT_METRICS = (
-    "top1",
-    "top5",
-    "best_top1",
-    "best_epoch",
-    "agreement",
-    "params",
-    "macs",
-    "latency_ms",
-    "train_seconds",
-    "images_per_second",
-    "peak_bytes",
-)
+RESULT_METRICS = (*ACCURACIES, "agreement", *COSTS)
 # What a spreadsheet takes for the start of a formula, also in full width, and blanks that it passes over.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 

@@ -23,6 +23,10 @@ NOT_TERMS = frozenset(
 )
 PLACES = ("nearest_sample", "nearest_row", "nearest_column")  # arrays of a table's exemplars
 
+# What every trained network is measured by.
+ACCURACIES = ("top1", "top5", "best_top1", "best_epoch")
+COSTS = ("params", "macs", "latency_ms", "train_seconds", "images_per_second", "peak_bytes")
+
 Metrics = dict[str, Any]
 Plugins = Mapping[str, Mapping[str, Any]]  # settings by plug-in
 History = dict[str, list[str]]  # columns as the file has them; an empty cell is a term that a phase lacks

@@ -59,13 +59,7 @@ def run_inputs(artifacts: Path, block: PairBlock, run: str, teacher: Teacher, se
 def _of_student(student: StudentBlock, dataset: Dataset) -> dict[str, Any]:
     meta = dataset.prepared.meta
     # As `pipeline.runs.resolve` puts it together.
-    network = NetworkSpec(
-        family=student.family,
-        network=student.network,
-        size=meta.size,
-        channels=meta.channels,
-        classes=len(meta.classes),
-    )
+    network = NetworkSpec(family=student.family, network=student.network, **meta.kind)
     return {
         "student": student.student,
         "dataset": student.dataset,

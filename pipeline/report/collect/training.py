@@ -17,21 +17,9 @@ from pipeline.artifacts.predictions import Predictions
 from pipeline.errors import DamagedArtifactError, StaleArtifactError
 from pipeline.networks import trained as trainings
 from pipeline.report.collect.mapping import mapping, require
-from pipeline.report.results import Dataset, History, Trained
+from pipeline.report.results import ACCURACIES, COSTS, Dataset, History, Trained
 
-NUMBERS = (
-    "top1",
-    "top5",
-    "best_top1",
-    "best_epoch",
-    "epochs",
-    "params",
-    "macs",
-    "latency_ms",
-    "train_seconds",
-    "images_per_second",
-    "peak_bytes",
-)
+NUMBERS = (*ACCURACIES, "epochs", *COSTS)
 
 
 @dataclass(frozen=True)
