@@ -121,7 +121,7 @@ class Project:
         images = self.images[network.dataset]
         weights = network.weights if isinstance(network, TeacherParams) else "none"
         with placed(f"{kind}.{name}.weights"):
-            pretrained.check(family, weights, images.channels)
+            pretrained.check(family, known, weights, images.channels)
         return NetworkSpec(
             family=family,
             network=known,

@@ -175,6 +175,8 @@ TEACHERS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
      ["params.yaml: teachers.big.weights: Networks of family 'resnet' have no 'imagenet' weights. Set weights: none."]),
     (PARAMS, {"teachers.big.weights": "imagenet", "teachers.big.network": "resnet18"},
      ["params.yaml: teachers.big.weights: ImageNet weights read 3 channels, the images have 1. Set weights: none."]),
+    (PARAMS, {"teachers.big.weights": "imagenet", "teachers.big.network": "mobilenet_v2x0.5"},
+     ["params.yaml: teachers.big.weights: Network 'mobilenet_v2x0.5' has no 'imagenet' weights. Set weights: none."]),
     (PARAMS, {"teachers.big.network": "timm/vit_tiny_patch16_224"},
      ["params.yaml: teachers.big: The network cannot read 1x8x8 images", "or images of another size."]),
     (PARAMS, {"datasets.toy.views.crop_flip.padding": 8},
