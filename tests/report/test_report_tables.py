@@ -267,6 +267,7 @@ def test_the_bars_are_the_largest_scores_of_the_most_frequent_subclasses() -> No
     assert words[0] == "dog 1: 3 pixels"
     assert words[1:5] == ["30 %", "30 %", "20 %", "10 %"]
     assert words[5] == "dog 0: 1 pixel"
+    assert [ax.texts[place].get_color() for place in (0, 5)] == [first, second]
 
 
 def test_scores_of_less_than_half_a_percent_are_no_bars() -> None:

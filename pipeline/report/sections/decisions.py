@@ -141,7 +141,8 @@ def paint_scores(ax: Axes, shown: Shown) -> None:
     place = 0.0
     for subclass in shown.order[:MOST_NAMED].tolist():
         pixels = text.count(int((shown.assigned == subclass).sum()), "pixel")
-        ax.text(0, place, f"{shown.name(subclass)}: {pixels}", color=palette.MUTED, fontsize=7.5, va="center")
+        words, color = f"{shown.name(subclass)}: {pixels}", shown.color(subclass)
+        ax.text(0.02, place, words, color=color, fontsize=7.5, va="center")
         for other, score in confused(shown.scores[subclass]):
             place += 1
             color, alpha = shown.color(subclass), 1.0
