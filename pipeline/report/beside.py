@@ -71,7 +71,9 @@ class Beside:
     @property
     def where(self) -> str:
         """The source and its tables."""
-        return f"{self.row.source} {', '.join(self.tables)}".strip()
+        if not self.tables:
+            return self.row.source
+        return f"{self.row.source}, Table{'s' * (len(self.tables) > 1)} {', '.join(self.tables)}"
 
     @property
     def ours(self) -> Estimate:
@@ -88,7 +90,7 @@ class Beside:
         """What differs beside the number, and what is known of it."""
         remarks = []
         if self.row.epochs is not None and abs(self.epochs - self.row.epochs) > NEAR:
-            remarks.append(f"ours has {self.epochs} epochs")
+            remarks.append(f"ours has {self.epochs} epochs, theirs {self.row.epochs:g}")
         expected = self.row.teacher_value
         # Of top-5 rows it is the teacher's top-5.
         comparable = self.row.metric == "top1" and self.row.run not in (ALONE, TEACHER)

@@ -48,11 +48,15 @@ def _by_run(listed: list[Beside]) -> dict[str, list[Beside]]:
 
 
 def _table(listed: list[Beside]) -> Markup:
+    """Return a row for each number, and below the table what its notes are."""
+    # Notes are as long as a table is wide, and many rows share them.
+    remarks = list(dict.fromkeys(remark for compared in listed for remark in compared.remarks))
     rows: list[markup.Row] = []
     for compared in listed:
         row, metric = compared.row, METRICS[compared.row.metric]
         name = Markup("{} <small>{}</small>").format(compared.name, metric) if metric else compared.name
         by_best = row.rule == "best"
+        notes = ", ".join(str(1 + remarks.index(remark)) for remark in compared.remarks)
         rows.append(
             [
                 name,
@@ -62,17 +66,16 @@ def _table(listed: list[Beside]) -> Markup:
                 _interval(compared.last.mean, compared.last.half, "quiet" if by_best else ""),
                 _interval(compared.best.mean, compared.best.half, "" if by_best else "quiet"),
                 markup.gain(compared.difference),
-                markup.NOTHING if row.epochs is None else markup.Cell(text.plain(row.epochs), row.epochs),
-                markup.Cell(str(compared.epochs), compared.epochs),
+                markup.Cell(f"{compared.epochs}, {text.plain(row.epochs)}", compared.epochs),
                 markup.Cell(str(compared.last.count), compared.last.count),
-                markup.Cell(Markup("<small>{}</small>").format("; ".join(compared.remarks))),
+                markup.Cell(notes, None, "quiet"),
             ]
         )
 
     head = ["run", "published as", "rule", "published", "ours, last epoch", "ours, best epoch", "difference"]
-    return markup.table(
-        [*head, "their epochs", "our epochs", "our seeds", "what differs, and notes"], rows, 3
-    )
+    table = markup.table([*head, "epochs: ours, theirs", "our seeds", "notes"], rows, 3)
+    listing = "; ".join(f"({number}) {remark}" for number, remark in enumerate(remarks, start=1))
+    return table + (markup.note(f"Notes: {listing}.") if remarks else Markup())
 
 
 def _interval(value: float, half: float | None, kind: str = "") -> markup.Cell:
