@@ -42,7 +42,7 @@ def table(path: Path = GAINS) -> str:
     lines = [_line(head), _line(["---"] * len(head))]
     listed = [(catalogue, name) for catalogue in KINDS for name in plugin.names(catalogue)]
     listed.remove(("schedules", "final"))  # what every run has that names none
-    lines += [_line([*_about(*one), *_measured(gains, *one)]) for one in listed]
+    lines += [_line([*_about(*place), *_measured(gains, *place)]) for place in listed]
     return "\n".join([*lines, "", _how(gains)]) + "\n"
 
 
@@ -127,8 +127,8 @@ def _gains(path: Path) -> list[dict[str, str]]:
 def _measured(gains: list[dict[str, str]], catalogue: str, name: str) -> list[str]:
     if not gains:
         return []
-    own = [row for row in gains if name in _parts(row["key"])[catalogue]]
-    return [_column(own, name, "gain"), _column(own, name, "gain_over_kd")]
+    runs = [row for row in gains if name in _parts(row["key"])[catalogue]]
+    return [_column(runs, name, "gain"), _column(runs, name, "gain_over_kd")]
 
 
 def _parts(key: str) -> dict[str, tuple[str, ...]]:

@@ -69,7 +69,7 @@ class Beside:
     teacher: float
 
     @property
-    def where(self) -> str:
+    def citation(self) -> str:
         """The source and its tables."""
         if not self.tables:
             return self.row.source
@@ -118,8 +118,10 @@ def beside(pair: Pair) -> list[Beside]:
 def preferred(run: Run, listed: list[Beside]) -> Beside | None:
     """Return the published top-1 that stands for a run where there is room for one: the first, sure ones before."""
     names = (run.name, run.key, "top1")
-    own = [one for one in listed if (one.name, one.row.run, one.row.metric) == names]
-    return min(own, key=lambda one: bool(one.row.unsure), default=None)
+    numbers = [
+        compared for compared in listed if (compared.name, compared.row.run, compared.row.metric) == names
+    ]
+    return min(numbers, key=lambda compared: bool(compared.row.unsure), default=None)
 
 
 def uncompared(pair: Pair) -> str:
