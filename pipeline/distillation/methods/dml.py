@@ -12,11 +12,10 @@ architectures; here all are of the student's.
 
 from __future__ import annotations
 
-from itertools import permutations
-
+import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline import seeding
 from pipeline.distillation.losses import log_kl
@@ -61,22 +60,15 @@ class Method(BaseMethod[Config]):
         every = [s, *(z.to(s.dtype) for z in peers)]
 
         labels = [F.cross_entropy(z, batch.label) for z in every]
-        mutual = [0 * labels[0] for _ in every]
         log_p = [F.log_softmax(z, dim=1) for z in every]
-        for learner, other in permutations(range(len(every)), 2):
-            share = log_kl(log_p[learner], log_p[other].detach(), 1.0) / len(peers)
-            mutual[learner] = mutual[learner] + share
+        mutual = []
+        for learner, log_q in enumerate(log_p):
+            others = [x.detach() for other, x in enumerate(log_p) if other != learner]
+            mutual.append(torch.stack([log_kl(log_q, x, 1.0) for x in others]).mean())
 
         return {
             "ce": labels[0],
             "mutual": mutual[0],
-            "peer_ce": _sum(labels[1:]),
-            "peer_mutual": _sum(mutual[1:]),
+            "peer_ce": torch.stack(labels[1:]).sum(),
+            "peer_mutual": torch.stack(mutual[1:]).sum(),
         }
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
