@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -54,6 +55,16 @@ class Recipe(Block):
         # At least one: after none, a checkpoint would be the untrained network.
         return max(1, round(share * self.epochs))
 
+    def shortened(self, share: float) -> Recipe:
+        """Return this recipe for a share of its epochs, with milestones and warm-up in proportion."""
+        if not self.epochs:
+            return self
+        milestones = tuple(max(1, round(share * milestone)) for milestone in self.milestones)
+        warmup = round(share * self.warmup)
+        return self.model_copy(
+            update={"epochs": self.epochs_of(share), "milestones": milestones, "warmup": warmup}
+        )
+
 
 def check_course(recipe: Recipe, where: str) -> None:
     """Refuse a recipe whose learning rate would take another course than it says.
@@ -97,11 +108,13 @@ class Phase:
         name: what `Batch.phase` says.
         recipe: how it is trained.
         frozen: prefixes of the student's parameters that stay as they are, for instance "classifier".
+        taught: whether checkpoints of the teacher take turns in it; without, they are spread over the other phases.
     """
 
     name: str
     recipe: Recipe
     frozen: tuple[str, ...] = ()
+    taught: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,8 +125,9 @@ class Epoch:
         phase: the phase's name.
         number: counted from 0 within the phase.
         epochs: of the phase.
-        before: epochs of the phases before it.
-        after: epochs of the phases after it.
+        before: epochs of the phases before it in which checkpoints of the teacher take turns.
+        after: likewise, of the phases after it.
+        taught: whether they take turns in this one.
     """
 
     phase: str
@@ -121,6 +135,31 @@ class Epoch:
     epochs: int
     before: int = 0
     after: int = 0
+    taught: bool = True
+
+    @classmethod
+    def of(cls, phases: Sequence[Phase], place: int, number: int) -> Epoch:
+        """Return an epoch of the phase at a place among all, by its number there."""
+        turns = [phase.recipe.epochs if phase.taught else 0 for phase in phases]
+        phase = phases[place]
+        return cls(
+            phase.name,
+            number,
+            phase.recipe.epochs,
+            before=sum(turns[:place]),
+            after=sum(turns[place + 1 :]),
+            taught=phase.taught,
+        )
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Which of the epochs in which checkpoints take turns it is, counted from 0, and how many these are.
+
+        An epoch without them is the last one before it.
+        """
+        if self.taught:
+            return self.before + self.number, self.before + self.epochs + self.after
+        return max(0, self.before - 1), max(1, self.before + self.after)
 
 
 def cut(samples: int, batch_size: int, drop_last: bool = False) -> list[int]:

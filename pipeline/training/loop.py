@@ -112,8 +112,7 @@ class Training:
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
         feed = Feed(self.batches, fixed=self.captured)
         done, saved = 0, time.monotonic()
-        whole = sum(phase.recipe.epochs for phase in self.phases)
-        for phase in self.phases:
+        for place, phase in enumerate(self.phases):
             optimizer = self._optimizer(phase, trained)
             # Only the phase that was interrupted: the momentum is that of its optimizer.
             if done < len(history) <= done + phase.recipe.epochs:
@@ -126,8 +125,7 @@ class Training:
                 set_rate(optimizer, rate)
                 for module in self.modules.values():
                     module.train()
-                epochs = phase.recipe.epochs
-                epoch = Epoch(phase.name, number, epochs, before=done, after=whole - done - epochs)
+                epoch = Epoch.of(self.phases, place, number)
 
                 step.start(epoch, done)
                 yield step

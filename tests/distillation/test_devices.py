@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_methods import MATCHINGS, SETTINGS, TABLES
+from test_methods import BY_TABLE, MATCHINGS, SETTINGS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -98,7 +98,7 @@ def matching(ranges: int = 1) -> Matching:
 
 def table(name: str) -> Mapping[str, Any]:
     moments = {"mean": np.zeros(32), "std": np.ones(32)}
-    return moments if name == "moments" else TABLES["letkd", name]
+    return moments if name == "moments" else BY_TABLE[name]
 
 
 def build(

@@ -44,6 +44,8 @@ WORDS = {
     "counts": np.ones(11, np.int64),
     "temperature": np.float32(1),
 }
+# Three coarse labels of the four classes, two, and one a class.
+COARSE = [[0, 1, 0, 2], [0, 1, 1, 1], [0, 1, 2, 3]]
 # Arrays of the tables that the defaults of a method or transform name, by plug-in and table.
 TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
     ("letkd", "words"): WORDS,
@@ -55,7 +57,12 @@ TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
         "per_class": np.int64(2),
         "scores": np.random.default_rng(4).dirichlet(np.ones(CLASSES * 2), CLASSES * 2).astype(np.float32),
     },
+} | {
+    ("tdd", f"coarse{stage}"): {"coarse": np.array(labels), "sizes": np.bincount(labels)}
+    for stage, labels in enumerate(COARSE, start=1)
 }
+# The same by table alone: those of two plug-ins that have one name are one.
+BY_TABLE = {table: arrays for (_, table), arrays in TABLES.items()}
 # The matchings that the defaults of a transform name, by plug-in and matching.
 MATCHINGS = {
     ("permutation", "kcd"): Matching(
