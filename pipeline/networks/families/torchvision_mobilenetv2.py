@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models import MobileNet_V2_Weights, MobileNetV2
+from torchvision.models.mobilenetv2 import InvertedResidual
 
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, fan_out_small_linear
@@ -21,6 +22,16 @@ PRETRAINED = (3,)
 NETWORKS = ("mobilenet_v2",)
 
 
+class Inverted(InvertedResidual):  # type: ignore[misc]  # torchvision is untyped
+    """torchvision's block, as it is."""
+
+    @property
+    def norm(self) -> nn.Module:
+        """The BN that ends the block linearly."""
+        norm: nn.Module = self.conv[-1]
+        return norm
+
+
 def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
     """Build the network; images of any size.
 
@@ -28,7 +39,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
         ParamsError: ImageNet weights for images that do not have three channels.
         MachineError: the ImageNet weights cannot be fetched.
     """
-    body = MobileNetV2()
+    body = MobileNetV2(block=Inverted)
     # The classifier is ours; without one, `body` takes a state dict that has none (`pretrained.fill`).
     body.classifier = nn.Identity()
     stem, *blocks, last = body.features
