@@ -280,6 +280,10 @@ def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
     """
     what = f"The network cannot read {channels}x{size}x{size} images"
     advice = "Choose another network, or images of another size."
+    if network.inserted:  # without them it has been probed before
+        taps_of_layers = ", ".join(network.layers())
+        what += f" with layers at {taps_of_layers}"
+        advice = "Choose other layers, or other taps for them, in the run's settings in params.yaml."
     device = next(network.parameters()).device
     training = network.training
 
