@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import create_model
 
-from pipeline.errors import ShapeError
 from pipeline.params.base import Block, validate
 from pipeline.params.plug import Plug
-
-if TYPE_CHECKING:
-    from torch import Tensor  # stages that only read settings import no torch
 
 
 class LayerSpec(Plug):
@@ -32,24 +28,6 @@ class LayerSpec(Plug):
         name: a file of `pipeline/networks/layers`.
         settings: its own settings.
     """
-
-
-def require_map(x: Tensor, layer: str, tap: str) -> None:
-    """Refuse to insert a layer of maps behind a tap that is none.
-
-    Args:
-        x: the tap's value (B, ...).
-        layer: the layer's name, for the error.
-        tap: where it is inserted.
-
-    Raises:
-        ShapeError: the tap has no height and width.
-    """
-    if x.ndim != 4:
-        raise ShapeError(
-            f"Layer '{layer}' reads a map, and student tap '{tap}' is of shape {tuple(x.shape[1:])}. Insert it at a "
-            "tap that has height and width, in the run's settings in params.yaml."
-        )
 
 
 def checked(layer: LayerSpec, make: Callable[..., Any], tap: str) -> dict[str, Any]:

@@ -64,6 +64,24 @@ class Tap:
         return x
 
 
+def require_map(x: Tensor, layer: str, tap: str) -> None:
+    """Refuse to insert a layer of maps behind a tap that is none.
+
+    Args:
+        x: the tap's value (B, ...).
+        layer: the layer's name, for the error.
+        tap: where it is inserted.
+
+    Raises:
+        ShapeError: the tap has no height and width.
+    """
+    if x.ndim != 4:
+        raise ShapeError(
+            f"Layer '{layer}' reads a map, and student tap '{tap}' is of shape {tuple(x.shape[1:])}. Insert it at a "
+            "tap that has height and width, in the run's settings in params.yaml."
+        )
+
+
 class Unit(nn.Sequential):
     """A unit without taps inside."""
 

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.networks.cosine import CosineScores, pixelwise
-from pipeline.networks.layer import require_map
-from pipeline.networks.network import Tap
+from pipeline.networks.network import Tap, require_map
 from pipeline.params.numbers import Factor, Weight, Width
 
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.networks.blocks import conv_bn
-from pipeline.networks.layer import require_map
-from pipeline.networks.network import Tap
+from pipeline.networks.network import Tap, require_map
 from pipeline.params.numbers import Width
 
 
