@@ -106,11 +106,9 @@ class Network(nn.Module):
 
     Attributes:
         refusals: what its modules raise at images that they cannot read.
-        averages: whether the classifier reads the mean of `final`, and nothing else.
     """
 
     refusals: tuple[type[Exception], ...] = (RuntimeError,)
-    averages = True
 
     def __init__(
         self,
@@ -170,6 +168,10 @@ class Network(nn.Module):
     def layers(self) -> dict[str, nn.Module]:
         """Return the inserted layers by tap."""
         return dict(self.inserted.items())
+
+    def averages(self) -> bool:
+        """Say whether the classifier reads the mean of `final`, and nothing else."""
+        return True
 
     def norms(self) -> Norms:
         """Return the BN before the activation of each place, by tap: "stage1_pre", or "stage1" that ends linearly.

@@ -235,11 +235,11 @@ def test_settings_out_of_bounds_are_one_line(settings: dict[str, Any], text: str
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("role", ["student", "teacher"])
-def test_a_network_whose_classifier_reads_something_else_is_refused(role: str) -> None:
+@pytest.mark.parametrize(("name", "role"), [("sdd", "student"), ("sdd", "teacher"), ("simkd", "teacher")])
+def test_a_network_whose_classifier_reads_something_else_is_refused(name: str, role: str) -> None:
     known = replace(KNOWN, **{role: replace(getattr(KNOWN, role), averages=False)})
-    with pytest.raises(ParamsError, match=f"the {role}'s classifier does not read the mean") as error:
-        sdd.Config().resolved(known)
+    with pytest.raises(ParamsError, match=f"the {role}'s classifier, which does not read the mean") as error:
+        plugin.load("methods", name).Config().resolved(known)
     one_line(error)
 
 

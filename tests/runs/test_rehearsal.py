@@ -212,7 +212,16 @@ def test_what_fits_together_is_not_refused(run: dict[str, Any]) -> None:
     [
         ("ofd", "shufflenetv2", "none there, but before stem_pre, final_pre."),
         ("ofd", "timm/resnet18", "none there, but before no tap at all."),
-        ("sdd", "timm/resnet18", "the teacher's classifier does not read the mean of this map."),
+        (
+            "sdd",
+            "timm/convnext_atto",
+            "by the teacher's classifier, which does not read the mean of this map",
+        ),
+        (
+            "simkd",
+            "timm/convnext_atto",
+            "by the teacher's classifier, which does not read the mean of this map",
+        ),
     ],
 )
 def test_a_teacher_whose_modules_do_not_serve_is_refused(method: str, network: str, text: str) -> None:
