@@ -35,6 +35,7 @@ from pipeline.networks.layer import checked
 from pipeline.networks.spec import NetworkSpec
 
 Taps = dict[str, Tensor]
+Norms = dict[str, nn.BatchNorm2d]  # by the tap that stands behind
 Shape = tuple[int, ...]
 M = TypeVar("M", bound=nn.Module)
 
@@ -61,6 +62,24 @@ class Tap:
         if self.wanted is None or name in self.wanted:
             self.kept[name] = x
         return x
+
+
+def require_map(x: Tensor, layer: str, tap: str) -> None:
+    """Refuse to insert a layer of maps behind a tap that is none.
+
+    Args:
+        x: the tap's value (B, ...).
+        layer: the layer's name, for the error.
+        tap: where it is inserted.
+
+    Raises:
+        ShapeError: the tap has no height and width.
+    """
+    if x.ndim != 4:
+        raise ShapeError(
+            f"Layer '{layer}' reads a map, and student tap '{tap}' is of shape {tuple(x.shape[1:])}. Insert it at a "
+            "tap that has height and width, in the run's settings in params.yaml."
+        )
 
 
 class Unit(nn.Sequential):
@@ -149,6 +168,23 @@ class Network(nn.Module):
     def layers(self) -> dict[str, nn.Module]:
         """Return the inserted layers by tap."""
         return dict(self.inserted.items())
+
+    def averages(self) -> bool:
+        """Say whether the classifier reads the mean of `final`, and nothing else."""
+        return True
+
+    def norms(self) -> Norms:
+        """Return the BN before the activation of each place, by tap: "stage1_pre", or "stage1" that ends linearly.
+
+        Of a residual block it is the last one of the branch, whose output the shortcut is added to. A unit says its
+        own by a method of this name; one without has none.
+        """
+        norms: Norms = {}
+        for unit in (*self.units.values(), self.tail):
+            of_unit = getattr(unit, "norms", None)
+            if callable(of_unit):
+                norms |= of_unit()
+        return norms
 
     def rest(self, after: str) -> Rest:
         """Return a fresh copy of what follows the unit `after`: an auxiliary head of the main branch's depth.
@@ -264,6 +300,10 @@ def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
     """
     what = f"The network cannot read {channels}x{size}x{size} images"
     advice = "Choose another network, or images of another size."
+    if network.inserted:  # without them it has been probed before
+        taps_of_layers = ", ".join(network.layers())
+        what += f" with layers at {taps_of_layers}"
+        advice = "Choose other layers, or other taps for them, in the run's settings in params.yaml."
     device = next(network.parameters()).device
     training = network.training
 
