@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock, RunBlock
 from pipeline.params.teaching import TEACHER
 from pipeline.report.collect.blocks import Blocks
-from pipeline.report.results import Code, Matched, Table, Teacher
+from pipeline.report.collect.missing import Omissions
+from pipeline.report.results import Assistant, Code, Matched, Table, Teacher
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,30 @@ def check_stored(inputs: Mapping[str, Any], path: Path, teacher: Teacher, hint: 
                 raise StaleArtifactError(
                     f"{path} was resolved with another '{feature}' than was checked. {advice.again(hint)}"
                 )
+
+
+def assistants(
+    artifacts: Path, blocks: Blocks, teachers: Mapping[str, Teacher], omissions: Omissions
+) -> tuple[Assistant, ...]:
+    """Read what assistants and copies say of themselves; those that are not whole are left out.
+
+    Args:
+        artifacts: folder of all artifacts.
+        blocks: the blocks of params.yaml.
+        teachers: those that are reported.
+        omissions: takes what is left out.
+    """
+    known = []
+    for teacher in teachers.values():
+        own = (name for name, params in blocks.sections.taught.items() if params.teacher == teacher.name)
+        for name in own:
+            block = blocks.taught(name)
+            what = f"{block.stage.partition('@')[0].removeprefix('train_')} {name} of teacher {teacher.name}"
+            said = omissions.whole(what, block.stage, partial(check_taught, artifacts, blocks, name, teacher))
+            if said is not None:
+                about = teacher.name, block.network, block.learns_from, block.recipe.epochs
+                known.append(Assistant(name, *about, said.top1))
+    return tuple(known)
 
 
 def check_taught(artifacts: Path, blocks: Blocks, name: str, teacher: Teacher) -> Taught:
