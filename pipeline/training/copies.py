@@ -153,8 +153,8 @@ def train(
     )
     filled = fill(job.scratch / "store.zarr", extraction, job.identity, f"logits of {block.name}")
     verify(job.scratch / "store.zarr", filled)
-    publish.remove(mark)
     publish.write_json(job.scratch / taught.FILE, _about(block, sources, job, filled).model_dump(mode="json"))
+    publish.remove(mark)
     return filled
 
 
