@@ -54,6 +54,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in p
 SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {
     name: (name, SETTINGS.get(("schedules", name), {})) for name in plugin.names("schedules")
 } | {
+    "assistants alone": ("assistants", {"names": ("one",)}),
+    "assistants by chance": ("assistants", {"names": ("teacher", "one"), "drop": 0.25}),
     "self_learning method": ("self_learning", {"lesson": "method"}),
     "self_learning self": ("self_learning", {"teachers": "self", "detach": True}),
     "self_learning teacher": ("self_learning", {"teachers": "teacher"}),
@@ -115,7 +117,7 @@ def build(
     if schedule is not None:
         module = plugin.load("schedules", schedule[0])
         teacher = module.Schedule(module.Config(**schedule[1]), context)
-        copies = module.Schedule.self_taught(teacher.config)
+        copies = module.Schedule.copies(teacher.config)
         logits = {f"{name}/logits": batch.teacher["logits"] for name in copies}
         batch = replace(batch, teacher=batch.teacher | logits)
     changed: TeacherTransform[Any] | None = None
