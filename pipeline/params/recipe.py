@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from pipeline.params.base import Block
-from pipeline.params.numbers import Epochs, Steps
+from pipeline.params.numbers import Steps
 
 
 class Recipe(Block):
@@ -34,8 +34,8 @@ class Recipe(Block):
             before it.
     """
 
-    epochs: Epochs | None = 240
-    iterations: Steps | None = None
+    epochs: int | None = Field(default=240, ge=0, le=100_000)
+    iterations: int | None = Field(default=None, ge=1, le=10_000_000)
     batch_size: int = Field(default=64, ge=2, le=65_536)
     learning_rate: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
