@@ -128,9 +128,9 @@ class Training:
                     module.train()
                 epoch = Epoch(phase.name, number, epochs, before=done, after=after)
 
-                step.start(epoch, recipe.rates(number, steps), taken + number * steps)
+                step.start(epoch, done, recipe.rates(number, steps), taken + number * steps)
                 yield step
-                history.append(self._row(epoch, step))
+                history.append(self._row(epoch, done, step))
 
                 self._keep(history)
                 if self.ranks.first and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -184,14 +184,14 @@ class Training:
         history: list[Row] = resumed["history"] if resumed and resumed["identity"] == self.identity else []
         return history
 
-    def _row(self, epoch: Epoch, step: Step) -> Row:
+    def _row(self, epoch: Epoch, before: int, step: Step) -> Row:
         """Return the history's row of an epoch that has ended."""
         # Before the evaluation: it reads running statistics, and may keep the weights as the best.
         means = self._means(step.names, step.terms, epoch)
         self.ranks.share_statistics(self.modules)
         self._check_weights(epoch, len(step))
         return {
-            "epoch": epoch.before + epoch.number + 1,
+            "epoch": before + epoch.number + 1,
             "phase": epoch.phase,
             "learning_rate": step.rates[-1],
             **means,
