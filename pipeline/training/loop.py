@@ -112,10 +112,9 @@ class Training:
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
         feed = Feed(self.batches, fixed=self.captured)
         done, taken, saved = 0, 0, time.monotonic()
-        for phase in self.phases:
+        for place, phase in enumerate(self.phases):
             recipe, steps = phase.recipe, len(self.batches)
             epochs = recipe.num_epochs(steps)
-            after = self.num_epochs - done - epochs
             optimizer = self._optimizer(phase, trained)
             # Only the phase that was interrupted: the momentum is that of its optimizer.
             if done < len(history) <= done + epochs:
@@ -126,7 +125,7 @@ class Training:
             for number in range(max(0, len(history) - done), epochs):
                 for module in self.modules.values():
                     module.train()
-                epoch = Epoch(phase.name, number, epochs, before=done, after=after)
+                epoch = Epoch.of(self.phases, place, number, steps)
 
                 step.start(epoch, done, recipe.rates(number, steps), taken + number * steps)
                 yield step
