@@ -42,6 +42,7 @@ from pipeline.training.step import Clock
 KD = "kd"
 SCHEDULES = ("self_learning",)  # that train networks of their own; others change what is cached alone
 FEATURE = "final"  # what tables are fitted to
+ROUNDS = 3  # at most: each is a training of every method
 DTYPE = "float16"  # of what is cached: the default of params.yaml
 UNITS = {
     "step": "of KD's",
@@ -121,7 +122,7 @@ def costs(bench: Bench) -> list[Record]:
             rows[name], runs[name] = row, run
 
     title = f"{pair.teacher.network}-{pair.student.network}"
-    rates = interleaved(f"steps of {title}", runs, bench.scale.rounds, warm=False)
+    rates = interleaved(f"steps of {title}", runs, min(ROUNDS, bench.scale.rounds), warm=False)
     records: list[Record] = []
     for name in sorted((*rows, *lacking)):
         place = f"costs/{title}/{name}"
