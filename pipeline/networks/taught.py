@@ -25,6 +25,7 @@ class Taught(Block):
         settings: hash of its block.
         learned_from: hash of the logits of each that it learned from.
         logits: hash of its own stored logits.
+        epochs: of its training.
         top1: of its last epoch, in percent; None where no epoch ran.
     """
 
@@ -35,6 +36,7 @@ class Taught(Block):
     settings: str
     learned_from: dict[str, str]
     logits: str
+    epochs: int
     top1: float | None
 
 

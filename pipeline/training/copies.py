@@ -228,6 +228,7 @@ def _opened(
 
 
 def _about(block: CopyBlock, sources: Sources, job: Job, manifest: Manifest) -> Taught:
+    history = _history(job.scratch / "history.csv")
     return Taught(
         made_by=job.made_by,
         teacher=block.teacher,
@@ -236,13 +237,14 @@ def _about(block: CopyBlock, sources: Sources, job: Job, manifest: Manifest) -> 
         settings=content_hash(block.model_dump(mode="json")),
         learned_from=sources.logits,
         logits=manifest.features["logits"].digest["last/train"],
-        top1=_top1(job.scratch / "history.csv"),
+        epochs=len(history),
+        top1=float(history[-1]["top1"]) if history else None,
     )
 
 
-def _top1(history: Path) -> float | None:
-    """Return the top-1 of the last epoch; None where no epoch ran."""
-    if not history.exists():
-        return None
-    with history.open(newline="") as file:
-        return float(list(csv.DictReader(file))[-1]["top1"])
+def _history(path: Path) -> list[dict[str, str]]:
+    """Return the rows of the epochs; there are none where no epoch ran."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))

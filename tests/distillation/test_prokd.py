@@ -136,9 +136,9 @@ def taught(phases: tuple[Phase, ...], anchors: tuple[str, ...]) -> list[str]:
     module = plugin.load("schedules", "anchors")
     schedule = module.Schedule(module.Config(anchors=anchors), assemble("kd").context)
     return [
-        schedule.checkpoint(Epoch.of(phases, place, number))
+        schedule.checkpoint(Epoch.of(phases, place, number, steps=1))
         for place, phase in enumerate(phases)
-        for number in range(phase.recipe.epochs)
+        for number in range(phase.recipe.num_epochs(1))
     ]
 
 

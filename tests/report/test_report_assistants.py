@@ -27,6 +27,7 @@ def write(project: Project, name: str, **update: Any) -> None:
         "settings": content_hash(block.model_dump(mode="json")),
         "learned_from": {source: f"logits of {source}" for source in block.learns_from},
         "logits": f"logits of {name}",
+        "epochs": {"a1": 30, "a2": 40}[name],
         "top1": {"a1": 71.25, "a2": 64.5}[name],
     }
     project.json(f"copies/big/{name}/copy.json", said | update)
@@ -44,9 +45,9 @@ def project(tmp_path: Path) -> Project:
 
 def test_assistants_are_listed_with_what_they_learned_from(project: Project) -> None:
     results = project.collect()
-    assert [(x.name, x.network, x.learned_from, x.top1) for x in results.taught] == [
-        ("a1", "resnet14", ("teacher",), 71.25),
-        ("a2", "resnet8", ("teacher", "a1"), 64.5),
+    assert [(x.name, x.network, x.learned_from, x.epochs, x.top1) for x in results.taught] == [
+        ("a1", "resnet14", ("teacher",), 30, 71.25),
+        ("a2", "resnet8", ("teacher", "a1"), 40, 64.5),
     ]
     assert results.missing == ()
     shown = str(assistants.section(results))

@@ -122,8 +122,8 @@ def assistants(
             what = f"{block.stage.partition('@')[0].removeprefix('train_')} {name} of teacher {teacher.name}"
             said = omissions.whole(what, block.stage, partial(check_taught, artifacts, blocks, name, teacher))
             if said is not None:
-                about = teacher.name, block.network, block.learns_from, block.recipe.epochs
-                known.append(Assistant(name, *about, said.top1))
+                about = teacher.name, block.network, block.learns_from
+                known.append(Assistant(name, *about, said.epochs, said.top1))
     return tuple(known)
 
 
