@@ -60,17 +60,35 @@ def _merge_entry(entries: Any, section: str, name: str, entry: Any, force: bool)
         return
 
     growing = GROWING.get(section)
-    current, wanted = entries[name] or {}, entry or {}
+    current, wanted = _plain(entries[name] or {}), entry or {}
+    if section == "teachers":
+        current, wanted = _of_most_slots(current, wanted), _of_most_slots(wanted, current)
     place = difference(current, wanted, f"{section}.{name}", growing)
     if place is None:
-        if growing is not None and growing in wanted:
-            grown = {**_plain(current.get(growing) or {}), **wanted[growing]}
-            if grown != current.get(growing):
-                entries[name] = _styled({**_plain(current), growing: grown}, 4)
+        grown = (
+            {**current, growing: {**current.get(growing, {}), **wanted[growing]}}
+            if growing in wanted
+            else current
+        )
+        if grown != _plain(entries[name]):
+            entries[name] = _styled(grown, 4)
     elif force:
         entries[name] = _styled(entry, 4)
     else:
         raise _conflict(*place)
+
+
+def _of_most_slots(teacher: Params, other: Params) -> dict[str, Any]:
+    """Return a teacher whose features have as many view slots as those of another one: a store of more serves both."""
+    features = {}
+    for name, feature in (teacher.get("features") or {}).items():
+        slots = [
+            (one or {}).get("slots", "all") for one in (feature, other.get("features", {}).get(name, feature))
+        ]
+        most = "all" if "all" in slots else max(slots)
+        kept = {key: value for key, value in (feature or {}).items() if key != "slots"}
+        features[name] = kept if most == "all" else kept | {"slots": most}
+    return {**teacher, "features": features}
 
 
 def difference(
