@@ -17,11 +17,12 @@ from torch import Tensor
 from pipeline import seeding
 from pipeline.compute.precision import full_products
 from pipeline.errors import ParamsError
-from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, Slots, ViewParams
+from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, RotateFlip, Slots, ViewParams
 
 _UNLIMITED = 1 << 31
 _ATTEMPTS = 10
 _ROUNDS = 8
+_FINE = 1 << 16  # parts of a pixel: the precision of Pillow's own places
 
 
 class ViewSpace(Protocol):
@@ -167,6 +168,45 @@ class RandomResizedCropSpace:
         return torch.stack((top.floor(), left.floor(), tall, wide), dim=1).long(), mirrored
 
 
+class RotateFlipSpace:
+    """Rotations about the center, counter-clockwise, and their mirror images; corners that nothing covers are black.
+
+    View id = flip * (2 steps + 1) + position, where position counts the angles from 0 up to the largest, and then from
+    the smallest on. Each pixel shows the one that it comes from, to the bit as torchvision rotates images of Pillow
+    (nearest, which letKD's code takes): its places are whole 65536ths of a pixel, so no device rounds to another one.
+    """
+
+    def __init__(self, params: RotateFlip) -> None:
+        self.params = params
+        self.angles = 2 * params.steps + 1
+        self.count: int | None = self.angles * (2 if params.flip else 1)
+
+    def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
+        """Return rotated images with one gather; see `ViewSpace.apply`."""
+        height, width = image.shape[2:]
+        position = (view % self.angles + self.params.steps) % self.angles - self.params.steps
+        angle = position.double() * (math.radians(self.params.degrees) / self.params.steps)  # (B,)
+        cosine, sine = angle.cos(), angle.sin()
+
+        # From the center of a shown pixel to the place that it shows: the rotation backwards.
+        across, down = (1 - width) / 2, (1 - height) / 2
+        left = _fine(cosine * across - sine * down + width / 2)
+        top = _fine(sine * across + cosine * down + height / 2)
+        cosine, sine = _fine(cosine), _fine(sine)
+
+        column = torch.arange(width, device=image.device)
+        columns = torch.where((view >= self.angles)[:, None], column.flip(0), column)[:, None, :]  # (B, 1, W)
+        rows = torch.arange(height, device=image.device)[:, None]  # (H, 1)
+        x = (left + cosine * columns - sine * rows) // _FINE  # (B, H, W)
+        y = (top + sine * columns + cosine * rows) // _FINE
+
+        covered = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        places = torch.where(covered, y * width + x, 0).view(len(image), 1, -1)
+        places = places.expand(-1, image.shape[1], -1)  # (B, C, H * W)
+        rotated = image.flatten(2).gather(2, places).view(*image.shape[:2], height, width)
+        return rotated * covered[:, None]
+
+
 def view_space(params: ViewParams) -> ViewSpace:
     """Return the view space that `params` describe."""
     match params:
@@ -174,6 +214,8 @@ def view_space(params: ViewParams) -> ViewSpace:
             return CropFlipSpace(params)
         case RandomResizedCrop():
             return RandomResizedCropSpace(params)
+        case RotateFlip():
+            return RotateFlipSpace(params)
         case Plain():
             return PlainSpace()
 
@@ -279,6 +321,11 @@ def _mirrored(x: Tensor, size: int) -> Tensor:
     """Reflect coordinates outside 0..size-1 at the border pixels."""
     x = x.abs()
     return size - 1 - (size - 1 - x).abs()
+
+
+def _fine(x: Tensor) -> Tensor:
+    """Round float64 (B,) to whole parts of a pixel: int64 (B, 1, 1)."""
+    return (x * _FINE + 0.5).floor().long()[:, None, None]
 
 
 def _uniform(index: Tensor, view: Tensor, count: int) -> Tensor:

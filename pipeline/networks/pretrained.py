@@ -29,27 +29,37 @@ _PUBLISHED_HASH = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")  # resnet18-f37072fd.
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
-def refuse(family: str, weights: str) -> None:
+def refuse(family: str, weights: str, network: str | None = None) -> None:
     """Accept no weights but "none".
+
+    Args:
+        family: it has no weights.
+        weights: what was asked for.
+        network: the one that has none, where others of its family do.
 
     Raises:
         ParamsError: other weights were asked for.
     """
     if weights != "none":
-        raise ParamsError(f"Networks of family '{family}' have no '{weights}' weights. Set weights: none.")
+        lacks = f"Networks of family '{family}' have" if network is None else f"Network '{network}' has"
+        raise ParamsError(f"{lacks} no '{weights}' weights. Set weights: none.")
 
 
-def check(family: str, weights: str, channels: int) -> None:
-    """Refuse weights that a family does not have, or that read other images; nothing is fetched for it.
+def check(family: str, network: str, weights: str, channels: int) -> None:
+    """Refuse weights that a network does not have, or that read other images; nothing is fetched for it.
 
-    A family says in `PRETRAINED` of which channels its weights read images.
+    A family says in `PRETRAINED` of which channels its weights read images, and in `FRESH` which of its networks have
+    no weights.
 
     Raises:
         ParamsError: as it says.
     """
-    readable = getattr(plugin.load("networks", family), "PRETRAINED", ())
+    module = plugin.load("networks", family)
+    readable = getattr(module, "PRETRAINED", ())
     if not readable:
         refuse(family, weights)
+    elif network in getattr(module, "FRESH", ()):
+        refuse(family, weights, network)
     elif weights != "none":
         _check_channels(channels, readable)
 

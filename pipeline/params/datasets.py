@@ -13,7 +13,7 @@ class DatasetParams(Block):
 
     Attributes:
         source: a file of `pipeline/data/datasets`, with its settings.
-        views: the augmented views that training may show: plain, crop_flip or random_resized_crop.
+        views: the augmented views that training may show: plain, crop_flip, random_resized_crop or rotate_flip.
     """
 
     source: Plug

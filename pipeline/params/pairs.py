@@ -9,6 +9,7 @@ from pipeline.params.matchings import Wanted
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.students import StudentBlock
+from pipeline.params.views import ViewParams
 
 
 class PairParams(Block):
@@ -43,6 +44,7 @@ class RunBlock(Block):
         copies: self-taught copies whose logits are read.
         matchings: matchings that are read.
         plugins: code that the run depends on, as "catalogue/name".
+        views: what the student sees in the place of its data set's views, or None.
     """
 
     methods: tuple[Plug, ...]
@@ -59,6 +61,7 @@ class RunBlock(Block):
     copies: tuple[str, ...]
     matchings: tuple[Wanted, ...]
     plugins: tuple[str, ...]
+    views: ViewParams | None = None
 
 
 class PairBlock(StageBlock):

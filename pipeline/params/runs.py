@@ -21,6 +21,8 @@ class RunParams(Block):
             `pipeline/distillation/transforms`, with its settings.
         schedule: which teachers teach when: a file of `pipeline/distillation/schedules`, with its settings.
         recipe: settings of the student's recipe that differ for this run.
+        views: views of its own in the place of its data set's, by which teacher, matching and the student alone are
+            trained. A store holds the data set's, so it goes with `source: online`.
     """
 
     methods: Plugs
@@ -29,3 +31,4 @@ class RunParams(Block):
     transform: Plug | None = None
     schedule: Plug = Plug.of("final")
     recipe: OrEmpty[dict[str, Any]] = {}
+    views: Plug | None = None

@@ -25,7 +25,8 @@ class Sections(Block):
     """All of params.yaml.
 
     Attributes:
-        seeds: seeds of the students, from 0 to below 2^32; for one seed all runs share init, order and views.
+        seeds: seeds of the students, from 0 to below 2^32; for one seed all runs share init, order and, unless a run
+            has its own, views.
         recipes: how networks are trained, by name.
         datasets: data sets by name.
         teachers: teachers by name.
@@ -83,7 +84,7 @@ class Sections(Block):
         if changes.get("recipe", {}) is None:
             del changes["recipe"]  # an empty mapping, which changes nothing
         # A plug-in of another name takes the place of the run's, one of the same name gets its settings.
-        for key in ("methods", "schedule", "transform"):
+        for key in ("methods", "schedule", "transform", "views"):
             if changes.get(key) is not None:
                 try:
                     changes[key] = plugs(changes[key])

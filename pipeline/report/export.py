@@ -94,6 +94,7 @@ def _settings(settings: Settings) -> dict[str, Any]:
         "transform": " + ".join(settings.transform),
         "source": settings.source,
         "slots": "unbounded" if settings.source and settings.slots is None else settings.slots,
+        "views": settings.views,
     }
 
 

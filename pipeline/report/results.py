@@ -77,6 +77,7 @@ class Settings:
         transform: what is done to the teacher's features first; empty where nothing is.
         source: "cached" or "online"; empty where there is no teacher.
         slots: the view slots that the student sees; None where the views are unbounded, or there is no teacher.
+        views: what the student sees in the place of its data set's views; empty where it sees those.
     """
 
     recipe: Mapping[str, Any]
@@ -86,6 +87,7 @@ class Settings:
     transform: Plugins = field(default_factory=dict)
     source: str = ""
     slots: int | None = None
+    views: str = ""
 
 
 @dataclass(frozen=True)

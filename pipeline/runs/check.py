@@ -9,7 +9,9 @@ from pipeline import plugin
 from pipeline.params import checks
 from pipeline.params.base import placed, validate
 from pipeline.params.recipe import Recipe
+from pipeline.params.runs import RunParams
 from pipeline.params.sections import Sections, merged
+from pipeline.params.views import view_params
 from pipeline.runs.blocks import blocks
 from pipeline.runs.composition import check_settings
 from pipeline.runs.project import Project
@@ -34,11 +36,11 @@ def project(content: Mapping[str, Any]) -> Project:
 
     # Also of what nobody asks for yet: it will be asked for by a line of 'distill'.
     for name, run in params.runs.items():
-        check_settings(run, f"runs.{name}")
+        _check_run(run, f"runs.{name}")
         validate(Recipe, merged(Recipe().model_dump(mode="json"), run.recipe), f"runs.{name}.recipe")
     for pair, entry in params.pairs.items():
         for name in entry.overrides:
-            check_settings(params.run(pair, name), f"pairs.{pair}.overrides.{name}")
+            _check_run(params.run(pair, name), f"pairs.{pair}.overrides.{name}")
     for name, table in params.tables.items():
         with placed(f"tables.{name}"):
             config = plugin.load("tables", table.name).Config
@@ -49,3 +51,9 @@ def project(content: Mapping[str, Any]) -> Project:
     blocks(checked)
     checked.hashed = True
     return checked
+
+
+def _check_run(run: RunParams, where: str) -> None:
+    check_settings(run, where)
+    if run.views is not None:
+        view_params(run.views, f"{where}.views")

@@ -14,6 +14,7 @@ from pipeline.networks.architecture import Architecture
 from pipeline.params.base import placed
 from pipeline.params.pairs import RunBlock
 from pipeline.params.teachers import checkpoints_of
+from pipeline.params.views import described
 from pipeline.runs.rehearsal import feature_shape
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def check_run(project: Project, pair: str, run: RunBlock, taps: tuple[str, ...],
     """
     names = project.params.pairs[pair]
     _check_student_taps(project, names.student, taps, where)
+    _check_views(project, names.teacher, run, where)
     _check_reads(project, names.teacher, run, where)
     _check_copies(project, names.teacher, run, where)
     _check_matchings(project, pair, run, where)
@@ -51,6 +53,24 @@ def _check_student_taps(project: Project, student: str, taps: tuple[str, ...], w
         if tap.partition(".")[0] not in network.taps:
             name = project.params.students[student].network
             raise _no_tap(f"student tap of {where}:", tap, name, network)
+
+
+def _check_views(project: Project, teacher: str, run: RunBlock, where: str) -> None:
+    """Check that a run with views of its own reads nothing that is stored of its data set's views."""
+    if run.views is None:
+        return
+    dataset = project.params.teachers[teacher].dataset
+    own, theirs = described(run.views), described(project.views[dataset])
+    if run.source == "cached" and run.features:
+        raise ParamsError(
+            f"params.yaml: {where}.views is {own}, and the store of teacher '{teacher}' holds "
+            f"datasets.{dataset}.views, {theirs}. Set 'source: online' of the run, or drop its views."
+        )
+    if run.copies:
+        raise ParamsError(
+            f"params.yaml: {where}.views is {own}, and the logits of copy '{run.copies[0]}' are stored of "
+            f"datasets.{dataset}.views, {theirs}. Drop the views of the run, or its copies."
+        )
 
 
 def check_feature(project: Project, teacher: str, name: str, where: str) -> None:

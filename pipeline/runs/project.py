@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import plugin
 from pipeline.data.dataset import ImageFacts
-from pipeline.data.views import check_size, num_slots, view_space
+from pipeline.data.views import ViewSpace, check_size, num_slots, view_space
 from pipeline.distillation.method import Known
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
@@ -121,7 +121,7 @@ class Project:
         images = self.images[network.dataset]
         weights = network.weights if isinstance(network, TeacherParams) else "none"
         with placed(f"{kind}.{name}.weights"):
-            pretrained.check(family, weights, images.channels)
+            pretrained.check(family, known, weights, images.channels)
         return NetworkSpec(
             family=family,
             network=known,
@@ -255,6 +255,9 @@ class Project:
         check_course(recipe, f"{where}.recipe")
 
         needs, online = composition.needs, settings.source == "online"
+        dataset = self.params.students[names.student].dataset
+        views = self._run_views(dataset, settings.views, f"{where}.views")
+        space = view_space(views or self.views[dataset])
         # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
         tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
 
@@ -265,7 +268,7 @@ class Project:
             if settings.transform is None
             else Plug.of(settings.transform.name, **composition.transform_config.model_dump(mode="json")),
             source=settings.source,
-            slots=self._run_slots(names.teacher, settings.slots, online, where),
+            slots=_run_slots(space, settings.slots, online, f"{where}.slots"),
             recipe=recipe,
             features=needs.teacher,
             checkpoints=composition.checkpoints,
@@ -275,6 +278,7 @@ class Project:
             copies=composition.copies,
             matchings=needs.matchings,
             plugins=composition.plugins,
+            views=views,
         )
 
         # First what is there at all: its errors say what to add, the rehearsal's only what does not fit.
@@ -296,12 +300,13 @@ class Project:
             self._last = key, blank(spec)
         return self._last[1]
 
-    def _run_slots(self, teacher: str, slots: Slots, online: bool, where: str) -> int | None:
-        space = view_space(self.views[self.params.teachers[teacher].dataset])
-        # Only a teacher that runs can follow an unbounded number of views: a store has a number of slots.
-        if online and slots == "all" and space.count is None:
+    def _run_views(self, dataset: str, views: Plug | None, where: str) -> ViewParams | None:
+        """Return the views of a run's own; None where they are those of its data set."""
+        if views is None:
             return None
-        return num_slots(space, slots, f"{where}.slots")
+        own = view_params(views, where)
+        check_size(own, self.images[dataset].size, where)
+        return None if own == self.views[dataset] else own
 
     def borrowed(self, pair: str, teacher: str, matching: str) -> str | None:
         """Return the key of `borrowed` that asks for a matching of a pair with another teacher, if one does."""
@@ -318,3 +323,10 @@ class Project:
             "teacher_feature": self.architecture("teachers", teacher).resolved(recipe.teacher_feature),
         }
         return recipe.model_copy(update=taps)
+
+
+def _run_slots(space: ViewSpace, slots: Slots, online: bool, where: str) -> int | None:
+    # Only a teacher that runs can follow an unbounded number of views: a store has a number of slots.
+    if online and slots == "all" and space.count is None:
+        return None
+    return num_slots(space, slots, where)

@@ -98,7 +98,8 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     plugins = [f"networks/{block.teacher_family}", *settings.plugins]
 
     inputs = RunInputs(
-        **student.model_dump(exclude={"code", "recipe"}),
+        **student.model_dump(exclude={"code", "recipe", "views"}),
+        views=settings.views or student.views,
         recipe=settings.recipe,
         code=student.code | _code(places.code, plugins),
         pair=block.pair,

@@ -691,6 +691,56 @@ def test_tiny_imagenet_reads_the_official_layout(tiny: Path, tmp_path: Path) -> 
         np.testing.assert_array_equal(data.split("test").images[2], np.asarray(image).transpose(2, 0, 1))
 
 
+def annotate(tiny: Path, counts: dict[str, int]) -> dict[str, list[str]]:
+    """Put so many validation images of each class there, mixed, and return their file names by class."""
+    shutil.rmtree(tiny / "val" / "images")
+    wnids = [wnid for wnid, count in counts.items() for _ in range(count)]
+    np.random.default_rng(0).shuffle(wnids)
+    names: dict[str, list[str]] = {wnid: [] for wnid in counts}
+    for number, wnid in enumerate(wnids):
+        names[wnid].append(f"val_{number}.JPEG")
+        write_image(tiny / "val" / "images" / f"val_{number}.JPEG", (64, 64), seed=number)
+    lines = [f"{name}\t{wnid}\t0\t32\t44\t62" for wnid, own in names.items() for name in own]
+    (tiny / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    return names
+
+
+def test_half_of_tiny_imagenet_tests_with_the_second_25_of_each_class(tiny: Path, tmp_path: Path) -> None:
+    names = annotate(tiny, {"n02": 50, "n01": 50})
+    config = tiny_imagenet.Config(path=tiny, test="half")
+    source = tiny_imagenet.open_source(config)
+    meta = prepare(source, "tiny_imagenet", config, tmp_path / "out")
+    assert meta.samples == {"train": 4, "test": 50}
+
+    # "val_10.JPEG" comes before "val_2.JPEG".
+    expected = sorted(
+        (name, label) for label, wnid in enumerate(("n01", "n02")) for name in sorted(names[wnid])[25:]
+    )
+    split = Prepared.open(tmp_path / "out").split("test")
+    assert split.labels.tolist() == [label for _, label in expected]
+    assert np.bincount(split.labels).tolist() == [25, 25]
+    for row, (name, _) in enumerate(expected):
+        with Image.open(tiny / "val" / "images" / name) as image:
+            np.testing.assert_array_equal(split.images[row], np.asarray(image).transpose(2, 0, 1))
+
+    official = tiny_imagenet.Config(path=tiny)
+    assert (
+        prepare(tiny_imagenet.open_source(official), "tiny_imagenet", official, tmp_path / "all").samples[
+            "test"
+        ]
+        == 100
+    )
+
+
+def test_a_class_of_tiny_imagenet_with_too_few_images_for_a_half_is_named(tiny: Path) -> None:
+    annotate(tiny, {"n02": 49, "n01": 50})
+    with pytest.raises(DataError) as error:
+        tiny_imagenet.open_source(tiny_imagenet.Config(path=tiny, test="half"))
+    one_line(error, "val_annotations.txt has 49 images of class 'n02 crane', and 'test: half' needs 50")
+    assert "set test: official" in str(error.value)
+    tiny_imagenet.open_source(tiny_imagenet.Config(path=tiny))
+
+
 @pytest.mark.parametrize(
     ("place", "damage", "text"),
     [

@@ -40,7 +40,7 @@ from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import load
 from pipeline.params.base import validate
 from pipeline.params.recipe import Recipe
-from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, ViewParams
+from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, RotateFlip, ViewParams
 from pipeline.report.results import Dataset
 from pipeline.report.sections import datasets as gallery
 from pipeline.training.alone import train
@@ -49,7 +49,12 @@ from stages import check_features, extract_features, prepare_data, train_teacher
 
 SIZE, RESIZE = 16, 20
 CROPS = RandomResizedCrop(space="random_resized_crop", scale=(0.2, 1.0))
-SPACES: list[ViewParams] = [CROPS, CropFlip(space="crop_flip", padding=2), Plain(space="plain")]
+SPACES: list[ViewParams] = [
+    CROPS,
+    CropFlip(space="crop_flip", padding=2),
+    RotateFlip(space="rotate_flip"),
+    Plain(space="plain"),
+]
 Pixels = NDArray[np.uint8]
 
 

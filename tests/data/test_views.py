@@ -11,23 +11,27 @@ import torch
 import torch.nn.functional as F
 from device_fixtures import here
 from feature_fixtures import crop_flip, random_box
+from PIL import Image
 from scipy.stats import chi2
 from torch import Tensor
+from torchvision.transforms import functional as reference
 
 from pipeline import seeding
 from pipeline.data.views import check_size, num_slots, permute, slot_of, view_ids, view_space
 from pipeline.errors import ParamsError
-from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, Slots, ViewParams
+from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, RotateFlip, Slots, ViewParams
 
 pytestmark = pytest.mark.usefixtures("device")
 
 CROP_FLIP = CropFlip(space="crop_flip", padding=2)
 RESIZED = RandomResizedCrop(space="random_resized_crop")
+ROTATED = RotateFlip(space="rotate_flip", steps=3)
 SPACES: list[ViewParams] = [
     Plain(space="plain"),
     CROP_FLIP,
     CropFlip(space="crop_flip", padding=1, fill="reflect", flip=False),
     CropFlip(space="crop_flip", padding=0),
+    ROTATED,
     RESIZED,
 ]
 
@@ -92,10 +96,69 @@ def test_padding_as_large_as_the_images_is_refused(fill: Literal["zero", "reflec
 
 
 @pytest.mark.parametrize(
-    "params", [Plain(space="plain"), CropFlip(space="crop_flip", padding=0), RESIZED], ids=str
+    "params", [Plain(space="plain"), CropFlip(space="crop_flip", padding=0), ROTATED, RESIZED], ids=str
 )
 def test_what_pads_nothing_takes_images_of_any_size(params: ViewParams) -> None:
     check_size(params, 1, "datasets.d.views")
+
+
+# Rotate and flip.
+
+
+@pytest.mark.parametrize(
+    ("degrees", "steps", "height", "width"),
+    [
+        (20.0, 40, 64, 64),
+        (20.0, 5, 8, 8),
+        (33.3, 7, 9, 5),
+        (90.0, 2, 6, 7),
+        (179.0, 20, 32, 33),
+        (20.0, 3, 1, 1),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rotate_flip_is_torchvisions_rotation_of_pillow_images_to_the_bit(
+    degrees: float, steps: int, height: int, width: int, channels: int
+) -> None:
+    space = view_space(RotateFlip(space="rotate_flip", degrees=degrees, steps=steps))
+    angles = [*range(steps + 1), *range(-steps, 0)]
+    assert space.count == 2 * len(angles)
+    image = random_images(1, channels, size=64)[0, :, :height, :width]
+    views = arange(space.count)
+    found = space.apply(image.expand(space.count, -1, -1, -1), views, views).cpu().numpy()
+
+    plane = image[0] if channels == 1 else image.permute(1, 2, 0)
+    picture = Image.fromarray(plane.contiguous().cpu().numpy())
+    for view in range(space.count):
+        mirrored, position = divmod(view, len(angles))
+        expected = reference.rotate(picture, angles[position] * degrees / steps)
+        expected = reference.hflip(expected) if mirrored else expected
+        pixels = np.asarray(expected).reshape(height, width, channels).transpose(2, 0, 1)
+        np.testing.assert_array_equal(found[view], pixels)
+
+
+def test_rotate_flip_without_flips_turns_to_both_sides_alike() -> None:
+    space = view_space(RotateFlip(space="rotate_flip", degrees=90, steps=1, flip=False))
+    assert space.count == 3
+    image, views = random_images(1), arange(3)
+    found = space.apply(image.expand(3, -1, -1, -1), views, views)
+    for view, turns in ((0, 0), (1, 1), (2, -1)):  # counter-clockwise first
+        assert torch.equal(found[view], image[0].rot90(turns, (1, 2)))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(("degrees", "steps"), [(20.0, 40), (20.0, 1000), (30.0, 3), (179.0, 1000)])
+def test_no_place_of_a_rotation_is_so_near_to_the_next_one_that_devices_could_differ(
+    degrees: float, steps: int
+) -> None:
+    """What is rounded to 65536ths lies further from a half than the last digits of float64 reach, or is no half."""
+    angle = np.radians(degrees) / steps * np.arange(-steps, steps + 1)
+    for size in (8, 32, 64, 224):
+        offset = (1 - size) / 2
+        parts = np.stack([
+            np.cos(angle), np.sin(angle), offset * (np.cos(angle) - np.sin(angle)) + size / 2
+        ]) * 65536  # fmt: skip
+        assert np.abs(parts - np.floor(parts) - 0.5).min() > 1e-7
 
 
 # What every space keeps.
@@ -126,7 +189,7 @@ def test_who_else_is_in_the_batch_does_not_matter(params: ViewParams) -> None:
             assert torch.equal(part, whole[index])
 
 
-@pytest.mark.parametrize("params", SPACES[:4], ids=str)
+@pytest.mark.parametrize("params", SPACES[:5], ids=str)
 def test_the_slots_of_a_finite_space_show_every_view_once(params: ViewParams) -> None:
     space, index = view_space(params), arange(300)
     assert space.count is not None

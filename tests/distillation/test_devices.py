@@ -31,7 +31,7 @@ from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.matching.matching import Matching
 from pipeline.params.recipe import Epoch, Phase
-from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, ViewParams
+from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, RotateFlip, ViewParams
 from pipeline.training.batches import Batches, Feed, Views
 from pipeline.training.distill import Distillation
 from pipeline.training.optimizer import sgd
@@ -203,6 +203,7 @@ def test_a_step_that_reads_a_value_is_listed_as_long_as_it_does(name: str) -> No
         CropFlip(space="crop_flip", padding=1),
         CropFlip(space="crop_flip", padding=1, fill="reflect", flip=False),
         RandomResizedCrop(space="random_resized_crop"),
+        RotateFlip(space="rotate_flip"),
         Plain(space="plain"),
     ],
     ids=lambda params: params.space,

@@ -57,7 +57,7 @@ from pipeline.features.layout import Layout
 from pipeline.features.shards import PIECE, Progress, ShardWriter, drop_damaged_pieces, read_piece
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
-from pipeline.params.views import Plain, RandomResizedCrop, ViewParams
+from pipeline.params.views import Plain, RandomResizedCrop, RotateFlip, ViewParams
 from stages import check_features, extract_features
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -122,7 +122,14 @@ def test_the_store_holds_what_the_teacher_gives_on_views_made_by_hand(
 
 @pytest.mark.cpu
 @pytest.mark.parametrize(
-    "views", [CROPS, Plain(space="plain"), RandomResizedCrop(space="random_resized_crop")], ids=str
+    "views",
+    [
+        CROPS,
+        Plain(space="plain"),
+        RandomResizedCrop(space="random_resized_crop"),
+        RotateFlip(space="rotate_flip"),
+    ],
+    ids=str,
 )
 def test_the_store_says_which_view_each_slot_shows(
     tmp_path: Path, prepared: Prepared, views: ViewParams

@@ -38,6 +38,7 @@ def _seed() -> None:
     [
         ("torchvision_resnet", "resnet18"),
         ("torchvision_resnet", "resnet50"),
+        ("torchvision_resnet", "resnet152"),
         ("torchvision_mobilenetv2", "mobilenet_v2"),
     ],
 )
@@ -64,6 +65,26 @@ def test_torchvision_weights_give_torchvision_s_outputs(
     assert other.classifier.out_features == 10
     with pytest.raises(ParamsError, match="read 3 channels, the images have 1"):
         build(spec(family, name, channels=1, weights="imagenet"), 0)
+
+
+def test_mobilenet_of_half_width_is_torchvision_s_of_width_mult_one_half() -> None:
+    """It has no ImageNet weights, so torchvision's own first ones are filled in module by module."""
+    for classes in (10, 1000):
+        model = torchvision.models.mobilenet_v2(width_mult=0.5, num_classes=classes).eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.bias.data.normal_(std=0.1)
+        built = build(spec("torchvision_mobilenetv2", "mobilenet_v2x0.5", classes=classes), 0).eval()
+
+        # Both list their modules in the order in which the image passes them.
+        own, theirs = built.state_dict(), model.state_dict()
+        assert [x.shape for x in own.values()] == [x.shape for x in theirs.values()]
+        built.load_state_dict(dict(zip(own, theirs.values(), strict=True)))
+        image = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            torch.testing.assert_close(built(image), model(image))
+    assert built.classifier.in_features == 1280
 
 
 @pytest.mark.parametrize(

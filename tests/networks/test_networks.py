@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from pipeline import plugin
 from pipeline.errors import DamagedArtifactError, ParamsError, ShapeError, UnknownNameError
 from pipeline.evaluation import cost
 from pipeline.networks import network as networks
-from pipeline.networks import weights
+from pipeline.networks import pretrained, weights
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Tap, build, probe
 from pipeline.networks.spec import NetworkSpec
@@ -49,7 +50,9 @@ IMAGENET = {
     "resnet18": (11_689_512, "512x7x7"),
     "resnet34": (21_797_672, "512x7x7"),
     "resnet50": (25_557_032, "2048x7x7"),
+    "resnet152": (60_192_808, "2048x7x7"),
     "mobilenet_v2": (3_504_872, "320x7x7"),
+    "mobilenet_v2x0.5": (1_968_680, "160x7x7"),
     "mobilenetv1": (4_231_976, "1024x7x7"),
 }
 # letKD's table of places: the inner tap, after the first block of the last stage, and the penultimate map.
@@ -412,3 +415,14 @@ def test_weights_that_do_not_exist_are_refused(family: str) -> None:
     name = next(iter(plugin.load("networks", family).NETWORKS))
     with pytest.raises(ParamsError, match="no 'imagenet' weights"):
         build(spec(name, weights="imagenet"), 0)
+
+
+def test_weights_of_a_width_that_has_none_are_refused_before_and_when_it_is_built() -> None:
+    family = "torchvision_mobilenetv2"
+    text = "Network 'mobilenet_v2x0.5' has no 'imagenet' weights. Set weights: none."
+    with pytest.raises(ParamsError, match=re.escape(text)):
+        pretrained.check(family, "mobilenet_v2x0.5", "imagenet", 3)
+    with pytest.raises(ParamsError, match=re.escape(text)):
+        build(spec("mobilenet_v2x0.5", weights="imagenet"), 0)
+    pretrained.check(family, "mobilenet_v2x0.5", "none", 3)
+    pretrained.check(family, "mobilenet_v2", "imagenet", 3)

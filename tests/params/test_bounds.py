@@ -54,6 +54,9 @@ REFUSED: list[tuple[str, Any, list[str]]] = [
     ("runs.kd.slots", 2**62, ["'runs.kd.slots' is", "100000"]),
     ("teachers.big.features.stage2.slots", 2**62, ["'teachers.big.features.stage2.slots' is"]),
     ("datasets.toy.views", {"crop_flip": {"padding": 10**9}}, ["crop_flip.padding' is 1000000000", "to 512"]),
+    *[("datasets.toy.views", {"rotate_flip": settings}, [f"rotate_flip.{name}' is {value}"])
+      for settings in ({"degrees": 0}, {"degrees": -20.0}, {"degrees": 180}, {"steps": 0}, {"steps": 10**6},
+                       {"flip": 1}, {"degrees": True}) for name, value in settings.items()],
     ("datasets.toy.views", {"random_resized_crop": {"scale": [1e-9, 1.0]}}, ["scale' is", "0.001 <= smallest"]),
     ("datasets.toy.views", {"random_resized_crop": {"ratio": [1e-9, 1e9]}}, ["ratio' is", "0.01 <= smallest"]),
     *[("tables.moments", {"kmeans": {"feature": "stage2"} | settings}, [f"kmeans.{name}' is {value}"])
@@ -143,6 +146,8 @@ def test_it_is_refused_in_one_line(place: str, value: Any, parts: list[str]) -> 
         ("recipes.quick", {"epochs": 100_000}),
         ("seeds", [0, 2**32 - 1]),
         ("datasets.toy.views", {"crop_flip": {"padding": 7, "fill": "reflect"}}),
+        ("datasets.toy.views", {"rotate_flip": {"degrees": 20, "flip": True}}),
+        ("datasets.toy.views", {"rotate_flip": {"degrees": 179.9, "steps": 1000, "flip": False}}),
         ("tables.moments", {"kmeans": {"feature": "stage2", "clusters": 4096, "iterations": 300, "temperature": 5}}),
         ("matchings.kcd", {"student_tap": "stage2", "teacher_feature": "stage2", "ranges": 10, "pictured": 9}),
         ("teachers.big", {"dataset": "toy", "network": "resnet14", "recipe": {"quick": {"epochs": 0}}}),

@@ -102,6 +102,8 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     # numbers that would train at chance or switch something off, without a word
     ("datasets.toy.source", {"digits": {"mean": [125.3]}},
      ["'datasets.toy.source.digits.mean' is [125.3]", "in [0, 1]", "by 255"]),
+    ("datasets.toy.source", {"tiny_imagenet": {"test": "quarter"}},
+     ["'datasets.toy.source.tiny_imagenet.test' is 'quarter'", "'official' or 'half'"]),
     ("datasets.toy.source", {"digits": {"std": [0.2, 63]}}, ["digits.std' is [0.2, 63]", "in [0, 1]", "by 255"]),
     ("datasets.toy.source", {"digits": {"mean": [-0.1]}}, ["digits.mean.0' is -0.1", "greater than or equal to 0"]),
     ("datasets.toy.source", {"digits": {"std": [0.0]}}, ["digits.std.0' is 0.0", "greater than 0"]),
@@ -112,6 +114,8 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     *[("datasets.toy.views", {"random_resized_crop": {"ratio": ratio}},
        [f"'datasets.toy.views.random_resized_crop.ratio' is {ratio}", "0.01 <= smallest <= largest <= 100"])
       for ratio in ([0, 1], [0, 0], [-1, 1], [2, 0.5])],
+    ("datasets.toy.views", {"rotate_flip": {"degree": 20}}, ["rotate_flip.degree'", "Did you mean 'degrees'?"]),
+    ("datasets.toy.views", {"rotate_flip": 20}, ["datasets.toy.views"]),
     ("datasets.toy.views", {"random_resized_crop": {"ratio": 0}}, ["random_resized_crop.ratio' is 0"]),
     ("datasets.toy.views", {"random_resized_crop": {"scale": [0.5]}}, ["random_resized_crop.scale"]),
     ("runs.kd.slots", "every", ["'runs.kd.slots' is 'every'", "integer or 'all'"]),

@@ -356,6 +356,29 @@ def test_settings_that_differ_are_columns(project: Project) -> None:
     assert (kd["source"], kd["slots"]) == ("online", "4")
 
 
+def test_views_of_a_runs_own_are_shown(project: Project) -> None:
+    """What was made of the data set's views is left out until it has been made of the run's."""
+    project.params["runs"]["kd"] |= {
+        "source": "online",
+        "views": {"crop_flip": {"padding": 1, "fill": "reflect"}},
+    }
+    project.write_params()
+    assert "evaluate@big-small/kd-0" in {entry.stage for entry in project.collect().missing}
+    for seed in project.seeds:
+        project.student("big-small", "kd", seed)
+    assert "evaluate@big-small/kd-0" not in {entry.stage for entry in project.collect().missing}
+
+    own = "crop_flip {padding: 1, fill: reflect, flip: true}"
+    accuracy = _accuracy(project)
+    assert "views" in re.findall(r"<th[^>]*>(\w+)</th>", accuracy)
+    assert accuracy.count(own) == 1
+    html = str(settings.section(project.collect(), project.collect().pairs[0]))
+    assert "views of its own" in html
+    assert own in html
+    written = {(row["run"], row["views"]) for row in rows(project.run() / "results.csv")}
+    assert written == {("kd", own), ("fitnet", ""), ("student", "")}
+
+
 def test_probes_of_inserted_layers_are_shown(project: Project) -> None:
     html = (project.run() / "index.html").read_text()
     assert "Linear probes" not in html  # no run inserts any
@@ -586,6 +609,7 @@ def test_every_run_shows_its_settings(project: Project) -> None:
         "schedulefinal",
         "sourcecached",
         "slots9",
+        "viewsof the data set",
         "recipeepochs7 (student alone: 240)",
         "recipemilestones3, 5 (student alone: 150, 180, 210)",
     ]

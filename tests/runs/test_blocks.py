@@ -54,6 +54,7 @@ SPELLED_OUT = {
     "runs.kd": {
         "methods": {"kd": {"temperature": 4.0, "weights": {"ce": 0.1, "kd": 0.9}, "insert": {}}},
         "slots": "all", "source": "cached", "schedule": {"final": {}}, "recipe": {}, "transform": None,
+        "views": None,
     },
     "tables.words": {"kmeans": {"feature": "stage2", "clusters": 4096, "seed": 0}},
     "teachers.big.features": {"logits": {"slots": "all"}, "stage2": {"dtype": "float16"}},
@@ -98,6 +99,7 @@ def test_blocks_have_their_defaults_filled_in() -> None:
         ("recipes.quick.epochs", 9, {"teachers/big/train", "students/small", "pairs/pair"}),
         ("runs.kd.methods", {"kd": {"temperature": 2.0}}, {"pairs/pair"}),
         ("runs.kd.recipe", {"epochs": 9}, {"pairs/pair"}),
+        ("runs.online.views", "rotate_flip", {"pairs/pair"}),
         ("tables.moments.moments.feature", "logits", {"teachers/big/asked"}),
         ("teachers.big.features.logits.dtype", "float16", {"teachers/big/extract"}),
         ("datasets.toy.source", {"digits": {"holdout": 0.1}}, {"datasets/toy"}),

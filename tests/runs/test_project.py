@@ -10,6 +10,7 @@ import pytest
 from training_fixtures import PARAMS, changed
 
 from pipeline.data.prepared import Prepared
+from pipeline.params.views import CropFlip, Plain
 from pipeline.runs.check import check, project
 
 # The same on images of 32x32, which VGGs can read at every stage.
@@ -175,6 +176,8 @@ TEACHERS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
      ["params.yaml: teachers.big.weights: Networks of family 'resnet' have no 'imagenet' weights. Set weights: none."]),
     (PARAMS, {"teachers.big.weights": "imagenet", "teachers.big.network": "resnet18"},
      ["params.yaml: teachers.big.weights: ImageNet weights read 3 channels, the images have 1. Set weights: none."]),
+    (PARAMS, {"teachers.big.weights": "imagenet", "teachers.big.network": "mobilenet_v2x0.5"},
+     ["params.yaml: teachers.big.weights: Network 'mobilenet_v2x0.5' has no 'imagenet' weights. Set weights: none."]),
     (PARAMS, {"teachers.big.network": "timm/vit_tiny_patch16_224"},
      ["params.yaml: teachers.big: The network cannot read 1x8x8 images", "or images of another size."]),
     (PARAMS, {"datasets.toy.views.crop_flip.padding": 8},
@@ -206,6 +209,32 @@ SLOTS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
            "runs.online.schedule": {"self_taught": {"names": ["one"]}}},
      ["runs.online shows an unbounded number of views", "Set 'slots' of the run to a number."]),
 ]  # fmt: skip
+VIEWS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+    (PARAMS, {"runs.kd.views": {"crop_flip": {"padding": 1, "fill": "reflect"}}},
+     ["runs.kd.views is crop_flip {padding: 1, fill: reflect, flip: true}",
+      "the store of teacher 'big' holds datasets.toy.views, crop_flip {padding: 1, fill: zero, flip: false}",
+      "Set 'source: online' of the run, or drop its views."]),
+    (PARAMS, {"pairs.pair.overrides": {"kd": {"views": "plain"}}},
+     ["pairs.pair.overrides.kd.views is plain, and the store of teacher 'big' holds"]),
+    (PARAMS, {"runs.online.views": "random_resized_crop", "runs.online.slots": 2, "copies": {"one": COPY},
+              "runs.online.schedule": {"self_taught": {"names": ["one"]}}},
+     ["runs.online.views is random_resized_crop {scale: [0.08, 1.0], ",
+      "the logits of copy 'one' are stored of datasets.toy.views, crop_flip {padding: 1, ",
+      "Drop the views of the run, or its copies."]),
+    (PARAMS, {"runs.online.views": {"crop_flip": {"padding": 8}}},
+     ["runs.online.views pads images of 8x8 by 8, expected less than 8", "Set padding to 7 or less"]),
+    (PARAMS, {"pairs.pair.overrides": {"online": {"views": {"crop_flip": {"padding": 8}}}}},
+     ["pairs.pair.overrides.online.views pads images of 8x8 by 8"]),
+    (PARAMS, {"runs.online.views": "plain", "runs.online.slots": 2},
+     ["runs.online.slots is 2, but this view space has 1 views"]),
+    # of a run that nobody asks for, too
+    (PARAMS, {"runs.spare": {"methods": "kd", "views": "crop"}},
+     ["Unknown view space of runs.spare.views: 'crop'", "Did you mean 'crop_flip'?"]),
+    (PARAMS, {"runs.spare": {"methods": "kd", "views": {"rotate_flip": {"degrees": 0}}}},
+     ["'runs.spare.views.rotate_flip.degrees' is 0"]),
+    (PARAMS, {"pairs.pair.overrides": {"spare": {"views": "crop"}}, "runs.spare": {"methods": "kd"}},
+     ["Unknown view space of pairs.pair.overrides.spare.views: 'crop'"]),
+]  # fmt: skip
 METHODS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (PARAMS, {"runs.kd.methods": {"kd": {"weights": {"hint": 1.0}}}},
      ["'runs.kd.methods.kd.weights'", "'hint' is no term of this method. Its terms are ce, kd."]),
@@ -221,7 +250,7 @@ METHODS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (WORDS, {"runs.kd.methods": {"letkd": {"places": {"stage2": "words"}, "insert": {"stage2": LAYER}}}},
      ["'runs.kd.methods.letkd'", "insert has a layer at 'stage2', where the method puts its own"]),
 ]  # fmt: skip
-CASES = TAPS + TABLES + TEACHERS + SLOTS + METHODS
+CASES = TAPS + TABLES + TEACHERS + SLOTS + VIEWS + METHODS
 
 
 @pytest.mark.parametrize(
@@ -255,6 +284,12 @@ def test_it_is_reported_before_anything_runs(
         (PARAMS, {"matchings.other": {}}),
         (PARAMS, {"runs.kd.slots": 2, "teachers.big.features.logits.slots": 2, "distill": ["pair/kd"]}),
         (PARAMS, {"datasets.toy.views.crop_flip.padding": 7}),
+        # views of a run's own: online; without a teacher's features; as the data set has them; unbounded
+        (PARAMS, {"runs.online.views": {"crop_flip": {"fill": "reflect"}}}),
+        (PARAMS, {"runs.kd": {"methods": "dsn", "views": "rotate_flip"}}),
+        (PARAMS, {"runs.kd.views": {"crop_flip": {"padding": 1, "flip": False, "fill": "zero"}}}),
+        (PARAMS, {"runs.online.views": "random_resized_crop"}),
+        (PARAMS, {"runs.kcd": PARAMS["runs"]["kcd"] | {"views": "rotate_flip", "source": "online"}}),
     ],
 )  # fmt: skip
 def test_what_fits_passes(params: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -319,3 +354,23 @@ def test_the_teacher_that_encodes_beside_the_student_reads_the_table() -> None:
 
 def test_views_that_are_unbounded_have_no_number_of_slots_online() -> None:
     assert project(FEW | {"distill": ["pair/online"]}).run("pair", "online").slots is None
+
+
+def test_a_run_has_its_own_views_only_where_they_differ_from_its_data_sets() -> None:
+    params = changed(PARAMS, "runs.online.views", {"crop_flip": {"fill": "reflect"}})
+    params = changed(params, "pairs.second", {"teacher": "big", "student": "small"})
+    params = changed(params, "pairs.second.overrides", {"online": {"views": "plain"}})
+    params = changed(params, "pairs.third", {"teacher": "big", "student": "small"})
+    params = changed(params, "pairs.third.overrides", {"online": {"views": None}})
+    own = {"crop_flip": {"padding": 1, "flip": False}}
+    params = changed(params, "runs.kd.views", own)
+    known = project(
+        params | {"distill": ["pair/online", "second/online", "third/online", "pair/kd", "pair/fitnet"]}
+    )
+    assert known.run("pair", "online").views == CropFlip(space="crop_flip", fill="reflect")
+    assert known.run("pair", "online").slots == 162
+    assert known.run("second", "online").views == Plain(space="plain")
+    assert known.run("second", "online").slots == 1
+    for pair, run in (("third", "online"), ("pair", "kd"), ("pair", "fitnet")):
+        assert known.run(pair, run).views is None
+        assert known.run(pair, run).slots == 9

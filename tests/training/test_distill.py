@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from device_fixtures import current
 from error_fixtures import one_line
-from feature_fixtures import rewrite_manifest
+from feature_fixtures import crop_flip, rewrite_manifest
 from prepared_fixtures import edit_meta
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ from pipeline.errors import (
 )
 from pipeline.evaluation.cost import macs, num_params
 from pipeline.evaluation.evaluate import evaluate, shown
+from pipeline.features.source import OnlineSource
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Network, Shape, Tap, Taps, build, probe
 from pipeline.networks.weights import load, state_digest
@@ -258,6 +259,42 @@ def test_for_one_seed_init_order_and_views_are_shared(world: World, monkeypatch:
     world.distill("paired-other", world.inputs("kd"), seed=1)
     assert (world.path("scratch/paired-other/weights/init.safetensors")).read_bytes() not in inits
     assert not torch.equal(shown[-1][0].index, shown[0][0].index)
+
+
+def test_views_of_a_runs_own_are_what_its_student_and_its_teacher_see(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other run's json changes by them, and of this one nothing but its views and slots."""
+    own = {"crop_flip": {"padding": 2, "fill": "reflect"}}
+    pair = world.blocks(runs={"online": {"views": own}}) / "pairs/pair.json"
+    found, before = (
+        world.resolve(world.path("changed/views"), block=pair),
+        world.resolve(world.path("changed/no")),
+    )
+    assert {run for run in found if found[run] != before[run]} == {"online"}
+    content, plain = json.loads(found["online"]), json.loads(before["online"])
+    assert content["views"] == {"space": "crop_flip", "padding": 2, "fill": "reflect", "flip": True}
+    assert content["slots"] == 50
+    assert {name for name in content if content[name] != plain[name]} == {"views", "slots"}
+
+    shown: list[tuple[Tensor, Tensor]] = []
+    features = OnlineSource.features
+
+    def noted(
+        self: OnlineSource, checkpoint: str, slot: Tensor, index: Tensor, image: Tensor, *rest: Any
+    ) -> Taps:
+        shown.extend(zip(index.cpu(), image.cpu(), strict=True))
+        return features(self, checkpoint, slot, index, image, *rest)
+
+    monkeypatch.setattr(OnlineSource, "features", noted)
+    inputs = world.inputs("online").model_validate_json(found["online"])
+    world.distill("own-views", inputs.model_copy(update={"recipe": Recipe(epochs=1, batch_size=20)}))
+    images, meta = world.prepared.split("train").images, world.prepared.meta
+    assert len(shown) == 100
+    for index, image in shown:
+        views = {crop_flip(images[int(index)], view, 2, "reflect").tobytes() for view in range(50)}
+        pixels = (image * meta.std[0] + meta.mean[0]) * 255
+        assert pixels.round().to(torch.uint8).numpy().tobytes() in views
 
 
 @pytest.mark.parametrize("resident", [0, 1 << 30])

@@ -1,13 +1,16 @@
 """Tiny-ImageNet (Stanford CS231n): 100,000 + 10,000 color images of 64x64, 200 classes, official layout.
 
-The official test images have no labels, so the validation images are the test split. Classes are the WordNet
-ids of wnids.txt in alphabetical order, as a folder reader would number them; a class name is the id and the
-first word of words.txt. There is no official checksum, hence no download.
+The official test images have no labels, so the validation images are the test split. letKD parts those of each
+class into 25 that it validates with and 25 that it tests with. `test: half` tests with the second 25 of each class, in
+the order of their file names (which ones letKD took is not said), and leaves the others out; `holdout` is there to
+choose an epoch with. Classes are the WordNet ids of wnids.txt in alphabetical order, as a folder reader would number
+them; a class name is the id and the first word of words.txt. There is no official checksum, hence no download.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +22,7 @@ from pipeline.errors import DataError
 
 SIZE = 64
 _ARCHIVE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_HALF = 25  # of the 50 validation images of a class
 _LARGEST_TEXT = 2**26  # bytes; words.txt has 2.5 million
 
 
@@ -27,9 +31,11 @@ class Config(FolderConfig):
 
     Attributes:
         path: the unpacked folder, with wnids.txt in it.
+        test: "official" tests with all 50 validation images of each class, "half" with the second 25, as letKD does.
     """
 
     path: Path = Path("data/raw/tiny-imagenet-200")
+    test: Literal["official", "half"] = "official"
 
 
 def image(config: Config) -> ImageFacts:
@@ -41,7 +47,8 @@ def open_source(config: Config) -> Source:
     """List the files of every class; nothing is decoded yet.
 
     Raises:
-        DataError: a part of the official layout is missing, leads out of the folder, or does not fit the rest.
+        DataError: a part of the official layout is missing, leads out of the folder, or does not fit the rest; or a
+            class has too few validation images for a half of them.
     """
     listing = Listing(config.path, config.links)
     root = listing.root
@@ -55,6 +62,8 @@ def open_source(config: Config) -> Source:
         names.check_class(name, root / "words.txt")
 
     train, test = _train(listing, root / "train", ids), _val(listing, root / "val", ids)
+    if config.test == "half":
+        test = _half(test, classes, root / "val" / "val_annotations.txt")
     return Source(
         classes,
         channels=3,
@@ -152,3 +161,19 @@ def _val(listing: Listing, folder: Path, ids: list[str]) -> FileSplit:
 
     paths = sorted(labels)
     return FileSplit(paths, np.array([labels[path] for path in paths], np.int64), 3, SIZE, resize=None)
+
+
+def _half(val: FileSplit, classes: list[str], annotations: Path) -> FileSplit:
+    """Return the second half of each class's validation images, in the order of their file names."""
+    kept = []
+    for label, name in enumerate(classes):
+        places = np.flatnonzero(val.labels == label)
+        if len(places) < 2 * _HALF:
+            raise DataError(
+                f"{annotations} has {len(places)} images of class '{name}', and 'test: half' needs {2 * _HALF}. "
+                f"Unpack {_ARCHIVE} anew, or set test: official."
+            )
+        kept.append(places[_HALF : 2 * _HALF])
+
+    rows = np.sort(np.concatenate(kept))
+    return FileSplit([val.paths[row] for row in rows], val.labels[rows], 3, SIZE, resize=None)

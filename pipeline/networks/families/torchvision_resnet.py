@@ -16,6 +16,7 @@ from torchvision.models import (
     ResNet18_Weights,
     ResNet34_Weights,
     ResNet50_Weights,
+    ResNet152_Weights,
     WeightsEnum,
 )
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -60,6 +61,7 @@ NETWORKS = {
     "resnet18": Setting(Basic, (2, 2, 2, 2), ResNet18_Weights.IMAGENET1K_V1),
     "resnet34": Setting(Basic, (3, 4, 6, 3), ResNet34_Weights.IMAGENET1K_V1),
     "resnet50": Setting(Neck, (3, 4, 6, 3), ResNet50_Weights.IMAGENET1K_V1),
+    "resnet152": Setting(Neck, (3, 8, 36, 3), ResNet152_Weights.IMAGENET1K_V1),
 }
 
 

@@ -44,6 +44,7 @@ def run_inputs(artifacts: Path, block: PairBlock, run: str, teacher: Teacher, se
     settings = block.runs[run].model_dump(mode="json")
     names = ("recipe", "methods", "transform", "schedule", "source", "slots", "features")
     expected = _of_student(block.student, teacher.dataset) | {name: settings[name] for name in names}
+    expected["views"] = settings["views"] or expected["views"]
     expected |= {"pair": block.pair, "run": run, "seed": seed, "teacher": teacher.name}
     expected |= {"teacher_network": settings["network"], "teacher_weights": teacher.trained.weights["last"]}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.params.pairs import RunBlock
 from pipeline.params.recipe import Recipe
+from pipeline.params.views import described
 from pipeline.report.results import Settings
 
 
@@ -28,4 +29,5 @@ def run_settings(run: RunBlock, recipe: Recipe) -> Settings:
         transform={} if run.transform is None else {run.transform.name: run.transform.settings},
         source=run.source,
         slots=run.slots,
+        views="" if run.views is None else described(run.views),
     )

@@ -20,7 +20,7 @@ LEAD = "whether the order of the runs holds in every seed, and how far the best 
 GROUP, ORDER = "pair", 10
 NUMBERS = {"results.csv": "one row for each run and seed"}
 
-SETTINGS = ("source", "slots", "epochs")  # shown where runs differ in them
+SETTINGS = ("source", "slots", "views", "epochs")  # shown where runs differ in them
 
 
 def section(results: Results, pair: Pair) -> Markup:
@@ -99,6 +99,8 @@ def _setting(run: Run, name: str) -> Any:
     settings = run.settings
     if name == "epochs":
         return run.shared(name)
+    if name == "views":
+        return settings.views or "of the data set"
     if not settings.source:  # trained alone
         return None
     return settings.source if name == "source" else "unbounded" if settings.slots is None else settings.slots

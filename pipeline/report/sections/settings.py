@@ -1,4 +1,4 @@
-"""How each run of a pair was trained: methods, schedule, transform, source, slots, and changes of the recipe."""
+"""How each run of a pair was trained: methods, schedule, transform, source, slots, views, changes of the recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.report.drawing import markup, text
 from pipeline.report.results import Pair, Plugins, Results, Run
 
 TITLE = "Settings of the runs"
-LEAD = "whether runs that are compared differ in their methods alone, or in schedule, slots or recipe too."
+LEAD = "whether runs that are compared differ in their methods alone, or in schedule, slots, views or recipe too."
 GROUP, ORDER = "pair", 20
 
 
@@ -36,6 +36,7 @@ def _run(run: Run, alone: Run) -> Markup:
         *_plugins("transform", settings.transform),
         ["source", "", settings.source],
         ["slots", "", slots],
+        ["views", "", settings.views or "of the data set"],
         *(
             ["recipe", name, f"{_words(settings.recipe[name])} (student alone: {_words(alone.settings.recipe[name])})"]
             for name in settings.changed
@@ -44,6 +45,8 @@ def _run(run: Run, alone: Run) -> Markup:
 
     # What a folded block would hide: another composition than the name says, and another recipe.
     words = [run.composition] if run.composition != run.name else []
+    if settings.views:
+        words.append("views of its own")
     if settings.changed:
         words.append(f"changes {', '.join(settings.changed)} of the recipe")
     title = Markup("<b>{}</b> <small>{}</small>").format(run.name, "; ".join(words))
