@@ -124,8 +124,7 @@ class PhasedConfig(StagesConfig):
         labels = Phase("main", recipe)
         if not self.epochs:
             return (labels,)
-        alone = recipe.model_copy(update={"epochs": self.epochs, "milestones": ()})
-        return (Phase(first, alone, frozen=("classifier",)), labels)
+        return (Phase(first, recipe.over(self.epochs), frozen=("classifier",)), labels)
 
     def teaches(self, first: str, batch: Batch) -> bool:
         """Say whether the features are taught in the phase of a batch."""

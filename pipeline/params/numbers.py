@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # those that NumPy and scikit-learn take
 Epochs = Annotated[int, Field(ge=0, le=100_000)]
+Steps = Annotated[int, Field(ge=1, le=10_000_000)]
 # Of softmaxes at a temperature: beyond, one is a maximum and the other uniform.
 Temperature = Annotated[float, Field(ge=0.01, le=1000)]
 # What multiplies distances or activations, whose own size may be anything.

@@ -2,91 +2,137 @@
 
 from __future__ import annotations
 
-import itertools
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipeline.errors import ParamsError
 from pipeline.params.base import Block
-from pipeline.params.numbers import Epochs
+from pipeline.params.numbers import Epochs, Steps
 
 
 class Recipe(Block):
     """SGD with momentum and a step schedule; the defaults are CRD's for CIFAR-100 (arXiv:1910.10699).
 
     Attributes:
-        epochs: passes over the training images; 0 keeps the first weights.
+        epochs: passes over the training images; 0 keeps the first weights, None leaves it to `iterations`.
+        iterations: steps in all, in the place of `epochs`; the last epoch ends with the last of them. `milestones`,
+            which are to be given then, and `warmup` count steps.
         batch_size: samples a step.
         learning_rate: before any decay, 1,000 at most.
         momentum: of SGD.
         nesterov: Nesterov's form of it.
         weight_decay: on every parameter, BN and scales included, 10 at most.
         milestones: epochs, from 1 to the last, after which the learning rate is multiplied by `decay`; each
-            later than the one before.
+            later than the one before. With `iterations` they are steps, which may lie within an epoch.
         decay: that factor.
-        warmup: epochs over which the learning rate grows linearly from 0, no more than there are.
+        warmup: epochs over which the learning rate grows linearly from 0, no more than there are; with `iterations`
+            steps.
         drop_last: drop the last batch of an epoch when it is not full; else one of a single sample joins the batch
             before it.
     """
 
-    epochs: Epochs = 240
+    epochs: Epochs | None = 240
+    iterations: Steps | None = None
     batch_size: int = Field(default=64, ge=2, le=65_536)
     learning_rate: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(default=5e-4, ge=0)
-    milestones: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = (150, 180, 210)
+    milestones: tuple[Steps, ...] = (150, 180, 210)
     decay: float = Field(default=0.1, gt=0, le=1)
-    warmup: Epochs = 0
+    warmup: int = Field(default=0, ge=0, le=10_000_000)
     drop_last: bool = False
 
-    def rate(self, epoch: int) -> float:
-        """Return the learning rate of `epoch`, counted from 0."""
-        # Milestones count epochs from 1, and `epoch` counts from 0: 150 is the first epoch after milestone 150.
-        rate = self.learning_rate * self.decay ** sum(epoch >= milestone for milestone in self.milestones)
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = self.model_fields_set
+        if self.iterations is None:
+            if self.epochs is None:
+                raise ValueError("It has no epochs and no iterations: give one of them")
+            return self
+
+        if "epochs" not in given:
+            object.__setattr__(self, "epochs", None)  # frozen; its default is of a recipe in epochs
+        if self.epochs is not None:
+            raise ValueError("It has epochs and iterations: give one of them")
+        if "milestones" not in given:
+            raise ValueError(
+                "It has iterations, so milestones count steps: give them, or milestones: [] for a constant rate"
+            )
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Say whether any step is taken, where there is a batch."""
+        return self.epochs != 0
+
+    def rate(self, done: int) -> float:
+        """Return the learning rate after `done` epochs, or steps of a recipe in iterations."""
+        # The epoch after milestone 150 is that with 150 epochs done.
+        rate = self.learning_rate * self.decay ** sum(done >= milestone for milestone in self.milestones)
         # From 1 / warmup on: an epoch at rate 0 would teach nothing.
-        return rate * (epoch + 1) / self.warmup if epoch < self.warmup else rate
+        return rate * (done + 1) / self.warmup if done < self.warmup else rate
 
-    def epochs_of(self, share: float) -> int:
-        """Return how many epochs a share of the training is, to the nearest one."""
+    def num_epochs(self, steps: int) -> int:
+        """Return the number of epochs, of which the last may be cut short.
+
+        Args:
+            steps: those of a whole epoch.
+        """
+        if self.iterations is None:
+            return self.epochs or 0
+        return math.ceil(self.iterations / steps) if steps else 0  # no batch, so no epoch
+
+    def num_steps(self, steps: int) -> int:
+        """Return the number of steps in all, where a whole epoch has `steps`."""
+        return self.num_epochs(steps) * steps if self.iterations is None else self.iterations
+
+    def rates(self, epoch: int, steps: int) -> list[float]:
+        """Return the learning rate of every step of an epoch.
+
+        Args:
+            epoch: counted from 0.
+            steps: those of a whole epoch.
+        """
+        if self.iterations is None:
+            return [self.rate(epoch)] * steps
+        return [self.rate(done) for done in range(epoch * steps, min((epoch + 1) * steps, self.iterations))]
+
+    def epochs_of(self, share: float, steps: int) -> int:
+        """Return after how many epochs a share of the training is done, to the nearest one.
+
+        Args:
+            share: in (0, 1).
+            steps: those of a whole epoch.
+        """
         # At least one: after none, a checkpoint would be the untrained network.
-        return max(1, round(share * self.epochs))
+        whole = self.epochs if self.iterations is None else self.iterations / steps
+        return max(1, round(share * (whole or 0)))
+
+    def over(self, epochs: int) -> Self:
+        """Return this recipe over some epochs at a constant rate; a warm-up that counts steps is not one of epochs."""
+        warmup = self.warmup if self.iterations is None else 0
+        update = {"epochs": epochs, "iterations": None, "milestones": (), "warmup": warmup}
+        return self.model_copy(update=update)
 
 
-def check_course(recipe: Recipe, where: str) -> None:
-    """Refuse a recipe whose learning rate would take another course than it says.
+def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a recipe with changes, which may give iterations in the place of epochs, or epochs again.
 
-    It is asked of whole recipes, not of a part that others change: so it is no part of the model.
+    Milestones and warm-up of the recipe are left behind with what they counted in.
 
     Args:
-        recipe: all of its values.
-        where: its place, for instance "teachers.resnet8.recipe".
-
-    Raises:
-        ParamsError: a rate or decay is no likely one, milestones are not in their order, or the warm-up does not fit
-            the epochs.
+        recipe: all of its settings, or some.
+        changes: settings that take their place.
     """
-    for setting, most in (("learning_rate", 1000), ("weight_decay", 10)):
-        if (value := getattr(recipe, setting)) > most:
-            raise ParamsError(
-                f"params.yaml: '{where}': {setting} is {value}, expected {most:,} at most. Lower it."
-            )
-
-    milestones = recipe.milestones
-    listed = ", ".join(map(str, milestones))
-    if any(after <= before for before, after in itertools.pairwise(milestones)):
-        raise ParamsError(
-            f"params.yaml: '{where}': milestones are {listed}, expected each once, the earliest first. Put them so."
-        )
-    if not recipe.epochs:
-        return  # nothing is trained
-    if recipe.warmup > recipe.epochs:
-        raise ParamsError(
-            f"params.yaml: '{where}': warmup is {recipe.warmup} of {recipe.epochs} epochs, so the learning rate would "
-            "not be reached. Lower it."
-        )
+    kept = dict(recipe)
+    for length, other in (("epochs", "iterations"), ("iterations", "epochs")):
+        if changes.get(length) is not None and changes.get(other) is None and kept.get(other) is not None:
+            kept = {key: x for key, x in kept.items() if key not in (other, "milestones", "warmup")}
+    return kept | dict(changes)
 
 
 @dataclass(frozen=True)

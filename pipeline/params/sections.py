@@ -13,7 +13,7 @@ from pipeline.params.matchings import BorrowedParams, MatchingParams
 from pipeline.params.numbers import Seed
 from pipeline.params.pairs import PairParams
 from pipeline.params.plug import Plug, plugs
-from pipeline.params.recipe import Recipe
+from pipeline.params.recipe import Recipe, changed
 from pipeline.params.runs import RunParams
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import TeacherParams
@@ -70,7 +70,7 @@ class Sections(Block):
         if named.name not in self.recipes:
             raise unknown_name(f"recipe of {where}:", named.name, self.recipes)
         base = self.recipes[named.name].model_dump(mode="json")
-        return validate(Recipe, merged(base, named.settings), f"{where}.{named.name}")
+        return validate(Recipe, changed(base, named.settings), f"{where}.{named.name}")
 
     def run(self, pair: str, run: str) -> RunParams:
         """Return a run as a pair has it: its overrides merged.
@@ -83,6 +83,8 @@ class Sections(Block):
 
         if changes.get("recipe", {}) is None:
             del changes["recipe"]  # an empty mapping, which changes nothing
+        elif isinstance(changes.get("recipe"), Mapping):
+            base["recipe"] = changed(base["recipe"], changes["recipe"])
         # A plug-in of another name takes the place of the run's, one of the same name gets its settings.
         for key in ("methods", "schedule", "transform", "views"):
             if changes.get(key) is not None:

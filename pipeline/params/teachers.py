@@ -9,11 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.errors import ParamsError
 from pipeline.params.base import Block, OrEmpty, StageBlock
-from pipeline.params.numbers import Names, Seed, repeated
+from pipeline.params.numbers import Names, Seed
 from pipeline.params.plug import Plug
-from pipeline.params.recipe import Recipe
 from pipeline.params.teacher import anchor_name
 from pipeline.params.views import Slots, ViewParams
 
@@ -39,7 +37,7 @@ class TeacherParams(Block):
         weights: "imagenet" starts from the library's pretrained weights; with `recipe.epochs: 0` they stay.
         seed: seed of its init, order and views.
         recipe: a key of `recipes`, with changes if there are any; left out, it is CRD's recipe for CIFAR-100.
-        anchors: shares of its training, in (0, 1), after which a checkpoint is kept, each after another epoch.
+        anchors: shares of its training, in (0, 1), after which a checkpoint is kept, each at the end of another epoch.
         features: what its store holds, by feature name, "tap" or "tap:encoding": "last", "stage3:attention".
         checkpoints: checkpoints that are stored: "last", "best", "init" (the untrained teacher), or anchors,
             for instance "anchor_050".
@@ -73,30 +71,6 @@ class TeacherParams(Block):
 def checkpoints_of(teacher: TeacherParams) -> tuple[str, ...]:
     """Return the checkpoints that a teacher's training keeps."""
     return ("init", "last", "best", *map(anchor_name, teacher.anchors))
-
-
-def check_anchors(anchors: tuple[float, ...], recipe: Recipe, where: str) -> None:
-    """Refuse anchors that would be one checkpoint, or the last one.
-
-    Args:
-        anchors: shares of the training.
-        recipe: how the teacher is trained.
-        where: their place, for instance "teachers.resnet8.anchors".
-
-    Raises:
-        ParamsError: they are after one epoch, after the last one, or there is no training.
-    """
-    if anchors and not recipe.epochs:
-        raise ParamsError(
-            f"params.yaml: {where} are kept in a training, and the recipe has epochs: 0. Drop them."
-        )
-    epochs = [recipe.epochs_of(share) for share in anchors]
-    if repeated([*epochs, recipe.epochs]) and anchors:
-        kept = ", ".join(f"{share} after epoch {epoch}" for share, epoch in zip(anchors, epochs, strict=True))
-        raise ParamsError(
-            f"params.yaml: {where} are kept ({kept} of {recipe.epochs}), expected each after another epoch, before the "
-            "last. Name shares that are further apart."
-        )
 
 
 class ExtractBlock(StageBlock):

@@ -12,6 +12,7 @@ from pipeline.errors import ParamsError, UnknownNameError, unknown_name
 from pipeline.features.encoding import Feature, tables_of
 from pipeline.networks.architecture import Architecture
 from pipeline.params.base import placed
+from pipeline.params.course import check_shares
 from pipeline.params.pairs import RunBlock
 from pipeline.params.teachers import checkpoints_of
 from pipeline.params.views import described
@@ -113,12 +114,7 @@ def _check_reads(project: Project, teacher: str, run: RunBlock, where: str) -> N
             check_table(project, teacher, table)
 
     kept = project.params.teachers[teacher]
-    # Each teaches an even share of the epochs, which is none at all where there are fewer.
-    if 0 < run.recipe.epochs < len(run.checkpoints):
-        raise ParamsError(
-            f"params.yaml: {where} learns from {len(run.checkpoints)} checkpoints in {run.recipe.epochs} epochs, so "
-            "some would never teach. Name fewer, or raise the epochs."
-        )
+    check_shares(run.recipe, len(run.checkpoints), where)
     for checkpoint in run.checkpoints:
         if checkpoint not in (names := checkpoints_of(kept)):
             hint = f"Training keeps anchor_025 where teachers.{teacher}.anchors has 0.25."

@@ -209,8 +209,10 @@ def store_files(layout: Layout) -> int:
 def _reader(pair: str, run: str, block: RunBlock, project: Project, metas: Mapping[str, Meta]) -> _Reader:
     names, recipe = project.params.pairs[pair], block.recipe
     dataset = project.params.students[names.student].dataset
-    shown = sum(cut(metas[dataset].samples["train"], recipe.batch_size, recipe.drop_last))
-    forwards = recipe.epochs * shown if block.features else 0
+    sizes = cut(metas[dataset].samples["train"], recipe.batch_size, recipe.drop_last)
+    # Of a recipe in iterations the last epoch may be cut short.
+    whole, left = divmod(recipe.num_steps(len(sizes)), max(1, len(sizes)))
+    forwards = whole * sum(sizes) + sum(sizes[:left]) if block.features else 0
     online = block.source == "online"
     return _Reader(f"{pair}/{run}", names.teacher, names.student, online, block.features, forwards)
 
@@ -238,7 +240,7 @@ def _features(
 def _teacher(project: Project, name: str, network: Network) -> list[Item]:
     weights = 3 + len(project.params.teachers[name].anchors)  # init, last, best
     # Beside them: network.json, history.csv, training.json; a teacher that is not trained has no history.
-    files = weights + 2 + (project.recipe("teachers", name).epochs > 0)
+    files = weights + 2 + project.recipe("teachers", name).trains
     return [Item("teacher", name, (f"train_teacher@{name}",), weights * _weight_bytes(network), files)]
 
 

@@ -24,10 +24,11 @@ from pipeline.networks.catalogue import family_of
 from pipeline.networks.network import Network
 from pipeline.networks.spec import LARGEST, NetworkSpec
 from pipeline.params.base import placed, validate
+from pipeline.params.course import check_course
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.pairs import RunBlock
 from pipeline.params.plug import Plug
-from pipeline.params.recipe import Recipe, check_course
+from pipeline.params.recipe import Recipe, changed
 from pipeline.params.sections import Sections, merged
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import FeatureParams, TeacherParams
@@ -250,8 +251,8 @@ class Project:
         with placed(f"{where} (of pair {pair})"):
             composition = Composition.of(settings, where, known)
 
-        changed = merged(self.recipe("students", names.student).model_dump(mode="json"), settings.recipe)
-        recipe = validate(Recipe, changed, f"{where}.recipe")
+        plain = self.recipe("students", names.student).model_dump(mode="json")
+        recipe = validate(Recipe, changed(plain, settings.recipe), f"{where}.recipe")
         check_course(recipe, f"{where}.recipe")
 
         needs, online = composition.needs, settings.source == "online"

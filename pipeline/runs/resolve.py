@@ -19,8 +19,10 @@ from pipeline.features import manifest as manifests
 from pipeline.features.manifest import Manifest
 from pipeline.matching.matching import Matching
 from pipeline.networks.spec import NetworkSpec
+from pipeline.params.course import check_shares
 from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock, RunBlock
+from pipeline.params.recipe import cut
 from pipeline.params.students import StudentBlock
 from pipeline.runs.inputs import RunInputs, Stored
 from pipeline.runs.student import StudentInputs
@@ -90,9 +92,14 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     Raises:
         MissingArtifactError: something that is read has not been made.
         StaleArtifactError: something was made from another teacher, other data or other views.
+        ParamsError: there are fewer epochs than checkpoints that teach in them.
     """
     settings, student = block.runs[run], resolve_student(block.student, places.data, places.code)
     online = settings.source == "online"
+    # Again: params.yaml knows the epochs of a recipe in iterations only when the images are counted.
+    samples, recipe = Prepared.open(places.data).meta.samples["train"], settings.recipe
+    steps = len(cut(samples, recipe.batch_size, recipe.drop_last))
+    check_shares(recipe, len(settings.checkpoints), f"{block.pair}/{run}", steps)
     # The weights that the run itself loads: none where a store is all that is read.
     loaded = [*(settings.checkpoints if online else ()), *(["last"] if settings.network else [])]
     plugins = [f"networks/{block.teacher_family}", *settings.plugins]

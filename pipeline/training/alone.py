@@ -11,6 +11,7 @@ from pipeline.compute.machine import Machine
 from pipeline.data.prepared import Prepared
 from pipeline.networks.network import Network, Taps, build
 from pipeline.networks.spec import NetworkSpec
+from pipeline.params.course import check_anchors
 from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.params.views import ViewParams
 from pipeline.training import assembly
@@ -86,6 +87,10 @@ def prepare(
     # All views there are: no store limits them.
     batches = setting.batches(recipe, seed, all_slots(setting.space, "all", job.title))
 
+    steps, shares = len(batches), anchors or {}
+    if steps and recipe.iterations is not None:  # others are checked already
+        check_anchors([*shares.values()], recipe, f"anchors of {job.title}", steps)
+
     return assembly.assemble(
         job,
         Subject(network, spec),
@@ -93,6 +98,5 @@ def prepare(
         setting,
         batches,
         (Phase("main", recipe),),
-        # At least one epoch: after none, an anchor would be the untrained network.
-        anchors={name: recipe.epochs_of(share) for name, share in (anchors or {}).items()},
+        anchors={name: recipe.epochs_of(share, steps) for name, share in shares.items()} if steps else {},
     )

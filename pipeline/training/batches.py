@@ -124,11 +124,17 @@ class Feed:
         self.fixed, self._held = fixed, Held(fixed)
         self._coming: Iterator[tuple[Tensor, Tensor]] = iter(())
 
-    def start(self, epoch: int) -> None:
-        """Begin an epoch, counted over all phases."""
+    def start(self, epoch: int, length: int | None = None) -> None:
+        """Begin an epoch.
+
+        Args:
+            epoch: counted over all phases.
+            length: number of its batches, the first ones; None gives all.
+        """
         batches, slot = self.batches, self.batches.slot(epoch)
-        self.parts = batches.parts(epoch)
-        self._order.copy_(torch.cat(self.parts))
+        self.parts = batches.parts(epoch)[:length]
+        order = torch.cat(self.parts)
+        self._order[: len(order)].copy_(order)
         self._first.zero_()
         self._slot.fill_(slot)
 

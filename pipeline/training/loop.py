@@ -35,7 +35,7 @@ from pipeline.networks.network import Network, Rest
 from pipeline.params.recipe import Epoch, Phase
 from pipeline.training import checkpoint
 from pipeline.training.batches import Batches, Feed
-from pipeline.training.optimizer import set_rate, sgd
+from pipeline.training.optimizer import sgd
 from pipeline.training.step import Captured, Objective, Step, take
 
 CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints: short epochs would wait for the disk
@@ -82,7 +82,7 @@ class Training:
     @property
     def num_epochs(self) -> int:
         """Number of epochs over all phases."""
-        return sum(phase.recipe.epochs for phase in self.phases)
+        return sum(phase.recipe.num_epochs(len(self.batches)) for phase in self.phases)
 
     def run(self) -> list[Row]:
         """Train, and return the history: one row an epoch.
@@ -111,34 +111,33 @@ class Training:
         # What was frozen from the start stays so in every phase.
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
         feed = Feed(self.batches, fixed=self.captured)
-        done, saved = 0, time.monotonic()
-        whole = sum(phase.recipe.epochs for phase in self.phases)
+        done, taken, saved = 0, 0, time.monotonic()
         for phase in self.phases:
+            recipe, steps = phase.recipe, len(self.batches)
+            epochs = recipe.num_epochs(steps)
+            after = self.num_epochs - done - epochs
             optimizer = self._optimizer(phase, trained)
             # Only the phase that was interrupted: the momentum is that of its optimizer.
-            if done < len(history) <= done + phase.recipe.epochs:
+            if done < len(history) <= done + epochs:
                 checkpoint.restore(path, self.modules, optimizer)
             self.ranks.share_modules(self.modules)
 
             step = Step(self.title, self.objective, feed, optimizer, self.ranks)
-            for number in range(max(0, len(history) - done), phase.recipe.epochs):
-                rate = phase.recipe.rate(number)
-                set_rate(optimizer, rate)
+            for number in range(max(0, len(history) - done), epochs):
                 for module in self.modules.values():
                     module.train()
-                epochs = phase.recipe.epochs
-                epoch = Epoch(phase.name, number, epochs, before=done, after=whole - done - epochs)
+                epoch = Epoch(phase.name, number, epochs, before=done, after=after)
 
-                step.start(epoch, done)
+                step.start(epoch, recipe.rates(number, steps), taken + number * steps)
                 yield step
-                history.append(self._row(epoch, done, rate, step))
+                history.append(self._row(epoch, step))
 
                 self._keep(history)
                 if self.ranks.first and time.monotonic() - saved > CHECKPOINT_SECONDS:
                     state = {"identity": self.identity, "history": history}
                     checkpoint.save(path, self.modules, optimizer, state)
                     saved = time.monotonic()
-            done += phase.recipe.epochs
+            done, taken = done + epochs, taken + recipe.num_steps(steps)
             # A gradient that a graph has left holds a piece of the graph's memory, and with it much of the rest.
             optimizer.zero_grad(set_to_none=True)
 
@@ -151,7 +150,7 @@ class Training:
                 f"processes. Set STILLHOUSE_PROCESSES to {batches.batch_size // 2} or less."
             )
 
-        if not self.num_epochs:
+        if not any(phase.recipe.trains for phase in self.phases):
             return
         samples = len(batches.labels)
         if samples < 2:
@@ -185,21 +184,21 @@ class Training:
         history: list[Row] = resumed["history"] if resumed and resumed["identity"] == self.identity else []
         return history
 
-    def _row(self, epoch: Epoch, before: int, rate: float, step: Step) -> Row:
+    def _row(self, epoch: Epoch, step: Step) -> Row:
         """Return the history's row of an epoch that has ended."""
         # Before the evaluation: it reads running statistics, and may keep the weights as the best.
         means = self._means(step.names, step.terms, epoch)
         self.ranks.share_statistics(self.modules)
         self._check_weights(epoch, len(step))
         return {
-            "epoch": before + epoch.number + 1,
+            "epoch": epoch.before + epoch.number + 1,
             "phase": epoch.phase,
-            "learning_rate": rate,
+            "learning_rate": step.rates[-1],
             **means,
             **self.ranks.agree(self.evaluate() if self.ranks.first else {}),
             # The history's speed is that of training, without evaluation.
             "seconds": step.seconds,
-            "images_per_second": sum(self.batches.sizes) / step.seconds,
+            "images_per_second": step.images / step.seconds,
         }
 
     def _means(self, names: Sequence[str], rows: Tensor, epoch: Epoch) -> dict[str, float]:
@@ -309,7 +308,8 @@ def _together(trainings: Sequence[Training]) -> list[Outcome]:
             for step in steps:
                 step.go()
             for number in range(max(map(len, steps), default=0)):
-                for step, why in taking(list(steps), number).items():
+                # One whose last epoch is shorter is done before the others.
+                for step, why in taking([step for step in steps if number < len(step)], number).items():
                     outcomes[steps[step]] = why
                     del running[steps.pop(step)]
             for step in steps:

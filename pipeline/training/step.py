@@ -24,6 +24,7 @@ from pipeline.errors import StillhouseError
 from pipeline.networks.network import Taps
 from pipeline.params.recipe import Epoch
 from pipeline.training.batches import Feed, Held, Views
+from pipeline.training.optimizer import set_rate
 
 Terms = dict[str, Tensor]  # scalars by name
 WARM = (
@@ -96,7 +97,8 @@ class Step:
     Attributes:
         key: what the steps of this epoch depend on beside tensors.
         names: of the terms, and of the loss as the last one.
-        rows: terms of the epoch's steps (steps, terms).
+        rates: the learning rate of each of the epoch's steps.
+        rows: terms of the epoch's steps (steps, terms), as many as a whole epoch has.
         terms: the same when the epoch has ended, over all ranks and on the CPU.
         seconds: that the epoch took.
     """
@@ -109,6 +111,7 @@ class Step:
         self.device = feed.batches.labels.device
         self.key: Hashable = None
         self.names: list[str] = []
+        self.rates: Sequence[float] = ()
         self.rows = self.terms = torch.empty(0)
         self.seconds = 0.0
         self._clock, self._held = Clock.on(self.device), Held(feed.fixed)
@@ -118,16 +121,28 @@ class Step:
         self._read: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        """Return the number of steps of an epoch."""
-        return len(self.feed.sizes)
+        """Return the number of steps of the epoch; the last one of a recipe in iterations may have fewer."""
+        return len(self.rates)
 
-    def start(self, epoch: Epoch, before: int) -> None:
-        """Begin an epoch; `before` is how many epochs the phases before it have."""
+    @property
+    def images(self) -> int:
+        """Number of images that the epoch shows, to all ranks."""
+        return sum(self.feed.batches.sizes[: len(self)])
+
+    def start(self, epoch: Epoch, rates: Sequence[float], taken: int) -> None:
+        """Begin an epoch.
+
+        Args:
+            epoch: which.
+            rates: the learning rate of each of its steps.
+            taken: steps of all epochs before it.
+        """
         start = time.perf_counter()
-        whole = before + epoch.number
+        whole, self.rates = epoch.before + epoch.number, rates
         # By the epoch of the whole training: a second phase sees new orders and views.
-        self.feed.start(whole)
-        self._clock.set(epoch.number, whole * len(self))
+        self.feed.start(whole, len(rates))
+        set_rate(self.optimizer, rates[0])
+        self._clock.set(epoch.number, taken)
         self._slot = self.feed.batches.slot(whole)
 
         key = epoch.phase, self.objective.start(epoch)
@@ -142,11 +157,15 @@ class Step:
 
     def stop(self) -> None:
         """End an epoch: wait for its steps, and for those of all ranks."""
-        self.terms = self.ranks.total(self.rows).cpu()
+        self.terms = self.ranks.total(self.rows[: len(self)]).cpu()
         self.seconds += time.perf_counter() - self._begun
 
     def advance(self, number: int) -> None:
         """Bring what the step `number` reads and is not on the device, and start to read what the next one does."""
+        # Where it changes alone: on a GPU it is filled in, between the replays that read it.
+        if number and self.rates[number] != self.rates[number - 1]:
+            set_rate(self.optimizer, self.rates[number])
+
         take = self._waiting
         if number + 1 < len(self):
             self._waiting = self.objective.begin(self._slot, self.feed.parts[number + 1])
@@ -173,7 +192,8 @@ class Step:
         row = torch.stack([*(term.detach() for term in terms.values()), loss.detach()]) * views.share
         if not self.names:
             self.names = [*terms, "loss"]
-            self.rows = torch.zeros(len(self), len(row), dtype=row.dtype, device=row.device)
+            # Of a whole epoch: a graph writes to it in a shorter one, too.
+            self.rows = torch.zeros(len(self.feed.sizes), len(row), dtype=row.dtype, device=row.device)
         self.rows.index_copy_(0, self._clock.number, row[None])
         self._clock.tick()
 

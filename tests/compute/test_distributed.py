@@ -126,6 +126,21 @@ def test_ranks_take_the_steps_of_one_process(server: Server, tmp_path: Path, sam
     assert torch.equal(ranks[0]["end/student.unused"], torch.ones(3))
 
 
+def test_ranks_end_with_the_same_step_within_an_epoch(server: Server, tmp_path: Path) -> None:
+    given = [tmp_path, "--samples", 53, "--iterations", 6]
+    alone(server, "rank_fixtures", given)
+    well(together(server, "rank_fixtures", given))
+    expected = load_file(tmp_path / "alone.safetensors")
+    close(load_file(tmp_path / "0.safetensors"), expected)
+    assert "5/weight/student.conv.weight" in expected
+    assert "6/weight/student.conv.weight" not in expected
+    one, first = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", 0))
+    for row, other in zip(one, first, strict=True):  # means of 4 steps and of 2
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert row["learning_rate"] == other["learning_rate"]
+    assert [row["learning_rate"] for row in one] == pytest.approx([0.005, 0.0005], rel=1e-12)
+
+
 def test_the_history_is_a_mean_over_the_global_batch(server: Server, tmp_path: Path) -> None:
     given = [tmp_path, "--samples", 53]
     alone(server, "rank_fixtures", given)

@@ -13,9 +13,9 @@ from training_fixtures import PARAMS, changed
 from pipeline.errors import DamagedArtifactError
 from pipeline.params import values
 from pipeline.params.base import load
+from pipeline.params.course import check_anchors, check_course
 from pipeline.params.plug import Plug
-from pipeline.params.recipe import Recipe, check_course
-from pipeline.params.teachers import check_anchors
+from pipeline.params.recipe import Recipe
 from pipeline.runs.check import check
 
 TEACHER, STUDENT = PARAMS["teachers"]["big"], PARAMS["students"]["small"]
@@ -171,7 +171,7 @@ def test_the_course_of_a_recipe() -> None:
     ("epochs", "share", "expected"), [(60, 0.25, 15), (2, 0.5, 1), (1, 0.5, 1), (3, 0.1, 1)]
 )
 def test_an_anchor_is_kept_after_an_epoch_at_least(epochs: int, share: float, expected: int) -> None:
-    assert Recipe(epochs=epochs).epochs_of(share) == expected
+    assert Recipe(epochs=epochs).epochs_of(share, 7) == expected
 
 
 def test_each_anchor_is_another_checkpoint() -> None:

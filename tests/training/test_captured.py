@@ -46,6 +46,7 @@ from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.sections import merged
 from pipeline.training import alone, assembly, cohort, distill
+from pipeline.training.assembly import Assembly
 from pipeline.training.cohort import Member, require_alike
 from stages import distill as distill_stage
 from stages import pretrain_student
@@ -460,6 +461,37 @@ def test_a_cohort_that_was_interrupted_resumes(
     cohort.train(group, where)
     for one, other in zip(whole, cut, strict=True):
         assert left(one) == left(other)
+
+
+ITERATIONS = Recipe(iterations=13, batch_size=24, learning_rate=0.05, milestones=(5, 8), warmup=3)
+
+
+def test_a_graph_reads_the_rate_of_every_step(
+    world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(name: str, where: Machine) -> dict[str, Any]:
+        scratch = world.path(f"scratch/{name}")
+        alone.train(job(scratch, name, machine=where), STUDENT, ITERATIONS, VIEWS, world.prepared, 0)
+        return left(scratch)
+
+    captured = trained("iterations-captured", capturing())
+    if current().device.type == "cpu":
+        # Epochs of four whole batches and a smaller one, the last epoch of three: nine whole ones by one graph.
+        assert (graph.made, graph.replayed) == (1, 11 - 3)
+    assert captured == trained("iterations-eager", eager(monkeypatch))
+    assert [float(row["learning_rate"]) for row in captured["history"]] == pytest.approx([0.05, 5e-4, 5e-4])
+
+
+def test_students_side_by_side_may_end_within_an_epoch(world: World, graph: type[StandIn]) -> None:
+    def ready(steps: int, folder: str) -> Assembly:
+        recipe = ITERATIONS.model_copy(update={"iterations": steps})
+        where = job(world.path(f"scratch/{folder}"), f"{steps} steps", machine=capturing())
+        return distill.prepare(world.inputs("kd", recipe=recipe), where)
+
+    assert assembly.run([ready(steps, f"ends-{steps}") for steps in (7, 13, 9)]) == [None] * 3
+    for steps in (7, 13, 9):
+        assembly.train(ready(steps, f"ends-alone-{steps}"))
+        assert left(world.path(f"scratch/ends-{steps}")) == left(world.path(f"scratch/ends-alone-{steps}"))
 
 
 @pytest.mark.cpu

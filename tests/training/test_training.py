@@ -6,8 +6,7 @@ import csv
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ import torch.nn.functional as F
 from device_fixtures import current, here
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_fixtures import RECIPE, STUDENT, TIMES, VIEWS, job, prepared_data
+from training_fixtures import RECIPE, STUDENT, TIMES, VIEWS, job, plain_epoch, prepared_data
 
 from pipeline import seeding
 from pipeline.artifacts.hashing import file_hash
 from pipeline.compute.machine import machine
 from pipeline.data.images import ResidentImages
 from pipeline.data.prepared import Prepared
-from pipeline.data.views import slot_of, view_ids, view_space
+from pipeline.data.views import view_space
 from pipeline.errors import DamagedArtifactError, DivergedError, ParamsError, StillhouseError
 from pipeline.networks.network import Taps, build
 from pipeline.networks.weights import load
@@ -64,27 +63,6 @@ def kept(scratch: Path) -> dict[str, bytes]:
 
 
 # ------------------------------------------------------------------ against a plain loop
-
-
-def plain_epoch(prepared: Prepared, seed: int, epoch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Make an epoch's batches sample by sample: pad, cut, normalize."""
-    split, meta = prepared.split("train"), prepared.meta
-    space = view_space(VIEWS)
-    slot = slot_of(seed, epoch, space.count)
-    order = torch.randperm(len(split), generator=seeding.generator(seed, "order", epoch)).tolist()
-    bounds = [*range(0, len(order), size), len(order)]
-    if bounds[-1] - bounds[-2] == 1:
-        del bounds[-2]  # a single sample joins the batch before
-    for start, stop in pairwise(bounds):
-        images, labels = [], []
-        for i in order[start:stop]:
-            view = int(view_ids(space, slot, torch.tensor([i])))
-            row, column = divmod((view + 4) % 9, 3)  # view 0 is the center of 3x3 offsets
-            padded = np.pad(split.images[i], ((0, 0), (1, 1), (1, 1)))
-            crop = padded[:, row : row + 8, column : column + 8].astype(np.float64) / 255
-            images.append((crop - meta.mean[0]) / meta.std[0])
-            labels.append(int(split.labels[i]))
-        yield torch.tensor(np.array(images), dtype=torch.float32), torch.tensor(labels)
 
 
 @pytest.mark.parametrize(
@@ -316,9 +294,9 @@ def test_a_training_that_was_interrupted_ends_alike(
     trained: list[int] = []
     start = Feed.start
 
-    def noted(self: Feed, epoch: int) -> None:
+    def noted(self: Feed, epoch: int, length: int | None = None) -> None:
         trained.append(epoch)
-        start(self, epoch)
+        start(self, epoch, length)
 
     monkeypatch.setattr(Feed, "start", noted)
     again = alone(tmp_path / "cut", prepared, recipe, anchors=shares)
@@ -555,6 +533,22 @@ def test_phases_follow_each_other_with_their_own_recipes(tmp_path: Path) -> None
     assert [step for _, _, step in toy.moments] == list(range(12))
     assert [epoch for _, epoch, _ in toy.moments] == [0] * 4 + [0] * 4 + [1] * 4  # within the phase
     assert all(epoch.number == number for epoch, number, _ in toy.moments)
+
+
+def test_a_phase_in_epochs_goes_before_one_in_iterations(tmp_path: Path) -> None:
+    network = here(Parts())
+    toy = Toy(network)
+    recipe = Recipe(iterations=6, learning_rate=0.2, milestones=(3, 5), warmup=2)
+    phases = (Phase("first", recipe.over(1)), Phase("main", recipe))
+    rows = bare(tmp_path, network=network, objective=toy, phases=phases).run()
+    assert [(row["epoch"], row["phase"]) for row in rows] == [(1, "first"), (2, "main"), (3, "main")]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.2, 0.02, 0.002])  # the last step's
+    assert [step for _, _, step in toy.moments] == list(range(4 + 6))
+    assert [(epoch.number, epoch.epochs, epoch.before, epoch.after) for epoch, _, _ in toy.moments[::4]] == [
+        (0, 1, 0, 2),
+        (0, 2, 1, 0),
+        (1, 2, 1, 0),
+    ]
 
 
 def test_frozen_prefixes_leave_parameters_alone_but_not_statistics(tmp_path: Path) -> None:

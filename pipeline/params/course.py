@@ -1,0 +1,100 @@
+"""Checks of what a recipe's training comes to: its learning rate, the epochs after which weights are kept, who teaches.
+
+How many epochs a recipe in iterations has, only the number of images says: so the check of params.yaml asks without it,
+and who knows it asks again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from pipeline.errors import ParamsError
+from pipeline.params.numbers import repeated
+from pipeline.params.recipe import Recipe
+
+
+def check_course(recipe: Recipe, where: str) -> None:
+    """Refuse a recipe whose learning rate would take another course than it says.
+
+    It is asked of whole recipes, not of a part that others change: so it is no part of the model.
+
+    Args:
+        recipe: all of its values.
+        where: its place, for instance "teachers.resnet8.recipe".
+
+    Raises:
+        ParamsError: a rate or decay is no likely one, milestones are not in their order, or the warm-up does not fit
+            the epochs.
+    """
+    for setting, most in (("learning_rate", 1000), ("weight_decay", 10)):
+        if (value := getattr(recipe, setting)) > most:
+            raise ParamsError(
+                f"params.yaml: '{where}': {setting} is {value}, expected {most:,} at most. Lower it."
+            )
+
+    milestones = recipe.milestones
+    listed = ", ".join(map(str, milestones))
+    if any(after <= before for before, after in itertools.pairwise(milestones)):
+        raise ParamsError(
+            f"params.yaml: '{where}': milestones are {listed}, expected each once, the earliest first. Put them so."
+        )
+    length, unit = (
+        (recipe.epochs, "epochs") if recipe.iterations is None else (recipe.iterations, "iterations")
+    )
+    if not length:
+        return  # nothing is trained
+    if recipe.warmup > length:
+        raise ParamsError(
+            f"params.yaml: '{where}': warmup is {recipe.warmup} of {length} {unit}, so the learning rate would "
+            "not be reached. Lower it."
+        )
+
+
+def check_anchors(anchors: Sequence[float], recipe: Recipe, where: str, steps: int | None = None) -> None:
+    """Refuse anchors that would be one checkpoint, or the last one.
+
+    Args:
+        anchors: shares of the training.
+        recipe: how the teacher is trained.
+        where: their place, for instance "teachers.resnet8.anchors".
+        steps: of a whole epoch; None where only the prepared data know, and then a recipe in iterations passes.
+
+    Raises:
+        ParamsError: they are after one epoch, after the last one, or there is no training.
+    """
+    if anchors and not recipe.trains:
+        raise ParamsError(
+            f"params.yaml: {where} are kept in a training, and the recipe has epochs: 0. Drop them."
+        )
+    if not anchors or (steps is None and recipe.iterations is not None):
+        return
+    whole = recipe.num_epochs(steps or 1)  # of a recipe in epochs, whatever an epoch has
+    epochs = [recipe.epochs_of(share, steps or 1) for share in anchors]
+    if repeated([*epochs, whole]):
+        kept = ", ".join(f"{share} after epoch {epoch}" for share, epoch in zip(anchors, epochs, strict=True))
+        raise ParamsError(
+            f"params.yaml: {where} are kept ({kept} of {whole}), expected each after another epoch, before the "
+            "last. Name shares that are further apart."
+        )
+
+
+def check_shares(recipe: Recipe, checkpoints: int, where: str, steps: int | None = None) -> None:
+    """Refuse a training in which some checkpoints would never teach: each has an even share of the epochs.
+
+    Args:
+        recipe: all of its values.
+        checkpoints: number of those that teach.
+        where: what learns from them, for instance "runs.rco".
+        steps: of a whole epoch; None where only the prepared data know.
+
+    Raises:
+        ParamsError: there are fewer epochs than checkpoints.
+    """
+    # In iterations there are the most epochs where each is one step.
+    epochs = recipe.num_epochs(steps or 1)
+    if recipe.trains and epochs < checkpoints:
+        raise ParamsError(
+            f"params.yaml: {where} learns from {checkpoints} checkpoints in {epochs} epochs, so some would never "
+            "teach. Name fewer, or raise the epochs or iterations."
+        )

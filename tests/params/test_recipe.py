@@ -1,0 +1,129 @@
+"""Recipes in epochs and in iterations: which of them a text gives, and what changes of it come to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from params_fixtures import line_of, refused
+from training_fixtures import PARAMS, changed
+
+from pipeline.params.base import validate
+from pipeline.params.course import check_anchors, check_course, check_shares
+from pipeline.params.recipe import Recipe
+from pipeline.runs.check import check, project
+
+KCD = Recipe(iterations=64_000, batch_size=128, learning_rate=0.1, milestones=(32_000, 48_000))
+LONG = {"iterations": 64_000, "milestones": [32_000, 48_000], "warmup": 10}
+
+
+def of_run(student: Any, run: Any, override: Any = None) -> Recipe:
+    """Return the recipe of a run that changes its student's."""
+    params = changed(PARAMS, "recipes.long", LONG)
+    params = changed(params, "students.small.recipe", student)
+    params = changed(params, "runs.kd.recipe", run)
+    if override is not None:
+        params = changed(params, "pairs.pair.overrides", {"kd": {"recipe": override}})
+    return project(params).run("pair", "kd").recipe
+
+
+def test_the_rate_of_every_step_of_kcds_recipe() -> None:
+    steps = 391  # of 50,000 images
+    assert KCD.num_epochs(steps) == 164
+    rates = [rate for epoch in range(164) for rate in KCD.rates(epoch, steps)]
+    expected = [0.1] * 32_000 + [0.01] * 16_000 + [0.001] * 16_000
+    assert rates == pytest.approx(expected, rel=1e-12)
+    assert len(KCD.rates(163, steps)) == 64_000 - 163 * steps
+
+
+def test_a_recipe_has_one_length_and_its_json_reads_back() -> None:
+    assert (KCD.epochs, KCD.trains) == (None, True)
+    assert validate(Recipe, KCD.model_dump(mode="json"), "") == KCD
+    assert validate(Recipe, Recipe().model_dump(mode="json"), "") == Recipe()
+    assert Recipe().iterations is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        (
+            {"epochs": 3, "iterations": 100, "milestones": []},
+            "It has epochs and iterations: give one of them",
+        ),
+        ({"epochs": 240, "iterations": 100, "milestones": []}, "It has epochs and iterations"),
+        ({"epochs": None}, "It has no epochs and no iterations"),
+        ({"iterations": 100}, "milestones count steps: give them, or milestones: []"),
+        ({"iterations": 0, "milestones": []}, "greater than or equal to 1"),
+    ],
+)
+def test_a_text_that_gives_both_or_neither_is_refused(recipe: Any, words: str) -> None:
+    line = refused(changed(PARAMS, "recipes.quick", recipe))
+    assert line.startswith("params.yaml: 'recipes.quick")
+    assert words in line
+    line = refused(changed(PARAMS, "runs.kd.recipe", recipe))
+    assert "runs.kd.recipe" in line
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("student", "run", "override", "expected"),
+    [
+        ("quick", {"iterations": 50, "milestones": [20]}, None, (None, 50, (20,), 0)),
+        ("long", {"epochs": 3, "milestones": [1]}, None, (3, None, (1,), 0)),
+        ("long", {"epochs": 3}, None, (3, None, (150, 180, 210), 0)),  # its own count steps
+        ("long", {"iterations": 50}, None, (None, 50, (32_000, 48_000), 10)),
+        ("long", {"milestones": [7]}, None, (None, 64_000, (7,), 10)),
+        ({"long": {"epochs": 5, "milestones": []}}, {}, None, (5, None, (), 0)),
+        ({"quick": {"iterations": 9, "milestones": [4]}}, {}, None, (None, 9, (4,), 0)),
+        ({"quick": {"epochs": None, "iterations": 9, "milestones": [4]}}, {}, None, (None, 9, (4,), 0)),
+        ("quick", {"iterations": 50, "milestones": [20]}, {"epochs": 4}, (4, None, (1,), 0)),  # the student's again
+        ("quick", {"epochs": 4, "milestones": [3]}, {"iterations": 50, "milestones": []}, (None, 50, (), 0)),
+        ("quick", {"iterations": 50, "milestones": [20]}, {"iterations": 60}, (None, 60, (20,), 0)),
+    ],
+)  # fmt: skip
+def test_a_change_may_count_in_the_other_unit(student: Any, run: Any, override: Any, expected: Any) -> None:
+    found = of_run(student, run, override)
+    assert (found.epochs, found.iterations, found.milestones, found.warmup) == expected
+
+
+def test_a_change_to_iterations_names_milestones() -> None:
+    assert "milestones count steps" in line_of(lambda: of_run("quick", {"iterations": 50}))
+
+
+def test_the_course_of_a_recipe_in_iterations() -> None:
+    check_course(KCD, "x")
+    line = line_of(lambda: check_course(KCD.model_copy(update={"warmup": 64_001}), "recipes.kcd"))
+    assert "warmup is 64001 of 64000 iterations" in line
+
+
+def test_anchors_are_shares_of_the_steps() -> None:
+    assert [KCD.epochs_of(share, 391) for share in (0.25, 0.5, 0.999)] == [41, 82, 164]
+    check_anchors((0.25, 0.999), KCD, "x")  # only the images say
+    check_anchors((0.25, 0.5), KCD, "x", 391)
+    assert "0.999 after epoch 164 of 164" in line_of(lambda: check_anchors((0.25, 0.999), KCD, "x", 391))
+
+
+def test_checkpoints_that_would_never_teach_are_found_when_the_images_are_counted() -> None:
+    short = KCD.model_copy(update={"iterations": 10})
+    check_shares(short, 10, "runs.rco")
+    check_shares(short, 3, "runs.rco", 4)
+    check_shares(Recipe(epochs=0), 3, "runs.rco")
+    assert "11 checkpoints in 10 epochs" in line_of(lambda: check_shares(short, 11, "runs.rco"))
+    assert "4 checkpoints in 3 epochs" in line_of(lambda: check_shares(short, 4, "runs.rco", 4))
+
+
+@pytest.mark.parametrize("run", ["rco", "kd"])
+def test_the_check_of_params_takes_iterations_for_every_kind(run: str) -> None:
+    params = changed(PARAMS, "recipes.quick", {"iterations": 40, "milestones": [30]})
+    params = changed(params, f"runs.{run}.recipe", {"iterations": 20})
+    check(params)
+    if run == "rco":
+        assert "2 checkpoints in 1 epochs" in refused(changed(params, "runs.rco.recipe", {"iterations": 1}))
+
+
+def test_a_first_phase_in_epochs_stays_one() -> None:
+    alone = KCD.over(30)
+    assert (alone.epochs, alone.iterations, alone.milestones, alone.batch_size) == (30, None, (), 128)
+    warm = Recipe(warmup=5).over(30)
+    assert (warm.epochs, warm.warmup, warm.milestones) == (30, 5, ())
+    assert KCD.model_copy(update={"warmup": 9}).over(30).warmup == 0  # steps
