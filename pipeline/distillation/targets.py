@@ -70,13 +70,7 @@ class Place(Block):
         Raises:
             ParamsError: there is no such table, or a feature was given that is not the table's.
         """
-        if self.table not in known.fitted:
-            raise ParamsError(
-                f"Place '{tap}' learns the table '{self.table}', and 'tables' in params.yaml has "
-                f"{', '.join(known.fitted) or 'none'}. Name one of these, or add it there."
-            )
-
-        feature = known.teacher.resolved(known.fitted[self.table])
+        feature = fitted(tap, self.table, known)
         if self.encoding is not None:
             feature = f"{feature}:{self.encoding}@{self.table}"
         # A run's json of inputs holds the feature; params.yaml cannot choose another one.
@@ -86,6 +80,25 @@ class Place(Block):
                 "'feature' from the place, in params.yaml."
             )
         return self.model_copy(update={"feature": feature})
+
+
+def fitted(tap: str, table: str, known: Known) -> str:
+    """Return the teacher feature that the table of a place is fitted to.
+
+    Args:
+        tap: the student's tap, for the error.
+        table: key of `tables`.
+        known: what settings are resolved with.
+
+    Raises:
+        ParamsError: there is no such table.
+    """
+    if table not in known.fitted:
+        raise ParamsError(
+            f"Place '{tap}' learns the table '{table}', and 'tables' in params.yaml has "
+            f"{', '.join(known.fitted) or 'none'}. Name one of these, or add it there."
+        )
+    return known.teacher.resolved(known.fitted[table])
 
 
 P = TypeVar("P", bound=Place)

@@ -58,6 +58,7 @@ RUNS: dict[str, dict[str, Any]] = {
         },
         "recipe": LONGER,
     },
+    "tdd_crd": {"methods": {"tdd": {}, "crd": {"negatives": 100}}, "recipe": LONGER},
 }
 EXPECTED = {
     "slkd_dskd": {"ce", "kd", "kd_shallow", "map", "map_shallow", "slt1_kd", "slt2_kd", "fused_kd"},
@@ -75,6 +76,7 @@ EXPECTED = {
     "reviewkd_dkd": {"ce", "review", "target", "others"},
     "standardized_dkd": {"ce", "target", "others"},
     "crd_slkd": {"ce", "kd", "contrast"},
+    "tdd_crd": {"ce", "kd", "coarse", "contrast"},
 }
 
 
@@ -90,7 +92,10 @@ def world(device: str, tmp_path_factory: pytest.TempPathFactory) -> World:
         "recipes": {"quick": recipe},
         "teachers": {"big": {"features": {name: {} for name in FEATURES}}},
         "runs": RUNS,
-        "tables": {"words": {"kmeans": {"feature": "final", "clusters": 12}}},
+        "tables": {
+            "words": {"kmeans": {"feature": "final", "clusters": 12}},
+            **{f"coarse{k}": {"coarse": {"feature": f"stage{k}", "threshold": 0.7}} for k in (1, 2, 3)},
+        },
         "matchings": {"kcd": FINAL},
         "distill": [f"pair/{run}" for run in RUNS],
     }

@@ -98,7 +98,8 @@ def matching(ranges: int = 1) -> Matching:
 
 def table(name: str) -> Mapping[str, Any]:
     moments = {"mean": np.zeros(32), "std": np.ones(32)}
-    return moments if name == "moments" else TABLES["letkd", name]
+    by_table = {table: arrays for (_, table), arrays in TABLES.items()}
+    return moments if name == "moments" else by_table[name]
 
 
 def build(

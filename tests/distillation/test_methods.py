@@ -44,6 +44,8 @@ WORDS = {
     "counts": np.ones(11, np.int64),
     "temperature": np.float32(1),
 }
+# Three coarse labels of the four classes, two, and one a class.
+COARSE = [[0, 1, 0, 2], [0, 1, 1, 1], [0, 1, 2, 3]]
 # Arrays of the tables that the defaults of a method or transform name, by plug-in and table.
 TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
     ("letkd", "words"): WORDS,
@@ -55,6 +57,9 @@ TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
         "per_class": np.int64(2),
         "scores": np.random.default_rng(4).dirichlet(np.ones(CLASSES * 2), CLASSES * 2).astype(np.float32),
     },
+} | {
+    ("tdd", f"coarse{stage}"): {"coarse": np.array(labels), "sizes": np.bincount(labels)}
+    for stage, labels in enumerate(COARSE, start=1)
 }
 # The matchings that the defaults of a transform name, by plug-in and matching.
 MATCHINGS = {

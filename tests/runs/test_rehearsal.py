@@ -24,7 +24,8 @@ from pipeline.runs.rehearsal import feature_shape, rehearse
 from pipeline.tables.table import FitContext
 
 FITS = {"kmeans": {"clusters": 5}, "kernels": {}, "moments": {}, "lda": {"components": 3},
-        "subclasses": {"components": 3, "per_class": 2}}  # fmt: skip
+        "subclasses": {"components": 3, "per_class": 2},
+        "coarse": {"threshold": 0.0}}  # fmt: skip
 
 
 def composed(methods: dict[str, Any], **more: Any) -> Composition:
@@ -55,7 +56,9 @@ def test_every_method_is_rehearsed_to_its_end(name: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(combination, "assemble", noted)
     settings = {"mimicry": {"student_tap": "stage2", "teacher_feature": "stage2"}}.get(name, {})
     words = plugin.load("tables", "kmeans").stand_in(SimpleNamespace(clusters=5, temperature=1.0), 64, 4)
-    rehearse(composed({name: settings}), STUDENT, KNOWN, {"words": words})
+    labels = plugin.load("tables", "coarse").stand_in(SimpleNamespace(), 64, 4)
+    tables = {"words": words} | {f"coarse{stage}": labels for stage in (1, 2, 3)}
+    rehearse(composed({name: settings}), STUDENT, KNOWN, tables)
     assert len(assembled) == 1
 
 
