@@ -24,8 +24,7 @@ def soft_kl_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     """Return `soft_kl` of every sample (B,); its arguments are the same."""
     log_p = F.log_softmax(teacher.float() / temperature, dim=1)
     log_q = F.log_softmax(student.float() / temperature, dim=1)
-    # Logs on both sides: a probability that underflows has a log all the same.
-    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
+    return log_kl_rows(log_q, log_p, temperature)
 
 
 def log_kl(log_q: Tensor, log_p: Tensor, temperature: float | Tensor) -> Tensor:
@@ -37,6 +36,12 @@ def log_kl(log_q: Tensor, log_p: Tensor, temperature: float | Tensor) -> Tensor:
         temperature: T, which may be learned.
     """
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def log_kl_rows(log_q: Tensor, log_p: Tensor, temperature: float) -> Tensor:
+    """Return `log_kl` of every sample (B,); its arguments are the same."""
+    # Logs on both sides: a probability that underflows has a log all the same.
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
 
 
 def pixel_kl(p: Tensor, scores: Tensor, ids: Tensor | None = None) -> Tensor:

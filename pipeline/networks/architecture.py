@@ -26,10 +26,14 @@ class Architecture:
     Attributes:
         units: taps at which units end, in their order: "stem", "stage1" and so on.
         taps: shape of every tap without the batch axis, from input to output.
+        norms: the taps that a BN stands before; see `Network.norms`.
+        averages: whether the classifier reads the mean of `final`, and nothing else.
     """
 
     units: tuple[str, ...]
     taps: Mapping[str, Shape]
+    norms: tuple[str, ...] = ()
+    averages: bool = True
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -74,7 +78,8 @@ def architecture(spec: NetworkSpec) -> Architecture:
         ShapeError: the network cannot read images of this size.
     """
     network = blank(spec)
-    return Architecture(tuple(network.units), probe(network, spec.size, spec.channels))
+    taps = probe(network, spec.size, spec.channels)
+    return Architecture(tuple(network.units), taps, tuple(network.norms()), network.averages)
 
 
 def blank(spec: NetworkSpec) -> Network:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.networks.network import Tap
+from pipeline.networks.network import Norms, Tap
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -35,6 +35,10 @@ class Activated(nn.Sequential):
         for module in self:
             x = module(x)
         return self.activation(tap(f"{self.name}_pre", x))
+
+    def norms(self) -> Norms:
+        """Return the BN before the activation, if the last module is one."""
+        return _named(f"{self.name}_pre", self)
 
 
 def convolve(unit: nn.Sequential, x: Tensor, tap: Tap | None, name: str) -> Tensor:
@@ -80,6 +84,18 @@ class Stage(nn.Sequential):
             if index == 0:
                 x = tap(f"{self.name}_block1", x)
         return x
+
+    def norms(self) -> Norms:
+        """Return the BN of the last block."""
+        return _named(self.name if self.activation is None else f"{self.name}_pre", self)
+
+
+def _named(tap: str, block: nn.Module) -> Norms:
+    """Return the BN that ends a block, by a tap: its last module, or what a block with a shortcut calls its `norm`."""
+    while isinstance(block, nn.Sequential) and len(block):
+        block = block[-1]
+    norm = block if isinstance(block, nn.BatchNorm2d) else getattr(block, "norm", None)
+    return {tap: norm} if isinstance(norm, nn.BatchNorm2d) else {}
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -35,6 +35,7 @@ from pipeline.networks.layer import checked
 from pipeline.networks.spec import NetworkSpec
 
 Taps = dict[str, Tensor]
+Norms = dict[str, nn.BatchNorm2d]  # by the tap that stands behind
 Shape = tuple[int, ...]
 M = TypeVar("M", bound=nn.Module)
 
@@ -87,9 +88,11 @@ class Network(nn.Module):
 
     Attributes:
         refusals: what its modules raise at images that they cannot read.
+        averages: whether the classifier reads the mean of `final`, and nothing else.
     """
 
     refusals: tuple[type[Exception], ...] = (RuntimeError,)
+    averages = True
 
     def __init__(
         self,
@@ -149,6 +152,19 @@ class Network(nn.Module):
     def layers(self) -> dict[str, nn.Module]:
         """Return the inserted layers by tap."""
         return dict(self.inserted.items())
+
+    def norms(self) -> Norms:
+        """Return the BN before the activation of each place, by tap: "stage1_pre", or "stage1" that ends linearly.
+
+        Of a residual block it is the last one of the branch, whose output the shortcut is added to. A unit says its
+        own by a method of this name; one without has none.
+        """
+        norms: Norms = {}
+        for unit in (*self.units.values(), self.tail):
+            of_unit = getattr(unit, "norms", None)
+            if callable(of_unit):
+                norms |= of_unit()
+        return norms
 
     def rest(self, after: str) -> Rest:
         """Return a fresh copy of what follows the unit `after`: an auxiliary head of the main branch's depth.

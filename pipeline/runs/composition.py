@@ -93,7 +93,9 @@ class Composition:
         needs |= schedule.needs(schedule_config)
         if transform is not None:
             # Likewise: something else than the transform must read what it changes.
-            _check_changes(transform.changes(transform_config), needs, where)
+            changes = transform.changes(transform_config)
+            _check_changes(changes, needs, where)
+            _check_modules(methods, changes, where)
             needs |= transform.needs(transform_config)
 
         named = [*(f"methods/{name}" for name in methods), f"schedules/{run.schedule.name}"]
@@ -154,6 +156,19 @@ def _check_changes(changes: tuple[str, ...], needs: Needs, where: str) -> None:
             raise ParamsError(
                 f"params.yaml: {where}.transform changes teacher feature '{feature}', and the run reads "
                 f"{', '.join(needs.teacher) or 'none'}. Name one of these in the transform's features."
+            )
+
+
+def _check_modules(methods: Mapping[str, MethodConfig], changes: tuple[str, ...], where: str) -> None:
+    """Refuse a transform of what a method reads with modules of the teacher: they speak of its own channels."""
+    for name, config in methods.items():
+        needs = combination.needs({name: config})
+        changed = [feature for feature in changes if feature in needs.teacher]
+        if needs.network and changed:
+            raise ParamsError(
+                f"params.yaml: {where}.transform changes teacher feature '{changed[0]}', which method '{name}' reads "
+                "together with modules of the teacher (its classifier, its BN). Take it out of the transform's "
+                "features, or drop the method."
             )
 
 

@@ -5,18 +5,35 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from baseline_fixtures import MAPS, SIZES, VECTORS, Shapes, averaged, batch, holds, method, of_one_size, taps
+from baseline_fixtures import (
+    MAPS,
+    SIZES,
+    VECTORS,
+    Shapes,
+    averaged,
+    batch,
+    cells,
+    holds,
+    method,
+    of_one_size,
+    taps,
+)
 from error_fixtures import one_line
+from scipy.stats import truncnorm
 from torch import Tensor, nn
-from training_fixtures import KNOWN, RECIPE
+from training_fixtures import KNOWN, RECIPE, TEACHER, assemble
 
 from pipeline import plugin
 from pipeline.distillation.method import Batch, Terms
+from pipeline.distillation.methods import ofd
 from pipeline.errors import ParamsError, ShapeError
+from pipeline.networks.architecture import architecture
 from pipeline.networks.network import Tap
 
 
@@ -125,6 +142,129 @@ def test_ab_is_the_formula(size: int, phase: str) -> None:
         return {"boundary": 3 / 1000 * total / size}
 
     holds(found, own, other, size, reference, phase=phase)
+
+
+def bn(channels: int, seed: int) -> nn.BatchNorm2d:
+    """Return a BN with weights of both signs, one of them 0, and a channel that is hardly ever below 0."""
+    generator = torch.Generator().manual_seed(seed)
+    norm = nn.BatchNorm2d(channels).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(channels, generator=generator, dtype=torch.float64))
+        norm.bias.copy_(torch.randn(channels, generator=generator, dtype=torch.float64))
+        norm.weight[0], norm.bias[0] = -0.3, 1.2
+    return norm
+
+
+def mean_below_0(norm: nn.BatchNorm2d) -> list[float]:
+    """Return the margin of each channel, by SciPy's truncated normal distribution."""
+    margins = []
+    for g, b in zip(norm.weight.abs().tolist(), norm.bias.tolist(), strict=True):
+        rare = 0.5 * math.erfc(b / g / math.sqrt(2)) <= 0.001
+        margins.append(-3 * g if rare else float(truncnorm.mean(-math.inf, -b / g, loc=b, scale=g)))
+    return margins
+
+
+@pytest.mark.parametrize(("student", "teacher"), [*MAPS, ((3, 4, 4), (1, 4, 4)), ((1, 1, 1), (4, 7, 7))])
+@pytest.mark.parametrize("size", SIZES)
+def test_ofd_is_the_formula(student: tuple[int, ...], teacher: tuple[int, ...], size: int) -> None:
+    own = {"stage1_pre": student, "stage2": (2, 2, 2), "stage3_pre": (4, 2, 2)}
+    other = {"stage1_pre": teacher, "stage2_pre": (3, 2, 2), "stage3_pre": (4, 4, 4)}
+    places = {"stage1_pre": "stage1_pre", "stage2": "stage2_pre", "stage3_pre": "stage3_pre"}
+    norms = {tap: bn(shape[0], seed) for seed, (tap, shape) in enumerate(other.items())}
+    networks = None, SimpleNamespace(norms=lambda: norms)
+    found = method("ofd", own, other, networks=networks, places=places)
+    found.eval()  # the connectors' BNs, of a batch of one sample too
+
+    def reference(given: Mapping[str, Tensor], now: Batch) -> Terms:
+        total = torch.zeros((), dtype=torch.float64)
+        for number, (tap, feature) in enumerate(places.items()):
+            convolution, norm = found.connectors[tap]
+            margins = mean_below_0(norms[feature])
+            for i in range(size):
+                x = given[tap][i]
+                s = torch.einsum("oc,chw->ohw", convolution.weight[:, :, 0, 0], x) / math.sqrt(1 + norm.eps)
+                t = torch.stack(cells(now.teacher[feature][i], *x.shape[1:]), dim=1)  # (C, h * w)
+                for c, margin in enumerate(margins):
+                    for a, b in zip(s[c].flatten(), t[c], strict=True):
+                        target = max(float(b), margin)
+                        if b > 0 or a > target:
+                            total = total + 2.0 ** (number - 2) * (a - target) ** 2 / size
+        return {"overhaul": total}
+
+    holds(found, own, other, size, reference)
+
+
+def test_ofd_s_margin_is_the_mean_of_what_the_relu_cuts_off() -> None:
+    norm = bn(50, 3)
+    margins = ofd.margin(norm)
+    expected = torch.tensor(mean_below_0(norm), dtype=torch.float64)
+    torch.testing.assert_close(margins, expected, rtol=1e-9, atol=1e-9)
+    assert margins[0].item() == pytest.approx(-0.9)  # a mean of 4 deviations
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias[:3] = torch.tensor([-2.0, 0.0, 2.0])
+    torch.testing.assert_close(ofd.margin(norm)[:3], torch.tensor([-2.0, 0, 0]).double(), rtol=0, atol=1e-9)
+
+
+def test_ofd_reads_the_last_bn_of_a_block_and_trains_the_student_and_its_connectors_alone() -> None:
+    found = assemble("ofd")
+    teacher = found.context.teacher
+    assert teacher is not None
+    batch = found.batch()
+    terms = found.method(found.taps(batch), batch)
+    for k in (1, 2, 3):
+        last: Any = list(teacher.units[f"stage{k}"])[-1]  # type: ignore[arg-type]
+        margins = getattr(found.method, f"margin_stage{k}_pre")
+        torch.testing.assert_close(margins[:, 0, 0], ofd.margin(last.conv2[1]))
+        assert margins.max() < 0
+    terms["overhaul"].backward()
+    assert all(x.grad is None for x in teacher.parameters())
+    reached = {name for name, x in found.student.named_parameters() if x.grad is not None}
+    assert reached == {name for name, _ in found.student.named_parameters() if "classifier" not in name}
+    assert len(list(found.method.parameters())) == 9
+    assert all((x.grad != 0).any() for x in found.method.parameters())
+    assert not found.method.connectors["stage1_pre"].state_dict().keys() & {"0.bias"}
+
+
+def test_ofd_leaves_alone_what_both_do_not_activate() -> None:
+    """A student that lies below the margin has no gradient, wherever the teacher is negative."""
+    target = torch.tensor([[[[-1.0, 2.0, -1.0, 0.5]]]])
+    student = torch.tensor([[[[-3.0, -3.0, 0.5, 4.0]]]], requires_grad=True)
+    loss = ofd.partial(student, target)
+    loss.backward()
+    assert loss.item() == 25 + 1.5**2 + 3.5**2
+    assert student.grad is not None
+    assert student.grad.flatten().tolist() == [0, -10, 3, 7]
+
+
+def other_teacher(family: str, network: str) -> Any:
+    """Return what is known of a pair with another teacher."""
+    spec = TEACHER.model_copy(update={"family": family, "network": network, "size": 32, "channels": 3})
+    return replace(KNOWN, teacher=architecture(spec))
+
+
+def test_ofd_pairs_the_last_stages() -> None:
+    assert ofd.Config().resolved(KNOWN).places == {f"stage{n}_pre": f"stage{n}_pre" for n in (1, 2, 3)}
+    longer = ofd.Config().resolved(other_teacher("vgg", "vgg8")).places
+    assert longer == {"stage1_pre": "stage2_pre", "stage2_pre": "stage3_pre", "stage3_pre": "stage4_pre"}
+    linear = ofd.Config().resolved(other_teacher("mobilenetv2", "mobilenetv2_half")).places
+    assert linear == {"stage1_pre": "stage2", "stage2_pre": "stage3", "stage3_pre": "stage4"}
+    known = other_teacher("vgg", "vgg8")
+    shorter = replace(known, student=known.teacher, teacher=known.student)
+    assert ofd.Config().resolved(shorter).places == {f"stage{n + 1}_pre": f"stage{n}_pre" for n in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("feature", ["stage2_pre:halved", "stage2", "stage2_block1", "final"])
+def test_ofd_refuses_a_feature_without_a_bn_before_it(feature: str) -> None:
+    with pytest.raises(ParamsError, match=f"before teacher feature '{feature}'") as error:
+        ofd.Config(places={"stage2_pre": feature}).resolved(KNOWN)
+    assert "stem_pre, stage1_pre, stage2_pre, stage3_pre" in one_line(error)
+
+
+def test_ofd_refuses_a_teacher_whose_channels_have_no_bn_in_common() -> None:
+    with pytest.raises(ParamsError, match="before stem_pre, final_pre") as error:
+        ofd.Config().resolved(other_teacher("shufflenetv2", "shufflenetv2"))
+    one_line(error, "a teacher of another family")
 
 
 @pytest.mark.parametrize("size", SIZES)

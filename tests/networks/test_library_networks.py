@@ -105,6 +105,8 @@ def test_timm_models_give_timm_s_outputs(name: str) -> None:
         torch.testing.assert_close(taps["logits"], model(image))
         last = model.forward_intermediates(image, norm=name.startswith("vit"), indices=1)[1][-1]
     assert {"stage1", "stage2", "stage3", "stage4", "final", "pooled"} <= taps.keys()
+    known = architecture(spec("timm", name))
+    assert (known.norms, known.averages) == ((), False)
     assert all(taps[f"stage{k}"].ndim == 4 for k in range(1, 5))
     if name.startswith("vit"):
         torch.testing.assert_close(taps["final"], last)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import plugin
+from pipeline.distillation.places import before_relu
 from pipeline.errors import DamagedArtifactError, ParamsError, ShapeError, UnknownNameError
 from pipeline.evaluation import cost
 from pipeline.networks import network as networks
 from pipeline.networks import pretrained, weights
+from pipeline.networks.architecture import architecture
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Tap, build, probe
 from pipeline.networks.spec import NetworkSpec
@@ -276,6 +278,61 @@ def test_pre_activations_of_other_kinds() -> None:
     assert mobile["stage4"].min() < 0
     assert "stage4_pre" not in mobile
     torch.testing.assert_close(mobile["final_pre"].relu(), mobile["final"], rtol=0, atol=0)
+
+
+# The BNs whose margins OFD's authors and mdistiller read, by network; ShuffleNetV1's block is a ResNet's.
+BEFORE_RELU = {
+    "resnet8": [f"units.stage{k}.0.conv2.1" for k in (1, 2, 3)],
+    "resnet20": [f"units.stage{k}.2.conv2.1" for k in (1, 2, 3)],
+    "resnet29": [f"units.stage{k}.2.conv3.1" for k in (1, 2, 3)],
+    "resnet50_cifar": [f"units.stage{k}.{n}.conv3.1" for k, n in ((1, 2), (2, 3), (3, 5), (4, 2))],
+    "wrn_16_2": ["units.stage2.0.bn1", "units.stage3.0.bn1", "tail.0"],
+    "vgg8": [f"units.stage{k}.0.2" for k in (1, 2, 3)] + ["units.stage4.0.1"],
+    "vgg13": [f"units.stage{k}.1.1" for k in (1, 2, 3, 4)],
+    "mobilenetv1": [f"units.stage{k}.{n}.4" for k, n in ((1, 2), (2, 1), (3, 5), (4, 1))],
+    "mobilenetv2_half": [f"units.stage{k}.{n}.body.7" for k, n in ((1, 2), (2, 2), (3, 6), (4, 3))],
+    "shufflenetv1": [f"units.stage{k}.{n}.conv3.1" for k, n in ((1, 3), (2, 7), (3, 3))],
+    "shufflenetv2": [],
+    "resnet18": [f"units.stage{k}.1.bn2" for k in (1, 2, 3, 4)],
+    "resnet50": [f"units.stage{k}.{n}.bn3" for k, n in ((1, 2), (2, 3), (3, 5), (4, 2))],
+    "mobilenet_v2": [f"units.stage{k}.{n}.conv.3" for k, n in ((1, 2), (2, 2), (3, 6), (4, 3))],
+}
+
+
+@pytest.mark.parametrize("name", BEFORE_RELU)
+def test_the_bn_before_a_stage_s_relu_is_the_last_one_of_its_branch(name: str) -> None:
+    with torch.device("meta"):
+        built = build(spec(name), 0)
+    norms = built.norms()
+    assert [norm for tap, norm in norms.items() if tap.startswith("stage")] == [
+        built.get_submodule(path) for path in BEFORE_RELU[name]
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_stage_s_bn_has_the_channels_of_the_tap_behind_it(name: str) -> None:
+    known = architecture(spec(name))
+    with torch.device("meta"):
+        norms = build(spec(name), 0).norms()
+    assert known.norms == tuple(norms)
+    assert known.averages
+    for tap, norm in norms.items():
+        assert known.taps[tap][0] == norm.num_features, tap
+    staged = {tap for tap in norms if tap.startswith("stage")}
+    assert staged == (set() if name == "shufflenetv2" else set(before_relu(known)))
+
+
+@pytest.mark.parametrize("name", [*SAMPLES, "resnet50"])
+def test_what_a_bn_adds_is_what_its_tap_has_more(name: str) -> None:
+    built = build(spec(name, 16), 0).double().eval()
+    image = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        for tap, norm in built.norms().items():
+            before, more = built.record(image, [tap])[tap], torch.randn(norm.num_features).double()
+            norm.bias += more
+            moved = built.record(image, [tap])[tap] - before
+            norm.bias -= more
+            torch.testing.assert_close(moved, more.view(-1, 1, 1).expand(moved.shape), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from pipeline.distillation.method import Needs
 from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
+from pipeline.errors import ParamsError
 from pipeline.params.numbers import Names
 from pipeline.params.recipe import Epoch
 
@@ -31,6 +33,17 @@ class Schedule(TeacherSchedule[Config]):
     def checkpoints(cls, config: Config) -> tuple[str, ...]:
         """Return the anchors."""
         return config.anchors
+
+    @classmethod
+    def check(cls, config: Config, needs: Needs) -> None:
+        """Refuse methods that read the teacher's own modules: an anchor has others than the last checkpoint."""
+        others = [anchor for anchor in config.anchors if anchor != "last"]
+        if needs.network and others:
+            raise ParamsError(
+                "A method of the run reads modules of the teacher (its classifier, its BN), which are those of the "
+                f"last checkpoint, and the anchors are {', '.join(config.anchors)}. Drop {others[0]} from the run's "
+                "schedule, or the method, in params.yaml."
+            )
 
     def checkpoint(self, epoch: Epoch) -> str:
         """Return the anchor of an epoch."""

@@ -39,6 +39,11 @@ class Inverted(nn.Module):
         )
         self.residual = (inputs, stride) == (outputs, 1)
 
+    @property
+    def norm(self) -> nn.Module:
+        """The BN that ends the block linearly."""
+        return self.body[-1]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         y: Tensor = self.body(x)

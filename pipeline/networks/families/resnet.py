@@ -61,6 +61,11 @@ class Basic(nn.Module):
         self.conv2 = conv_bn(width, width, 3)
         self.shortcut = _shortcut(inputs, width, stride)
 
+    @property
+    def norm(self) -> nn.Module:
+        """The BN beside the shortcut."""
+        return self.conv2[1]
+
     def forward(self, x: Tensor, tap: Tap | None = None, name: str = "") -> Tensor:
         """Map (B, inputs, H, W) to (B, width, H / stride, W / stride); the first convolution is offered."""
         y: Tensor = self.conv2(F.relu(convolve(self.conv1, x, tap, name)))
@@ -77,6 +82,11 @@ class Bottleneck(nn.Module):
         self.conv2 = conv_bn(width, width, 3, stride)
         self.conv3 = conv_bn(width, width * expansion, 1)
         self.shortcut = _shortcut(inputs, width * expansion, stride)
+
+    @property
+    def norm(self) -> nn.Module:
+        """The BN beside the shortcut."""
+        return self.conv3[1]
 
     def forward(self, x: Tensor, tap: Tap | None = None, name: str = "") -> Tensor:
         """Map (B, inputs, H, W) to (B, width * expansion, H / stride, W / stride); the 3x3 is offered."""

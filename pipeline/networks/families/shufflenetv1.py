@@ -37,6 +37,11 @@ class Shuffled(nn.Module):
         self.conv2 = conv_bn(width, width, 3, stride, groups=width)
         self.conv3 = conv_bn(width, new, 1, groups=GROUPS)
 
+    @property
+    def norm(self) -> nn.Module:
+        """The BN beside the shortcut."""
+        return self.conv3[1]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         y = shuffle(F.relu(self.conv1(x)), self.groups)

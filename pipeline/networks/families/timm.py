@@ -38,6 +38,7 @@ class TimmNetwork(Network):
     """
 
     refusals = (Exception,)  # each architecture has its own way
+    averages = False  # many have a norm behind the pooling, or a token of their own
 
     def __init__(self, name: str, model: nn.Module, classifier: nn.Linear, levels: dict[str, int]) -> None:
         super().__init__({}, classifier.in_features, classifier.out_features)

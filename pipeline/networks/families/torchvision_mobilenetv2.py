@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models import MobileNet_V2_Weights, MobileNetV2, WeightsEnum
+from torchvision.models.mobilenetv2 import InvertedResidual
 
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, fan_out_small_linear
@@ -36,6 +37,16 @@ NETWORKS = {
 FRESH = tuple(name for name, setting in NETWORKS.items() if setting.weights is None)
 
 
+class Inverted(InvertedResidual):  # type: ignore[misc]  # torchvision is untyped
+    """torchvision's block, as it is."""
+
+    @property
+    def norm(self) -> nn.Module:
+        """The BN that ends the block linearly."""
+        norm: nn.Module = self.conv[-1]
+        return norm
+
+
 def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
     """Build the network; images of any size.
 
@@ -46,7 +57,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
     setting = NETWORKS[name]
     if setting.weights is None:
         pretrained.refuse("torchvision_mobilenetv2", weights, name)
-    body = MobileNetV2(width_mult=setting.width)
+    body = MobileNetV2(width_mult=setting.width, block=Inverted)
     # The classifier is ours; without one, `body` takes a state dict that has none (`pretrained.fill`).
     body.classifier = nn.Identity()
     stem, *blocks, last = body.features

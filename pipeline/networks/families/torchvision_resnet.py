@@ -29,6 +29,12 @@ from pipeline.networks.network import Network, Tap
 class Basic(BasicBlock):  # type: ignore[misc]  # torchvision is untyped
     """torchvision's block, up to the residual sum before the last ReLU."""
 
+    @property
+    def norm(self) -> nn.Module:
+        """The BN beside the shortcut."""
+        norm: nn.Module = self.bn2
+        return norm
+
     def forward(self, x: Tensor, tap: Tap | None = None, name: str = "") -> Tensor:
         """Map (B, C, H, W) to the pre-activation of the block's output; the first convolution is offered."""
         y: Tensor = self.conv1(x)
@@ -39,6 +45,12 @@ class Basic(BasicBlock):  # type: ignore[misc]  # torchvision is untyped
 
 class Neck(Bottleneck):  # type: ignore[misc]  # torchvision is untyped
     """torchvision's bottleneck, up to the residual sum before the last ReLU."""
+
+    @property
+    def norm(self) -> nn.Module:
+        """The BN beside the shortcut."""
+        norm: nn.Module = self.bn3
+        return norm
 
     def forward(self, x: Tensor, tap: Tap | None = None, name: str = "") -> Tensor:
         """Map (B, C, H, W) to the pre-activation of the block's output; the 3x3 convolution is offered."""

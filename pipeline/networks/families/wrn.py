@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, fan_out
-from pipeline.networks.network import Network, Tap, Unit
+from pipeline.networks.network import Network, Norms, Tap, Unit
 
 # depth and factor
 NETWORKS = {"wrn_16_1": (16, 1), "wrn_16_2": (16, 2), "wrn_40_1": (40, 1), "wrn_40_2": (40, 2)}
@@ -75,6 +75,12 @@ class WideStage(nn.Sequential):
         for block in others:
             x = block(x, tap)
         return x
+
+    def norms(self) -> Norms:
+        """Return the BN that the unit before is read by."""
+        first = self[0]
+        assert isinstance(first, Wide)
+        return {f"{self.before}_pre": first.bn1}
 
 
 def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
