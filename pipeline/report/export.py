@@ -1,20 +1,23 @@
-"""The report as data: `results.csv`, `curves.csv`, `confusion/<pair>.csv` and `summary.json`.
+"""The report as data: `results.csv`, `gains.csv`, `curves.csv`, `confusion/<pair>.csv` and `summary.json`.
 
-They are what `dvc plots` and `dvc metrics` read, and what a notebook starts from. `provenance.json` stands beside them:
-it holds the date, so that no other file does.
+They are what `dvc plots` and `dvc metrics` read, and what a notebook starts from. `published.csv` is there where a
+published number is of a pair's networks and data. `provenance.json` stands beside them: it holds the date, so that no
+other file does.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.publish import write_json
-from pipeline.report.results import ACCURACIES, COSTS, Pair, Results, Run, Settings, Trained
+from pipeline.report.beside import Beside, beside, preferred
+from pipeline.report.results import ACCURACIES, BASELINE, COSTS, Pair, Results, Run, Settings, Trained
 
+PUBLISHED = ("published", "published_rule", "published_source", "difference")
 RESULT_METRICS = (*ACCURACIES, "agreement", *COSTS)
 # What a spreadsheet takes for the start of a formula, also in full width, and blanks that it passes over.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -23,6 +26,10 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "
 def export(results: Results, folder: Path) -> None:
     """Write every file into `folder`."""
     _write(folder / "results.csv", _results(results))
+    _write(folder / "gains.csv", _gains(results))
+    compared = list(_published(results))
+    if compared:  # its section is on the page then, and links it
+        _write(folder / "published.csv", compared)
     _write(folder / "curves.csv", _curves(results))
 
     (folder / "confusion").mkdir(exist_ok=True)
@@ -67,6 +74,7 @@ def _means(pair: Pair, run: Run) -> dict[str, float]:
 
 
 def _results(results: Results) -> Iterable[Mapping[str, Any]]:
+    listed = {pair.name: beside(pair) for pair in results.pairs}
     for pair, run, student in _students(results):
         metrics = student.metrics
         yield {
@@ -83,7 +91,70 @@ def _results(results: Results) -> Iterable[Mapping[str, Any]]:
             **{name: metrics[name] for name in RESULT_METRICS},
             # Only runs that can be compared with the teacher have these.
             **{name: metrics.get(name, "") for name in ("teacher_kl", "teacher_l2")},
+            **_one_published(student, preferred(run, listed[pair.name])),
         }
+
+
+def _one_published(student: Trained, compared: Beside | None) -> dict[str, Any]:
+    """Return the published number of a run and how far a seed of it lies above; all of it is empty where none is."""
+    if compared is None:
+        return dict.fromkeys(PUBLISHED, "")
+    row = compared.row
+    ours = student.metrics["best_top1" if row.rule == "best" else "top1"]
+    return dict(zip(PUBLISHED, (row.value, row.rule, compared.where, ours - row.value), strict=True))
+
+
+def _published(results: Results) -> Iterator[Mapping[str, Any]]:
+    """Give a row for each published number: it, ours, and the difference by its rule."""
+    for pair in results.pairs:
+        for compared in beside(pair):
+            row, last, best = compared.row, compared.last, compared.best
+            yield {
+                "dataset": row.dataset,
+                "pair": pair.name,
+                "run": compared.name,
+                "key": row.run,
+                "metric": row.metric,
+                "source": row.source,
+                "tables": ", ".join(compared.tables),
+                "method": row.method,
+                "published": row.value,
+                "published_std": row.std,
+                "published_rule": row.rule,
+                "published_epochs": row.epochs,
+                "ours": last.mean,
+                "ours_half": last.half,
+                "ours_best": best.mean,
+                "ours_best_half": best.half,
+                "difference": compared.difference.mean,
+                "seeds": last.count,
+                "epochs": compared.epochs,
+                "remarks": "; ".join(compared.remarks),
+            }
+
+
+def _gains(results: Results) -> Iterator[Mapping[str, Any]]:
+    """Give a row for each run: gains paired by seed, with half their 95 % intervals, over alone and the baseline."""
+    for pair in results.pairs:
+        for run in pair.runs:
+            top1 = run.estimate("top1")
+            yield {
+                "pair": pair.name,
+                "run": run.name,
+                "key": run.key,
+                "mean": top1.mean,
+                "std": top1.std,
+                **_gain("gain", run, pair.alone),
+                **_gain(f"gain_over_{BASELINE}", run, pair.baseline),
+                "seeds": top1.count,
+            }
+
+
+def _gain(name: str, run: Run, base: Run | None) -> dict[str, Any]:
+    gain = None if base is None or run is base else run.gain(base)
+    # Two runs without a seed in common have no gain, and one seed has no interval.
+    mean, half = (None, None) if gain is None or not gain.count else (gain.mean, gain.half)
+    return {name: mean, f"{name}_half": half}
 
 
 def _settings(settings: Settings) -> dict[str, Any]:

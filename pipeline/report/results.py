@@ -100,6 +100,8 @@ class Run:
         students: one a seed, in the order of `seeds`; without those that are missing.
         settings: how they are trained.
         planned: number of seeds that params.yaml has.
+        key: what it consists of, as published numbers are found by (`pipeline.report.key`); `ALONE` of the student
+            alone.
     """
 
     name: str
@@ -107,6 +109,7 @@ class Run:
     students: tuple[Trained, ...]
     settings: Settings
     planned: int
+    key: str
 
     @property
     def title(self) -> str:

@@ -242,6 +242,7 @@ def test_same_inputs_same_bytes_but_for_the_provenance(
     assert files == [
         "confusion/big-small.csv",
         "curves.csv",
+        "gains.csv",
         "index.html",
         "provenance.json",
         "results.csv",
@@ -293,7 +294,7 @@ def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path: Path) -> None:
     project = Project(tmp_path, classes=FORMULAS)
     begins = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
     files = list(project.run().rglob("*.csv"))
-    assert {file.name for file in files} == {"results.csv", "curves.csv", "big-small.csv"}
+    assert {file.name for file in files} == {"results.csv", "gains.csv", "curves.csv", "big-small.csv"}
     for file in files:
         with file.open(newline="", encoding="utf-8") as content:
             cells = [cell for row in csv.reader(content) for cell in row]

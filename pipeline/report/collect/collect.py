@@ -27,6 +27,7 @@ from pipeline.report.collect.resolved import alone_inputs, run_inputs
 from pipeline.report.collect.settings import alone_settings, run_settings
 from pipeline.report.collect.tables import codes, tables
 from pipeline.report.collect.training import Source, read
+from pipeline.report.key import key
 from pipeline.report.provenance import gather
 from pipeline.report.results import Dataset, Pair, Results, Run, Teacher, Trained
 
@@ -131,7 +132,7 @@ class _Collector:
 
             teacher, recipe = teachers[block.teacher], block.student.recipe
             planned = len(self.blocks.sections.seeds)
-            runs = [Run(ALONE, "alone", tuple(alone), alone_settings(recipe), planned)]
+            runs = [Run(ALONE, "alone", tuple(alone), alone_settings(recipe), planned, ALONE)]
             matchings = matched(self.artifacts, name, self.blocks, teachers, runs[0], self.omissions)
             for run in self.blocks.sections.runs_of(name):  # in the order of params.yaml; a json keeps none
                 settings = block.runs[run]
@@ -140,8 +141,9 @@ class _Collector:
                 )
                 students = self._students(block, run, teacher, whole)
                 if students:
-                    words = _composition(settings)
-                    runs.append(Run(run, words, tuple(students), run_settings(settings, recipe), planned))
+                    words, own = _composition(settings), run_settings(settings, recipe)
+                    consists = key(settings, self.blocks.sections)
+                    runs.append(Run(run, words, tuple(students), own, planned, consists))
             pairs.append(Pair(name, teacher, block.student.student, tuple(runs), matchings))
         return tuple(pairs)
 

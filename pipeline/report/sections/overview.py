@@ -15,7 +15,11 @@ LEAD = (
     "which runs gain over the student alone: those whose whole interval lies to the right of the zero line."
 )
 GROUP, ORDER = "opening", 10
-NUMBERS = {"results.csv": "one row for each run and seed", "summary.json": "means over seeds"}
+NUMBERS = {
+    "results.csv": "one row for each run and seed",
+    "gains.csv": "one row for each run",
+    "summary.json": "means over seeds",
+}
 
 MOST_OPEN = 20  # rows; a longer table is folded
 
