@@ -122,7 +122,9 @@ def test_every_published_row_has_a_preset(table: tuple[str, str]) -> None:
     for row in (row for row in ROWS if (row.source, row.table) == table):
         keys = {key_of(*candidate, row) for candidate in candidates(row)} - {None}
         if not keys & {row.run, UNEQUAL.get(row.run, row.run)}:
-            missing.append(f"{row.teacher} -> {row.student}: {row.method} is {row.run}, and presets have {keys}")
+            missing.append(
+                f"{row.teacher} -> {row.student}: {row.method} is {row.run}, and presets have {keys}"
+            )
     assert missing == []
 
 
