@@ -17,7 +17,7 @@ def main(
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     tables: Annotated[Path, typer.Option(help="Folder of the teacher's tables.")],
     codes: Annotated[Path, typer.Option(help="Folder of the teacher's codes.")],
-    copies: Annotated[Path, typer.Option(help="Folder of the teacher's self-taught copies.")],
+    copies: Annotated[Path, typer.Option(help="Folder of the teacher's copies and assistants.")],
     matchings: Annotated[Path, typer.Option(help="Folder of the pair's matchings.")],
     evaluation: Annotated[Path, typer.Option(help="The teacher's predictions.")],
     code: Annotated[Path, typer.Option(help="Folder of the code's hashes, made by stages.code.")],

@@ -20,6 +20,9 @@ def main(
         Path, typer.Option(help="Folder to make: tables/NAME.json, codes/NAME.json and matched.json.")
     ],
     mark: command.Mark = None,
+    chain: Annotated[
+        Path | None, typer.Option(help="Json to make: what chains of the teacher's assistants begin with.")
+    ] = None,
 ) -> None:
     """Write one json of inputs for every table of params.yaml, null where nobody asks for it."""
     from pipeline.artifacts import publish
@@ -59,6 +62,16 @@ def main(
             for match in asked.matched
         }
         publish.write_json(scratch / "matched.json", matched)
+    if chain is not None:
+        logits = stored.features.get("logits")
+        begin = {
+            "teacher": asked.teacher,
+            "weights": stored.weights.get("last"),
+            "data": stored.data,
+            "logits": None if logits is None else logits.digest.get("last/train"),
+        }
+        with publish.replacing(chain):
+            publish.write_json(chain, begin)
     command.mark(mark)
 
 

@@ -1,4 +1,4 @@
-"""Train a copy of a teacher from its cached logits, and store the copy's own (SLKD*)."""
+"""Train a copy or an assistant of a teacher from cached logits, and store its own (SLKD*; TAKD, DGKD)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from stages import command
 
 
 def main(
-    block: Annotated[Path, typer.Argument(help="The copy's json, made by stages.params.")],
+    block: Annotated[Path, typer.Argument(help="Its json, made by stages.params.")],
     prepared: Annotated[Path, typer.Option(help="Folder of all prepared data sets.")],
     weights: Annotated[Path, typer.Option(help="The teacher's folder of weights.")],
     store: Annotated[Path, typer.Option(help="The teacher's store.")],
     out: Annotated[Path, typer.Option(help="Folder to make: weights/, history.csv, store.zarr, copy.json.")],
+    copies: Annotated[
+        Path | None, typer.Option(help="Folder of the teacher's assistants; by default, that of OUT.")
+    ] = None,
     device: command.Device = "auto",
     precision: command.Precision = "auto",
     batch_size: command.BatchSize = None,
@@ -23,7 +26,7 @@ def main(
     steps: command.Steps = "auto",
     deterministic: command.Deterministic = False,
 ) -> None:
-    """Train the copy of BLOCK by the teacher's logits in its STORE."""
+    """Train the copy or assistant of BLOCK by the logits that those have stored from which it learns."""
     from pipeline.params.base import load
     from pipeline.params.copies import CopyBlock
 
@@ -34,29 +37,20 @@ def main(
         from pipeline.artifacts import closure, hashing, publish
         from pipeline.compute.machine import machine
         from pipeline.data.prepared import Prepared
-        from pipeline.features import contents
         from pipeline.training.assembly import Job
-        from pipeline.training.copies import train
+        from pipeline.training.copies import Lessons, train
 
     data = Prepared.open(prepared / copy.dataset)
     where = machine(device, precision, steps=steps, deterministic=deterministic)
-    stored = contents.read(store, f"dvc repro extract_features@{copy.teacher}")
-    learned = (plugin.module("methods", "kd"), plugin.module("schedules", "final"))
+    lessons = Lessons.of(copy, data, weights, store, copies or out.parent)
+    learned = (plugin.module("methods", "kd"), plugin.module("schedules", "assistants"))
     code = closure.digest(["stages.train_copy", *learned])
-    # Missing ones are refused by `train`, with the line of params.yaml to change.
-    read = [stored.weights.get("last"), stored.features.get("logits"), stored.data]
-    identity = hashing.identity(copy, where.precision, code, [str(part) for part in read])
+    read = [lessons.weights, lessons.logits, data.meta.fingerprint]
+    identity = hashing.identity(copy, where.precision, code, read)
     # An interrupted training stays in the scratch folder; its identity decides whether it is used.
     with publish.building(out, resume=True) as scratch:
-        job = Job(scratch, where, identity, f"copy {copy.name}", copy.stage)
-        train(copy, data, weights, store, job, batch_size=batch_size, resident_bytes=resident << 20)
-        about = {
-            "made_by": copy.stage,
-            "teacher": copy.teacher,
-            "weights": stored.weights["last"],
-            "settings": hashing.content_hash(copy.model_dump(mode="json")),
-        }
-        publish.write_json(scratch / "copy.json", about)
+        job = Job(scratch, where, identity, copy.stage, copy.stage)
+        train(copy, data, lessons, job, batch_size=batch_size, resident_bytes=resident << 20)
 
 
 if __name__ == "__main__":

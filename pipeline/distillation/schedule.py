@@ -67,11 +67,19 @@ class Teaching:
         terms: the schedule's own terms, unweighted: of its networks, and of the student. Their names have a prefix
             that no lesson has.
         weights: the weights of those terms.
+        labels_once: the labels' own term is that of the first lesson, whole and under its own name, whatever the
+            lessons weigh; else every lesson has one.
     """
 
     lessons: tuple[Lesson, ...]
     terms: Terms = field(default_factory=dict)
     weights: StepWeights = field(default_factory=dict)
+    labels_once: bool = False
+
+
+def of_teacher(features: Taps) -> Taps:
+    """Return the features of a batch that are the teacher's own, and not of a copy or an assistant."""
+    return {name: x for name, x in features.items() if "/" not in name}
 
 
 C = TypeVar("C", bound=ScheduleConfig)
@@ -112,8 +120,8 @@ class TeacherSchedule(nn.Module, Generic[C]):
         """
 
     @classmethod
-    def self_taught(cls, config: C) -> tuple[str, ...]:
-        """Return the self-taught copies of the teacher whose stored logits it reads, as feature "<name>/logits"."""
+    def copies(cls, config: C) -> tuple[str, ...]:
+        """Return the copies and assistants of the teacher whose stored logits it reads, as feature "<name>/logits"."""
         return ()
 
     def checkpoint(self, epoch: Epoch) -> str:

@@ -15,6 +15,7 @@ from pipeline.params.base import validate
 from pipeline.params.course import check_anchors, check_course
 from pipeline.params.sections import ALONE, Sections
 from pipeline.params.teachers import TeacherParams, checkpoints_of
+from pipeline.params.teaching import TEACHER
 
 LISTS = ("seeds", "distill")
 
@@ -50,6 +51,7 @@ def check(content: Mapping[str, Any]) -> Sections:
 
     _check_pairs(params)
     _check_copies(params)
+    _check_assistants(params)
     _check_borrowed(params)
     _check_distill(params)
     return params
@@ -82,7 +84,7 @@ def _check_lists(content: Mapping[str, Any]) -> None:
 
 
 def _check_recipes(params: Sections) -> None:
-    for section in ("teachers", "students"):
+    for section in ("teachers", "students", "assistants"):
         for name, network in getattr(params, section).items():
             where = f"{section}.{name}.recipe"
             # An unknown name, or a change that does not fit, is an error of this already.
@@ -108,6 +110,60 @@ def _check_copies(params: Sections) -> None:
         _known(f"teacher of copies.{name}:", copy.teacher, params.teachers)
         _known(f"student of copies.{name}:", copy.student, params.students)
         _check_same_data(f"copies.{name}", params, copy.teacher, copy.student)
+
+
+def _check_assistants(params: Sections) -> None:
+    copies = {name.casefold(): name for name in params.copies}
+    for name, assistant in params.assistants.items():
+        # Both lie in one folder, and are read by their names alone.
+        if (copy := copies.get(name.casefold())) is not None:
+            raise ParamsError(
+                f"params.yaml: assistants.{name} and copies.{copy} have one name, and lie in one folder. Rename one."
+            )
+        _known(f"teacher of assistants.{name}:", assistant.teacher, params.teachers)
+        _check_teachers(params, name)
+
+
+def _check_teachers(params: Sections, name: str) -> None:
+    """Check that an assistant learns from its own teacher's, and from those that come before it alone."""
+    assistant, where = params.assistants[name], f"assistants.{name}"
+    before = _before(params, name)
+    if assistant.follows not in assistant.teachers:
+        raise ParamsError(
+            f"params.yaml: {where}.learns_from lacks '{assistant.follows}', which it follows. Add it, or follow one "
+            "that it learns from."
+        )
+
+    for source in assistant.teachers:
+        if source not in before:
+            hint = "It learns from those that come before it."
+            raise unknown_name(f"entry of {where}.learns_from:", source, before, hint)
+
+
+def _before(params: Sections, name: str) -> list[str]:
+    """Return what comes before an assistant, the teacher first.
+
+    Raises:
+        UnknownNameError: one follows what is not there.
+        ParamsError: they go round in a circle, or one is another teacher's.
+    """
+    teacher, chain = params.assistants[name].teacher, [name]
+    own = [key for key, entry in params.assistants.items() if entry.teacher == teacher]
+    while (follows := params.assistants[chain[-1]].follows) != TEACHER:
+        where = f"assistants.{chain[-1]}"
+        if follows in params.assistants and follows not in own:
+            raise ParamsError(
+                f"params.yaml: {where} follows '{follows}', which has another teacher than '{teacher}'. Name an "
+                f"assistant of '{teacher}', or {TEACHER}."
+            )
+        _known(f"assistant that {where} follows:", follows, [TEACHER, *own])
+        if follows in chain:
+            circle = ", ".join(chain[chain.index(follows) :])
+            raise ParamsError(
+                f"params.yaml: {where} follows '{follows}', so {circle} go round in a circle. Let one follow {TEACHER}."
+            )
+        chain.append(follows)
+    return [TEACHER, *reversed(chain[1:])]
 
 
 def _check_borrowed(params: Sections) -> None:

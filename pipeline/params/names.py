@@ -10,8 +10,14 @@ from collections.abc import Iterable
 
 from pipeline.errors import ParamsError
 from pipeline.params.sections import Sections
+from pipeline.params.teaching import TEACHER
 
 OWN = "own"  # folder of the matchings with a pair's own teacher; borrowed ones stand beside it
+_FOLDERS = {
+    "borrowed": OWN,
+    "copies": TEACHER,
+    "assistants": TEACHER,
+}  # what stands beside those of a section
 # No slash, which parts pair and run; nothing that a shell reads; no dot or dash at the start, which would hide a file
 # or make an option of it, and no dot at the end, where a suffix is expected.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.+-]*[A-Za-z0-9_+-])?")
@@ -55,7 +61,7 @@ def _check_name(section: str, name: str) -> None:
             f"params.yaml: '{section}.{name}' becomes a file's name and has {len(name)} letters. Use {_LENGTH} at most."
         )
     folded = name.casefold()
-    if section == "borrowed" and folded == OWN:
+    if folded == _FOLDERS.get(section):
         raise ParamsError(f"params.yaml: {section}.{name} has the name of another folder. Rename it.")
     if folded in _TAKEN:
         raise ParamsError(f"params.yaml: '{section}.{name}' has the name of another file. Rename it.")

@@ -41,7 +41,7 @@ class RunBlock(Block):
         tables: fitted tables that are read.
         changes: teacher features that the transform changes.
         network: whether the teacher's own network is read.
-        copies: self-taught copies whose logits are read.
+        copies: copies and assistants of the teacher whose logits are read, each with the stage that makes it.
         matchings: matchings that are read.
         plugins: code that the run depends on, as "catalogue/name".
         views: what the student sees in the place of its data set's views, or None.
@@ -58,7 +58,7 @@ class RunBlock(Block):
     tables: tuple[str, ...]
     changes: tuple[str, ...]
     network: bool
-    copies: tuple[str, ...]
+    copies: dict[str, str]
     matchings: tuple[Wanted, ...]
     plugins: tuple[str, ...]
     views: ViewParams | None = None

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.errors import unknown_name
+from pipeline.params.assistants import AssistantParams
 from pipeline.params.base import Block, validate
-from pipeline.params.copies import CopyParams
+from pipeline.params.copies import CopyParams, TaughtParams
 from pipeline.params.datasets import DatasetParams
 from pipeline.params.matchings import BorrowedParams, MatchingParams
 from pipeline.params.numbers import Seed
@@ -38,6 +39,7 @@ class Sections(Block):
         runs: runs by name.
         distill: what to distill, as "pair/run".
         copies: self-taught copies of teachers by name (SLKD*).
+        assistants: smaller networks between a teacher and its students, by name (TAKD, DGKD).
         borrowed: matchings of a pair's students with another teacher, by name (KCD's Table 3).
     """
 
@@ -52,7 +54,13 @@ class Sections(Block):
     runs: dict[str, RunParams] = {}
     distill: tuple[str, ...] = ()
     copies: dict[str, CopyParams] = {}
+    assistants: dict[str, AssistantParams] = {}
     borrowed: dict[str, BorrowedParams] = {}
+
+    @property
+    def taught(self) -> dict[str, TaughtParams]:
+        """Copies and assistants by name: both lie in one folder, so no two have one name."""
+        return {**self.copies, **self.assistants}
 
     def recipe(self, named: Plug | None, where: str) -> Recipe:
         """Return a recipe by its name, its changes merged.

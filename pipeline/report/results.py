@@ -361,6 +361,27 @@ class Code:
 
 
 @dataclass(frozen=True)
+class Assistant:
+    """A copy or an assistant of a teacher.
+
+    Attributes:
+        name: key of `copies` or `assistants`.
+        teacher: key of `teachers`.
+        network: its network.
+        learned_from: "teacher", and assistants.
+        epochs: of its training.
+        top1: of the last of them, on the split that epochs are chosen on, in percent; None where there were none.
+    """
+
+    name: str
+    teacher: str
+    network: str
+    learned_from: tuple[str, ...]
+    epochs: int
+    top1: float | None
+
+
+@dataclass(frozen=True)
 class Missing:
     """What a report leaves out.
 
@@ -391,6 +412,7 @@ class Results:
         pairs: pairs in the order of params.yaml.
         tables: fitted tables, teacher by teacher.
         codes: codes, teacher by teacher.
+        taught: assistants and copies, teacher by teacher.
         provenance: where the report comes from.
         missing: what params.yaml lists and is left out, because it is not there or is of something else.
     """
@@ -402,4 +424,5 @@ class Results:
     tables: tuple[Table, ...]
     codes: tuple[Code, ...]
     provenance: Provenance
+    taught: tuple[Assistant, ...] = ()
     missing: tuple[Missing, ...] = ()

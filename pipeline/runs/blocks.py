@@ -13,16 +13,19 @@ from typing import TypeVar
 from pipeline import plugin
 from pipeline.artifacts import closure
 from pipeline.features.encoding import Feature, encodings_of, tables_of
+from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import Block, StageBlock
-from pipeline.params.copies import CopyBlock
+from pipeline.params.copies import CopyBlock, TaughtParams
 from pipeline.params.datasets import PrepareBlock
 from pipeline.params.matchings import MatchBlock, MatchingParams
 from pipeline.params.pairs import PairBlock
+from pipeline.params.recipe import Recipe
 from pipeline.params.students import StudentBlock
 from pipeline.params.tables import AskedBlock, EncodeBlock, FitBlock, Matched
 from pipeline.params.teacher import TrainBlock
 from pipeline.params.teachers import CodeBlock, ExtractBlock
-from pipeline.runs import demands
+from pipeline.params.teaching import TEACHER, Drop
+from pipeline.runs import demands, taught
 from pipeline.runs.project import Kind, Project
 
 S = TypeVar("S", bound=StageBlock)
@@ -47,6 +50,8 @@ def blocks(project: Project) -> dict[str, Block]:
 
     for name in params.copies:
         every[f"copies/{name}"] = _copy(project, name)
+    for name in params.assistants:
+        every[f"assistants/{name}"] = _assistant(project, name)
     for name in params.pairs:
         every[f"pairs/{name}"] = _pair(project, name)
         every[f"matchings/{name}"] = _match(project, name)
@@ -196,25 +201,49 @@ def _student(project: Project, name: str) -> StudentBlock:
 
 def _copy(project: Project, name: str) -> CopyBlock:
     copy = project.params.copies[name]
-    demands.check_copy(project, name)
-    teacher = project.params.teachers[copy.teacher]
+    spec, recipe = project.spec("teachers", copy.teacher), project.recipe("students", copy.student)
+    return _taught(project, name, copy, spec, recipe, (TEACHER,))
+
+
+def _assistant(project: Project, name: str) -> CopyBlock:
+    assistant = project.params.assistants[name]
+    project.architecture("assistants", name)  # which can read the images
+    spec, recipe = project.spec("assistants", name), project.recipe("assistants", name)
+    return _taught(project, name, assistant, spec, recipe, assistant.teachers, assistant.drop)
+
+
+def _taught(
+    project: Project,
+    name: str,
+    params: TaughtParams,
+    spec: NetworkSpec,
+    recipe: Recipe,
+    learns_from: tuple[str, ...],
+    drop: Drop = 0,
+) -> CopyBlock:
+    taught.check_taught(project, name)
+    teacher = project.params.teachers[params.teacher]
     block = CopyBlock(
-        stage=f"train_copy@{name}",
+        stage=taught.stage_of(project, name),
         name=name,
-        teacher=copy.teacher,
+        teacher=params.teacher,
         dataset=teacher.dataset,
-        recipe=project.recipe("students", copy.student),
+        family=spec.family,
+        network=spec.network,
+        recipe=recipe,
         views=project.views[teacher.dataset],
-        seed=copy.seed,
-        temperature=copy.temperature,
-        weights=copy.weights,
-        slots=copy.slots,
+        learns_from=learns_from,
+        drop=drop,
+        seed=params.seed,
+        temperature=params.temperature,
+        weights=params.weights,
+        slots=params.slots,
         compression=teacher.compression,
     )
 
-    # It learns by plain KD from the last checkpoint (`training/copies.py`), so their code counts too.
-    learned = (plugin.module("methods", "kd"), plugin.module("schedules", "final"))
-    return _coded(project, block, ["stages.train_copy", *learned, _family(project, "teachers", copy.teacher)])
+    # By what it learns (`training/copies.py`), whose code counts too.
+    learned = (plugin.module("methods", "kd"), plugin.module("schedules", "assistants"))
+    return _coded(project, block, ["stages.train_copy", *learned, plugin.module("networks", spec.family)])
 
 
 def _pair(project: Project, name: str) -> PairBlock:

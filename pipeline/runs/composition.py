@@ -111,8 +111,8 @@ class Composition:
 
     @property
     def copies(self) -> tuple[str, ...]:
-        """The self-taught copies of the teacher whose logits are read."""
-        return self.schedule.self_taught(self.schedule_config)
+        """The copies and assistants of the teacher whose logits are read."""
+        return self.schedule.copies(self.schedule_config)
 
     @property
     def changes(self) -> tuple[str, ...]:

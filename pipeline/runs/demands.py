@@ -1,4 +1,4 @@
-"""What a run, a table, a copy and a matching demand of a teacher and a student, checked before anything is made.
+"""What a run, a table and a matching demand of a teacher and a student, checked before anything is made.
 
 Each error is one line that says what to add to params.yaml.
 """
@@ -16,6 +16,7 @@ from pipeline.params.course import check_shares
 from pipeline.params.pairs import RunBlock
 from pipeline.params.teachers import checkpoints_of
 from pipeline.params.views import described
+from pipeline.runs import taught
 from pipeline.runs.rehearsal import feature_shape
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def check_run(project: Project, pair: str, run: RunBlock, taps: tuple[str, ...],
     _check_student_taps(project, names.student, taps, where)
     _check_views(project, names.teacher, run, where)
     _check_reads(project, names.teacher, run, where)
-    _check_copies(project, names.teacher, run, where)
+    taught.check_read(project, names.teacher, run, where)
     _check_matchings(project, pair, run, where)
 
 
@@ -192,56 +193,6 @@ def _check_directions(project: Project, teacher: str, name: str, feature: str) -
         raise ParamsError(
             f"params.yaml: tables.{name} keeps {components} components of '{feature}' of teacher '{teacher}', whose "
             f"{sizes} give {most} at most. Lower components."
-        )
-
-
-def _check_copies(project: Project, teacher: str, run: RunBlock, where: str) -> None:
-    for name in run.copies:
-        # Those of another teacher would teach something else, and are not even offered in the error.
-        copies = {key: copy for key, copy in project.params.copies.items() if copy.teacher == teacher}
-        if name not in copies:
-            raise unknown_name(
-                f"copy of teacher '{teacher}' of {where}:",
-                name,
-                copies,
-                "Add it to 'copies' in params.yaml.",
-            )
-
-        check_copy(project, name)
-        if run.slots is None:
-            raise ParamsError(
-                f"params.yaml: {where} shows an unbounded number of views, and the logits of copy '{name}' are "
-                "stored. Set 'slots' of the run to a number."
-            )
-        slots = project.slots(teacher, copies[name].slots, f"copies.{name}.slots")
-        if slots < run.slots:
-            raise ParamsError(
-                f"params.yaml: {where} shows {run.slots} view slots, and copies.{name}.slots is {slots}. Raise "
-                "it, or set 'slots' of the run."
-            )
-
-
-def check_copy(project: Project, name: str) -> None:
-    """Check that the store of a copy's teacher holds the logits that it learns from.
-
-    Raises:
-        ParamsError: it does not; the message says what to add.
-    """
-    copy = project.params.copies[name]
-    slots = project.slots(copy.teacher, copy.slots, f"copies.{name}.slots")
-
-    logits = project.features(copy.teacher).get("logits")
-    place = f"teachers.{copy.teacher}.features.logits"
-    if logits is None or "last" not in project.params.teachers[copy.teacher].checkpoints:
-        raise ParamsError(
-            f"params.yaml: copies.{name} learns from the logits of teacher '{copy.teacher}', which its store does "
-            f"not hold. Add {place}."
-        )
-
-    if project.slots(copy.teacher, logits.slots, f"{place}.slots") < slots:
-        raise ParamsError(
-            f"params.yaml: copies.{name} sees {slots} view slots, and {place}.slots is {logits.slots}. Raise it, "
-            f"or lower copies.{name}.slots."
         )
 
 

@@ -50,7 +50,7 @@ class RunInputs(StudentInputs):
         weights_folder: of the teacher.
         weights: hash of the teacher's weights, by checkpoint; empty when only the store is read.
         stored: the features that are read from a store, by name; empty when online.
-        copies: the logits of self-taught copies of the teacher that are read, by the copy's name.
+        copies: the logits of copies and assistants of the teacher that are read, by their names.
         tables: path and hash of the fitted tables that are read, by name.
         matchings: path and hash of the matchings that are read, by their keys.
         teacher_weights: hash of the teacher's last weights, which made `teacher_evaluation`.

@@ -26,12 +26,11 @@ from pipeline.features.layout import Layout
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec
-from pipeline.params.copies import CopyParams
 from pipeline.params.pairs import RunBlock
 from pipeline.params.recipe import cut
 from pipeline.params.tables import EncodeBlock
 from pipeline.params.teachers import TeacherParams
-from pipeline.runs import blocks
+from pipeline.runs import blocks, taught
 from pipeline.runs.project import Kind, Project
 
 CHECKSUM_BYTES = 4
@@ -172,8 +171,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
             # For each seed the matching, and what was measured of it.
             files = 2 * len(params.seeds) * len(recipes)
             items.append(Item("matchings", name, (f"match_channels@{name}",), 0, files))
-    for name, copy in params.copies.items():
-        items.append(_copy(project, name, copy, metas))
+    items += [_taught(project, name, metas) for name in params.taught]
 
     sizes = {
         name: 3 * _weight_bytes(build(_spec(project, "students", name, metas[student.dataset]), 0))
@@ -313,11 +311,12 @@ def _code(project: Project, name: str, block: EncodeBlock, code: str, meta: Meta
     )
 
 
-def _copy(project: Project, name: str, copy: CopyParams, metas: Mapping[str, Meta]) -> Item:
-    """Return a self-taught copy: its weights, and the store of its logits of every view."""
-    meta = metas[project.params.teachers[copy.teacher].dataset]
-    slots = project.slots(copy.teacher, copy.slots, f"copies.{name}.slots")
-    stored = project.features(copy.teacher).get("logits")
+def _taught(project: Project, name: str, metas: Mapping[str, Meta]) -> Item:
+    """Return a copy or an assistant: its weights, and the store of its logits of every view."""
+    params, copied = project.params.taught[name], name in project.params.copies
+    meta = metas[project.params.teachers[params.teacher].dataset]
+    slots, _ = taught.slots_of(project, name)
+    stored = project.features(params.teacher).get("logits")
     train = meta.samples["train"]
     layouts = [
         Layout.plan((1 + slots, train, len(meta.classes)), stored.dtype if stored else "float16"),
@@ -325,11 +324,12 @@ def _copy(project: Project, name: str, copy: CopyParams, metas: Mapping[str, Met
     ]
 
     manifest = MANIFEST_BYTES + FEATURE_BYTES + DIGEST_BYTES
-    network = build(_spec(project, "teachers", copy.teacher, meta), 0)
+    kind: tuple[Kind, str] = ("teachers", params.teacher) if copied else ("assistants", name)
+    network = build(_spec(project, *kind, meta), 0)
     return Item(
-        "copy",
-        f"{copy.teacher}/{name}",
-        (f"train_copy@{name}",),
+        "copy" if copied else "assistant",
+        f"{params.teacher}/{name}",
+        (taught.stage_of(project, name),),
         3 * _weight_bytes(network) + sum(map(store_bytes, layouts)) + 4 * GROUP_BYTES + manifest,
         sum(map(store_files, layouts)) + 4 + 7,  # the groups; weights, network.json, history, summaries
         (1 + slots) * train,

@@ -23,6 +23,7 @@ from pipeline.networks.architecture import Architecture, architecture, blank
 from pipeline.networks.catalogue import family_of
 from pipeline.networks.network import Network
 from pipeline.networks.spec import LARGEST, NetworkSpec
+from pipeline.params.assistants import AssistantParams
 from pipeline.params.base import placed, validate
 from pipeline.params.course import check_course
 from pipeline.params.matchings import MatchingParams
@@ -33,7 +34,7 @@ from pipeline.params.sections import Sections, merged
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.views import Slots, ViewParams, view_params
-from pipeline.runs import demands
+from pipeline.runs import demands, taught
 from pipeline.runs.composition import Composition
 from pipeline.runs.rehearsal import feature_shape, rehearse
 from pipeline.tables.table import TableConfig
@@ -41,7 +42,7 @@ from pipeline.tables.table import TableConfig
 CLASSES = (
     10  # where only the files know: no shape depends on it but the logits' and the number of sub-classes
 )
-Kind = Literal["teachers", "students"]
+Kind = Literal["teachers", "students", "assistants"]
 
 
 class Project:
@@ -110,16 +111,21 @@ class Project:
     # Networks
 
     def spec(self, kind: Kind, name: str) -> NetworkSpec:
-        """Return what a teacher or student is.
+        """Return what a teacher, student or assistant is.
 
         Raises:
             UnknownNameError: no family has the network.
             ParamsError: weights are asked for that the family does not have, or that read other images.
         """
-        network: TeacherParams | StudentParams = getattr(self.params, kind)[name]
+        network: TeacherParams | StudentParams | AssistantParams = getattr(self.params, kind)[name]
         with placed(f"{kind}.{name}.network"):
             family, known = family_of(network.network)
-        images = self.images[network.dataset]
+        # An assistant sees what its teacher has seen.
+        images = (
+            self.images_of(network.teacher)
+            if isinstance(network, AssistantParams)
+            else self.images[network.dataset]
+        )
         weights = network.weights if isinstance(network, TeacherParams) else "none"
         with placed(f"{kind}.{name}.weights"):
             pretrained.check(family, known, weights, images.channels)
@@ -133,7 +139,7 @@ class Project:
         )
 
     def architecture(self, kind: Kind, name: str) -> Architecture:
-        """Return the units and taps of a teacher or student.
+        """Return the units and taps of a teacher, student or assistant.
 
         Raises:
             ShapeError: the network cannot read images of this size.
@@ -147,7 +153,7 @@ class Project:
         return self._architectures[key]
 
     def recipe(self, kind: Kind, name: str) -> Recipe:
-        """Return how a teacher or student is trained."""
+        """Return how a teacher, student or assistant is trained."""
         return self.params.recipe(getattr(self.params, kind)[name].recipe, f"{kind}.{name}.recipe")
 
     # What a teacher's store holds, and what is fitted to it
@@ -276,7 +282,7 @@ class Project:
             tables=tuple(tables),
             changes=composition.changes,
             network=needs.network,
-            copies=composition.copies,
+            copies={name: taught.stage_of(self, name) for name in composition.copies},
             matchings=needs.matchings,
             plugins=composition.plugins,
             views=views,

@@ -18,6 +18,7 @@ from pipeline.features import contents
 from pipeline.features import manifest as manifests
 from pipeline.features.manifest import Manifest
 from pipeline.matching.matching import Matching
+from pipeline.networks import taught
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.course import check_shares
 from pipeline.params.names import OWN
@@ -39,7 +40,7 @@ class Places:
         store: the teacher's store.
         tables: folder of its tables.
         codes: folder of its codes, one folder a table.
-        copies: folder of its self-taught copies.
+        copies: folder of its copies and assistants.
         matchings: folder of the pair's matchings.
         evaluation: the teacher's predictions.
         code: folder of the code's hashes.
@@ -124,7 +125,9 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
         weights_folder=str(places.weights),
         weights=_weights(places.weights, loaded),
         stored={} if online else _stored(block, settings, student, places),
-        copies={name: _copy(block, name, settings, student, places) for name in settings.copies},
+        copies={
+            name: _copy(name, stage, settings, student, places) for name, stage in settings.copies.items()
+        },
         tables={name: _table(block, name, places) for name in settings.tables},
         teacher_weights=_weights(places.weights, ["last"])["last"],
         teacher_evaluation=str(places.evaluation),
@@ -176,13 +179,11 @@ def _place(block: PairBlock, feature: str, places: Places) -> tuple[Path, dict[s
     return store, tables, f"dvc repro encode_views@{block.teacher}-{name}"
 
 
-def _copy(block: PairBlock, name: str, run: RunBlock, student: StudentInputs, places: Places) -> Stored:
-    """Return where the logits of a self-taught copy lie: it must have learned from the teacher as it is now."""
-    folder, hint = places.copies / name, f"dvc repro train_copy@{name}"
-    if read_json(folder / "copy.json", hint).get("weights") != _weights(places.weights, ["last"])["last"]:
-        raise StaleArtifactError(f"{folder} is of a copy of another teacher. {advice.again(hint)}")
-    store = folder / "store.zarr"
-    manifest = _manifest(store, student, hint)
+def _copy(name: str, stage: str, run: RunBlock, student: StudentInputs, places: Places) -> Stored:
+    """Return where the logits of a copy or an assistant lie: it must have learned from what there is now."""
+    taught.checked(places.copies, name, stage, _weights(places.weights, ["last"])["last"])
+    store = places.copies / name / "store.zarr"
+    manifest = _manifest(store, student, f"dvc repro {stage}")
     contents.check_stored(store, manifest, "logits", ["last"], run.slots or 0)
     return Stored(store=str(store), digest={"last/train": manifest.features["logits"].digest["last/train"]})
 

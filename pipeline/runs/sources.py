@@ -31,7 +31,7 @@ class Sources:
         tables: arrays of the fitted tables, by table and array name.
         matchings: the matchings, by their keys.
         features: where the teacher's features of a batch come from.
-        copies: where the logits of self-taught copies come from, by the copy's name.
+        copies: where the logits of copies and assistants of the teacher come from, by their names.
         teachers: the networks that are loaded, by checkpoint; none where a store is all that is read.
         shapes: shapes of the teacher's features, without the batch axis.
     """

@@ -1,16 +1,20 @@
-"""A self-taught copy of a teacher (SLKD*): untrained, it learns from the teacher's cached logits, and is kept.
+"""Networks that learn from a teacher before any student does, and teach students: self-taught copies, and assistants.
 
-It is trained once, before any student, and its logits of every view slot are stored, so that students, seeds and
-methods share it: the sequential form of what `schedules/self_learning.py` does beside each student anew.
+A self-taught copy (SLKD*) is the teacher's network, untrained, that learns from the teacher's cached logits: the
+sequential form of what `schedules/self_learning.py` does beside each student anew. An assistant (TAKD, DGKD) is another
+network, and may learn from assistants that came before it. Each is trained once, and its logits of every view slot are
+stored, so that students, seeds and methods share it.
 """
 
 from __future__ import annotations
 
+import csv
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import plugin
 from pipeline.artifacts import publish
-from pipeline.artifacts.hashing import file_hash
+from pipeline.artifacts.hashing import content_hash, file_hash
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import num_slots, view_space
 from pipeline.distillation.method import Context
@@ -21,64 +25,109 @@ from pipeline.features.manifest import Manifest
 from pipeline.features.source import RESIDENT_BYTES, CachedSource
 from pipeline.features.teacher import Teacher
 from pipeline.features.verification import verify
+from pipeline.networks import taught
 from pipeline.networks.network import build, probe
+from pipeline.networks.spec import NetworkSpec
+from pipeline.networks.taught import Taught
 from pipeline.networks.weights import load
 from pipeline.params.copies import CopyBlock
 from pipeline.params.recipe import Phase
+from pipeline.params.teaching import TEACHER
 from pipeline.training import assembly, result
 from pipeline.training.assembly import Job, Subject
 from pipeline.training.distill import Distillation
 from pipeline.training.setting import Setting
 
 
+@dataclass(frozen=True)
+class Lessons:
+    """What a copy or an assistant learns from, checked to be of one teacher, and of the same data and views.
+
+    Attributes:
+        weights: hash of the teacher's last weights.
+        teacher: what the teacher's store says of itself.
+        stores: where the logits lie of each that teaches it, by name.
+        logits: their hashes, by name.
+        slots: augmented view slots that it sees.
+    """
+
+    weights: str
+    teacher: Manifest
+    stores: dict[str, Path]
+    logits: dict[str, str]
+    slots: int
+
+    @classmethod
+    def of(cls, block: CopyBlock, prepared: Prepared, weights: Path, store: Path, copies: Path) -> Lessons:
+        """Open what a copy or an assistant learns from.
+
+        Args:
+            block: the copy or assistant.
+            prepared: the data.
+            weights: the teacher's folder of weights.
+            store: the teacher's store.
+            copies: folder of the teacher's assistants.
+
+        Raises:
+            MissingArtifactError: something that it learns from is not there.
+            StaleArtifactError: something was made from another teacher, other data or other views.
+            ParamsError: a store has no logits, or of too few view slots.
+        """
+        own, hint = file_hash(weights / "last.safetensors"), f"dvc repro extract_features@{block.teacher}"
+        slots = num_slots(view_space(block.views), block.slots, f"slots of {block.name}")
+        # Also where it learns from assistants alone: the teacher says what the logits are stored as.
+        teacher = _opened(store, hint, block, prepared, slots, {"last": own})
+
+        stores, logits = {}, {}
+        for name in block.learns_from:
+            stores[name], manifest = store, teacher
+            if name != TEACHER:
+                taught.of_assistant(copies, name, own)
+                stores[name] = copies / name / "store.zarr"
+                manifest = _opened(stores[name], f"dvc repro train_assistant@{name}", block, prepared, slots)
+            logits[name] = manifest.features["logits"].digest["last/train"]
+        return cls(own, teacher, stores, logits, slots)
+
+
 def train(
     block: CopyBlock,
     prepared: Prepared,
-    weights: Path,
-    store: Path,
+    lessons: Lessons,
     job: Job,
     *,
     batch_size: int | None = None,
     resident_bytes: int = RESIDENT_BYTES,
 ) -> Manifest:
-    """Train a copy of a teacher from its store, and store the copy's logits.
+    """Train a copy or an assistant from stored logits, and store its own.
 
     Args:
-        block: the copy.
+        block: the copy or assistant.
         prepared: the data.
-        weights: the teacher's folder of weights; of them only what network it is is read.
-        store: the teacher's store.
+        lessons: what it learns from.
         job: where it runs; what an interrupted run of the same identity has left there is used.
         batch_size: samples of one forward pass when the logits are stored; None is what the device and the data
             call for.
         resident_bytes: largest stored array that is kept on the device.
 
     Returns:
-        The manifest of the copy's own store, `store.zarr` in the job's scratch folder.
+        The manifest of its own store, `store.zarr` in the job's scratch folder, beside its copy.json.
 
     Raises:
-        StaleArtifactError: the store was made from other weights, data or views.
-        ParamsError: it has no logits, or of too few view slots.
         DivergedError: a term is not finite.
     """
-    machine, meta = job.machine, prepared.meta
-    taught = manifests.read(store, f"dvc repro extract_features@{block.teacher}")
-    contents.require(store, taught, data=meta.fingerprint, mean=meta.mean, std=meta.std, views=block.views)
-    contents.require(store, taught, weights={"last": file_hash(weights / "last.safetensors")})
-    slots = num_slots(view_space(block.views), block.slots, f"copies.{block.name}.slots")
-    contents.check_stored(store, taught, "logits", ["last"], slots)
+    machine, meta, slots = job.machine, prepared.meta, lessons.slots
 
     # A run that was interrupted while it stored the logits does not learn again.
     mark = job.scratch / "trained"
     trained = mark.exists() and mark.read_bytes() == job.identity.encode()
     if not trained or not result.whole(job.scratch):
-        _learn(block, prepared, taught, store, slots, job, resident_bytes)
+        _learn(block, prepared, lessons, job, resident_bytes)
         mark.write_text(job.identity)
 
     network, spec = load(job.scratch / "weights")
     machine.place(network)
     setting, copy = Setting.of(prepared, block.views, machine), Teacher(network, machine)
-    requested = {"logits": (slots, taught.features["logits"].dtype)}
+    requested = {"logits": (slots, lessons.teacher.features["logits"].dtype)}
 
     manifest = Manifest.of(
         meta,
@@ -87,9 +136,9 @@ def train(
         {"last": file_hash(job.scratch / "weights" / "last.safetensors")},
         machine.precision,
         stored_features(requested, copy, meta.channels, meta.size),
-        teacher=taught.teacher,
+        teacher=block.teacher,
         made_by=job.made_by,
-        # Students learn from these alone; a copy is not evaluated.
+        # Students learn from these alone.
         splits=("train",),
     )
 
@@ -105,43 +154,49 @@ def train(
     filled = fill(job.scratch / "store.zarr", extraction, job.identity, f"logits of {block.name}")
     verify(job.scratch / "store.zarr", filled)
     publish.remove(mark)
+    publish.write_json(job.scratch / taught.FILE, _about(block, lessons, job, filled).model_dump(mode="json"))
     return filled
 
 
-def _learn(
-    block: CopyBlock,
-    prepared: Prepared,
-    taught: Manifest,
-    store: Path,
-    slots: int,
-    job: Job,
-    resident_bytes: int,
-) -> None:
-    """Train the copy by KD from the stored logits, as a student of the teacher's own architecture."""
-    # Untrained, also where the teacher started from pretrained weights.
-    machine, spec = job.machine, taught.network.model_copy(update={"weights": "none"})
+def _learn(block: CopyBlock, prepared: Prepared, lessons: Lessons, job: Job, resident_bytes: int) -> None:
+    """Train the network by KD from the stored logits, as a student of those that teach it."""
+    # Untrained, also where a teacher of the same network started from pretrained weights.
+    machine, kind = job.machine, prepared.meta.kind
+    spec = NetworkSpec(family=block.family, network=block.network, **kind)
     # Its name is part of the init: copies of one seed differ, and none starts as the teacher itself did.
     network = build(spec, "self_taught", block.name, block.seed)
     machine.place(network)
 
     setting = Setting.of(prepared, block.views, machine)
-    batches = setting.batches(block.recipe, block.seed, slots)
+    batches = setting.batches(block.recipe, block.seed, lessons.slots)
 
     context = Context(
         num_classes=spec.classes,
         labels=batches.labels.cpu(),
         student=network,
         student_shapes=probe(network, spec.size, spec.channels),
-        teacher_shapes={"logits": taught.features["logits"].shape},
+        teacher_shapes={"logits": lessons.teacher.features["logits"].shape},
     )
 
-    kd, final = plugin.load("methods", "kd"), plugin.load("schedules", "final")
+    kd, assistants = plugin.load("methods", "kd"), plugin.load("schedules", "assistants")
     method = kd.Method(kd.Config(temperature=block.temperature, weights=block.weights), context)
-    schedule = final.Schedule(final.Config(), context)
+    schedule = assistants.Schedule(assistants.Config(names=block.learns_from, drop=block.drop), context)
 
-    source = CachedSource({"logits": store}, ["last"], slots, machine.device, resident_bytes)
+    def source(stores: dict[str, Path]) -> CachedSource:
+        return CachedSource(stores, ["last"], lessons.slots, machine.device, resident_bytes)
+
+    stores = dict(lessons.stores)
+    of_teacher = source({"logits": stores.pop(TEACHER)} if TEACHER in stores else {})
     objective = Distillation(
-        network, method, schedule, None, source, machine, block.seed, taps=method.needs(method.config).student
+        network,
+        method,
+        schedule,
+        None,
+        of_teacher,
+        machine,
+        block.seed,
+        copies={name: source({"logits": store}) for name, store in stores.items()},
+        taps=method.needs(method.config).student,
     )
 
     assembly.train(
@@ -154,3 +209,40 @@ def _learn(
             (Phase("main", block.recipe),),
         )
     )
+
+
+def _opened(
+    store: Path,
+    hint: str,
+    block: CopyBlock,
+    prepared: Prepared,
+    slots: int,
+    weights: dict[str, str] | None = None,
+) -> Manifest:
+    """Read what a store says of itself; it must hold logits, of the data and views that are seen."""
+    meta, manifest = prepared.meta, manifests.read(store, hint)
+    contents.require(store, manifest, data=meta.fingerprint, mean=meta.mean, std=meta.std, views=block.views)
+    contents.require(store, manifest, weights=weights or {})
+    contents.check_stored(store, manifest, "logits", ["last"], slots)
+    return manifest
+
+
+def _about(block: CopyBlock, lessons: Lessons, job: Job, manifest: Manifest) -> Taught:
+    return Taught(
+        made_by=job.made_by,
+        teacher=block.teacher,
+        weights=lessons.weights,
+        data=manifest.data,
+        settings=content_hash(block.model_dump(mode="json")),
+        learned_from=lessons.logits,
+        logits=manifest.features["logits"].digest["last/train"],
+        top1=_top1(job.scratch / "history.csv"),
+    )
+
+
+def _top1(history: Path) -> float | None:
+    """Return the top-1 of the last epoch; None where no epoch ran."""
+    if not history.exists():
+        return None
+    with history.open(newline="") as file:
+        return float(list(csv.DictReader(file))[-1]["top1"])

@@ -49,7 +49,7 @@ class Distillation(nn.Module):
         source: where they come from.
         machine: where it runs.
         seed: of the run.
-        copies: where the logits of self-taught copies of the teacher come from, by the copy's name.
+        copies: where the logits of copies and assistants of the teacher come from, by their names.
         taps: taps of the student that are read.
     """
 
@@ -126,7 +126,7 @@ class Distillation(nn.Module):
         none = torch.zeros((), device=views.image.device)
         loss = _weigh(plan.terms, plan.weights, terms, none, 1.0, "", "schedule")
 
-        for lesson in plan.lessons:
+        for number, lesson in enumerate(plan.lessons):
             taught = self._lesson(lesson, batch)
             # Once, in the first step, which is never captured: to read a value makes a GPU wait.
             if not self._checked:
@@ -138,6 +138,10 @@ class Distillation(nn.Module):
                 # Terms that do not count are not in the history either.
                 computed = {name: term for name, term in computed.items() if name in lesson.terms}
             given = self.method.weights(taught) if lesson.weights is None else lesson.weights
+            if plan.labels_once:
+                label = {name: computed.pop(name) for name in (LABELS,) if name in computed}
+                if number == 0:
+                    loss = _weigh(label, given, terms, loss, 1.0, "", "method")
             loss = loss + _weigh(computed, given, terms, none, lesson.weight, lesson.name, "method")
         self._checked = True
         return loss, terms

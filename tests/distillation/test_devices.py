@@ -116,7 +116,7 @@ def build(
     if schedule is not None:
         module = plugin.load("schedules", schedule[0])
         teacher = module.Schedule(module.Config(**schedule[1]), context)
-        copies = module.Schedule.self_taught(teacher.config)
+        copies = module.Schedule.copies(teacher.config)
         logits = {f"{name}/logits": batch.teacher["logits"] for name in copies}
         batch = replace(batch, teacher=batch.teacher | logits)
     changed: TeacherTransform[Any] | None = None

@@ -78,6 +78,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("tables", "lda"): {"components": 3},
     ("tables", "subclasses"): {"components": 3, "per_class": 2},
     ("transforms", "permutation"): {"features": ("stage2",)},
+    ("schedules", "assistants"): {"names": ("teacher", "one", "two"), "drop": 1},
     ("schedules", "self_taught"): {"names": ("one", "two")},
 }
 # Every method as it is, and what its defaults leave out of its terms.
@@ -404,7 +405,7 @@ def test_schedule_keeps_its_contract(name: str) -> None:
         every = {schedule.checkpoint(Epoch("main", number, epochs)) for number in range(epochs)}
         assert every <= set(module.Schedule.checkpoints(config))
     batch = found.batch()
-    copies = {f"{copy}/logits": batch.teacher["logits"] for copy in module.Schedule.self_taught(config)}
+    copies = {f"{copy}/logits": batch.teacher["logits"] for copy in module.Schedule.copies(config)}
     batch = replace(batch, teacher=batch.teacher | copies)
     teaching = schedule(found.taps(batch), batch)
     assert teaching.lessons

@@ -77,6 +77,11 @@ def resolved(world: World, name: str, settings: dict[str, Any] | None = None, **
     return RunInputs.model_validate_json(resolved[name])
 
 
+def logits_of(store: Path) -> str:
+    """Return the hash of the logits that a store holds."""
+    return manifests.read(store, "dvc repro").features["logits"].digest["last/train"]
+
+
 def history(folder: Path) -> list[dict[str, str]]:
     with (folder / "history.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -121,8 +126,16 @@ def test_its_store_holds_its_logits_of_every_view(world: World) -> None:
     about = json.loads((folder / "copy.json").read_text())
     taught = file_hash(world.path("artifacts/teachers/big/weights/last.safetensors"))
     settings = json.loads((world.blocks(copies=COPIES) / "copies/one.json").read_text())
-    made = {"made_by": "train_copy@one", "teacher": "big", "weights": taught}
-    assert about == made | {"settings": content_hash(settings)}
+    assert about == {
+        "made_by": "train_copy@one",
+        "teacher": "big",
+        "weights": taught,
+        "data": manifest.data,
+        "settings": content_hash(settings),
+        "learned_from": {"teacher": logits_of(world.path("artifacts/features/big.zarr"))},
+        "logits": logits_of(store),
+        "top1": float(history(folder)[-1]["top1"]),
+    }
     assert manifest.made_by == "train_copy@one"
     stored = StoredArray(array_path(store, "last", "train", "logits")).all()
     assert stored.shape == (1 + 9, 100, CLASSES)

@@ -25,6 +25,7 @@ from pipeline.networks.architecture import architecture
 from pipeline.networks.network import build
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params import checks
+from pipeline.params.assistants import AssistantParams
 from pipeline.params.base import Block, load, validate
 from pipeline.params.copies import CopyParams
 from pipeline.params.document import parse
@@ -194,18 +195,27 @@ CATALOGUES = ("methods", "schedules", "transforms", "tables")
 MODELS: dict[str, type[Block]] = {
     **{f"{catalogue}/{name}": plugin.load(catalogue, name).Config
        for catalogue in CATALOGUES for name in plugin.names(catalogue)},
-    **{model.__name__: model for model in (Recipe, MatchingParams, CopyParams, TeacherParams, *SPACES)},
+    **{model.__name__: model for model in (Recipe, MatchingParams, CopyParams, AssistantParams, TeacherParams, *SPACES)},
 }  # fmt: skip
 # What is required, and what is None by default, has a value here.
 GIVEN: dict[str, dict[str, Any]] = {
     "tables": {"feature": "stage2"},
     "schedules/anchors": {"anchors": ["last"]},
+    "schedules/assistants": {"names": ["teacher", "a"], "drop": 0.5},
     "schedules/self_taught": {"names": ["a", "b"], "fusion": 0.5},
     "schedules/self_learning": {"fusion": [0.5, 0.5]},
     "transforms/permutation": {"seed": 0, "dynamic": 1},
     "tables/kmeans": {"max_samples": 10},
     "methods/letkd": {"alpha": {"final": 1.0}},
     "CopyParams": {"teacher": "a", "student": "b", "slots": 1},
+    "AssistantParams": {
+        "teacher": "a",
+        "network": "b",
+        "follows": "c",
+        "learns_from": ["teacher", "c"],
+        "drop": 1,
+        "slots": 1,
+    },
     "TeacherParams": {"dataset": "a", "network": "b", "anchors": [0.5], "features": {"logits": {"slots": 1}}},
 }
 

@@ -42,7 +42,7 @@ EXPECTED_PLUG = "Expected a name, or its settings as {name: {setting: value}}"
 # Place, value, and what the message must say: what was found, what was expected, the nearest name.
 MISTAKES: list[tuple[str, Any, list[str]]] = [
     # unknown keys, wherever they stand
-    ("teacher", {}, ["unknown key 'teacher'", "Did you mean 'teachers'?", "Known keys: borrowed, copies, datasets"]),
+    ("teacher", {}, ["unknown key 'teacher'", "Did you mean 'teachers'?", "Known keys: assistants, borrowed, copies"]),
     ("teachers.big.recipes", {}, ["unknown key 'teachers.big.recipes'", "Did you mean 'recipe'?"]),
     ("recipes.quick.learning_rat", 1, ["Did you mean 'learning_rate'?", "Known keys: batch_size, decay"]),
     ("teachers.big.recipe", {"quick": {"learning_rat": 1}},
@@ -64,7 +64,8 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     ("runs.kd.methods", ..., ["'runs.kd.methods' is missing"]),
     *[(place, None, [f"'{place}.{key}' is missing. Add it."]) for place, key in (
         ("teachers.big", "dataset"), ("students.small", "dataset"), ("pairs.pair", "teacher"), ("runs.kd", "methods"),
-        ("datasets.toy", "source"), ("copies.one", "teacher"), ("borrowed.lent", "pair"))],
+        ("datasets.toy", "source"), ("copies.one", "teacher"), ("assistants.a1", "teacher"),
+        ("borrowed.lent", "pair"))],
     # a plug-in is a name, or a name with its settings
     *[(place, value, [f"'{place}' is {'null' if value is None else value}. {EXPECTED_PLUG}."])
       for place in ("runs.kd.methods", "runs.kd.schedule", "datasets.toy.source", "datasets.toy.views",
@@ -572,7 +573,11 @@ def test_a_block_that_nobody_asks_for_is_none(tmp_path: Path) -> None:
 
 
 def test_blocks_are_read_back_from_json(tmp_path: Path) -> None:
-    written = blocks(project(PARAMS | {"copies": {"one": {"teacher": "big", "student": "small"}}}))
+    taught = {
+        "copies": {"one": {"teacher": "big", "student": "small"}},
+        "assistants": {"a1": {"teacher": "big", "network": "resnet8", "follows": "teacher"}},
+    }
+    written = blocks(project(PARAMS | taught))
     assert any(isinstance(block, StudentBlock) for block in written.values())
     for name, block in written.items():
         path = tmp_path / f"{name.replace('/', '-')}.json"

@@ -290,7 +290,8 @@ def hashed(params: dict[str, Any]) -> dict[str, str]:
 
 ALL = edited({"distill": ["pair/coded", "pair/kcd", "pair/standardized"],
               "teachers.big.features.stage2:attention": {"slots": 0},
-              "copies": {"one": {"teacher": "big", "student": "small"}}}, WORDS)  # fmt: skip
+              "copies": {"one": {"teacher": "big", "student": "small"}},
+              "assistants": {"a1": {"teacher": "big", "network": "resnet8", "follows": "teacher"}}}, WORDS)  # fmt: skip
 TEACHERS = [f"{stage}@{name}" for stage in ("train_teacher", "extract_features", "check_features", "evaluate_teacher")
             for name in ("big", "other")]  # fmt: skip
 
@@ -307,12 +308,20 @@ TEACHERS = [f"{stage}@{name}" for stage in ("train_teacher", "extract_features",
         (
             "networks",
             "resnet",
-            {*TEACHERS, "encode_views@big-words", "match_channels@pair", "train_copy@one"},
+            {
+                *TEACHERS,
+                "encode_views@big-words",
+                "match_channels@pair",
+                "train_copy@one",
+                "train_assistant@a1",
+            },
         ),
         ("networks", "vgg", set()),
         ("datasets", "digits", {"prepare_data@toy"}),
         ("datasets", "cifar", set()),
-        ("methods", "kd", {"train_copy@one"}),
+        ("methods", "kd", {"train_copy@one", "train_assistant@a1"}),
+        ("schedules", "assistants", {"train_copy@one", "train_assistant@a1"}),
+        ("schedules", "self_taught", set()),
         ("methods", "letkd", set()),  # of a run, `inputs` has the code's hashes
         ("transforms", "permutation", set()),
     ],

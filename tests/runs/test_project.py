@@ -161,7 +161,7 @@ TEACHERS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
       "Drop the transform, or take the feature out"]),
     # copies
     (PARAMS, {"runs.kd.schedule": {"self_taught": {"names": ["two"]}}, "copies": {"one": COPY}},
-     ["Unknown copy of teacher 'big' of runs.kd: 'two'", "Known: one", "Add it to 'copies'"]),
+     ["Unknown copy or assistant of teacher 'big' of runs.kd: 'two'", "Known: one", "Add it to 'copies' or"]),
     (PARAMS, {"copies": {"one": COPY}, "teachers.big.features": {"stage2": {}}, "distill": []},
      ["copies.one learns from the logits of teacher 'big', which its store does not hold",
       "Add teachers.big.features.logits."]),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc_project import FEATURES, NETWORK, ROOT, Project, make
+from dvc_project import EACH, FEATURES, NETWORK, ONE, ROOT, Project, make
 from ruamel.yaml import YAML
 
 pytestmark = pytest.mark.slow
@@ -232,6 +232,36 @@ def test_runs_methods_students_and_pairs_are_added_by_params(project: Project) -
     listed = {"params", "student_inputs@sam"} | INPUTS
     assert project.repro("distill") == listed | table | sue | {"distill@bob-sue/ours-0"}
     assert (project.folder / "artifacts/tables/bob/moments.npz").stat().st_size > 0
+
+
+def test_an_edit_of_an_assistant_reruns_what_comes_after_it(tmp_path: Path) -> None:
+    """The chain ada, first, second, and a student of each of the two."""
+
+    def runs(name: str) -> dict[str, Any]:
+        return {"methods": "kd", "slots": 2, "schedule": {"assistants": {"names": [name]}}}
+
+    names = ("first", "second")
+    params = ONE | {
+        "assistants": {name: EACH["assistants"][name] for name in names},
+        "runs": {name: runs(name) for name in names},
+        "distill": [f"ada-sam/{name}" for name in names],
+    }
+    project = make(tmp_path / "project", params)
+    assert {f"train_assistant@{name}" for name in names} <= project.repro()
+    assert project.repro() == set()
+
+    def warm(name: str) -> set[str]:
+        project.edit(lambda params: params["assistants"][name].update(temperature=2.0))
+        return project.repro()
+
+    changed = {"params", "inputs@ada-sam", "report"}
+    assert warm("second") == changed | {"train_assistant@second"} | students("ada-sam/second")
+    every = {f"train_assistant@{name}" for name in names}
+    assert warm("first") == changed | every | students("ada-sam/first", "ada-sam/second")
+    # What else the teacher's store holds is nothing to them.
+    project.edit(lambda params: params["teachers"]["ada"]["features"].update(final={"slots": 0}))
+    store = of("ada", "extract_features", "check_features", "teacher_inputs")
+    assert project.repro() == {"params", "inputs@ada-sam", "report"} | store
 
 
 # ------------------------------------------------------------------ code

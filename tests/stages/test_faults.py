@@ -54,6 +54,10 @@ SMALL = merged(
             "idle": {"moments": {"feature": "stage2"}},  # nobody asks for it
         },
         "copies": {"copy": {"teacher": "big", "student": "small"}},
+        "assistants": {
+            "a1": {"teacher": "big", "network": "resnet8", "recipe": "quick", "follows": "teacher"},
+            "a2": {"teacher": "big", "network": "resnet8x0.25", "recipe": "quick", "follows": "a1"},
+        },
     },
 )
 EVERY_EPOCH = {"pipeline.training.loop:CHECKPOINT_SECONDS": -1.0}
@@ -172,6 +176,8 @@ def jobs(world: World) -> dict[str, Job]:
                               out="codes/big/idle", metrics="metrics/codes/big/idle.json"),
         "copy": job("train_copy", a / "params/copies/copy.json", *places, *cpu, settings=EVERY_EPOCH | COPY_SHARDS,
                     out="copies/big/copy"),
+        **{name: job("train_copy", a / f"params/assistants/{name}.json", *places, "--copies", a / "copies/big", *cpu,
+                     settings=EVERY_EPOCH | COPY_SHARDS, out=f"copies/big/{name}") for name in ("a1", "a2")},
         "student_inputs": job("student_inputs", a / "params/students/small.json", "--data", data, "--code",
                               a / "code", out="inputs/students/small.json"),
         "pretrain": job("pretrain_student", small, "--seed", 0, *cpu, settings=EVERY_EPOCH, out="pretrained/small/0"),
@@ -281,6 +287,7 @@ MOMENTS = {
         Fault(TEXT, 1, "half"),
         Fault(REPLACE, 2, "after"),
     ],
+    "a2": [TRAINING[1], Fault(SHARD, 3), Fault(TEXT, 1, "half")],
     "student_inputs": [Fault(TEXT, 1, "half"), Fault(REPLACE)],
     "pretrain": [Fault(STEP, 7)],
     "match": [Fault(SAVEZ, 2), Fault(SAVEZ, 2, "after"), Fault(TEXT, 1, "half"), Fault(REPLACE, 2)],

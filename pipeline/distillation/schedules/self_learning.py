@@ -30,7 +30,7 @@ from pipeline import seeding
 from pipeline.distillation.epoch_values import Gathered
 from pipeline.distillation.losses import soft_kl
 from pipeline.distillation.method import Batch, Context, Needs, Terms, Weights
-from pipeline.distillation.schedule import Lesson, ScheduleConfig, TeacherSchedule, Teaching
+from pipeline.distillation.schedule import Lesson, ScheduleConfig, TeacherSchedule, Teaching, of_teacher
 from pipeline.errors import ParamsError
 from pipeline.networks.network import Network, Taps
 from pipeline.params.numbers import Temperature, Weight
@@ -152,8 +152,7 @@ class Fused(TeacherSchedule[FC]):
             batch, _distances({"student": s, "self": fused, "teacher": batch.teacher["logits"]})
         )
 
-        # What copies of the teacher have is no feature of the method's.
-        own = {name: x for name, x in batch.teacher.items() if "/" not in name}
+        own = of_teacher(batch.teacher)
         lessons = (Lesson(own, terms=LABELS if config.teachers == "self" else None),)
         if config.teachers == "teacher":
             return Teaching(lessons)

@@ -44,7 +44,7 @@ class Schedule(Fused[Config]):
         return Needs(student=("logits",), teacher=("logits",))
 
     @classmethod
-    def self_taught(cls, config: Config) -> tuple[str, ...]:
+    def copies(cls, config: Config) -> tuple[str, ...]:
         """Return the copies' names."""
         return config.names
 

@@ -78,9 +78,10 @@ class Blocks:
         """Return a pair with its runs."""
         return load(PairBlock, self.folder / "pairs" / f"{name}.json", HINT)
 
-    def copy(self, name: str) -> CopyBlock:
-        """Return how a self-taught copy of a teacher is made."""
-        return load(CopyBlock, self.folder / "copies" / f"{name}.json", HINT)
+    def taught(self, name: str) -> CopyBlock:
+        """Return how a copy or an assistant of a teacher is made."""
+        section = "copies" if name in self.sections.copies else "assistants"
+        return load(CopyBlock, self.folder / section / f"{name}.json", HINT)
 
     def matchings(self, pair: str) -> list[tuple[str, MatchBlock]]:
         """Return the matchings of a pair by their folder: those with its own teacher, and borrowed ones."""

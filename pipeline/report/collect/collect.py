@@ -20,7 +20,7 @@ from pipeline.params.sections import ALONE
 from pipeline.params.views import view_params
 from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.checked import checked
-from pipeline.report.collect.ingredients import Ingredients
+from pipeline.report.collect.ingredients import Ingredients, assistants
 from pipeline.report.collect.matched import matched
 from pipeline.report.collect.missing import Omissions
 from pipeline.report.collect.resolved import alone_inputs, run_inputs
@@ -70,6 +70,7 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
         pairs=pairs,
         tables=ingredients.tables,
         codes=ingredients.codes,
+        taught=assistants(artifacts, collector.blocks, teachers, omissions),
         provenance=gather(Path()),
         missing=omissions.entries,
     )

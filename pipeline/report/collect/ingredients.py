@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import advice
 from pipeline.artifacts.hashing import content_hash
 from pipeline.errors import StaleArtifactError
+from pipeline.networks import taught
+from pipeline.networks.taught import Taught
 from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock, RunBlock
+from pipeline.params.teaching import TEACHER
 from pipeline.report.collect.blocks import Blocks
-from pipeline.report.collect.mapping import mapping
-from pipeline.report.results import Code, Matched, Table, Teacher
+from pipeline.report.collect.missing import Omissions
+from pipeline.report.results import Assistant, Code, Matched, Table, Teacher
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Ingredients:
             own: the matchings of the pair that are whole.
 
         Raises:
-            MissingArtifactError: a copy of the teacher has not been made.
+            MissingArtifactError: a copy or an assistant of the teacher has not been made.
             StaleArtifactError: what the run reads is left out, or is of other settings.
         """
         tables = {table.name for table in self.tables if table.teacher.name == teacher.name}
@@ -73,7 +77,7 @@ class Ingredients:
             if (folder, wanted.matching) not in matchings:
                 raise StaleArtifactError(f"Its matching {wanted.key} is left out.")
         for name in run.copies:
-            _check_copy(artifacts, blocks, name, teacher)
+            check_taught(artifacts, blocks, name, teacher)
 
 
 def check_stored(inputs: Mapping[str, Any], path: Path, teacher: Teacher, hint: str) -> None:
@@ -99,12 +103,51 @@ def check_stored(inputs: Mapping[str, Any], path: Path, teacher: Teacher, hint: 
                 )
 
 
-def _check_copy(artifacts: Path, blocks: Blocks, name: str, teacher: Teacher) -> None:
-    block = blocks.copy(name)
-    path, hint = artifacts / "copies" / teacher.name / name / "copy.json", f"dvc repro {block.stage}"
-    content = mapping(path, hint, ("weights", "settings"))
-    expected = teacher.trained.weights["last"], content_hash(block.model_dump(mode="json"))
-    if (content["weights"], content["settings"]) != expected:
+def assistants(
+    artifacts: Path, blocks: Blocks, teachers: Mapping[str, Teacher], omissions: Omissions
+) -> tuple[Assistant, ...]:
+    """Read what assistants and copies say of themselves; those that are not whole are left out.
+
+    Args:
+        artifacts: folder of all artifacts.
+        blocks: the blocks of params.yaml.
+        teachers: those that are reported.
+        omissions: takes what is left out.
+    """
+    known = []
+    for teacher in teachers.values():
+        own = (name for name, params in blocks.sections.taught.items() if params.teacher == teacher.name)
+        for name in own:
+            block = blocks.taught(name)
+            what = f"{block.stage.partition('@')[0].removeprefix('train_')} {name} of teacher {teacher.name}"
+            said = omissions.whole(what, block.stage, partial(check_taught, artifacts, blocks, name, teacher))
+            if said is not None:
+                about = teacher.name, block.network, block.learns_from, block.recipe.epochs
+                known.append(Assistant(name, *about, said.top1))
+    return tuple(known)
+
+
+def check_taught(artifacts: Path, blocks: Blocks, name: str, teacher: Teacher) -> Taught:
+    """Read what a copy or an assistant says of itself; it and all before it must be what params.yaml asks for.
+
+    Args:
+        artifacts: folder of all artifacts.
+        blocks: the blocks of params.yaml.
+        name: of the copy or assistant.
+        teacher: the teacher that it is of.
+
+    Raises:
+        MissingArtifactError: it has not been made, or one that it learned from.
+        StaleArtifactError: it is of another teacher or of other settings, or learned from another assistant.
+    """
+    block, copies = blocks.taught(name), artifacts / "copies" / teacher.name
+    said = taught.checked(copies, name, block.stage, teacher.trained.weights["last"])
+    if said.settings != content_hash(block.model_dump(mode="json")):
         raise StaleArtifactError(
-            f"{path} is of a copy of another teacher or of other settings. {advice.again(hint)}"
+            f"{copies / name / taught.FILE} is of other settings than params.yaml has. "
+            f"{advice.again(f'dvc repro {block.stage}')}"
         )
+    for source in block.learns_from:
+        if source != TEACHER:
+            check_taught(artifacts, blocks, source, teacher)
+    return said
