@@ -20,6 +20,12 @@ def main(
         list[str] | None, typer.Option(metavar="NAME", help="A measurement to make; may be given again.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--json", help="File to write the records to.")] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(
+            help="Page to write tables into, between its '<!-- measured: NAME -->' and '<!-- end -->'."
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -34,8 +40,10 @@ def main(
         raise typer.BadParameter(f"{out} is a folder", param_hint="--json")
     if data is not None and not (data / "train").is_dir():
         raise typer.BadParameter(f"{data} has no folder 'train'", param_hint="--data")
-    from pipeline.benchmark import suite
+    from pipeline.benchmark import page, suite
 
+    if markdown is not None and not (markdown.is_file() and page.measured(markdown.read_text("utf-8"))):
+        raise typer.BadParameter(f"{markdown} has no line '<!-- measured: NAME -->'", param_hint="--markdown")
     # Before torch is imported: a name that does not exist is an error at once.
     names = suite.select(only or [], quick)
 
@@ -77,6 +85,8 @@ def main(
     record.show(console, facts, records)
     if out is not None:
         record.write(out, facts, records)
+    if markdown is not None:
+        page.fill(markdown, facts, records)
     if failed:
         print(f"error: {', '.join(failed)} could not be measured; the table has the reasons", file=sys.stderr)
         sys.exit(1)

@@ -90,11 +90,12 @@ def show(console: Console, machine: dict[str, Any], records: Sequence[Record]) -
     table.columns[0].no_wrap, table.columns[1].justify = True, "right"
     for entry in records:
         holds = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[entry.holds]
-        table.add_row(entry.name, _text(entry.value), entry.unit, entry.target or "", holds, entry.note)
+        table.add_row(entry.name, text(entry.value), entry.unit, entry.target or "", holds, entry.note)
     console.print(table)
 
 
-def _text(value: float | None) -> str:
+def text(value: float | None) -> str:
+    """Return a value in three digits or more, "-" where there is none."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipeline import plugin, progress
@@ -23,7 +24,7 @@ from pipeline.networks.spec import NetworkSpec
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training.alone import CrossEntropy
 from pipeline.training.batches import Batches
-from pipeline.training.distill import Distillation
+from pipeline.training.distill import Distillation, build_student
 from pipeline.training.loop import Training, run
 from pipeline.training.setting import Setting
 from pipeline.training.step import Objective
@@ -45,10 +46,14 @@ class Learner:
     Attributes:
         modules: the student, and what learns beside it, by name.
         objective: what a step minimizes.
+        phase: the part of the training that is timed.
+        frozen: prefixes of the student's parameters that stay as they are in it.
     """
 
     modules: Mapping[str, nn.Module]
     objective: Objective
+    phase: str = "main"
+    frozen: tuple[str, ...] = ()
 
 
 def cached_step(bench: Bench) -> list[Record]:
@@ -144,9 +149,11 @@ def learner(
     tables: Tables | None = None,
     schedule_name: str = "final",
     teacher: Network | None = None,
+    known: Known | None = None,
+    samples: int | None = None,
     seed: int = 0,
 ) -> Learner:
-    """Return a student that is distilled by the method `name`.
+    """Return a student that is distilled by the method `name`, in its first phase.
 
     Args:
         bench: where it is measured.
@@ -158,24 +165,25 @@ def learner(
         features: shapes of the teacher's features; logits where they are left out.
         tables: that the method reads.
         schedule_name: who teaches, with the schedule's defaults.
-        teacher: its network, where the schedule copies it.
+        teacher: its network, where the schedule copies it or the method reads its modules.
+        known: what settings are filled in from; None lets the student stand in for the teacher.
+        samples: that the method is told of; None are those of the batches.
         seed: of the student's first weights.
     """
     module, plug = plugin.load("methods", name), plugin.load("schedules", schedule_name)
     config, features = module.Config(**(settings or {})), features or {"logits": (spec.classes,)}
 
-    plain = probe(build(spec, seed), spec.size, spec.channels)
     own = architecture(spec)
     # The student stands in for the teacher, of which no network need be there.
-    config = config.resolved(Known(own, own, dict.fromkeys(tables or {}, "final")))
-    operations = module.Method.operations(config, plain, features, tables or {})
-    spec = spec.model_copy(update={"inserted": dict(operations.insert)})
-    student = build(spec, seed)
+    config = config.resolved(known or Known(own, own, dict.fromkeys(tables or {}, "final")))
+    student, spec = build_student(spec, {name: config}, features, tables or {}, teacher, seed)
     bench.machine.place(student)
 
+    labels = batches.labels.cpu()
     context = Context(
         spec.classes,
-        batches.labels.cpu(),
+        # Over and over, where there are to be more.
+        labels[torch.arange(samples or len(labels)) % len(labels)],
         student,
         probe(student, spec.size, spec.channels),
         features,
@@ -190,7 +198,8 @@ def learner(
     modules = {"student": student, "method": method, "schedule": schedule}
     for part in modules.values():
         bench.machine.place(part)
-    return Learner(modules, objective)
+    phase = method.phases(Recipe())[0]
+    return Learner(modules, objective, phase.name, phase.frozen)
 
 
 def one_epoch(bench: Bench, modules: Mapping[str, nn.Module], objective: Objective, batches: Batches) -> Run:
@@ -213,7 +222,7 @@ def side_by_side(bench: Bench, learners: Sequence[Learner], batches: Batches) ->
             modules=learner.modules,
             objective=learner.objective,
             batches=batches,
-            phases=(Phase("main", recipe),),
+            phases=(Phase(learner.phase, recipe, learner.frozen),),
             # Nothing is evaluated or saved: the steps alone are timed.
             evaluate=lambda: {"top1": 0.0},
             save=lambda name: None,

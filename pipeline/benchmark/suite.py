@@ -19,6 +19,7 @@ MEASUREMENTS = {
     "cached_step": "step:cached_step",
     "word_step": "words:word_step",
     "self_learning": "self_learning:self_learning",
+    "costs": "costs:costs",
     "extract": "extraction:extract",
     "matching": "matching:matching",
     "read": "reading:read",
@@ -35,7 +36,17 @@ MEASUREMENTS = {
 }
 
 # What `--quick` leaves out unless it is named: single methods, fits, and what options bring.
-LONG = ("word_step", "self_learning", "matching", "options", "precision", "neighbors", "fits", "photographs")
+LONG = (
+    "word_step",
+    "self_learning",
+    "costs",
+    "matching",
+    "options",
+    "precision",
+    "neighbors",
+    "fits",
+    "photographs",
+)
 
 
 def measure(name: str, bench: Bench) -> list[Record]:

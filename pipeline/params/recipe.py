@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.params.base import Block
-from pipeline.params.numbers import Epochs, Steps
+from pipeline.params.numbers import Steps
 
 
 class Recipe(Block):
@@ -34,8 +34,8 @@ class Recipe(Block):
             before it.
     """
 
-    epochs: Epochs | None = 240
-    iterations: Steps | None = None
+    epochs: int | None = Field(default=240, ge=0, le=100_000)
+    iterations: int | None = Field(default=None, ge=1, le=10_000_000)
     batch_size: int = Field(default=64, ge=2, le=65_536)
     learning_rate: float = Field(default=0.05, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -118,6 +118,18 @@ class Recipe(Block):
         update = {"epochs": epochs, "iterations": None, "milestones": (), "warmup": warmup}
         return self.model_copy(update=update)
 
+    def shortened(self, share: float) -> Recipe:
+        """Return this recipe for a share of its training, with milestones and warm-up in proportion."""
+        if not self.trains:
+            return self
+        # Milestones, warm-up and length count in one unit, whichever it is.
+        unit, length = ("iterations", self.iterations) if self.iterations else ("epochs", self.epochs or 0)
+        milestones = tuple(max(1, round(share * milestone)) for milestone in self.milestones)
+        warmup = round(share * self.warmup)
+        return self.model_copy(
+            update={unit: max(1, round(share * length)), "milestones": milestones, "warmup": warmup}
+        )
+
 
 def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of a recipe with changes, which may give iterations in the place of epochs, or epochs again.
@@ -143,11 +155,13 @@ class Phase:
         name: what `Batch.phase` says.
         recipe: how it is trained.
         frozen: prefixes of the student's parameters that stay as they are, for instance "classifier".
+        taught: whether checkpoints of the teacher take turns in it; without, they are spread over the other phases.
     """
 
     name: str
     recipe: Recipe
     frozen: tuple[str, ...] = ()
+    taught: bool = True
 
 
 @dataclass(frozen=True)
@@ -158,8 +172,9 @@ class Epoch:
         phase: the phase's name.
         number: counted from 0 within the phase.
         epochs: of the phase.
-        before: epochs of the phases before it.
-        after: epochs of the phases after it.
+        before: epochs of the phases before it in which checkpoints of the teacher take turns.
+        after: likewise, of the phases after it.
+        taught: whether they take turns in this one.
     """
 
     phase: str
@@ -167,6 +182,38 @@ class Epoch:
     epochs: int
     before: int = 0
     after: int = 0
+    taught: bool = True
+
+    @classmethod
+    def of(cls, phases: Sequence[Phase], place: int, number: int, steps: int) -> Epoch:
+        """Return an epoch of the phase at a place among all.
+
+        Args:
+            phases: all of them.
+            place: of the phase among them.
+            number: of the epoch within the phase, counted from 0.
+            steps: those of a whole epoch.
+        """
+        turns = [phase.recipe.num_epochs(steps) if phase.taught else 0 for phase in phases]
+        phase = phases[place]
+        return cls(
+            phase.name,
+            number,
+            phase.recipe.num_epochs(steps),
+            before=sum(turns[:place]),
+            after=sum(turns[place + 1 :]),
+            taught=phase.taught,
+        )
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Which of the epochs in which checkpoints take turns it is, counted from 0, and how many these are.
+
+        An epoch without them is the last one before it.
+        """
+        if self.taught:
+            return self.before + self.number, self.before + self.epochs + self.after
+        return max(0, self.before - 1), max(1, self.before + self.after)
 
 
 def cut(samples: int, batch_size: int, drop_last: bool = False) -> list[int]:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import plugin
-from pipeline.params.copies import CopyParams
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.plug import plugs
 from pipeline.params.recipe import Recipe
@@ -57,9 +56,10 @@ def quick(content: Params, pair: str) -> dict[str, Any]:
     params["recipes"] = {name: _recipe(recipe or {}) for name, recipe in params["recipes"].items()}
     params["datasets"] = {name: {**entry, "source": SOURCE} for name, entry in params["datasets"].items()}
 
-    for section, small in (("teachers", _teacher), ("students", _network), ("assistants", _network)):
-        _replace(params, section, small)
-    _replace(params, "copies", lambda entry: {**entry, "slots": _slots(entry, CopyParams)})
+    _replace(params, "teachers", _teacher)
+    _replace(params, "students", _network)
+    _replace(params, "copies", _taught)
+    _replace(params, "assistants", lambda entry: _taught(_network(entry)))
     _replace(params, "tables", lambda entry: _plugins("tables", entry))
     _replace(params, "matchings", lambda entry: _small(entry, MatchingParams))
     _replace(params, "runs", lambda entry: _run(entry, entry))
@@ -113,9 +113,10 @@ def _teacher(entry: Params) -> dict[str, Any]:
     return _network(kept | {"features": features})
 
 
-def _slots(entry: Params, model: Any) -> int:
-    slots = entry.get("slots", model.model_fields["slots"].default)
-    return SLOTS if slots == "all" else min(SLOTS, slots)
+def _taught(entry: Params) -> dict[str, Any]:
+    """Return a copy or an assistant of a teacher that sees few views."""
+    slots = entry.get("slots", "all")
+    return {**entry, "slots": SLOTS if slots == "all" else min(SLOTS, slots)}
 
 
 def _run(entry: Params, base: Params) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from pipeline.distillation.schedule import Lesson, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.errors import ParamsError
 from pipeline.features.source import RESIDENT_BYTES, TeacherSource
-from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network, Shape, Taps, build, probe
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import save_weights
@@ -268,7 +267,10 @@ def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machin
         seen = composition.transform.shapes(composition.transform_config, seen, sources.matchings)
 
     teacher = sources.teachers.get("last") if inputs.teacher_network else None
-    student, spec = _student(inputs, composition, seen, sources.tables, teacher)
+    network = None if teacher is None else teacher.network
+    student, spec = build_student(
+        inputs.network, composition.methods, seen, sources.tables, network, inputs.seed
+    )
     machine.place(student)
     context = Context(
         num_classes=spec.classes,
@@ -277,7 +279,7 @@ def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machin
         student_shapes=probe(student, spec.size, spec.channels),
         teacher_shapes=seen,
         tables=sources.tables,
-        teacher=None if teacher is None else teacher.network,
+        teacher=network,
         seed=seed,
         matchings=sources.matchings,
         autocast=machine.autocast,
@@ -315,24 +317,34 @@ def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machin
     return LineUp(Subject(student, spec, beside, [one.network for one in running]), objective)
 
 
-def _student(
-    inputs: RunInputs,
-    composition: Composition,
+def build_student(
+    plain: NetworkSpec,
+    methods: combination.Configs,
     teacher_shapes: Mapping[str, Shape],
     tables: Tables,
-    teacher: Teacher | None,
+    teacher: Network | None,
+    seed: int,
 ) -> tuple[Network, NetworkSpec]:
-    """Build the student with the methods' operations; what it has in common with the plain one starts alike."""
-    plain = probe(build(inputs.network, inputs.seed), inputs.network.size, inputs.network.channels)
-    operations = combination.operations(composition.methods, plain, teacher_shapes, tables)
-    spec = inputs.network.model_copy(
+    """Build a student with the methods' operations; what it has in common with the plain one starts alike.
+
+    Args:
+        plain: the student without them.
+        methods: the methods' settings, resolved.
+        teacher_shapes: shapes of the needed features.
+        tables: arrays of the needed tables.
+        teacher: the teacher, where a method takes its classifier.
+        seed: of the first weights.
+    """
+    shapes = probe(build(plain, seed), plain.size, plain.channels)
+    operations = combination.operations(methods, shapes, teacher_shapes, tables)
+    spec = plain.model_copy(
         update={"inserted": dict(operations.insert), "classifier_width": operations.classifier_width}
     )
-    student = build(spec, inputs.seed)
+    student = build(spec, seed)
     if operations.teacher_classifier:
         assert teacher is not None, "a method that takes the classifier needs the network"
         # Before anything is saved: the first weights have it too.
-        student.classifier.load_state_dict(teacher.network.classifier.state_dict())
+        student.classifier.load_state_dict(teacher.classifier.state_dict())
         student.classifier.requires_grad_(False)
     return student, spec
 

@@ -112,10 +112,9 @@ class Training:
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
         feed = Feed(self.batches, fixed=self.captured)
         done, taken, saved = 0, 0, time.monotonic()
-        for phase in self.phases:
+        for place, phase in enumerate(self.phases):
             recipe, steps = phase.recipe, len(self.batches)
             epochs = recipe.num_epochs(steps)
-            after = self.num_epochs - done - epochs
             optimizer = self._optimizer(phase, trained)
             # Only the phase that was interrupted: the momentum is that of its optimizer.
             if done < len(history) <= done + epochs:
@@ -126,11 +125,11 @@ class Training:
             for number in range(max(0, len(history) - done), epochs):
                 for module in self.modules.values():
                     module.train()
-                epoch = Epoch(phase.name, number, epochs, before=done, after=after)
+                epoch = Epoch.of(self.phases, place, number, steps)
 
-                step.start(epoch, recipe.rates(number, steps), taken + number * steps)
+                step.start(epoch, done, recipe.rates(number, steps), taken + number * steps)
                 yield step
-                history.append(self._row(epoch, step))
+                history.append(self._row(epoch, done, step))
 
                 self._keep(history)
                 if self.ranks.first and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -184,14 +183,14 @@ class Training:
         history: list[Row] = resumed["history"] if resumed and resumed["identity"] == self.identity else []
         return history
 
-    def _row(self, epoch: Epoch, step: Step) -> Row:
+    def _row(self, epoch: Epoch, before: int, step: Step) -> Row:
         """Return the history's row of an epoch that has ended."""
         # Before the evaluation: it reads running statistics, and may keep the weights as the best.
         means = self._means(step.names, step.terms, epoch)
         self.ranks.share_statistics(self.modules)
         self._check_weights(epoch, len(step))
         return {
-            "epoch": epoch.before + epoch.number + 1,
+            "epoch": before + epoch.number + 1,
             "phase": epoch.phase,
             "learning_rate": step.rates[-1],
             **means,

@@ -129,16 +129,17 @@ class Step:
         """Number of images that the epoch shows, to all ranks."""
         return sum(self.feed.batches.sizes[: len(self)])
 
-    def start(self, epoch: Epoch, rates: Sequence[float], taken: int) -> None:
+    def start(self, epoch: Epoch, before: int, rates: Sequence[float], taken: int) -> None:
         """Begin an epoch.
 
         Args:
             epoch: which.
+            before: how many epochs the phases before it have.
             rates: the learning rate of each of its steps.
             taken: steps of all epochs before it.
         """
         start = time.perf_counter()
-        whole, self.rates = epoch.before + epoch.number, rates
+        whole, self.rates = before + epoch.number, rates
         # By the epoch of the whole training: a second phase sees new orders and views.
         self.feed.start(whole, len(rates))
         set_rate(self.optimizer, rates[0])

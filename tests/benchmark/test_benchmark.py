@@ -52,7 +52,7 @@ TINY = replace(
     epochs=1,
     compared_pair=("resnet.resnet8", "resnet.resnet8x0.25"),
 )
-IN_PROCESS = ("cached_step", "self_learning", "extract", "matching", "read", "input_pipeline", "options",
+IN_PROCESS = ("cached_step", "self_learning", "costs", "extract", "matching", "read", "input_pipeline", "options",
               "fits_gpu")  # fmt: skip
 
 
@@ -369,6 +369,27 @@ def test_a_folder_is_no_json_file(
 ) -> None:
     assert run(monkeypatch, "--json", tmp_path) == 2
     assert "--json" in capsys.readouterr().err
+
+
+def test_a_page_without_a_place_for_tables_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "page.md").write_text("# Speed\n")
+    for path in (tmp_path / "page.md", tmp_path / "none.md"):
+        assert run(monkeypatch, "--markdown", path) == 2
+        assert "<!-- measured: NAME -->" in capsys.readouterr().err
+
+
+def test_the_command_writes_tables_into_a_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(
+        "pipeline.benchmark.reading.read", lambda bench: [record.record("read/it/speed", 3.0, "GB/s")]
+    )
+    (tmp_path / "page.md").write_text("<!-- measured: read -->\n<!-- end -->\n")
+    options: list[Any] = ["--only", "read", "--device", "cpu", "--markdown", tmp_path / "page.md"]
+    assert run(monkeypatch, *options) == 0
+    written = (tmp_path / "page.md").read_text()
+    assert "| `it` | 3 |  |" in written
+    assert "cores" in written
 
 
 def test_a_folder_without_training_images_is_an_error_at_once(

@@ -224,7 +224,7 @@ def test_a_whole_step_of_the_loop_keeps_to_its_device(params: ViewParams) -> Non
     optimizer = sgd(list(objective.student.parameters()), RECIPE)
     taken = Step("meta", objective, Feed(batches), optimizer, ALONE)
     # The first slot's views are known: to find those of another one reads values, once an epoch.
-    taken.start(Epoch("main", 0, 1), [0.05] * 3, 0)
+    taken.start(Epoch("main", 0, 1), 0, [0.05] * 3, 0)
     optimizer.step = lambda: None  # type: ignore[method-assign]
     for number in range(2):
         taken.advance(number)

@@ -10,7 +10,7 @@ from training_fixtures import PARAMS, changed
 
 from pipeline.params.base import validate
 from pipeline.params.course import check_anchors, check_course, check_shares
-from pipeline.params.recipe import Recipe
+from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.runs.check import check, project
 
 KCD = Recipe(iterations=64_000, batch_size=128, learning_rate=0.1, milestones=(32_000, 48_000))
@@ -119,6 +119,19 @@ def test_the_check_of_params_takes_iterations_for_every_kind(run: str) -> None:
     check(params)
     if run == "rco":
         assert "2 checkpoints in 1 epochs" in refused(changed(params, "runs.rco.recipe", {"iterations": 1}))
+
+
+def test_a_share_of_a_recipe_in_iterations_has_its_milestones_in_proportion() -> None:
+    short = KCD.model_copy(update={"warmup": 9}).shortened(0.5)
+    assert (short.epochs, short.iterations, short.milestones) == (None, 32_000, (16_000, 24_000))
+    assert short.warmup == 4
+    assert Recipe(epochs=0).shortened(0.5) == Recipe(epochs=0)
+
+
+def test_an_epoch_knows_its_place_among_phases_of_both_kinds() -> None:
+    phases = (Phase("first", KCD.over(2)), Phase("main", KCD), Phase("labels", KCD, taught=False))
+    assert Epoch.of(phases, 1, 163, 391) == Epoch("main", 163, 164, before=2, after=0)
+    assert Epoch.of(phases, 1, 163, 391).turn == (165, 166)
 
 
 def test_a_first_phase_in_epochs_stays_one() -> None:

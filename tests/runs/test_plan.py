@@ -144,6 +144,13 @@ def test_both_costs_of_a_feature(prepared: Prepared) -> None:
     assert plan_of.break_even[0].students == 2  # the online run reads no store
 
 
+def test_a_recipe_in_iterations_shows_what_its_steps_show(prepared: Prepared) -> None:
+    recipe = {"iterations": 6, "milestones": []}  # an epoch of 16, 16, 16 and 2, and 2 steps of another
+    runs = {"kd": {"methods": "kd", "source": "online", "recipe": recipe, "slots": 2}}
+    plan_of = planned(params(LOGITS, runs=runs), prepared.meta)
+    assert next(item for item in plan_of.items if item.name == "small-sam/kd").forwards == TRAIN + 32
+
+
 def test_a_store_that_no_student_reads_has_no_break_even(prepared: Prepared) -> None:
     content = params(LOGITS, distill=[])
     assert planned(content, prepared.meta).break_even[0].after is None

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from device_fixtures import current
-from training_fixtures import RECIPE, World, make_world, weights
+from training_fixtures import PARAMS, RECIPE, World, make_world, weights
 
+from pipeline.errors import ParamsError
 from pipeline.params.recipe import Recipe
 from pipeline.runs.composition import Composition
 from pipeline.runs.inputs import RunInputs
@@ -199,3 +200,12 @@ def test_evaluating_leaves_a_student_as_it_is(world: World) -> None:
         found.append({name: metrics[name] for name in ("top1", "teacher_kl", "teacher_l2")})
     assert found[0] == found[1]
     assert files(folder) == before
+
+
+@pytest.mark.cpu
+def test_too_few_epochs_for_the_checkpoints_are_a_line_when_the_images_are_counted(world: World) -> None:
+    rco = PARAMS["runs"]["rco"]
+    # An epoch of five steps, and one more.
+    resolved(world, "rco", **rco, recipe={"iterations": 6, "milestones": []})
+    with pytest.raises(ParamsError, match="pair/rco learns from 2 checkpoints in 1 epochs"):
+        resolved(world, "rco", **rco, recipe={"iterations": 5, "milestones": []})

@@ -2,7 +2,12 @@
 
 The student's epochs, of all phases together, are split evenly over the anchors, and it keeps its own weights from one
 to the next. The original moves to the next anchor after a fixed number of epochs and leaves their choice open; the even
-split over the learning-rate schedule of one normal run is a choice.
+split over the learning-rate schedule of one normal run is a choice. A method may leave a phase to the labels (Pro-KD):
+the anchors are split over the others, and the last one stays.
+
+A single anchor is a teacher whose training was stopped early (ESKD, Cho and Hariharan 2019, arXiv:1910.01348):
+`methods: kd` with `anchors: [anchor_025]`. An anchor has the learning rates of the whole training; a teacher whose rate
+has dropped by then is an entry of `teachers` with a shorter recipe.
 """
 
 from __future__ import annotations
@@ -47,6 +52,6 @@ class Schedule(TeacherSchedule[Config]):
 
     def checkpoint(self, epoch: Epoch) -> str:
         """Return the anchor of an epoch."""
-        anchors, whole = self.config.anchors, epoch.before + epoch.epochs + epoch.after
+        anchors, (number, whole) = self.config.anchors, epoch.turn
         # Rounded down: the shares of an uneven split differ by one epoch at most.
-        return anchors[(epoch.before + epoch.number) * len(anchors) // whole]
+        return anchors[number * len(anchors) // whole]

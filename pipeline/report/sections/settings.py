@@ -17,7 +17,12 @@ GROUP, ORDER = "pair", 20
 
 def section(results: Results, pair: Pair) -> Markup:
     """Return the student's recipe, and a folded block for each run."""
-    recipe = [(name.replace("_", " "), _words(value)) for name, value in pair.alone.settings.recipe.items()]
+    # Of epochs and iterations one is given.
+    recipe = [
+        (name.replace("_", " "), _words(value))
+        for name, value in pair.alone.settings.recipe.items()
+        if value is not None
+    ]
     blocks = [_run(run, pair.alone) for run in pair.runs if run is not pair.alone]
     words = "All settings are shown, defaults too. Of the recipe, what a run changes is shown beside the student's own."
 
