@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from device_fixtures import current, here
-from test_methods import MATCHINGS, TABLES
+from test_methods import BY_TABLE, MATCHINGS
 from torch import Tensor, nn
 from training_fixtures import (
     CLASSES,
@@ -66,7 +66,7 @@ SEVERAL: dict[str, Methods] = {
 
 
 def tables(name: str) -> Mapping[str, Any]:
-    return TABLES["letkd", name]
+    return BY_TABLE[name]
 
 
 def in_float64(found: Assembled, batch: Batch) -> tuple[nn.Module, BaseMethod[Any], Batch]:

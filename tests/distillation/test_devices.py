@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_methods import MATCHINGS, SETTINGS, TABLES
+from test_methods import BY_TABLE, MATCHINGS, SETTINGS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -98,8 +98,7 @@ def matching(ranges: int = 1) -> Matching:
 
 def table(name: str) -> Mapping[str, Any]:
     moments = {"mean": np.zeros(32), "std": np.ones(32)}
-    by_table = {table: arrays for (_, table), arrays in TABLES.items()}
-    return moments if name == "moments" else by_table[name]
+    return moments if name == "moments" else BY_TABLE[name]
 
 
 def build(

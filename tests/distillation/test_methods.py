@@ -61,6 +61,8 @@ TABLES: dict[tuple[str, str], Mapping[str, Any]] = {
     ("tdd", f"coarse{stage}"): {"coarse": np.array(labels), "sizes": np.bincount(labels)}
     for stage, labels in enumerate(COARSE, start=1)
 }
+# The same by table alone: those of two plug-ins that have one name are one.
+BY_TABLE = {table: arrays for (_, table), arrays in TABLES.items()}
 # The matchings that the defaults of a transform name, by plug-in and matching.
 MATCHINGS = {
     ("permutation", "kcd"): Matching(

@@ -11,7 +11,7 @@ import torch
 from baseline_fixtures import CLASSES, EXACT, SIZES, Shapes, batch, taps
 from error_fixtures import one_line
 from params_fixtures import refused
-from test_methods import TABLES
+from test_methods import BY_TABLE
 from torch import Tensor
 from training_fixtures import KNOWN, PARAMS, assemble, assemble_all, changed
 
@@ -92,7 +92,7 @@ def test_the_coarse_term_is_the_formula(student: Shapes, classes: int, size: int
 
 
 def coarse_tables(name: str) -> Table:
-    return TABLES["tdd", name]
+    return BY_TABLE[name]
 
 
 def test_the_other_terms_are_kds() -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from table_fixtures import MapStream, digit_maps
 
 from pipeline.errors import DivergedError, ParamsError
+from pipeline.params.base import validate
 from pipeline.tables import pixels
 from pipeline.tables.fits import coarse
 from pipeline.tables.table import FitContext, Fitted
@@ -182,6 +183,24 @@ def test_what_cannot_be_fitted_is_one_line(values: Array, error: type[Exception]
     with pytest.raises(error) as caught:
         fit(stream, 3)
     one_line(caught, told)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"neighbors": 0}, {"neighbors": 10_001}, {"threshold": -0.1}, {"threshold": 1.1}, {"threshold": np.nan}],
+    ids=str,
+)
+def test_settings_beyond_their_bounds_are_one_line(settings: dict[str, Any]) -> None:
+    with pytest.raises(ParamsError) as caught:
+        validate(coarse.Config, {"feature": "stage2", **settings}, "tables.coarse1.coarse")
+    one_line(caught, f"tables.coarse1.coarse.{next(iter(settings))}")
+
+
+def test_a_device_changes_nothing() -> None:
+    stream = blobs(3, 12)
+    config, here = coarse.Config(feature="stage2"), fit(stream, 12).arrays
+    for name, array in coarse.fit(stream, config, FitContext(12, "cuda:0")).arrays.items():
+        np.testing.assert_array_equal(array, here[name], err_msg=name)
 
 
 def test_the_stand_in_has_the_most_labels_that_a_fit_can_have() -> None:

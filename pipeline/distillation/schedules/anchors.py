@@ -7,7 +7,8 @@ the anchors are split over the others, and the last one stays.
 
 A single anchor is a teacher whose training was stopped early (ESKD, Cho and Hariharan 2019, arXiv:1910.01348):
 `methods: kd` with `anchors: [anchor_025]`. An anchor has the learning rates of the whole training; a teacher whose rate
-has dropped by then is an entry of `teachers` with a shorter recipe.
+has dropped by then is an entry of `teachers` with a shorter recipe. That the student leaves its teacher early, which is
+called ESKD as well, is the example of a schedule in `.github/docs/extending.md`.
 """
 
 from __future__ import annotations
