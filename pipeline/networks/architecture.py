@@ -79,7 +79,7 @@ def architecture(spec: NetworkSpec) -> Architecture:
     """
     network = blank(spec)
     taps = probe(network, spec.size, spec.channels)
-    return Architecture(tuple(network.units), taps, tuple(network.norms()), network.averages)
+    return Architecture(tuple(network.units), taps, tuple(network.norms()), network.averages())
 
 
 def blank(spec: NetworkSpec) -> Network:

@@ -64,6 +64,24 @@ class Tap:
         return x
 
 
+def require_map(x: Tensor, layer: str, tap: str) -> None:
+    """Refuse to insert a layer of maps behind a tap that is none.
+
+    Args:
+        x: the tap's value (B, ...).
+        layer: the layer's name, for the error.
+        tap: where it is inserted.
+
+    Raises:
+        ShapeError: the tap has no height and width.
+    """
+    if x.ndim != 4:
+        raise ShapeError(
+            f"Layer '{layer}' reads a map, and student tap '{tap}' is of shape {tuple(x.shape[1:])}. Insert it at a "
+            "tap that has height and width, in the run's settings in params.yaml."
+        )
+
+
 class Unit(nn.Sequential):
     """A unit without taps inside."""
 
@@ -88,11 +106,9 @@ class Network(nn.Module):
 
     Attributes:
         refusals: what its modules raise at images that they cannot read.
-        averages: whether the classifier reads the mean of `final`, and nothing else.
     """
 
     refusals: tuple[type[Exception], ...] = (RuntimeError,)
-    averages = True
 
     def __init__(
         self,
@@ -152,6 +168,10 @@ class Network(nn.Module):
     def layers(self) -> dict[str, nn.Module]:
         """Return the inserted layers by tap."""
         return dict(self.inserted.items())
+
+    def averages(self) -> bool:
+        """Say whether the classifier reads the mean of `final`, and nothing else."""
+        return True
 
     def norms(self) -> Norms:
         """Return the BN before the activation of each place, by tap: "stage1_pre", or "stage1" that ends linearly.
@@ -280,6 +300,10 @@ def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
     """
     what = f"The network cannot read {channels}x{size}x{size} images"
     advice = "Choose another network, or images of another size."
+    if network.inserted:  # without them it has been probed before
+        taps_of_layers = ", ".join(network.layers())
+        what += f" with layers at {taps_of_layers}"
+        advice = "Choose other layers, or other taps for them, in the run's settings in params.yaml."
     device = next(network.parameters()).device
     training = network.training
 

@@ -9,16 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from device_fixtures import current, here
 from safetensors.torch import load_file
-from training_fixtures import PARAMS, World, make_world
+from training_fixtures import PARAMS, World, clock, make_world
 
 from pipeline.data.dataset import DatasetConfig
 from pipeline.data.datasets import digits
 from pipeline.data.preparation import prepare
 from pipeline.networks.network import build
 from pipeline.networks.weights import load
+from pipeline.params.recipe import Epoch
 from pipeline.params.sections import merged
 from pipeline.runs.inputs import RunInputs
+from pipeline.runs.sources import Sources
+from pipeline.training.batches import Views
+from pipeline.training.distill import line_up
+from pipeline.training.setting import Setting
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -42,6 +48,17 @@ RUNS: dict[str, dict[str, Any]] = {
     "vid_kd": {"methods": {"vid": {}, "kd": {"weights": {"kd": 1.0}}}},
     "crd_kd": {"methods": {"crd": {"negatives": 100}, "kd": {"weights": {"kd": 1.0}}}, "recipe": LONGER},
     "kcd_rkd": {"methods": {"rkd": {}, "mimicry": {}}, "transform": "permutation"},
+    "kcd_ab": {
+        "methods": {"ab": {"epochs": 0, "weights": {"boundary": 10.0}}, "mimicry": {}},
+        "transform": {"permutation": {"features": ["final", "stage3_pre"]}},
+    },
+    "kcd_rco": {
+        "methods": "mimicry",
+        "schedule": {"anchors": {"anchors": ["anchor_050", "last"]}},
+        "transform": "permutation",
+    },
+    "ofd": {"methods": "ofd"},
+    "sdd": {"methods": {"sdd": {"base": "nkd", "scales": [1, 2], "warmup": 0}}},
     "ab_rco": {
         "methods": {"ab": {"epochs": 2}},
         "schedule": {"anchors": {"anchors": ["anchor_050", "last"]}},
@@ -70,6 +87,10 @@ EXPECTED = {
     "vid_kd": {"ce", "information", "kd"},
     "crd_kd": {"ce", "contrast", "kd"},
     "kcd_rkd": {"ce", "distance", "angle", "mimic"},
+    "kcd_ab": {"ce", "boundary", "mimic"},
+    "kcd_rco": {"ce", "mimic"},
+    "ofd": {"ce", "overhaul"},
+    "sdd": {"ce", "consistent", "complementary"},
     "ab_rco": {"boundary", "ce"},
     "fitnet_letkd": {"ce", "hint", "words"},
     "simkd": {"map"},
@@ -123,6 +144,36 @@ def test_it_learns_and_leaves_its_helpers_behind(world: World, run: str) -> None
     assert init == last
     assert bool(layers) == ("layer" in run or "letkd" in run or run == "simkd")
     assert last - layers == set(build(inputs.network, 0).state_dict())  # no head, no copy
+
+
+@pytest.mark.parametrize("run", ["kcd_ab", "kcd_rco", "kcd_fitnet", "kcd_rkd"])
+def test_a_method_sees_the_channels_in_the_one_order_of_the_final_teacher(world: World, run: str) -> None:
+    """Of every anchor in the same, and of a map before its ReLU in that of the map behind it."""
+    inputs: RunInputs = world.inputs(run)
+    sources = Sources.of(inputs, current())
+    (matching,) = sources.matchings.values()
+    assert matching.recipe.teacher_checkpoint == "last"
+    permutation = here(torch.from_numpy(matching.arrays["permutation"])[0])
+    assert sorted(permutation.tolist()) == list(range(64)) != permutation.tolist()
+
+    batches = Setting.of(world.prepared, inputs.views, current()).batches(inputs.recipe, 0, inputs.slots)
+    objective = here(line_up(inputs, sources, batches.labels.cpu(), current()).objective)
+    given, seen = list[Any](), list[Any]()
+    objective.transform.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0]))
+    objective.method.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[1].teacher))
+
+    index = torch.arange(20)
+    views = Views(here(torch.tensor(0)), here(index), here(torch.zeros(20, 1, 8, 8)), batches.labels[:20])
+    for number in (0, 1):
+        objective.start(Epoch("main", number, 2))
+        objective(views, objective.begin(0, index)(), clock(number))
+    for before, after in zip(given, seen, strict=True):
+        for name, x in before.items():
+            changed = name == "final" or (run == "kcd_ab" and name == "stage3_pre")
+            assert torch.equal(after[name], x[:, permutation] if changed else x), name
+    assert torch.equal(given[0]["final"], given[1]["final"]) == (run != "kcd_rco")
+    if run == "kcd_ab":
+        torch.testing.assert_close(seen[0]["stage3_pre"].relu(), seen[0]["final"], rtol=1e-2, atol=1e-2)
 
 
 def test_simkd_keeps_the_teachers_classifier_and_is_a_student_of_its_own(world: World) -> None:

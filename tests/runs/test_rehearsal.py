@@ -7,18 +7,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from error_fixtures import one_line
 from table_fixtures import digit_maps
-from training_fixtures import KNOWN, STUDENT, plug
+from training_fixtures import KNOWN, PARAMS, STUDENT, changed, plug
 
 from pipeline import plugin
 from pipeline.distillation import combination
 from pipeline.distillation.method import BaseMethod, MethodConfig, Needs
-from pipeline.errors import ParamsError, ShapeError
+from pipeline.errors import ParamsError, ShapeError, StillhouseError
 from pipeline.networks.architecture import architecture, blank
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import probe
 from pipeline.params.plug import Plug
 from pipeline.params.runs import RunParams
+from pipeline.runs.check import check
 from pipeline.runs.composition import Composition
 from pipeline.runs.rehearsal import feature_shape, rehearse
 from pipeline.tables.table import FitContext
@@ -130,6 +132,109 @@ def test_what_a_plugin_computes_from_values_it_computes_from_zeros(monkeypatch: 
     rehearse(composed({"letkd": {}}), STUDENT, KNOWN, {})
     wrong = {"mimicry": {"student_tap": "stage1", "teacher_feature": "stage2"}}
     rehearse(composed(wrong, transform={"permutation": {"features": ["stage2"]}}), STUDENT, KNOWN, {})
+
+
+STAGES = ("stage1", "stage2", "stage3")
+STORED = ["logits", "final", "pooled", "stem", *STAGES, *(f"{stage}_pre" for stage in STAGES)]
+LAYER = {"kd_layer": {"words": 3}}
+# What may be right in itself, and does not fit the networks or what else the run does.
+UNFIT: list[tuple[dict[str, Any], list[str]]] = [
+    # places
+    ({"methods": {"ofd": {"places": {"pooled": "stage2_pre"}}}}, ["OFD pairs two maps", "'pooled' is (64,)"]),
+    ({"methods": {"ofd": {"places": {"stage2": "pooled"}}}}, ["OFD reads the BN before teacher feature 'pooled'"]),
+    ({"methods": {"ofd": {"places": {"stage9_pre": "stage2_pre"}}}}, ["Unknown student tap", "mean 'stage3_pre'?"]),
+    ({"methods": {"ofd": {"places": {"stage2_pre": "stage9_pre"}}}}, ["Unknown teacher tap", "mean 'stage3_pre'?"]),
+    ({"methods": {"ofd": {"places": {"last_pre": "stage2_pre", "stage3_pre": "stage3_pre"}}}},
+     ["places has 'stage3_pre' of the student under two names"]),
+    *[({"methods": {name: {"places": {}}}}, ["these networks have none in common", "Name 'places'"])
+      for name in ("ofd", "ab", "fsp", "at", "vid", "reviewkd")],
+    ({"methods": {"fitnet": {"student_tap": "pooled", "teacher_feature": "pooled"}}}, ["A regressor pairs two maps"]),
+    # layers
+    ({"methods": {"kd": {"insert": {"pooled": LAYER}}}}, ["Layer 'kd_layer' reads a map, and student tap 'pooled'"]),
+    ({"methods": {"kd": {"insert": {"logits": {"projector": {"outputs": 4, "height": 1, "width": 1}}}}}},
+     ["Layer 'projector' reads a map, and student tap 'logits'"]),
+    ({"methods": {"kd": {"insert": {"final": {"projector": {"outputs": 12, "height": 1, "width": 1}}}}}},
+     ["with layers at final", "Choose other layers"]),
+    ({"methods": {"kd": {"insert": {"final": {"projector": {"outputs": -1, "height": 1, "width": 1}}}}}},
+     ["'outputs' is -1"]),
+    ({"methods": {"kd": {"insert": {"stage9": LAYER}}}}, ["Unknown tap 'stage9'"]),
+    # two at one place
+    ({"methods": {"letkd": {"insert": {"final": LAYER}}}}, ["a layer at 'final', where the method puts its own"]),
+    ({"methods": {"kd": {"insert": {"final": LAYER}}, "letkd": {}}},
+     ["Methods 'kd' and 'letkd'", "different layers at student tap 'final'"]),
+    ({"methods": {"simkd": {}, "letkd": {}}}, ["Methods 'simkd' and 'letkd'", "different layers", "'final'"]),
+    ({"methods": {"kd": {"insert": {"final": LAYER}}, "simkd": {}}}, ["Methods 'kd' and 'simkd'", "'final'"]),
+    ({"methods": {"simkd": {"insert": {"final": LAYER}}}}, ["'insert' names another layer there"]),
+    ({"methods": {"ab": {}, "fsp": {}}}, ["Methods 'ab' and 'fsp'", "each train in phases of their own"]),
+    # the teacher's modules beside what is not the teacher's any more
+    *[({"methods": name, "transform": {"permutation": {"features": [feature]}}},
+       [f"transform changes teacher feature '{feature}', which method '{name}' reads together with modules"])
+      for name, feature in (("ofd", "stage2_pre"), ("sdd", "final"), ("simkd", "final"))],
+    *[({"methods": name, "schedule": {"anchors": {"anchors": ["anchor_050", "last"]}}},
+       ["the anchors are anchor_050, last", "Drop anchor_050"]) for name in ("ofd", "sdd", "simkd")],
+    ({"methods": "sdd", "transform": "logit_standardization"}, ["changes teacher feature 'logits'", "reads final"]),
+]  # fmt: skip
+
+
+def project(run: dict[str, Any]) -> dict[str, Any]:
+    """Return params.yaml with this run alone, and a store that holds what the tests read."""
+    return PARAMS | {
+        "teachers": {"big": PARAMS["teachers"]["big"] | {"features": {name: {} for name in STORED}}},
+        "tables": {"words": {"kmeans": {"feature": "final", "clusters": 12}}},
+        "runs": {"x": run},
+        "distill": ["pair/x"],
+    }
+
+
+@pytest.mark.parametrize(("run", "parts"), UNFIT, ids=[str(run)[:60] for run, _ in UNFIT])
+def test_what_does_not_fit_together_is_refused_in_one_line(run: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(StillhouseError) as error:
+        check(project(run))
+    one_line(error, "runs.x", *parts)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        {"methods": "ofd"},
+        {"methods": "sdd", "source": "online"},
+        {"methods": {"sdd": {}, "kd": {}}, "schedule": {"anchors": {"anchors": ["last"]}}},
+        {"methods": {"simkd": {}, "sdd": {}}},
+        {"methods": {"sdd": {}, "letkd": {}, "kd": {"insert": {"stage1": LAYER}}}},
+        {"methods": {"simkd": {}, "mimicry": {"student_tap": "stage2", "teacher_feature": "stage2"}},
+         "transform": {"permutation": {"features": ["stage2"]}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_fits_together_is_not_refused(run: dict[str, Any]) -> None:
+    check(project(run))
+
+
+@pytest.mark.parametrize(
+    ("method", "network", "text"),
+    [
+        ("ofd", "shufflenetv2", "none there, but before stem_pre, final_pre."),
+        ("ofd", "timm/resnet18", "none there, but before no tap at all."),
+        (
+            "sdd",
+            "timm/convnext_atto",
+            "by the teacher's classifier, which does not read the mean of this map",
+        ),
+        (
+            "simkd",
+            "timm/convnext_atto",
+            "by the teacher's classifier, which does not read the mean of this map",
+        ),
+    ],
+)
+def test_a_teacher_whose_modules_do_not_serve_is_refused(method: str, network: str, text: str) -> None:
+    if network.startswith("timm"):
+        pytest.importorskip("timm")
+    params = changed(project({"methods": method}), "teachers.big.network", network)
+    params = changed(params, "teachers.big.features", {"logits": {}, "final": {}})
+    with pytest.raises(ParamsError) as error:
+        check(changed(params, "datasets.toy.source", "cifar"))
+    one_line(error, "runs.x (of pair pair)", text, "of another family")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ DKD. Pairs of one kind of architecture have `scales: [1, 2]`.
 What differs: the paper compares the region's class with the image's, sums over regions and warms up for 30 epochs; its
 code does what stands above. Its larger cells are means of the 4x4 ones, which is the same where 4 divides the map's
 size; here each is a mean of the map itself, so that the whole image has the network's own logits. Where a map is
-smaller than the cells, a pixel is several of them.
+smaller than the cells, a pixel is several of them. The code's NKD is meant to leave the label out of q by a mask that
+leaves nothing out; here it is left out.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from pipeline.distillation.method import (
     Weights,
     warmed_up,
 )
-from pipeline.errors import ParamsError
+from pipeline.distillation.places import require_mean
 from pipeline.networks.network import Taps
 from pipeline.params.numbers import Epochs, Once, Temperature, Weight
 
@@ -83,12 +84,8 @@ class Config(MethodConfig):
         Raises:
             ParamsError: a network's classifier does not read the mean of its last map.
         """
-        for role, network in (("student", known.student), ("teacher", known.teacher)):
-            if not network.averages:
-                raise ParamsError(
-                    f"SDD classifies regions of '{PLACE}', and the {role}'s classifier does not read the mean of this "
-                    f"map. Choose a {role} of another family, in params.yaml."
-                )
+        require_mean("SDD", "student", known.student)
+        require_mean("SDD", "teacher", known.teacher)
         config = super().resolved(known)
         if self.base == "kd" or self.others is not None:
             return config

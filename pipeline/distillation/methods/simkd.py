@@ -14,12 +14,14 @@ of a WRN stands behind its last ReLU.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch.nn.functional as F
 
 from pipeline.distillation.method import (
     BaseMethod,
     Batch,
+    Known,
     MethodConfig,
     Needs,
     Operations,
@@ -27,6 +29,7 @@ from pipeline.distillation.method import (
     Terms,
     Weights,
 )
+from pipeline.distillation.places import require_mean
 from pipeline.errors import ParamsError
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Shape, Taps
@@ -39,6 +42,15 @@ class Config(MethodConfig):
     """Settings of SimKD."""
 
     weights: Weights = {"map": 1.0}
+
+    def resolved(self, known: Known) -> Self:
+        """Return these settings with all names in full.
+
+        Raises:
+            ParamsError: the teacher's classifier does not read the mean of its last map.
+        """
+        require_mean("SimKD", "teacher", known.teacher)
+        return super().resolved(known)
 
 
 class Method(BaseMethod[Config]):

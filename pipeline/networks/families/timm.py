@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.errors import MachineError, ParamsError, unknown_name
@@ -38,7 +39,6 @@ class TimmNetwork(Network):
     """
 
     refusals = (Exception,)  # each architecture has its own way
-    averages = False  # many have a norm behind the pooling, or a token of their own
 
     def __init__(self, name: str, model: nn.Module, classifier: nn.Linear, levels: dict[str, int]) -> None:
         super().__init__({}, classifier.in_features, classifier.out_features)
@@ -67,6 +67,21 @@ class TimmNetwork(Network):
         tap("final", self._final(features, maps[-1]))
         pooled = tap("pooled", model.forward_head(features))
         return tap("logits", self.classifier(pooled))
+
+    @torch.no_grad()
+    def averages(self) -> bool:
+        """Say whether the head is a mean: many have a norm behind it, a convolution, or a token of their own."""
+        model: Any = self.model
+        channels, device = self.classifier.in_features, self.classifier.weight.device
+        x = torch.arange(4.0 * channels, device=device).view(1, channels, 2, 2)
+        training = self.training
+        self.eval()
+        try:
+            return torch.equal(model.forward_head(x), x.mean(dim=(2, 3)))
+        except self.refusals:  # it reads no map
+            return False
+        finally:
+            self.train(training)
 
     def rest(self, after: str) -> NoReturn:
         """Refuse: what follows a place inside a timm model cannot be copied.

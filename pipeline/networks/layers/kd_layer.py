@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.networks.cosine import CosineScores, pixelwise
-from pipeline.networks.network import Tap
+from pipeline.networks.network import Tap, require_map
 from pipeline.params.numbers import Factor, Weight, Width
 
 
@@ -60,7 +60,12 @@ class KDLayer(nn.Module):
         nn.init.constant_(self.value_scale, self._start)
 
     def forward(self, x: Tensor, tap: Tap) -> Tensor:
-        """Map (B, C, H, W) to x + alpha g(x)."""
+        """Map (B, C, H, W) to x + alpha g(x).
+
+        Raises:
+            ShapeError: the tap is no map.
+        """
+        require_map(x, "kd_layer", self.name)
         scores = tap(f"{self.name}.scores", self.scores(tap(f"{self.name}.input", x)))
         # Normalized over the K words of each pixel.
         active = F.normalize(F.relu(self.norm(scores)), dim=1)
