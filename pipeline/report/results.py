@@ -22,6 +22,7 @@ NOT_TERMS = frozenset(
     {"epoch", "phase", "learning_rate", "loss", "top1", "top5", "seconds", "images_per_second"}
 )
 PLACES = ("nearest_sample", "nearest_row", "nearest_column")  # arrays of a table's exemplars
+PICTURED = ("pictured", "pictured_subclass")  # samples, and the sub-class of each pixel of their maps
 
 # What every trained network is measured by.
 ACCURACIES = ("top1", "top5", "best_top1", "best_epoch")

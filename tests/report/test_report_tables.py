@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,7 +23,8 @@ from pipeline.artifacts import arrays
 from pipeline.data.layout import images_path
 from pipeline.errors import DamagedArtifactError
 from pipeline.report.collect import collect as collecting
-from pipeline.report.sections import discriminants, sizes, subclasses
+from pipeline.report.drawing import palette
+from pipeline.report.sections import decisions, discriminants, sizes, subclasses
 
 Array = NDArray[Any]
 # Rows and columns differ, so that one taken for the other is seen. Images are 4x4, the map is 2x2.
@@ -195,6 +197,143 @@ def test_a_large_matrix_keeps_its_rare_scores(project: Project) -> None:
     assert decoded(Links(html).loaded[0]).shape == (667, 667, 4)
 
 
+# Sub-classes of an image.
+
+CONFUSED = np.array(
+    [
+        [0.7, 0.1, 0.2, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0],
+        [0.3, 0, 0.1, 0.6, 0, 0],
+        [0.002, 0.1, 0.2, 0.3, 0.098, 0.3],
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0.5, 0.5],
+    ],
+    np.float32,
+)
+
+
+def pictures(*assigned: list[list[int]], samples: list[int]) -> dict[str, Array]:
+    """Return the arrays of a table of 2 sub-classes each, of which images are pictured."""
+    return {
+        "scores": CONFUSED, "per_class": np.array(2), "counts": np.full(6, 4),
+        "pictured": np.array(samples), "pictured_subclass": np.array(assigned),
+    }  # fmt: skip
+
+
+def shown(assigned: list[list[int]], channels: int = 1) -> decisions.Shown:
+    subclasses_of, counts = np.unique(assigned, return_counts=True)
+    order = subclasses_of[np.argsort(-counts, kind="stable")]
+    image = np.arange(channels * 16, dtype=np.uint8).reshape(channels, 4, 4)
+    return decisions.Shown(image, np.array(assigned), order, CONFUSED, 2, ("cat", "dog", "owl"))
+
+
+def test_each_pixel_has_the_color_of_its_subclass() -> None:
+    ax = axes()
+    decisions.paint_subclasses(ax, shown([[2, 3], [3, 3]]))
+    boxes = [(*box.get_xy(), box.get_width(), box.get_height(), box.get_facecolor()) for box in ax.patches]  # type: ignore[attr-defined]
+    often, seldom = (to_rgba(color, 0.7) for color in palette.SERIES[:2])
+    assert boxes == [(0, 0, 2, 2, seldom), (2, 0, 2, 2, often), (0, 2, 4, 2, often)]
+
+
+def test_runs_cover_a_map_once() -> None:
+    assigned = np.random.default_rng(0).integers(0, 3, (5, 7))
+    painted = np.full_like(assigned, -1)
+    for row, column, length, subclass in decisions.runs(assigned):
+        assert (painted[row, column : column + length] == -1).all()
+        painted[row, column : column + length] = subclass
+    np.testing.assert_array_equal(painted, assigned)
+
+
+def test_the_bars_are_the_largest_scores_of_the_most_frequent_subclasses() -> None:
+    ax = axes()
+    decisions.paint_scores(ax, shown([[3, 3], [3, 2]]))
+    # Row 3 (dog 1) is 0.3 for itself and owl 1, 0.2 for dog 0, 0.1 for cat 1; row 2 has three scores above 0.
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.3, 0.3, 0.2, 0.1, 0.6, 0.3, 0.1])  # type: ignore[attr-defined]
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["dog 1", "owl 1", "dog 0", "cat 1", "dog 1", "cat 0", "dog 0"]
+    first, second = palette.SERIES[:2]
+    gray = to_rgba(palette.FAINT)
+    expected = [
+        to_rgba(first),
+        gray,
+        to_rgba(first, 0.45),
+        gray,
+        to_rgba(second, 0.45),
+        gray,
+        to_rgba(second),
+    ]
+    assert [bar.get_facecolor() for bar in ax.patches] == expected
+    words = [label.get_text() for label in ax.texts]
+    assert words[0] == "dog 1: 3 pixels"
+    assert words[1:5] == ["30 %", "30 %", "20 %", "10 %"]
+    assert words[5] == "dog 0: 1 pixel"
+    assert [ax.texts[place].get_color() for place in (0, 5)] == [first, second]
+
+
+def test_scores_of_less_than_half_a_percent_are_no_bars() -> None:
+    assert decisions.confused(np.array([0.0049, 0.99, 0.0051, 0], np.float32)) == [
+        (1, pytest.approx(0.99)),
+        (2, pytest.approx(0.0051)),
+    ]
+
+
+def test_an_image_with_many_subclasses_has_gray_ones() -> None:
+    """Six have a color, and three have their rows of scores."""
+    many = decisions.Shown(
+        np.zeros((3, 4, 4), np.uint8), np.arange(8).reshape(2, 4), np.arange(8), np.eye(8, dtype=np.float32), 8, ("a",)
+    )  # fmt: skip
+    assert [many.color(k) for k in range(8)] == [*palette.SERIES, palette.FAINT, palette.FAINT]
+    ax = axes()
+    decisions.paint_scores(ax, many)
+    assert len(ax.patches) == 3
+
+
+def test_pictured_images_stand_on_the_page(project: Project) -> None:
+    assert section(project, "decisions") == ""
+    project.fit("subclasses", pictures([[0, 1], [0, 0]], [[3, 3], [3, 3]], samples=[0, 1]))
+    html = section(project, "decisions")
+    text = Links(html).text
+    assert html.count("<figure>") == 2
+    assert "big/subclasses: cat, sample 0; 2 sub-classes on 2\N{MULTIPLICATION SIGN}2 pixels." in text
+    assert "big/subclasses: dog, sample 1; 1 sub-class on" in text
+    assert "cat 0: 3 pixels" in text
+    assert len(Links(html).loaded) == 4  # each image in color, and in gray below its sub-classes
+    assert '<section id="decisions">' in (project.run() / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pictured": np.array([90])}, "pictured 90, expected less than 90"),
+        ({"pictured_subclass": np.array([[[0, 6]]])}, "pictured_subclass 6, expected less than 6"),
+    ],
+)
+def test_pictures_outside_the_data_are_left_out(
+    project: Project, change: dict[str, Array], message: str
+) -> None:
+    project.fit("subclasses", pictures([[0, 1], [0, 0]], samples=[0]) | change)
+    (entry,) = project.collect().missing
+    assert message in entry.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pictured": np.array([-1])}, "pictured that are no pictures"),
+        ({"pictured": np.array([0.5])}, "pictured that are no pictures"),
+        ({"pictured_subclass": np.array([[0, 1]])}, "pictured_subclass that are no pictures"),
+        ({"pictured_subclass": np.zeros((1, 0, 2), np.int64)}, "pictured_subclass that are no pictures"),
+        ({"pictured_subclass": np.zeros((2, 1, 1), np.int64)}, "pictures 1 samples and 2 maps"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_reported(
+    project: Project, change: dict[str, Array], message: str
+) -> None:
+    project.fit("subclasses", pictures([[0, 1], [0, 0]], samples=[0]) | change)
+    with pytest.raises(DamagedArtifactError, match=f"{message}.*fit_table@big-subclasses$"):
+        project.run()
+
+
 # Templates.
 
 
@@ -293,7 +432,7 @@ def test_tables_without_pictures_have_no_sections(project: Project) -> None:
     project.fit("moments", {"mean": np.zeros(4), "std": np.ones(4)})
     html = (project.run() / "index.html").read_text()
     assert '<section id="tables">' in html
-    for name in ("sizes", "discriminants", "subclasses", "templates"):
+    for name in ("sizes", "discriminants", "subclasses", "decisions", "templates"):
         assert f'id="{name}"' not in html
 
 

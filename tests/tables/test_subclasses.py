@@ -117,6 +117,34 @@ def test_the_table_has_the_contract_of_letkd() -> None:
         assert set(stream.labels[samples[samples >= 0]].tolist()) == {group // 2}
 
 
+@pytest.mark.parametrize("size", [7, 50, 1000])
+def test_the_pictured_images_have_the_nearest_center_of_their_class_at_each_pixel(size: int) -> None:
+    """Against a loop: the first image of six classes that lie evenly among ten, in any blocks of the store."""
+    stream = replace(digit_maps(120), size=size)
+    found = fit(stream, per_class=3).arrays
+    classes = [0, 2, 4, 5, 7, 9]
+    assert found["pictured"].tolist() == [stream.labels.tolist().index(c) for c in classes]
+    height, width = stream.shape[2:]
+    assert found["pictured_subclass"].shape == (6, height, width)
+    z = (pixel_rows(stream) - found["mean"]) @ found["scalings"]
+    z = z.reshape(-1, height, width, 9)
+    for c, sample, assigned in zip(classes, found["pictured"], found["pictured_subclass"], strict=True):
+        for row in range(height):
+            for column in range(width):
+                place = z[sample, row, column]
+                assert assigned[row, column] == nearest(place, found["centers"], range(3 * c, 3 * c + 3))
+    assert {found[name].dtype.name for name in ("pictured", "pictured_subclass")} == {"int64"}
+
+
+def test_fewer_than_six_classes_are_all_pictured() -> None:
+    stream = digit_maps(150)
+    labels = stream.labels % 3
+    config = subclasses.Config(feature="stage3", components=2, per_class=2)
+    found = subclasses.fit(replace(stream, labels=labels), config, FitContext(3)).arrays
+    assert labels[found["pictured"]].tolist() == [0, 1, 2]
+    assert (found["pictured_subclass"] // 2 == np.arange(3)[:, None, None]).all()
+
+
 def test_a_subclass_without_members_is_one_on_itself() -> None:
     """Class 4 has two kinds of pixels, and three sub-classes."""
     stream = digit_maps(120)

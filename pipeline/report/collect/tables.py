@@ -13,7 +13,7 @@ from pipeline.params.tables import EncodeBlock, FitBlock
 from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.mapping import inner, mapping, require
 from pipeline.report.collect.missing import Omissions
-from pipeline.report.results import PLACES, Code, Table, Teacher
+from pipeline.report.results import PICTURED, PLACES, Code, Table, Teacher
 from pipeline.tables import table as npz
 
 
@@ -66,6 +66,7 @@ def _table(artifacts: Path, teacher: Teacher, block: FitBlock) -> Table:
     quality = seal.opened(metrics, mapping(metrics, hint, ()), inputs, block.stage, path)
     table = Table(block.name, teacher, block.table, str(block.config["feature"]), quality, arrays)
     _check_places(path, hint, table)
+    _check_pictured(path, hint, table)
     return table
 
 
@@ -135,3 +136,24 @@ def _check_places(path: Path, hint: str, table: Table) -> None:
             raise StaleArtifactError(
                 f"{path} has {name} {table.arrays[name].max()}, expected less than {most}. {advice.again(hint)}"
             )
+
+
+def _check_pictured(path: Path, hint: str, table: Table) -> None:
+    """Refuse a table of which images are pictured that the data do not have, or sub-classes that it does not have."""
+    if not table.has("scores", "per_class", *PICTURED):
+        return
+    samples = table.teacher.dataset.prepared.meta.samples["train"]
+    for name, most, axes in zip(PICTURED, (samples, len(table.arrays["scores"])), (1, 3), strict=True):
+        array = table.arrays[name]
+        if array.dtype.kind != "i" or array.ndim != axes or 0 in array.shape[1:] or (array < 0).any():
+            raise DamagedArtifactError(f"{path} has {name} that are no pictures. {advice.again(hint)}")
+        if array.size and array.max() >= most:
+            raise StaleArtifactError(
+                f"{path} has {name} {array.max()}, expected less than {most}. {advice.again(hint)}"
+            )
+
+    lengths = [len(table.arrays[name]) for name in PICTURED]
+    if lengths[0] != lengths[1]:
+        raise DamagedArtifactError(
+            f"{path} pictures {lengths[0]} samples and {lengths[1]} maps. {advice.again(hint)}"
+        )

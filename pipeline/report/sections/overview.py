@@ -140,7 +140,7 @@ def _how(results: Results) -> Markup:
     words = (
         f"Top-1 is the accuracy of the last epoch on the test split, in percent; {text.ABOUT} after a mean is the "
         "standard deviation over seeds. A gain is the mean of per-seed differences: for one seed all runs share "
-        "init, order of samples and views. "
+        "init, order of samples and, unless one has its own, views. "
     )
     if len(results.seeds) > 1:
         words += (

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from pipeline.errors import ParamsError
 from pipeline.params.numbers import Seed, Width
-from pipeline.tables import discriminants, exemplars
+from pipeline.tables import discriminants, exemplars, pictured
 from pipeline.tables import subclasses as engine
 from pipeline.tables.discriminants import Discriminants
 from pipeline.tables.pixels import Pixels
@@ -77,7 +77,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
 
     Arrays: `mean` (C,) and `scalings` (C, D) of the LDA, float64, as the table `lda` has them; `centers` and
     `prototypes` float32 (M, D); `scores` float32 (M, M); `counts` int64 (M,), what h1 gives to each; `per_class`
-    int64 (); and the exemplars of `pipeline.tables.exemplars`.
+    int64 (); the exemplars of `pipeline.tables.exemplars`, and the images of `pipeline.tables.pictured`.
 
     Raises:
         ParamsError: the feature is no map of floats, there are fewer directions than components, a class has too few
@@ -104,6 +104,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         "per_class": np.array(config.per_class, np.int64),
     }
     quality = _quality(scores, counts, joint, subclasses)
+    shown |= pictured.pictured(pixels, space, subclasses)
     return Fitted(arrays | shown, quality | {"explained": float(space.explained.sum())})
 
 
