@@ -20,6 +20,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # mkdocs runs hooks outside any package
+sys.path.insert(0, str(Path(__file__).parent))
+
+import method_table
 
 from pipeline import plugin
 from pipeline.params.plug import Plug, plugs
@@ -114,6 +117,7 @@ GENERATED: dict[str, Callable[..., str]] = {
     "modules": modules,
     "networks": networks,
     "views": views,
+    "methods": method_table.table,
 }
 
 

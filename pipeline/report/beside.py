@@ -24,7 +24,7 @@ class Official:
     """What an official data set is like.
 
     Attributes:
-        source: the plug-in that reads it.
+        source: the plug-in that reads it; empty where none is its own.
         example: what the name of one of its classes begins with, however it is read.
         classes: number of classes.
         size: of an image that networks see, in pixels.
@@ -40,7 +40,7 @@ class Official:
 
 OFFICIAL = {
     "CIFAR-100": Official("cifar", "aquarium_fish", 100, 32, {"train": 50_000, "test": 10_000}),
-    "ImageNet": Official("imagenet", "n01440764", 1000, 224, {"train": 1_281_167, "test": 50_000}),
+    "ImageNet": Official("", "n01440764", 1000, 224, {"train": 1_281_167, "test": 50_000}),
     # letKD's split: half of the validation images of each class choose the epoch, the other half are tested on.
     "Tiny-ImageNet": Official("tiny_imagenet", "n01443537", 200, 64, {"train": 100_000, "test": 5_000}),
 }
@@ -69,7 +69,7 @@ class Beside:
     teacher: float
 
     @property
-    def where(self) -> str:
+    def citation(self) -> str:
         """The source and its tables."""
         if not self.tables:
             return self.row.source
@@ -118,8 +118,10 @@ def beside(pair: Pair) -> list[Beside]:
 def preferred(run: Run, listed: list[Beside]) -> Beside | None:
     """Return the published top-1 that stands for a run where there is room for one: the first, sure ones before."""
     names = (run.name, run.key, "top1")
-    own = [one for one in listed if (one.name, one.row.run, one.row.metric) == names]
-    return min(own, key=lambda one: bool(one.row.unsure), default=None)
+    numbers = [
+        compared for compared in listed if (compared.name, compared.row.run, compared.row.metric) == names
+    ]
+    return min(numbers, key=lambda compared: bool(compared.row.unsure), default=None)
 
 
 def uncompared(pair: Pair) -> str:

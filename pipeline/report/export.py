@@ -101,7 +101,7 @@ def _one_published(student: Trained, compared: Beside | None) -> dict[str, Any]:
         return dict.fromkeys(PUBLISHED, "")
     row = compared.row
     ours = student.metrics["best_top1" if row.rule == "best" else "top1"]
-    return dict(zip(PUBLISHED, (row.value, row.rule, compared.where, ours - row.value), strict=True))
+    return dict(zip(PUBLISHED, (row.value, row.rule, compared.citation, ours - row.value), strict=True))
 
 
 def _published(results: Results) -> Iterator[Mapping[str, Any]]:

@@ -3,7 +3,7 @@
 METHOD+METHOD/SCHEDULE|TRANSFORM: the methods in the order of the alphabet, no schedule where it is `final`, no
 transform where there is none. In brackets stands what makes another method of it: what letKD's and QuEST's places learn
 (`letkd[words,subclasses]`), and settings that the papers' tables tell apart (`ttm[weighted]`,
-`permutation[strategy=greedy]`). Numbers such as weights and temperatures are settings of one and the same method.
+`permutation[strategy=greedy]`). Weights, temperatures and how the teacher's features are stored make no other method.
 """
 
 from __future__ import annotations

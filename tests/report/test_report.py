@@ -298,7 +298,7 @@ def test_no_cell_is_a_formula_to_a_spreadsheet(tmp_path: Path) -> None:
     for file in files:
         with file.open(newline="", encoding="utf-8") as content:
             cells = [cell for row in csv.reader(content) for cell in row]
-        assert len(cells) > 60
+        assert len(cells) >= 40  # of gains.csv, the smallest
         for cell in cells:
             assert not cell.startswith(begins) or re.fullmatch(r"-[\d.e-]+", cell), cell
 

@@ -40,7 +40,7 @@ class Config(HeadsConfig):
 
 
 class Method(BaseMethod[Config]):
-    """BYOT."""
+    """BYOT: the student's last classifier teaches the classifiers of its shallow stages."""
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)

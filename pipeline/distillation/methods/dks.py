@@ -25,7 +25,7 @@ class Config(HeadsConfig):
 
 
 class Method(BaseMethod[Config]):
-    """DKS."""
+    """DKS: the classifiers of all stages teach each other."""
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)

@@ -22,7 +22,7 @@ class Config(HeadsConfig):
 
 
 class Method(BaseMethod[Config]):
-    """DSN."""
+    """DSN: every stage learns the labels."""
 
     def __init__(self, config: Config, context: Context) -> None:
         super().__init__(config, context)

@@ -142,9 +142,10 @@ class _Collector:
                 )
                 students = self._students(block, run, teacher, whole)
                 if students:
-                    words, own = _composition(settings), run_settings(settings, recipe)
-                    consists = key(settings, self.blocks.sections)
-                    runs.append(Run(run, words, tuple(students), own, planned, consists))
+                    trained = tuple(students), run_settings(settings, recipe), planned
+                    runs.append(
+                        Run(run, _composition(settings), *trained, key(settings, self.blocks.sections))
+                    )
             pairs.append(Pair(name, teacher, block.student.student, tuple(runs), matchings))
         return tuple(pairs)
 

@@ -19,7 +19,7 @@ TITLE = "Published beside measured"
 LEAD = "whether the interval of a difference includes zero, and what else differs: epochs, the teacher, the rule."
 GROUP, ORDER = "pair", 12
 
-NUMBERS_FILE = {"published.csv": "one row for each published number"}
+FILES = {"published.csv": "one row for each published number"}  # where a number is compared, and only there
 METRICS = {"top1": "", "top5": "top-5"}
 
 
@@ -29,7 +29,7 @@ def section(results: Results, pair: Pair) -> Markup:
     if not listed:
         reason = uncompared(pair)
         return markup.note(reason) if reason else Markup()
-    pictured = {name: own for name, own in _by_run(listed).items() if own}
+    pictured = _pictured(listed)
     picture = draw(
         f"{pair.name}/published",
         "Top-1. Ours: a dot at the mean of the last epoch with its 95 % interval over seeds, a ring at that of the "
@@ -38,13 +38,17 @@ def section(results: Results, pair: Pair) -> Markup:
         partial(_paint, pictured=pictured),
     )
     return Markup().join(
-        [_table(listed), markup.figures([picture]), markup.note(_how(pair)), markup.numbers(NUMBERS_FILE)]
+        [_table(listed), markup.figures([picture]), markup.note(_how(pair)), markup.numbers(FILES)]
     )
 
 
-def _by_run(listed: list[Beside]) -> dict[str, list[Beside]]:
-    names = dict.fromkeys(compared.name for compared in listed)
-    return {name: [one for one in listed if one.name == name and one.row.metric == "top1"] for name in names}
+def _pictured(listed: list[Beside]) -> dict[str, list[Beside]]:
+    """Return the numbers in top-1 by the name of our run."""
+    by_run: dict[str, list[Beside]] = {}
+    for compared in listed:
+        if compared.row.metric == "top1":
+            by_run.setdefault(compared.name, []).append(compared)
+    return by_run
 
 
 def _table(listed: list[Beside]) -> Markup:
@@ -60,7 +64,7 @@ def _table(listed: list[Beside]) -> Markup:
         rows.append(
             [
                 name,
-                Markup("{} <small>{}</small>").format(row.method, compared.where),
+                Markup("{} <small>{}</small>").format(row.method, compared.citation),
                 row.rule,
                 _interval(row.value, row.std),
                 _interval(compared.last.mean, compared.last.half, "quiet" if by_best else ""),
@@ -86,9 +90,9 @@ def _interval(value: float, half: float | None, kind: str = "") -> markup.Cell:
 
 
 def _paint(ax: Axes, pictured: dict[str, list[Beside]]) -> None:
-    for place, own in enumerate(pictured.values()):
-        last, best = own[0].last, own[0].best
-        for compared in own:
+    for place, numbers in enumerate(pictured.values()):
+        last, best = numbers[0].last, numbers[0].best
+        for compared in numbers:
             style = "dotted" if compared.row.rule == "unknown" else "solid"
             ax.vlines(compared.row.value, place - 0.32, place + 0.32, color=palette.DOWN, linestyle=style)
         if last.half is not None:
