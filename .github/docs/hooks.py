@@ -120,7 +120,14 @@ def presets(paper: str = "") -> str:
     rows = ["| preset | paper | tables | what | pairs | students |", "|---|---|---|---|---|---|"]
     for name, preset in presets_of.every():
         students = presets_of.num_students(presets_of.block(preset))
-        cells = (f"`{name}`", preset.paper, presets_of.places(preset), preset.title, len(preset.pairs), students)
+        cells = (
+            f"`{name}`",
+            preset.paper,
+            presets_of.places(preset),
+            preset.title,
+            len(preset.pairs),
+            students,
+        )
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows) + "\n"
 
@@ -155,6 +162,7 @@ GENERATED: dict[str, Callable[..., str]] = {
     "networks": networks,
     "views": views,
     "methods": method_table.table,
+    "presets": presets,
 }
 
 
