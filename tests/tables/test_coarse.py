@@ -185,6 +185,14 @@ def test_what_cannot_be_fitted_is_one_line(values: Array, error: type[Exception]
     one_line(caught, told)
 
 
+def test_infinities_that_cancel_are_told_with_their_sample() -> None:
+    stream = blobs(3, 12)
+    stream.values[9, 2, 0, :2] = np.inf, -np.inf
+    with pytest.raises(DivergedError) as caught:
+        fit(stream, 12)
+    one_line(caught, "Feature 'stage2' of sample 9 is not finite")
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"neighbors": 0}, {"neighbors": 10_001}, {"threshold": -0.1}, {"threshold": 1.1}, {"threshold": np.nan}],

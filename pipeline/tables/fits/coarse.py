@@ -121,7 +121,8 @@ class Pooled:
         for values, label in self.stream:
             # Before the mean, which would make floats of integers.
             Pixels(self, self.feature).require_floats(values.dtype)
-            pooled = values.reshape(*values.shape[:2], -1).mean(axis=2, dtype=np.float64)
+            with np.errstate(invalid="ignore"):  # of infinities, which are an error that names their sample
+                pooled = values.reshape(*values.shape[:2], -1).mean(axis=2, dtype=np.float64)
             yield pooled.astype(np.float32)[:, :, None, None], label
 
 
