@@ -160,7 +160,7 @@ _MEMORY = {
     "train_teacher": f"{_BATCH} (of the teacher), or {_CPU}",
     "pretrain_student": f"{_BATCH} (of the student), set STILLHOUSE_COHORT=1, or {_CPU}",
     "distill": f"{_BATCH}, lower STILLHOUSE_RESIDENT, set STILLHOUSE_COHORT=1, or {_CPU}",
-    "train_copy": f"{_BATCH} (of the copy), lower STILLHOUSE_RESIDENT or STILLHOUSE_BATCH_SIZE, or {_CPU}",
+    "train_copy": f"{_BATCH} (of the copy or assistant), lower STILLHOUSE_RESIDENT or STILLHOUSE_BATCH_SIZE, or {_CPU}",
     "extract_features": f"Lower STILLHOUSE_BATCH_SIZE, or {_CPU}",
     "encode_views": f"Lower STILLHOUSE_BATCH_SIZE or the table's clusters in params.yaml, or {_CPU}",
     "fit_table": f"Lower the table's clusters, max_samples or components in params.yaml, or {_CPU}",

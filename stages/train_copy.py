@@ -38,19 +38,19 @@ def main(
         from pipeline.compute.machine import machine
         from pipeline.data.prepared import Prepared
         from pipeline.training.assembly import Job
-        from pipeline.training.copies import Lessons, train
+        from pipeline.training.copies import Sources, train
 
     data = Prepared.open(prepared / copy.dataset)
     where = machine(device, precision, steps=steps, deterministic=deterministic)
-    lessons = Lessons.of(copy, data, weights, store, copies or out.parent)
+    sources = Sources.of(copy, data, weights, store, copies or out.parent)
     learned = (plugin.module("methods", "kd"), plugin.module("schedules", "assistants"))
     code = closure.digest(["stages.train_copy", *learned])
-    read = [lessons.weights, lessons.logits, data.meta.fingerprint]
+    read = [sources.weights, sources.logits, data.meta.fingerprint]
     identity = hashing.identity(copy, where.precision, code, read)
     # An interrupted training stays in the scratch folder; its identity decides whether it is used.
     with publish.building(out, resume=True) as scratch:
         job = Job(scratch, where, identity, copy.stage, copy.stage)
-        train(copy, data, lessons, job, batch_size=batch_size, resident_bytes=resident << 20)
+        train(copy, data, sources, job, batch_size=batch_size, resident_bytes=resident << 20)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from pipeline.training.setting import Setting
 
 
 @dataclass(frozen=True)
-class Lessons:
+class Sources:
     """What a copy or an assistant learns from, checked to be of one teacher, and of the same data and views.
 
     Attributes:
@@ -58,7 +58,7 @@ class Lessons:
     slots: int
 
     @classmethod
-    def of(cls, block: CopyBlock, prepared: Prepared, weights: Path, store: Path, copies: Path) -> Lessons:
+    def of(cls, block: CopyBlock, prepared: Prepared, weights: Path, store: Path, copies: Path) -> Sources:
         """Open what a copy or an assistant learns from.
 
         Args:
@@ -92,7 +92,7 @@ class Lessons:
 def train(
     block: CopyBlock,
     prepared: Prepared,
-    lessons: Lessons,
+    sources: Sources,
     job: Job,
     *,
     batch_size: int | None = None,
@@ -103,7 +103,7 @@ def train(
     Args:
         block: the copy or assistant.
         prepared: the data.
-        lessons: what it learns from.
+        sources: what it learns from.
         job: where it runs; what an interrupted run of the same identity has left there is used.
         batch_size: samples of one forward pass when the logits are stored; None is what the device and the data
             call for.
@@ -115,19 +115,19 @@ def train(
     Raises:
         DivergedError: a term is not finite.
     """
-    machine, meta, slots = job.machine, prepared.meta, lessons.slots
+    machine, meta, slots = job.machine, prepared.meta, sources.slots
 
     # A run that was interrupted while it stored the logits does not learn again.
     mark = job.scratch / "trained"
     trained = mark.exists() and mark.read_bytes() == job.identity.encode()
     if not trained or not result.whole(job.scratch):
-        _learn(block, prepared, lessons, job, resident_bytes)
+        _learn(block, prepared, sources, job, resident_bytes)
         mark.write_text(job.identity)
 
     network, spec = load(job.scratch / "weights")
     machine.place(network)
     setting, copy = Setting.of(prepared, block.views, machine), Teacher(network, machine)
-    requested = {"logits": (slots, lessons.teacher.features["logits"].dtype)}
+    requested = {"logits": (slots, sources.teacher.features["logits"].dtype)}
 
     manifest = Manifest.of(
         meta,
@@ -153,12 +153,12 @@ def train(
     )
     filled = fill(job.scratch / "store.zarr", extraction, job.identity, f"logits of {block.name}")
     verify(job.scratch / "store.zarr", filled)
+    publish.write_json(job.scratch / taught.FILE, _about(block, sources, job, filled).model_dump(mode="json"))
     publish.remove(mark)
-    publish.write_json(job.scratch / taught.FILE, _about(block, lessons, job, filled).model_dump(mode="json"))
     return filled
 
 
-def _learn(block: CopyBlock, prepared: Prepared, lessons: Lessons, job: Job, resident_bytes: int) -> None:
+def _learn(block: CopyBlock, prepared: Prepared, sources: Sources, job: Job, resident_bytes: int) -> None:
     """Train the network by KD from the stored logits, as a student of those that teach it."""
     # Untrained, also where a teacher of the same network started from pretrained weights.
     machine, kind = job.machine, prepared.meta.kind
@@ -168,25 +168,25 @@ def _learn(block: CopyBlock, prepared: Prepared, lessons: Lessons, job: Job, res
     machine.place(network)
 
     setting = Setting.of(prepared, block.views, machine)
-    batches = setting.batches(block.recipe, block.seed, lessons.slots)
+    batches = setting.batches(block.recipe, block.seed, sources.slots)
 
     context = Context(
         num_classes=spec.classes,
         labels=batches.labels.cpu(),
         student=network,
         student_shapes=probe(network, spec.size, spec.channels),
-        teacher_shapes={"logits": lessons.teacher.features["logits"].shape},
+        teacher_shapes={"logits": sources.teacher.features["logits"].shape},
     )
 
     kd, assistants = plugin.load("methods", "kd"), plugin.load("schedules", "assistants")
     method = kd.Method(kd.Config(temperature=block.temperature, weights=block.weights), context)
     schedule = assistants.Schedule(assistants.Config(names=block.learns_from, drop=block.drop), context)
 
-    def source(stores: dict[str, Path]) -> CachedSource:
-        return CachedSource(stores, ["last"], lessons.slots, machine.device, resident_bytes)
+    def cached(stores: dict[str, Path]) -> CachedSource:
+        return CachedSource(stores, ["last"], sources.slots, machine.device, resident_bytes)
 
-    stores = dict(lessons.stores)
-    of_teacher = source({"logits": stores.pop(TEACHER)} if TEACHER in stores else {})
+    stores = dict(sources.stores)
+    of_teacher = cached({"logits": stores.pop(TEACHER)} if TEACHER in stores else {})
     objective = Distillation(
         network,
         method,
@@ -195,7 +195,7 @@ def _learn(block: CopyBlock, prepared: Prepared, lessons: Lessons, job: Job, res
         of_teacher,
         machine,
         block.seed,
-        copies={name: source({"logits": store}) for name, store in stores.items()},
+        copies={name: cached({"logits": store}) for name, store in stores.items()},
         taps=method.needs(method.config).student,
     )
 
@@ -227,14 +227,14 @@ def _opened(
     return manifest
 
 
-def _about(block: CopyBlock, lessons: Lessons, job: Job, manifest: Manifest) -> Taught:
+def _about(block: CopyBlock, sources: Sources, job: Job, manifest: Manifest) -> Taught:
     return Taught(
         made_by=job.made_by,
         teacher=block.teacher,
-        weights=lessons.weights,
+        weights=sources.weights,
         data=manifest.data,
         settings=content_hash(block.model_dump(mode="json")),
-        learned_from=lessons.logits,
+        learned_from=sources.logits,
         logits=manifest.features["logits"].digest["last/train"],
         top1=_top1(job.scratch / "history.csv"),
     )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current, here
+from graph_fixtures import StandIn
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_fixtures import (
@@ -26,6 +27,7 @@ from training_fixtures import (
     changed,
     clock,
     cut_off_after,
+    job,
     make_world,
     views_of,
 )
@@ -33,6 +35,8 @@ from training_fixtures import (
 from pipeline import seeding
 from pipeline.artifacts import publish
 from pipeline.artifacts.hashing import content_hash, file_hash
+from pipeline.compute import graphs
+from pipeline.compute.machine import Machine
 from pipeline.distillation.method import Batch, Context
 from pipeline.distillation.methods import kd
 from pipeline.distillation.schedule import Teaching
@@ -44,10 +48,11 @@ from pipeline.networks.network import Network, build
 from pipeline.networks.taught import Taught
 from pipeline.networks.weights import load
 from pipeline.params import checks
+from pipeline.params.recipe import Recipe
 from pipeline.runs import check
 from pipeline.runs.inputs import RunInputs
 from pipeline.runs.planning import plan
-from pipeline.training import copies
+from pipeline.training import copies, distill
 from pipeline.training.distill import Distillation
 from pipeline.training.loop import Training
 from stages import train_copy
@@ -422,6 +427,26 @@ def test_the_teacher_alone_teaches_as_it_does_without_a_schedule(world: World) -
     ]
     last = [(folder / "weights/last.safetensors").read_bytes() for folder in folders]
     assert last[0] == last[1]
+
+
+def test_captured_steps_drop_whom_eager_ones_do(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(epochs=3, batch_size=24, learning_rate=0.05, milestones=(2,))
+    inputs = resolved(world, "captured", {"names": ["teacher", "a1", "a2"], "drop": 1})
+    inputs = inputs.model_copy(update={"recipe": recipe})
+    monkeypatch.setattr(StandIn, "made", 0)
+    monkeypatch.setattr(StandIn, "replayed", 0)
+    if current().device.type == "cpu":
+        monkeypatch.setattr(graphs, "Graph", StandIn)
+
+    distill.distill(inputs, job(tmp_path / "captured", machine=replace(current(), captured=True)))
+    if current().device.type == "cpu":
+        assert (StandIn.made, StandIn.replayed) == (1, 12 - 3)  # whole batches; Python took the first three
+    monkeypatch.setattr(Machine, "fused", property(lambda self: True))
+    distill.distill(inputs, job(tmp_path / "eager"))
+    last = [tmp_path / name / "weights/last.safetensors" for name in ("captured", "eager")]
+    assert last[0].read_bytes() == last[1].read_bytes()
 
 
 # ------------------------------------------------------------------ what is refused

@@ -54,6 +54,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in p
 SCHEDULES: dict[str, tuple[str, dict[str, Any]]] = {
     name: (name, SETTINGS.get(("schedules", name), {})) for name in plugin.names("schedules")
 } | {
+    "assistants alone": ("assistants", {"names": ("one",)}),
+    "assistants by chance": ("assistants", {"names": ("teacher", "one"), "drop": 0.25}),
     "self_learning method": ("self_learning", {"lesson": "method"}),
     "self_learning self": ("self_learning", {"teachers": "self", "detach": True}),
     "self_learning teacher": ("self_learning", {"teachers": "teacher"}),

@@ -195,7 +195,8 @@ CATALOGUES = ("methods", "schedules", "transforms", "tables")
 MODELS: dict[str, type[Block]] = {
     **{f"{catalogue}/{name}": plugin.load(catalogue, name).Config
        for catalogue in CATALOGUES for name in plugin.names(catalogue)},
-    **{model.__name__: model for model in (Recipe, MatchingParams, CopyParams, AssistantParams, TeacherParams, *SPACES)},
+    **{model.__name__: model
+       for model in (Recipe, MatchingParams, CopyParams, AssistantParams, TeacherParams, *SPACES)},
 }  # fmt: skip
 # What is required, and what is None by default, has a value here.
 GIVEN: dict[str, dict[str, Any]] = {

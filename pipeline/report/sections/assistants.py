@@ -8,7 +8,9 @@ from pipeline.report.drawing import markup, text
 from pipeline.report.results import Results
 
 TITLE = "Assistants and copies"
-LEAD = "whether each link of a chain is better than the one that follows it: an assistant is no better than it learned."
+LEAD = (
+    "how good each network between teacher and student is: none should be far below what it has learned from."
+)
 GROUP, ORDER = "closing", 25
 
 
