@@ -28,6 +28,7 @@ from pipeline import plugin
 from pipeline.params.plug import Plug, plugs
 from pipeline.params.sections import Sections
 from pipeline.params.views import SPACES
+from pipeline.presets import preset as presets_of
 
 MARK = re.compile(r"^<!-- generated: (\w+)(?: (\w+))? -->$", re.MULTILINE)
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
@@ -111,6 +112,49 @@ def views() -> str:
     return "\n".join(parts)
 
 
+def presets(paper: str = "") -> str:
+    """Return a table of all presets; of one paper, its tables with their rows, runs and open ends."""
+    if paper:
+        chosen = [(name, preset) for name, preset in presets_of.every() if preset.paper == paper]
+        return "\n".join(_preset(name, preset) for name, preset in chosen)
+    rows = ["| preset | paper | tables | what | pairs | students |", "|---|---|---|---|---|---|"]
+    for name, preset in presets_of.every():
+        students = presets_of.num_students(presets_of.block(preset))
+        cells = (
+            f"`{name}`",
+            preset.paper,
+            presets_of.places(preset),
+            preset.title,
+            len(preset.pairs),
+            students,
+        )
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _preset(name: str, preset: presets_of.Preset) -> str:
+    runs: dict[str, list[str]] = {}
+    for label, run in preset.rows.items():
+        runs.setdefault(run, []).append(label)
+    parts = [f"**`{name}`**: {preset.title}. {_places(preset)}\n"]
+    if runs:
+        cells = (f"| `{run}` | {'; '.join(labels)} |" for run, labels in runs.items())
+        parts.append("\n".join(["| run | rows |", "|---|---|", *cells]) + "\n")
+    if preset.also:
+        parts.append(f"Beside them: {', '.join(f'`{run}`' for run in preset.also)}.\n")
+    parts += [f"Figure {number} is {where}.\n" for number, where in preset.figures.items()]
+    if preset.open:
+        parts.append("Open, and what was chosen:\n")
+        parts.append("\n".join(f"* {line}" for line in preset.open) + "\n")
+    return "\n".join(parts)
+
+
+def _places(preset: presets_of.Preset) -> str:
+    """Return a sentence on the tables and pairs of a preset."""
+    numbers = f"Table{'s' * (len(preset.tables) > 1)} {', '.join(preset.tables)}; " if preset.tables else ""
+    return f"{numbers}{len(preset.pairs)} pair{'s' * (len(preset.pairs) > 1)}, quick with `{preset.quick}`."
+
+
 GENERATED: dict[str, Callable[..., str]] = {
     "params": params,
     "plugins": plugins,
@@ -118,6 +162,7 @@ GENERATED: dict[str, Callable[..., str]] = {
     "networks": networks,
     "views": views,
     "methods": method_table.table,
+    "presets": presets,
 }
 
 

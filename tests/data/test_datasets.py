@@ -870,3 +870,19 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "--out" in done.stdout
     assert done.stdout.endswith("heavy: []\n")
+
+
+def test_digits_are_enlarged_and_colored_without_another_value() -> None:
+    module = plugin.load("datasets", "digits")
+    plain, large = (
+        module.open_source(module.Config(**settings)) for settings in ({}, {"size": 32, "channels": 3})
+    )
+    assert (large.size, large.channels) == (32, 3)
+    for split in ("train", "test"):
+        small, big = (getattr(source, split).array for source in (plain, large))
+        assert big.shape == (len(small), 3, 32, 32)
+        for channel in range(3):
+            np.testing.assert_array_equal(big[:, channel, ::4, ::4], small[:, 0])
+            np.testing.assert_array_equal(big[:, channel, 3::4, 2::4], small[:, 0])
+    facts = module.image(module.Config(size=32, channels=3))
+    assert (facts.size, facts.channels, facts.classes) == (32, 3, 10)

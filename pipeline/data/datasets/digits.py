@@ -2,14 +2,21 @@
 
 They come as one set. It is split by scikit-learn's stratified `train_test_split` with random state 0, by default
 into 1,437 training and 360 test samples, each in their original order. Values 0..16 become 0..255.
+
+Larger and colored ones stand in for other data sets where a pipeline is tried out: each pixel becomes a square of equal
+pixels, and all channels are the same.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
 from pipeline.data.dataset import ArraySplit, DatasetConfig, ImageFacts, Source
+
+SIDE = 8  # pixels, as they come
 
 
 class Config(DatasetConfig):
@@ -18,14 +25,18 @@ class Config(DatasetConfig):
     Attributes:
         test_share: share of the samples that is for testing. A larger one measures more finely, and fewer samples for
             training set methods further apart.
+        size: height and width of an image, a multiple of 8.
+        channels: 1 (gray) or 3 (color).
     """
 
     test_share: float = Field(default=0.2, gt=0, lt=1)
+    size: int = Field(default=SIDE, ge=SIDE, le=256, multiple_of=SIDE)
+    channels: Literal[1, 3] = 1
 
 
 def image(config: Config) -> ImageFacts:
     """Return what the images are like."""
-    return ImageFacts(size=8, channels=1, classes=10)
+    return ImageFacts(config.size, config.channels, classes=10)
 
 
 def open_source(config: Config) -> Source:
@@ -36,10 +47,14 @@ def open_source(config: Config) -> Source:
     digits = load_digits()
 
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # (N, 1, 8, 8)
+    images = images.repeat(config.channels, axis=1)
+    for axis in (2, 3):
+        images = images.repeat(config.size // SIDE, axis=axis)
     labels = digits.target.astype(np.int64)
 
     splits = train_test_split(
         np.arange(len(labels)), test_size=config.test_share, random_state=0, stratify=labels
     )
     train, test = (ArraySplit(images[rows], labels[rows]) for rows in map(np.sort, splits))
-    return Source([str(name) for name in digits.target_names], channels=1, size=8, train=train, test=test)
+    names = [str(name) for name in digits.target_names]
+    return Source(names, config.channels, config.size, train=train, test=test)
