@@ -370,7 +370,7 @@ class Assistant:
         teacher: key of `teachers`.
         network: its network.
         learned_from: "teacher", and assistants.
-        epochs: of its training; None where its recipe counts iterations.
+        epochs: of its training.
         top1: of the last of them, on the split that epochs are chosen on, in percent; None where there were none.
     """
 
@@ -378,7 +378,7 @@ class Assistant:
     teacher: str
     network: str
     learned_from: tuple[str, ...]
-    epochs: int | None
+    epochs: int
     top1: float | None
 
 

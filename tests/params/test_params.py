@@ -27,6 +27,8 @@ from pipeline.params.students import StudentBlock
 from pipeline.params.teacher import anchor_name
 from pipeline.params.teachers import FeatureParams
 from pipeline.params.views import CropFlip, Plain, view_params
+from pipeline.presets import preset as presets
+from pipeline.presets.text import written
 from pipeline.runs.blocks import blocks
 from pipeline.runs.check import check, project
 
@@ -417,8 +419,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / ".github/docs").rglob("*.md"))]
 
 def shipped() -> dict[str, str]:
     """Return every yaml that users get, by place: files, and what stands on the pages."""
-    files = [ROOT / "params.yaml", ROOT / "dvc.yaml", *(ROOT / "pipeline").rglob("*.yaml")]
-    content = {path.relative_to(ROOT).as_posix(): path.read_text() for path in files}
+    content = {name: (ROOT / name).read_text() for name in ("params.yaml", "dvc.yaml")}
+    # As `stages.preset` writes them: the files that they are merged from are for us, and may have anchors.
+    content |= {name: written(presets.block(preset)) for name, preset in presets.every()}
     for page in PAGES:
         fences = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.M | re.S)
         content |= {f"{page.name}, {number}": fence for number, fence in enumerate(fences)}
