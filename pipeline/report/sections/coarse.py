@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TITLE = "Coarse labels"
 LEAD = "which classes share a label: a student of TDD need not tell them apart in that stage."
-GROUP, ORDER = "closing", 75
+GROUP, ORDER = "closing", 78
 
 MOST_WRITTEN = 120  # class names along an axis
 CLASS_HEIGHT, TALLEST = 0.14, 12.0  # inches
