@@ -90,7 +90,7 @@ def _apply(text: str, content: Any, path: Path, force: bool) -> None:
 
     if path.exists():
         before = text_of(path)
-        parse(before, path)
+        checks.check_form(parse(before, path))
         text = applied(before, content, force=force)
     checks.check(parse(text, path))
     with writing(path) as part:
