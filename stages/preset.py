@@ -94,7 +94,7 @@ def _apply(text: str, content: Any, path: Path, force: bool) -> None:
         text = applied(before, content, force=force)
     checks.check(parse(text, path))
     with writing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", newline="")
 
     students = len(content["distill"]) * len(content["seeds"])
     print(f"{path} asks for {students} students of {len(content['pairs'])} pairs. See python -m stages.plan")

@@ -37,6 +37,8 @@ def applied(content: str, preset: Params, *, force: bool = False) -> str:
     Raises:
         ParamsError: an entry is there already, and is another one.
     """
+    ends = "\r\n" if "\r\n" in content else "\n"
+    content = content.replace("\r\n", "\n")
     head = comments.head(content)
     loaded = _yaml().load(content[len(head) :])
     params = loaded if isinstance(loaded, CommentedMap) else CommentedMap()
@@ -57,7 +59,7 @@ def applied(content: str, preset: Params, *, force: bool = False) -> str:
             for name, entry in entries.items():
                 _merge_entry(params[section], section, name, entry, force)
         comments.put(params, section, below)
-    return head + _dumped(params)
+    return (head + _dumped(params)).replace("\n", ends)
 
 
 def _merge_entry(entries: Any, section: str, name: str, entry: Any, force: bool) -> None:
@@ -69,6 +71,8 @@ def _merge_entry(entries: Any, section: str, name: str, entry: Any, force: bool)
     current, wanted = _plain(entries[name] or {}), entry or {}
     if section == "teachers":
         current, wanted = _of_most_slots(current, wanted), _of_most_slots(wanted, current)
+    if growing in current and current[growing] is None:
+        current = {**current, growing: {}}
     place = difference(current, wanted, f"{section}.{name}", growing)
 
     below = comments.cut(entries, name)

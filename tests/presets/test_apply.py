@@ -103,6 +103,18 @@ def test_comments_stay_where_entries_before_them_grow_or_are_replaced() -> None:
     assert teacher["features"] == {"logits": {"slots": 2}, "stage2": none, "final": none, "last_block1": none}
 
 
+def test_line_ends_stay_as_they_are() -> None:
+    windows = applied(COMMENTED.replace("\n", "\r\n"), block("letkd-places"), force=True)
+    assert windows == applied(COMMENTED, block("letkd-places"), force=True).replace("\n", "\r\n")
+
+
+def test_overrides_without_a_value_are_none() -> None:
+    pair = "{teacher: resnet56, student: resnet20, overrides: }"
+    text = f"seeds: [0, 1, 2]\npairs:\n  resnet56-resnet20: {pair}\ndistill: []\n"
+    pairs = parse(applied(text, block("dkd-cifar")), Path("x"))["pairs"]
+    assert pairs == block("dkd-cifar")["pairs"]
+
+
 def test_a_teacher_that_shares_its_features_grows_alone() -> None:
     """Under an anchor of yaml they stand at two places."""
     own = "{dataset: cifar100, network: resnet56, recipe: crd, features: *store}"
