@@ -90,11 +90,11 @@ def _apply(text: str, content: Any, path: Path, force: bool) -> None:
 
     if path.exists():
         before = text_of(path)
-        parse(before, path)
+        checks.check_form(parse(before, path))
         text = applied(before, content, force=force)
     checks.check(parse(text, path))
     with writing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", newline="")
 
     students = len(content["distill"]) * len(content["seeds"])
     print(f"{path} asks for {students} students of {len(content['pairs'])} pairs. See python -m stages.plan")

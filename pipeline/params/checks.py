@@ -57,6 +57,15 @@ def check(content: Mapping[str, Any]) -> Sections:
     return params
 
 
+def check_form(content: Mapping[str, Any]) -> None:
+    """Refuse entries of a part of params.yaml that are not of their form, whatever else it lacks.
+
+    Raises:
+        ParamsError: a section or an entry is wrong.
+    """
+    validate(Sections, _filled({section: x for section, x in content.items() if x is not None}), "")
+
+
 def _check_sections(content: Mapping[str, Any]) -> None:
     """Refuse a section without a value, which DVC cannot merge with its default."""
     for section in Sections.model_fields:

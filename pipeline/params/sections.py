@@ -92,7 +92,7 @@ class Sections(Block):
         if changes.get("recipe", {}) is None:
             del changes["recipe"]  # an empty mapping, which changes nothing
         elif isinstance(changes.get("recipe"), Mapping):
-            base["recipe"] = changed(base["recipe"], changes["recipe"])
+            base["recipe"] = changed(self._with_length(base["recipe"], pair), changes["recipe"])
         # A plug-in of another name takes the place of the run's, one of the same name gets its settings.
         for key in ("methods", "schedule", "transform", "views"):
             if changes.get(key) is not None:
@@ -104,6 +104,15 @@ class Sections(Block):
                 if base[key] is not None and changes[key].keys() != base[key].keys() and key != "methods":
                     base[key] = {}
         return validate(RunParams, merged(base, changes), where)
+
+    def _with_length(self, recipe: Mapping[str, Any], pair: str) -> Mapping[str, Any]:
+        """Return a run's changes of a recipe with the student's length, if they have none: it says what they count."""
+        if recipe.get("epochs") is not None or recipe.get("iterations") is not None:
+            return recipe
+        student = self.pairs[pair].student
+        whole = self.recipe(self.students[student].recipe, f"students.{student}.recipe")
+        length = {"epochs": whole.epochs} if whole.iterations is None else {"iterations": whole.iterations}
+        return {**recipe, **length}
 
     def runs_of(self, pair: str) -> list[str]:
         """Return the runs that `distill` asks of a pair, in their order."""

@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from pipeline.errors import ParamsError
+from pipeline.presets import comments
 from pipeline.presets.selection import Params
 
 WIDTH = 110  # letters of a line, where one is enough
@@ -36,13 +37,19 @@ def applied(content: str, preset: Params, *, force: bool = False) -> str:
     Raises:
         ParamsError: an entry is there already, and is another one.
     """
-    loaded = _yaml().load(content)
+    ends = "\r\n" if "\r\n" in content else "\n"
+    content = content.replace("\r\n", "\n")
+    head = comments.head(content)
+    loaded = _yaml().load(content[len(head) :])
     params = loaded if isinstance(loaded, CommentedMap) else CommentedMap()
     for section, entries in preset.items():
         # A section without a value is an empty one.
         if params.get(section) in (None, [], {}):
             params[section] = _styled(entries, 2)
-        elif section == "distill":
+            continue
+
+        below = comments.cut(params, section)
+        if section == "distill":
             params[section].extend(item for item in entries if item not in params[section])
         elif not isinstance(entries, Mapping):
             if list(params[section]) != list(entries) and not force:
@@ -51,7 +58,8 @@ def applied(content: str, preset: Params, *, force: bool = False) -> str:
         else:
             for name, entry in entries.items():
                 _merge_entry(params[section], section, name, entry, force)
-    return _dumped(params)
+        comments.put(params, section, below)
+    return (head + _dumped(params)).replace("\n", ends)
 
 
 def _merge_entry(entries: Any, section: str, name: str, entry: Any, force: bool) -> None:
@@ -63,19 +71,37 @@ def _merge_entry(entries: Any, section: str, name: str, entry: Any, force: bool)
     current, wanted = _plain(entries[name] or {}), entry or {}
     if section == "teachers":
         current, wanted = _of_most_slots(current, wanted), _of_most_slots(wanted, current)
+    if growing in current and current[growing] is None:
+        current = {**current, growing: {}}
     place = difference(current, wanted, f"{section}.{name}", growing)
+
+    below = comments.cut(entries, name)
     if place is None:
-        grown = (
-            {**current, growing: {**current.get(growing, {}), **wanted[growing]}}
-            if growing in wanted
-            else current
-        )
-        if grown != _plain(entries[name]):
-            entries[name] = _styled(grown, 4)
+        if growing in wanted:
+            current = {**current, growing: {**current.get(growing, {}), **wanted[growing]}}
+        if current != _plain(entries[name]):
+            _grow(entries, name, growing, current)
     elif force:
         entries[name] = _styled(entry, 4)
     else:
         raise _conflict(*place)
+    comments.put(entries, name, below)
+
+
+def _grow(entries: Any, name: str, growing: str | None, grown: Params) -> None:
+    """Let an entry have more under `growing`; what it has already stays as it is written, with its comments."""
+    entry = entries[name]
+    # What stands at several places of the file is not to change at the others.
+    if growing is None or comments.shared(entry) or entry.fa.flow_style() or entry.merge:
+        entries[name] = _styled(grown, 4)
+        return
+    held = entry.get(growing)
+    if comments.shared(held) or held.fa.flow_style() or held.merge:
+        entry[growing] = _styled(grown[growing], 6)
+        return
+    for key, value in grown[growing].items():
+        if key not in held or _plain(held[key]) != value:
+            held[key] = _styled(value, 8)
 
 
 def _of_most_slots(teacher: Params, other: Params) -> dict[str, Any]:

@@ -60,6 +60,9 @@ def _told_apart(plug: Plug) -> Iterator[str]:
         yield _word("positions", positions[0] if positions else None)
     if plug.name == "anchors" and len(plug.settings.get("anchors", ())) == 1:
         yield "one"
+    # KCD's AB has its boundaries beside the labels, and no phase of its own for them.
+    if plug.name == "ab" and plug.settings.get("epochs") == 0:
+        yield "joint"
 
 
 def _places(plug: Plug, sections: Sections) -> Iterator[str]:

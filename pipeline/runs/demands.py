@@ -70,8 +70,8 @@ def _check_views(project: Project, teacher: str, run: RunBlock, where: str) -> N
         )
     if run.copies:
         raise ParamsError(
-            f"params.yaml: {where}.views is {own}, and the logits of copy '{next(iter(run.copies))}' are stored of "
-            f"datasets.{dataset}.views, {theirs}. Drop the views of the run, or its copies."
+            f"params.yaml: {where}.views is {own}, and the logits of '{next(iter(run.copies))}' are stored of "
+            f"datasets.{dataset}.views, {theirs}. Drop the views of the run, or its schedule."
         )
 
 

@@ -79,6 +79,11 @@ def test_a_text_that_gives_both_or_neither_is_refused(recipe: Any, words: str) -
         ("quick", {"iterations": 50, "milestones": [20]}, {"epochs": 4}, (4, None, (1,), 0)),  # the student's again
         ("quick", {"epochs": 4, "milestones": [3]}, {"iterations": 50, "milestones": []}, (None, 50, (), 0)),
         ("quick", {"iterations": 50, "milestones": [20]}, {"iterations": 60}, (None, 60, (20,), 0)),
+        # A run that leaves the length to its student has milestones of the student's unit.
+        ("quick", {"milestones": [1]}, {"iterations": 50, "milestones": [20]}, (None, 50, (20,), 0)),
+        ("long", {"milestones": [7]}, {"iterations": 50}, (None, 50, (7,), 10)),
+        ("long", {"milestones": [7]}, {"epochs": 4}, (4, None, (150, 180, 210), 0)),
+        ("quick", {"milestones": [2]}, {"epochs": 4}, (4, None, (2,), 0)),
     ],
 )  # fmt: skip
 def test_a_change_may_count_in_the_other_unit(student: Any, run: Any, override: Any, expected: Any) -> None:
@@ -88,6 +93,11 @@ def test_a_change_may_count_in_the_other_unit(student: Any, run: Any, override: 
 
 def test_a_change_to_iterations_names_milestones() -> None:
     assert "milestones count steps" in line_of(lambda: of_run("quick", {"iterations": 50}))
+    line = line_of(lambda: of_run("quick", {"milestones": [1]}, {"iterations": 50}))
+    assert "milestones count steps" in line
+    # Those of a run that leaves the length to its student count epochs.
+    line = line_of(lambda: of_run("quick", {"milestones": [1], "warmup": 1}, {"iterations": 50}))
+    assert "milestones count steps" in line
 
 
 def test_the_course_of_a_recipe_in_iterations() -> None:

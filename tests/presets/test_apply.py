@@ -53,6 +53,88 @@ def test_a_file_keeps_its_comments_and_its_own_entries() -> None:
     assert params["runs"]["slkd"] == content["runs"]["slkd"]
 
 
+COMMENTED = """# mine
+---
+seeds: [0, 1, 2, 3, 4]  # five
+
+# teachers
+teachers:
+  # the first
+  resnet56:
+    dataset: cifar100
+    network: resnet56
+    recipe: crd  # theirs
+    features:
+      logits: {slots: 2}  # few
+      stage2: {slots: 0}  # for my own run
+
+# pairs
+pairs:
+  resnet56-resnet20:
+    teacher: resnet56
+    student: resnet20
+    overrides: {}  # none
+
+# runs
+runs:
+  quest: {methods: quest}  # another one
+
+# what
+distill:
+  - resnet56-resnet20/quest  # first
+# the end
+"""
+
+
+def test_comments_stay_where_entries_before_them_grow_or_are_replaced() -> None:
+    after = applied(COMMENTED, block("letkd-places"), force=True)
+    for_lines = [
+        [line.partition("#")[2].strip() for line in text.splitlines()] for text in (COMMENTED, after)
+    ]
+    before, found = ([comment for comment in comments if comment] for comments in for_lines)
+    assert found == before
+    lines = after.splitlines()
+    assert lines[:2] == ["# mine", "---"]
+    for heading, section in (("# pairs", "pairs:"), ("# runs", "runs:"), ("# what", "distill:")):
+        assert lines[lines.index(heading) + 1] == section
+    assert lines[lines.index("# the end") - 1] == "  - resnet56-resnet20/inner_final_idle"
+    teacher = parse(after, Path("x"))["teachers"]["resnet56"]
+    none = {"slots": 0}
+    assert teacher["features"] == {"logits": {"slots": 2}, "stage2": none, "final": none, "last_block1": none}
+
+
+def test_line_ends_stay_as_they_are() -> None:
+    windows = applied(COMMENTED.replace("\n", "\r\n"), block("letkd-places"), force=True)
+    assert windows == applied(COMMENTED, block("letkd-places"), force=True).replace("\n", "\r\n")
+
+
+def test_overrides_without_a_value_are_none() -> None:
+    pair = "{teacher: resnet56, student: resnet20, overrides: }"
+    text = f"seeds: [0, 1, 2]\npairs:\n  resnet56-resnet20: {pair}\ndistill: []\n"
+    pairs = parse(applied(text, block("dkd-cifar")), Path("x"))["pairs"]
+    assert pairs == block("dkd-cifar")["pairs"]
+
+
+def test_a_teacher_that_shares_its_features_grows_alone() -> None:
+    """Under an anchor of yaml they stand at two places."""
+    own = "{dataset: cifar100, network: resnet56, recipe: crd, features: *store}"
+    text = f"""seeds: [0, 1, 2, 3, 4]
+teachers:
+  mine:
+    dataset: cifar100
+    network: resnet20
+    recipe: crd
+    features: &store
+      logits: {{slots: 0}}
+  resnet56: {own}
+distill: []
+"""
+    for content in (text, text.replace(own, own.strip("{}").replace(", ", "\n    ").join(("\n    ", "")))):
+        teachers = parse(applied(content, block("letkd-places")), Path("x"))["teachers"]
+        assert teachers["mine"]["features"] == {"logits": {"slots": 0}}
+        assert teachers["resnet56"] == block("letkd-places")["teachers"]["resnet56"]
+
+
 def test_applying_a_preset_twice_changes_nothing() -> None:
     text = written(block("letkd-places"))
     assert applied(text, block("letkd-places")) == text
@@ -162,6 +244,35 @@ def test_what_is_refused_leaves_the_file_as_it_is(
         assert len(error.splitlines()) == 1
     assert path.read_text() == SHIPPED
     assert list(tmp_path.iterdir()) == [path]
+
+
+FEATURES = "teachers: {{resnet56: {{dataset: a, network: b, features: {}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("runs: [a]", "'runs' is ['a']"),
+        ("seeds: 3", "'seeds' is 3"),
+        ("distill: {a: b}", "'distill' is {'a': 'b'}"),
+        ("teachers: {resnet56: x}", "'teachers.resnet56' is 'x'"),
+        (FEATURES.format("logits"), "teachers.resnet56.features' is 'logits'"),
+        (FEATURES.format("{logits: 3}"), "teachers.resnet56.features.logits' is 3"),
+        (FEATURES.format("{logits: {slots: many}}"), "features.logits.slots"),
+        ("techers: {}", "techers"),
+        ("- a", "expected a mapping of blocks"),
+    ],
+)
+def test_a_file_of_another_form_is_one_line(
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    status, _, error = said(["apply", "letkd-places", "--params", str(path)], monkeypatch, capsys)
+    assert status == 1
+    assert told in error
+    assert len(error.splitlines()) == 1
+    assert path.read_text() == text
 
 
 @pytest.mark.parametrize("words", [["show"], ["apply"], ["list", "slkd-cifar"], ["sow", "slkd-cifar"]])

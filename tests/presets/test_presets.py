@@ -124,6 +124,15 @@ def test_what_others_measured_of_the_field_has_runs() -> None:
     assert {method: run for method, run in others.items() if run not in keys} == {}
 
 
+def test_two_of_the_fields_runs_are_what_they_are_called() -> None:
+    """Without checkpoints Pro-KD is Annealing-KD; SDD has two scales where both networks are of one kind."""
+    params = sections("field-cifar")
+    (pair,) = PRESETS["field-cifar"].pairs
+    assert key.key(params.run(pair, "prokd"), params) == "prokd/anchors"
+    (sdd,) = params.run(pair, "sdd").methods
+    assert sdd.settings == {"scales": [1, 2]}
+
+
 def test_tables_without_accuracies_have_presets_too() -> None:
     """Those whose numbers are lost, or are no accuracies: their labels stand in the presets alone."""
     held = {(preset.paper, table) for _, preset in PRESETS.items() for table in preset.tables}

@@ -23,6 +23,8 @@ PLACES = {"final": "bag", "last_block1": "fine"}
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "kd": ({"methods": "kd"}, "kd"),
     "both": ({"methods": {"kd": {}, "at": {}}}, "at+kd"),
+    "ab": ({"methods": {"ab": {"epochs": 10}}}, "ab"),
+    "ab_joint": ({"methods": {"ab": {"epochs": 0}}}, "ab[joint]"),
     "slkd": ({"methods": "kd", "schedule": "self_learning"}, "kd/self_learning"),
     "slkd_one": (
         {"methods": "kd", "schedule": {"self_learning": {"num_networks": 1, "teachers": "self"}}},

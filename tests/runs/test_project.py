@@ -18,6 +18,7 @@ CIFAR = changed(PARAMS, "datasets.toy.source", "cifar")
 VGG = changed(changed(CIFAR, "teachers.big.network", "vgg13"), "students.small.network", "vgg8")
 WORDS = changed(PARAMS, "tables.words", {"kmeans": {"feature": "stage2", "clusters": 4}})
 COPY = {"teacher": "big", "student": "small"}
+ASSISTANT = {"teacher": "big", "network": "resnet8", "recipe": "quick", "follows": "teacher"}
 UNBOUNDED = changed(PARAMS, "datasets.toy.views", "random_resized_crop")
 FEW = changed(UNBOUNDED, "teachers.big.features", {"logits": {"slots": 2}, "stage2": {"slots": 2}})
 LAYER = {"kd_layer": {"words": 3}}
@@ -219,8 +220,12 @@ VIEWS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (PARAMS, {"runs.online.views": "random_resized_crop", "runs.online.slots": 2, "copies": {"one": COPY},
               "runs.online.schedule": {"self_taught": {"names": ["one"]}}},
      ["runs.online.views is random_resized_crop {scale: [0.08, 1.0], ",
-      "the logits of copy 'one' are stored of datasets.toy.views, crop_flip {padding: 1, ",
-      "Drop the views of the run, or its copies."]),
+      "the logits of 'one' are stored of datasets.toy.views, crop_flip {padding: 1, ",
+      "Drop the views of the run, or its schedule."]),
+    (PARAMS, {"assistants": {"one": ASSISTANT},
+              "runs.online": {"methods": "kd", "source": "online", "views": "plain",
+                              "schedule": {"assistants": {"names": ["one"]}}}},
+     ["runs.online.views is plain, and the logits of 'one' are stored of datasets.toy.views"]),
     (PARAMS, {"runs.online.views": {"crop_flip": {"padding": 8}}},
      ["runs.online.views pads images of 8x8 by 8, expected less than 8", "Set padding to 7 or less"]),
     (PARAMS, {"pairs.pair.overrides": {"online": {"views": {"crop_flip": {"padding": 8}}}}},

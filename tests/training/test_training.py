@@ -551,6 +551,17 @@ def test_a_phase_in_epochs_goes_before_one_in_iterations(tmp_path: Path) -> None
     ]
 
 
+def test_a_phase_behind_one_in_iterations_counts_the_steps_that_were_taken(tmp_path: Path) -> None:
+    """The last epoch before it is cut: its steps are not there, and its number is."""
+    network = here(Parts())
+    toy = Toy(network)
+    recipe = Recipe(iterations=6, milestones=())
+    phases = (Phase("main", recipe), Phase("last", recipe.over(1)))
+    rows = bare(tmp_path, network=network, objective=toy, phases=phases).run()
+    assert [(row["epoch"], row["phase"]) for row in rows] == [(1, "main"), (2, "main"), (3, "last")]
+    assert [step for _, _, step in toy.moments] == list(range(6 + 4))
+
+
 def test_frozen_prefixes_leave_parameters_alone_but_not_statistics(tmp_path: Path) -> None:
     network = here(Parts())
     before = {name: x.clone() for name, x in network.state_dict().items()}
