@@ -370,15 +370,15 @@ class Assistant:
         teacher: key of `teachers`.
         network: its network.
         learned_from: "teacher", and assistants.
-        epochs: of its training; None where its recipe counts iterations.
-        top1: of the last of them, on the split that epochs are chosen on, in percent; None where there were none.
+        epochs: of its training.
+        top1: of the last of them, on the split that epochs are chosen on, in percent; None where no epoch ran.
     """
 
     name: str
     teacher: str
     network: str
     learned_from: tuple[str, ...]
-    epochs: int | None
+    epochs: int
     top1: float | None
 
 

@@ -67,14 +67,7 @@ CHAIN = {"a1": FIRST, "a2": DENSE}
 
 def command(world: World, name: str, chain: dict[str, Any] | None = None, **update: Any) -> dict[str, Any]:
     """Return the arguments of the stage."""
-    return {
-        "block": world.blocks(assistants=chain or CHAIN) / f"assistants/{name}.json",
-        "prepared": world.path("data/prepared"),
-        "weights": world.path("artifacts/teachers/big/weights"),
-        "store": world.path("artifacts/features/big.zarr"),
-        "out": world.path(f"artifacts/copies/big/{name}"),
-        "device": str(current().device),
-    } | update
+    return world.copying(f"assistants/{name}", assistants=chain or CHAIN) | update
 
 
 @pytest.fixture(scope="module")

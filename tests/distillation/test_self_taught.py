@@ -50,14 +50,7 @@ COPIES = {name: {"teacher": "big", "student": "small"} for name in NAMES}
 
 def command(world: World, name: str, **update: Any) -> dict[str, Any]:
     """Return the arguments of the stage."""
-    return {
-        "block": world.blocks(copies=COPIES) / f"copies/{name}.json",
-        "prepared": world.path("data/prepared"),
-        "weights": world.path("artifacts/teachers/big/weights"),
-        "store": world.path("artifacts/features/big.zarr"),
-        "out": world.path(f"artifacts/copies/big/{name}"),
-        "device": str(current().device),
-    } | update
+    return world.copying(f"copies/{name}", copies=COPIES) | update
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ def section(results: Results) -> Markup:
             taught.network,
             ", ".join(taught.learned_from),
             markup.Cell("" if taught.top1 is None else text.fixed(taught.top1), taught.top1),
-            markup.Cell("" if taught.epochs is None else str(taught.epochs), taught.epochs),
+            markup.Cell(str(taught.epochs), taught.epochs),
         ]
         for taught in results.taught
     ]
