@@ -127,10 +127,10 @@ def _parts(key: str) -> dict[str, tuple[str, ...]]:
     rest, _, transform = key.partition("|")
     methods, _, schedule = rest.partition("/")
     plain = [re.sub(r"\[.*?\]", "", word) for word in (transform, schedule)]
-    of = {"transforms": plain[:1], "schedules": [] if transform else plain[1:], "methods": []}
+    parts = {"transforms": plain[:1], "schedules": [] if transform else plain[1:], "methods": []}
     if not transform and not schedule:
-        of["methods"] = re.sub(r"\[.*?\]", "", methods).split("+")
-    return {catalogue: tuple(names) for catalogue, names in of.items()}
+        parts["methods"] = re.sub(r"\[.*?\]", "", methods).split("+")
+    return {catalogue: tuple(names) for catalogue, names in parts.items()}
 
 
 def _column(rows: list[dict[str, str]], name: str, column: str) -> str:
