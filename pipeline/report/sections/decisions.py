@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Sub-classes of an image"
-LEAD = "whether parts of an object have sub-classes of their own, and whether those that the teacher takes them for look alike."
+LEAD = "whether parts of an object have sub-classes of their own, and those that the teacher takes them for look alike."
 GROUP, ORDER = "closing", 72
 
 MOST_NAMED = 3  # sub-classes of an image with their rows of scores
