@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stages import command
+
+if TYPE_CHECKING:
+    from pipeline.presets.preset import Preset
+
+Content = dict[str, Any]  # sections of params.yaml
 
 
 class Action(StrEnum):
@@ -72,7 +77,7 @@ def _list() -> None:
     console.print("\npython -m stages.preset show NAME prints the params of one, apply NAME merges them.")
 
 
-def _headed(name: str, chosen: Any, content: Any, quick: bool) -> str:
+def _headed(name: str, chosen: Preset, content: Content, quick: bool) -> str:
     """Return a preset's params as a file, what is open in comments before them."""
     from pipeline.presets.text import written
 
@@ -81,7 +86,7 @@ def _headed(name: str, chosen: Any, content: Any, quick: bool) -> str:
     return "".join(f"# {line}\n" for line in lines) + "\n" + written(content)
 
 
-def _apply(text: str, content: Any, path: Path, force: bool) -> None:
+def _apply(text: str, content: Content, path: Path, force: bool) -> None:
     from pipeline.artifacts.publish import writing
     from pipeline.params import checks
     from pipeline.params.document import parse
@@ -102,7 +107,7 @@ def _apply(text: str, content: Any, path: Path, force: bool) -> None:
         print(line)
 
 
-def _absent(content: Any) -> list[str]:
+def _absent(content: Content) -> list[str]:
     """Return a line for each data set whose raw files are not there."""
     from pipeline import plugin
     from pipeline.data.raw.place import located

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pipeline import plugin
+from pipeline.benchmark.costs import Fitted
 from pipeline.distillation.method import BaseMethod, Known, Needs
 from pipeline.networks.architecture import architecture
 from pipeline.networks.spec import NetworkSpec
@@ -22,16 +23,6 @@ GAINS = Path(__file__).with_name("gains.csv")
 NETWORKS = ("resnet20", "resnet8")  # teacher and student whose names of features the table has
 KINDS = {"methods": "Method", "schedules": "Schedule", "transforms": "Transform"}
 _PAPER = re.compile(r"\([^()]*?(?:arXiv:(?P<number>\d{4}\.\d{4,5})|(?P<venue>\w+ \d{4}))\)")
-
-
-class _Fitted(dict[str, str]):
-    """The feature that any table is fitted to."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-    def __missing__(self, name: str) -> str:
-        return "final"
 
 
 def table(path: Path = GAINS) -> str:
@@ -114,7 +105,7 @@ def _known() -> Known:
         architecture(NetworkSpec(family="resnet", network=name, size=32, channels=3, classes=100))
         for name in NETWORKS
     )
-    return Known(student, teacher, _Fitted())
+    return Known(student, teacher, Fitted())
 
 
 def _gains(path: Path) -> list[dict[str, str]]:
@@ -136,10 +127,10 @@ def _parts(key: str) -> dict[str, tuple[str, ...]]:
     rest, _, transform = key.partition("|")
     methods, _, schedule = rest.partition("/")
     plain = [re.sub(r"\[.*?\]", "", word) for word in (transform, schedule)]
-    of = {"transforms": plain[:1], "schedules": [] if transform else plain[1:], "methods": []}
+    parts = {"transforms": plain[:1], "schedules": [] if transform else plain[1:], "methods": []}
     if not transform and not schedule:
-        of["methods"] = re.sub(r"\[.*?\]", "", methods).split("+")
-    return {catalogue: tuple(names) for catalogue, names in of.items()}
+        parts["methods"] = re.sub(r"\[.*?\]", "", methods).split("+")
+    return {catalogue: tuple(names) for catalogue, names in parts.items()}
 
 
 def _column(rows: list[dict[str, str]], name: str, column: str) -> str:

@@ -160,11 +160,12 @@ def memory(bench: Bench, measured: Learner, batches: Batches) -> int:
         return objective(views, objective.begin(0, views.index.cpu())(), clock)[0]
 
     if device.type == "cuda":
-        loss().backward()  # type: ignore[no-untyped-call]  # kernels and workspaces of a first step
+        # A first step, which makes its kernels and workspaces.
+        loss().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         _drop_gradients(measured)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        loss().backward()  # type: ignore[no-untyped-call]
+        loss().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         peak = torch.cuda.max_memory_allocated(device) - before
         _drop_gradients(measured)
         return peak
@@ -217,7 +218,7 @@ def _row(bench: Bench, pair: Pair, name: str) -> Row:
     # One batch stands for all: a step's time does not depend on what it learns.
     views = next(pair.batches.epoch(0))
     given = _teacher(bench, pair, tables).features(views.image, needs.teacher, views.label)
-    made = learner(
+    measured = learner(
         bench,
         pair.student,
         Given(given),
@@ -230,7 +231,7 @@ def _row(bench: Bench, pair: Pair, name: str) -> Row:
         known=pair.known,
         samples=bench.scale.images,
     )
-    return Row(needs, tables, made)
+    return Row(needs, tables, measured)
 
 
 def _stand_in(pair: Pair, table: str) -> Mapping[str, Any]:

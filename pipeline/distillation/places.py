@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.distillation.method import Batch, Context, Known, MethodConfig, Needs, resolved_taps
-from pipeline.errors import ParamsError, ShapeError
+from pipeline.errors import ShapeError
 from pipeline.networks.architecture import Architecture
 from pipeline.params.numbers import Epochs
 from pipeline.params.recipe import Phase, Recipe
@@ -108,19 +108,6 @@ def require_maps(method: str, config: StagesConfig, context: Context) -> None:
                 f"{method} pairs two maps: student tap '{tap}' is {student}, teacher feature '{feature}' {teacher}. "
                 "Choose other places, in the run's settings in params.yaml."
             )
-
-
-def require_mean(method: str, role: Role, network: Architecture) -> None:
-    """Refuse a network whose classifier does not read the mean of its last map.
-
-    Raises:
-        ParamsError: it reads something else.
-    """
-    if not network.averages:
-        raise ParamsError(
-            f"{method} reads 'final' by the {role}'s classifier, which does not read the mean of this map. Choose a "
-            f"{role} of another family, in params.yaml."
-        )
 
 
 class PhasedConfig(StagesConfig):

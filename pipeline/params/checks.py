@@ -11,8 +11,9 @@ from typing import Any
 
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.params import names, values
+from pipeline.params.anchors import check_anchors
 from pipeline.params.base import validate
-from pipeline.params.course import check_anchors, check_course
+from pipeline.params.course import check_course
 from pipeline.params.sections import ALONE, Sections
 from pipeline.params.teachers import TeacherParams, checkpoints_of
 from pipeline.params.teaching import TEACHER

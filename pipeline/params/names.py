@@ -13,11 +13,8 @@ from pipeline.params.sections import Sections
 from pipeline.params.teaching import TEACHER
 
 OWN = "own"  # folder of the matchings with a pair's own teacher; borrowed ones stand beside it
-_FOLDERS = {
-    "borrowed": OWN,
-    "copies": TEACHER,
-    "assistants": TEACHER,
-}  # what stands beside those of a section
+# What stands beside the folders of a section.
+_FOLDERS = {"borrowed": OWN, "copies": TEACHER, "assistants": TEACHER}
 # No slash, which parts pair and run; nothing that a shell reads; no dot or dash at the start, which would hide a file
 # or make an option of it, and no dot at the end, where a suffix is expected.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.+-]*[A-Za-z0-9_+-])?")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -129,22 +129,6 @@ class Recipe(Block):
         return self.model_copy(
             update={unit: max(1, round(share * length)), "milestones": milestones, "warmup": warmup}
         )
-
-
-def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of a recipe with changes, which may give iterations in the place of epochs, or epochs again.
-
-    Milestones and warm-up of the recipe are left behind with what they counted in.
-
-    Args:
-        recipe: all of its settings, or some.
-        changes: settings that take their place.
-    """
-    kept = dict(recipe)
-    for length, other in (("epochs", "iterations"), ("iterations", "epochs")):
-        if changes.get(length) is not None and changes.get(other) is None and kept.get(other) is not None:
-            kept = {key: x for key, x in kept.items() if key not in (other, "milestones", "warmup")}
-    return kept | dict(changes)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class RunParams(Block):
             `pipeline/distillation/transforms`, with its settings.
         schedule: which teachers teach when: a file of `pipeline/distillation/schedules`, with its settings.
         recipe: settings of the student's recipe that differ for this run.
-        views: views of its own in the place of its data set's, by which teacher, matching and the student alone are
+        views: views of its own in the place of its data set's, with which the teacher and the student alone are
             trained. A store holds the data set's, so it goes with `source: online`.
     """
 

@@ -14,7 +14,7 @@ from pipeline.params.matchings import BorrowedParams, MatchingParams
 from pipeline.params.numbers import Seed
 from pipeline.params.pairs import PairParams
 from pipeline.params.plug import Plug, plugs
-from pipeline.params.recipe import Recipe, changed
+from pipeline.params.recipe import Recipe
 from pipeline.params.runs import RunParams
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import TeacherParams
@@ -129,3 +129,19 @@ def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]
             value = merged(inner, value)
         result[key] = value
     return result
+
+
+def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a recipe with changes, which may give iterations in the place of epochs, or epochs again.
+
+    Milestones and warm-up of the recipe are left behind with what they counted in.
+
+    Args:
+        recipe: all of its settings, or some.
+        changes: settings that take their place.
+    """
+    kept = dict(recipe)
+    for length, other in (("epochs", "iterations"), ("iterations", "epochs")):
+        if changes.get(length) is not None and changes.get(other) is None and kept.get(other) is not None:
+            kept = {key: x for key, x in kept.items() if key not in (other, "milestones", "warmup")}
+    return kept | dict(changes)

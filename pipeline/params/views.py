@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
@@ -114,10 +113,3 @@ def view_params(views: Plug, where: str) -> ViewParams:
     if "space" in views.settings:
         raise ParamsError(f"params.yaml: unknown key '{place}.space': the name says it. Drop it.")
     return validate(spaces[views.name], {"space": views.name, **views.settings}, place)
-
-
-def described(views: ViewParams) -> str:
-    """Return a view space with all its settings, for instance "crop_flip {padding: 4, fill: zero, flip: true}"."""
-    settings = views.model_dump(mode="json", exclude={"space"})
-    written = (f"{name}: {x if isinstance(x, str) else json.dumps(x)}" for name, x in settings.items())
-    return f"{views.space} {{{', '.join(written)}}}" if settings else views.space

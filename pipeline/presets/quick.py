@@ -50,8 +50,8 @@ def quick(content: Params, pair: str) -> dict[str, Any]:
         content: the block.
         pair: the pair that stays.
     """
-    asked = [item for item in content["distill"] if item.startswith(f"{pair}/")]
-    params = selection.selected(content, asked)
+    students = [item for item in content["distill"] if item.startswith(f"{pair}/")]
+    params = selection.selected(content, students)
     params["seeds"] = _seeds(params)
     params["recipes"] = {name: _recipe(recipe or {}) for name, recipe in params["recipes"].items()}
     params["datasets"] = {name: {**entry, "source": SOURCE} for name, entry in params["datasets"].items()}

@@ -98,12 +98,12 @@ def _parted(item: str) -> tuple[str, str]:
 
 def _pairs(params: Params, items: list[str]) -> dict[str, Any]:
     """Return the pairs of the students, with the overrides of their runs alone."""
-    asked: dict[str, list[str]] = {}
+    runs_of: dict[str, list[str]] = {}
     for pair, run in map(_parted, items):
-        asked.setdefault(pair, []).append(run)
+        runs_of.setdefault(pair, []).append(run)
 
     pairs = {}
-    for name, runs in asked.items():
+    for name, runs in runs_of.items():
         entry = dict(params["pairs"][name])
         overrides = {run: value for run, value in entry.pop("overrides", {}).items() if run in runs}
         pairs[name] = entry | ({"overrides": overrides} if overrides else {})

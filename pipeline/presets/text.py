@@ -108,9 +108,8 @@ def _of_most_slots(teacher: Params, other: Params) -> dict[str, Any]:
     """Return a teacher whose features have as many view slots as those of another one: a store of more serves both."""
     features = {}
     for name, feature in (teacher.get("features") or {}).items():
-        slots = [
-            (one or {}).get("slots", "all") for one in (feature, other.get("features", {}).get(name, feature))
-        ]
+        both = feature, other.get("features", {}).get(name, feature)
+        slots = [(settings or {}).get("slots", "all") for settings in both]
         most = "all" if "all" in slots else max(slots)
         kept = {key: value for key, value in (feature or {}).items() if key != "slots"}
         features[name] = kept if most == "all" else kept | {"slots": most}
@@ -133,11 +132,11 @@ def difference(
     for key in dict.fromkeys([*wanted, *current]):
         inner = f"{place}.{key}"
         if key in current and key in wanted:
-            one, other = current[key], wanted[key]
+            mine, theirs = current[key], wanted[key]
             if key == growing:
-                shared = [name for name in other if name in one]
-                one, other = ({name: entries[name] for name in shared} for entries in (one, other))
-            if (place_within := difference(one, other, inner)) is not None:
+                shared = [name for name in theirs if name in mine]
+                mine, theirs = ({name: entries[name] for name in shared} for entries in (mine, theirs))
+            if (place_within := difference(mine, theirs, inner)) is not None:
                 return place_within
         elif key != growing:
             return inner, current.get(key, "nothing"), wanted.get(key, "nothing")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from pipeline.data.layout import Meta
 from pipeline.params.sections import ALONE
@@ -110,9 +111,8 @@ def beside(pair: Pair) -> list[Beside]:
     trained = {TEACHER: (TEACHER, (pair.teacher.trained,))} | {
         run.name: (run.key, run.students) for run in pair.runs
     }
-    return [
-        made for name, (key, students) in trained.items() for made in _of(rows, name, key, students, pair)
-    ]
+    listed = (_of(rows, name, key, students, pair) for name, (key, students) in trained.items())
+    return list(chain.from_iterable(listed))
 
 
 def preferred(run: Run, listed: list[Beside]) -> Beside | None:

@@ -371,7 +371,7 @@ class Assistant:
         network: its network.
         learned_from: "teacher", and assistants.
         epochs: of its training.
-        top1: of the last of them, on the split that epochs are chosen on, in percent; None where there were none.
+        top1: of the last of them, on the split that epochs are chosen on, in percent; None where no epoch ran.
     """
 
     name: str

@@ -8,9 +8,9 @@ from typing import Any
 from pipeline import plugin
 from pipeline.params import checks
 from pipeline.params.base import placed, validate
-from pipeline.params.recipe import Recipe, changed
+from pipeline.params.recipe import Recipe
 from pipeline.params.runs import RunParams
-from pipeline.params.sections import Sections
+from pipeline.params.sections import Sections, changed
 from pipeline.params.views import view_params
 from pipeline.runs.blocks import blocks
 from pipeline.runs.composition import check_settings

@@ -15,7 +15,7 @@ from pipeline.params.base import placed
 from pipeline.params.course import check_shares
 from pipeline.params.pairs import RunBlock
 from pipeline.params.teachers import checkpoints_of
-from pipeline.params.views import described
+from pipeline.params.wording import described
 from pipeline.runs import taught
 from pipeline.runs.rehearsal import feature_shape
 

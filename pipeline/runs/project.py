@@ -29,8 +29,8 @@ from pipeline.params.course import check_course
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.pairs import RunBlock
 from pipeline.params.plug import Plug
-from pipeline.params.recipe import Recipe, changed
-from pipeline.params.sections import Sections, merged
+from pipeline.params.recipe import Recipe
+from pipeline.params.sections import Sections, changed, merged
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.views import Slots, ViewParams, view_params

@@ -11,7 +11,7 @@ from pipeline.compute.machine import Machine
 from pipeline.data.prepared import Prepared
 from pipeline.networks.network import Network, Taps, build
 from pipeline.networks.spec import NetworkSpec
-from pipeline.params.course import check_anchors
+from pipeline.params.anchors import check_anchors
 from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.params.views import ViewParams
 from pipeline.training import assembly

@@ -30,6 +30,7 @@ from training_fixtures import (
     job,
     make_world,
     views_of,
+    watched_features,
 )
 
 from pipeline import seeding
@@ -67,14 +68,7 @@ CHAIN = {"a1": FIRST, "a2": DENSE}
 
 def command(world: World, name: str, chain: dict[str, Any] | None = None, **update: Any) -> dict[str, Any]:
     """Return the arguments of the stage."""
-    return {
-        "block": world.blocks(assistants=chain or CHAIN) / f"assistants/{name}.json",
-        "prepared": world.path("data/prepared"),
-        "weights": world.path("artifacts/teachers/big/weights"),
-        "store": world.path("artifacts/features/big.zarr"),
-        "out": world.path(f"artifacts/copies/big/{name}"),
-        "device": str(current().device),
-    } | update
+    return world.copying(f"assistants/{name}", assistants=chain or CHAIN) | update
 
 
 @pytest.fixture(scope="module")
@@ -305,14 +299,7 @@ def test_a_second_one_learns_from_both_before_it(world: World) -> None:
 def test_an_assistant_sees_what_the_one_before_it_says_of_the_same_views(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[Any, Any]] = []
-    features = Distillation._features
-
-    def watched(self: Distillation, views: Any, read: Any) -> Any:
-        seen.append((views, features(self, views, read)))
-        return seen[-1][1]
-
-    monkeypatch.setattr(Distillation, "_features", watched)
+    seen = watched_features(monkeypatch)
     siblings = world.path("artifacts/copies/big")
     for chain in (CHAIN, {"a1": FIRST, "a2": SECOND}):  # DGKD, TAKD
         seen.clear()

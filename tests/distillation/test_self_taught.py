@@ -16,7 +16,7 @@ import torch
 from device_fixtures import current, here
 from feature_fixtures import rewrite_manifest
 from safetensors.torch import load_file
-from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, make_world
+from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, make_world, watched_features
 
 from pipeline import seeding
 from pipeline.artifacts.hashing import content_hash, file_hash
@@ -37,7 +37,6 @@ from pipeline.runs import check
 from pipeline.runs.inputs import RunInputs
 from pipeline.runs.planning import plan
 from pipeline.training import copies
-from pipeline.training.distill import Distillation
 from pipeline.training.loop import Training
 from pipeline.training.setting import Setting
 from stages import train_copy
@@ -50,14 +49,7 @@ COPIES = {name: {"teacher": "big", "student": "small"} for name in NAMES}
 
 def command(world: World, name: str, **update: Any) -> dict[str, Any]:
     """Return the arguments of the stage."""
-    return {
-        "block": world.blocks(copies=COPIES) / f"copies/{name}.json",
-        "prepared": world.path("data/prepared"),
-        "weights": world.path("artifacts/teachers/big/weights"),
-        "store": world.path("artifacts/features/big.zarr"),
-        "out": world.path(f"artifacts/copies/big/{name}"),
-        "device": str(current().device),
-    } | update
+    return world.copying(f"copies/{name}", copies=COPIES) | update
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +126,7 @@ def test_its_store_holds_its_logits_of_every_view(world: World) -> None:
         "settings": content_hash(settings),
         "learned_from": {"teacher": logits_of(world.path("artifacts/features/big.zarr"))},
         "logits": logits_of(store),
+        "epochs": len(history(folder)),
         "top1": float(history(folder)[-1]["top1"]),
     }
     assert manifest.made_by == "train_copy@one"
@@ -247,14 +240,7 @@ def test_a_student_reads_them_and_is_the_plain_student(world: World) -> None:
 def test_the_first_steps_target_is_what_the_copies_say_of_the_same_views(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[Any, Any]] = []
-    features = Distillation._features
-
-    def watched(self: Distillation, views: Any, read: Any) -> Any:
-        seen.append((views, features(self, views, read)))
-        return seen[-1][1]
-
-    monkeypatch.setattr(Distillation, "_features", watched)
+    seen = watched_features(monkeypatch)
     world.distill("slkd-star-views", resolved(world, "slkd-star-views", source="online"))
     for name in NAMES:
         network = load(world.path(f"artifacts/copies/big/{name}/weights"))[0]

@@ -12,8 +12,9 @@ from training_fixtures import PARAMS, changed
 
 from pipeline.errors import DamagedArtifactError
 from pipeline.params import values
+from pipeline.params.anchors import check_anchors
 from pipeline.params.base import load
-from pipeline.params.course import check_anchors, check_course
+from pipeline.params.course import check_course
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.runs.check import check

@@ -8,8 +8,9 @@ import pytest
 from params_fixtures import line_of, refused
 from training_fixtures import PARAMS, changed
 
+from pipeline.params.anchors import check_anchors
 from pipeline.params.base import validate
-from pipeline.params.course import check_anchors, check_course, check_shares
+from pipeline.params.course import check_course, check_shares
 from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.runs.check import check, project
 

@@ -32,6 +32,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from pipeline.distillation.losses import log_kl_rows, one_against_others
+from pipeline.distillation.mean import require_mean
 from pipeline.distillation.method import (
     BaseMethod,
     Batch,
@@ -44,7 +45,6 @@ from pipeline.distillation.method import (
     Weights,
     warmed_up,
 )
-from pipeline.distillation.places import require_mean
 from pipeline.networks.network import Taps
 from pipeline.params.numbers import Epochs, Once, Temperature, Weight
 

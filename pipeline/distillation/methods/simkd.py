@@ -18,6 +18,7 @@ from typing import Self
 
 import torch.nn.functional as F
 
+from pipeline.distillation.mean import require_mean
 from pipeline.distillation.method import (
     BaseMethod,
     Batch,
@@ -29,7 +30,6 @@ from pipeline.distillation.method import (
     Terms,
     Weights,
 )
-from pipeline.distillation.places import require_mean
 from pipeline.errors import ParamsError
 from pipeline.networks.layer import LayerSpec
 from pipeline.networks.network import Shape, Taps

@@ -1,8 +1,8 @@
-"""Assistants between teacher and student (TAKD, Mirzadeh et al. 2020; DGKD, Son et al. 2021).
+"""TAKD (Mirzadeh et al. 2020, arXiv:1902.03393) and DGKD (Son et al. 2021, arXiv:2009.08825): assistants teach.
 
 L = w_ce CE(s, y) + sum_i b_i L_method(a_i, s), a_i the logits of the i-th that teaches, the teacher or an assistant
 
-TAKD is arXiv:1902.03393, DGKD arXiv:2009.08825. Assistants have been trained before any student (`assistants` in
+Assistants stand between a teacher and a smaller student. They have been trained before any student (`assistants` in
 params.yaml), and their stored logits are read. TAKD names the last one of a chain alone, DGKD the teacher and all
 assistants. The labels' own term counts once, as in DGKD's code, with the method's weight.
 

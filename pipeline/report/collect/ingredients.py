@@ -120,10 +120,12 @@ def assistants(
         for name in own:
             block = blocks.taught(name)
             what = f"{block.stage.partition('@')[0].removeprefix('train_')} {name} of teacher {teacher.name}"
-            said = omissions.whole(what, block.stage, partial(check_taught, artifacts, blocks, name, teacher))
-            if said is not None:
-                about = teacher.name, block.network, block.learns_from
-                known.append(Assistant(name, *about, said.epochs, said.top1))
+            about = omissions.whole(
+                what, block.stage, partial(check_taught, artifacts, blocks, name, teacher)
+            )
+            if about is not None:
+                learned = teacher.name, block.network, block.learns_from
+                known.append(Assistant(name, *learned, about.epochs, about.top1))
     return tuple(known)
 
 
@@ -141,8 +143,8 @@ def check_taught(artifacts: Path, blocks: Blocks, name: str, teacher: Teacher) -
         StaleArtifactError: it is of another teacher or of other settings, or learned from another assistant.
     """
     block, copies = blocks.taught(name), artifacts / "copies" / teacher.name
-    said = taught.checked(copies, name, block.stage, teacher.trained.weights["last"])
-    if said.settings != content_hash(block.model_dump(mode="json")):
+    about = taught.checked(copies, name, block.stage, teacher.trained.weights["last"])
+    if about.settings != content_hash(block.model_dump(mode="json")):
         raise StaleArtifactError(
             f"{copies / name / taught.FILE} is of other settings than params.yaml has. "
             f"{advice.again(f'dvc repro {block.stage}')}"
@@ -150,4 +152,4 @@ def check_taught(artifacts: Path, blocks: Blocks, name: str, teacher: Teacher) -
     for source in block.learns_from:
         if source != TEACHER:
             check_taught(artifacts, blocks, source, teacher)
-    return said
+    return about

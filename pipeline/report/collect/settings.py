@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.params.pairs import RunBlock
 from pipeline.params.recipe import Recipe
-from pipeline.params.views import described
+from pipeline.params.wording import described
 from pipeline.report.results import Settings
 
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Sub-classes of an image"
-LEAD = "whether parts of an object have sub-classes of their own, and whether what the teacher takes them for is alike."
-GROUP, ORDER = "closing", 75
+LEAD = "whether parts of an object have sub-classes of their own, and those that the teacher takes them for look alike."
+GROUP, ORDER = "closing", 72
 
 MOST_NAMED = 3  # sub-classes of an image with their rows of scores
 MOST_CONFUSED = 4  # scores of a row

@@ -111,5 +111,7 @@ def _how(pair: Pair) -> str:
         "It takes the published number for exact, and is in color where the interval excludes zero. "
     )
     if pair.dataset.chooser == "holdout":
-        words += "Our best epoch is chosen on a holdout, which is harder than on the test split. "
+        words += (
+            "Our best epoch is chosen on a holdout, a stricter rule than to choose it on the test split. "
+        )
     return words + "Weights, temperatures and other numbers of a method may differ from those of its source."

@@ -1,0 +1,14 @@
+"""Settings in words, for errors and for the report: apart from the settings themselves, on which trainings depend."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.params.views import ViewParams
+
+
+def described(views: ViewParams) -> str:
+    """Return a view space with all its settings, for instance "crop_flip {padding: 4, fill: zero, flip: true}"."""
+    settings = views.model_dump(mode="json", exclude={"space"})
+    written = (f"{name}: {x if isinstance(x, str) else json.dumps(x)}" for name, x in settings.items())
+    return f"{views.space} {{{', '.join(written)}}}" if settings else views.space
