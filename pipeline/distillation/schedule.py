@@ -120,6 +120,11 @@ class TeacherSchedule(nn.Module, Generic[C]):
         """
 
     @classmethod
+    def who_teaches(cls, config: C) -> tuple[str, ...]:
+        """Return who gives a lesson at every step, where these are several: each method must learn from all of them."""
+        return ()
+
+    @classmethod
     def copies(cls, config: C) -> tuple[str, ...]:
         """Return the copies and assistants of the teacher whose stored logits it reads, as feature "<name>/logits"."""
         return ()

@@ -90,6 +90,7 @@ class Composition:
         needs = combination.needs(methods)
         # Before its own needs are added: the question is what the methods read.
         schedule.check(schedule_config, needs)
+        _check_lessons(methods, schedule.who_teaches(schedule_config), where)
         needs |= schedule.needs(schedule_config)
         if transform is not None:
             # Likewise: something else than the transform must read what it changes.
@@ -148,6 +149,18 @@ def _loaded(catalogue: str, plug: Plug, where: str) -> tuple[ModuleType, Any]:
     with placed(where):
         module = plugin.load(catalogue, plug.name)
     return module, validate(module.Config, plug.settings, f"{where}.{plug.name}")
+
+
+def _check_lessons(methods: Mapping[str, MethodConfig], who_teaches: tuple[str, ...], where: str) -> None:
+    """Refuse a method without a teacher where several teach: its terms would count once for each."""
+    if not who_teaches:
+        return
+    for name, config in methods.items():
+        if not plugin.load("methods", name).Method.needs(config).teacher:
+            raise ParamsError(
+                f"params.yaml: {where}.methods has '{name}', which learns from no teacher, and by its schedule each of "
+                f"{', '.join(who_teaches)} teaches at every step. Drop the method, or name one of them alone."
+            )
 
 
 def _check_changes(changes: tuple[str, ...], needs: Needs, where: str) -> None:

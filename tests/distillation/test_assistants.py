@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current, here
+from error_fixtures import one_line
 from graph_fixtures import StandIn
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -581,6 +582,21 @@ def test_runs_that_a_chain_cannot_teach_are_reported(
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
+
+
+@pytest.mark.cpu
+def test_a_method_without_a_teacher_is_refused_where_several_teach() -> None:
+    """Its terms would count once for each of them."""
+
+    def checked(names: list[str]) -> None:
+        run = {"methods": {"kd": {}, "dsn": {}}, "schedule": {"assistants": {"names": names}}}
+        runs = PARAMS["runs"] | {"x": run}
+        check.check(PARAMS | {"assistants": {"a1": FIRST}, "runs": runs, "distill": ["pair/x"]})
+
+    checked(["a1"])
+    with pytest.raises(StillhouseError) as error:
+        checked(["teacher", "a1"])
+    assert "'dsn', which learns from no teacher" in one_line(error)
 
 
 @pytest.mark.cpu

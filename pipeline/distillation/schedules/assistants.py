@@ -78,6 +78,11 @@ class Schedule(TeacherSchedule[Config]):
             )
 
     @classmethod
+    def who_teaches(cls, config: Config) -> tuple[str, ...]:
+        """Return the names, if they are several."""
+        return config.names if len(config.names) > 1 else ()
+
+    @classmethod
     def copies(cls, config: Config) -> tuple[str, ...]:
         """Return the assistants' names."""
         return config.assistants
