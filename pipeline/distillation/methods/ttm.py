@@ -5,7 +5,8 @@ L = w_ce CE(s, y) + w_matching mean_i u_i KL(q_t[i] || softmax(s[i])), q_t ~ p_t
 The temperature is the teacher's alone: p^g is its softmax at T = 1 / g. Without a temperature of its own the student is
 kept from being sure of itself. WTTM (`weighted`) has u_i = sum_k p_t[i, k]^g, so that samples count more whose teacher
 is spread over more classes. The authors choose g and the weight for each pair: on CIFAR-100 g = 0.1 and a weight of 45
-for TTM of VGG13 to VGG8, which are the defaults; beside CRD g = 0.2 and a weight of 4 for WTTM.
+for TTM of VGG13 to VGG8, which are the defaults; beside CRD g = 0.2 and a weight of 4 for WTTM. Give WTTM both: u is
+up to the number of classes^(1 - g), and with TTM's weight the first steps lead astray.
 """
 
 from __future__ import annotations
