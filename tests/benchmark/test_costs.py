@@ -101,7 +101,7 @@ def test_a_storage_that_is_saved_twice_counts_once() -> None:
     with costs.kept([weight]) as storages:
         total = work()
     assert sum(one.untyped_storage().nbytes() for one in storages.values()) == 2 * 4000
-    total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, 4 * torch.full((1000,), 2.0).exp())
 
@@ -113,8 +113,8 @@ def test_a_method_with_phases_is_measured_in_its_first_one(
     forward = ab.Method.forward
 
     def noted(self: ab.Method, student: dict[str, Tensor], batch: object) -> dict[str, Tensor]:
-        phases.append(batch.phase)  # type: ignore[attr-defined]
-        return forward(self, student, batch)  # type: ignore[arg-type]
+        phases.append(batch.phase)
+        return forward(self, student, batch)
 
     monkeypatch.setattr(ab.Method, "forward", noted)
     known = plugin.names

@@ -394,7 +394,7 @@ def test_students_of_a_chain_read_it_and_are_plain(world: World) -> None:
         ("dgkd", {"names": ["teacher", "a1", "a2"], "drop": 0.25}, {"ce", "teacher_kd", "a1_kd", "a2_kd"}),
     ):
         inputs = resolved(world, name, settings)
-        assert set(inputs.copies) == set(settings["names"]) - {"teacher"}  # type: ignore[arg-type]
+        assert set(inputs.copies) == set(settings["names"]) - {"teacher"}
         assert inputs.copies["a2"].digest == {
             "last/train": about(world.path("artifacts/copies/big/a2")).logits
         }

@@ -213,7 +213,7 @@ def test_ofd_reads_the_last_bn_of_a_block_and_trains_the_student_and_its_connect
     batch = found.batch()
     terms = found.method(found.taps(batch), batch)
     for k in (1, 2, 3):
-        last: Any = list(teacher.units[f"stage{k}"])[-1]  # type: ignore[arg-type]
+        last: Any = list(teacher.units[f"stage{k}"])[-1]
         margins = getattr(found.method, f"margin_stage{k}_pre")
         torch.testing.assert_close(margins[:, 0, 0], ofd.margin(last.conv2[1]))
         assert margins.max() < 0

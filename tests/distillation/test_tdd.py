@@ -42,7 +42,7 @@ def one_and_rest(classes: int) -> list[int]:
 def method(student: Shapes, tables: Mapping[str, Table], classes: int, **settings: Any) -> Any:
     shapes = {"logits": (classes,), **student}
     places = dict(zip(student, tables, strict=True))
-    context = Context(classes, torch.arange(9), None, shapes, {"logits": (classes,)}, tables)  # type: ignore[arg-type]
+    context = Context(classes, torch.arange(9), None, shapes, {"logits": (classes,)}, tables)
     return tdd.Method(tdd.Config(places=places, **settings), context).double()
 
 

@@ -23,7 +23,7 @@ def test_a_node_is_shared_where_all_of_its_classes_are() -> None:
 def test_every_merge_is_a_line_and_those_of_one_label_are_thick() -> None:
     ax = Figure().subplots()
     coarse.paint(ax, TREE, np.array([0, 0, 0, 0, 1]), NAMES)
-    heights = {max(line.get_xdata()): (line.get_color(), line.get_linewidth()) for line in ax.lines}  # type: ignore[arg-type]
+    heights = {max(line.get_xdata()): (line.get_color(), line.get_linewidth()) for line in ax.lines}
     thin, thick = (palette.SERIES[0], 1.0), (palette.SERIES[1], 2.2)
     assert heights == {1: thick, 2: thick, 4: thick, 8: thin}
 
@@ -33,8 +33,8 @@ def test_every_merge_is_a_line_and_those_of_one_label_are_thick() -> None:
     }
     assert set(places) == {"cat", "dog", "owl", "bee", text.short(NAMES[4], 16)}
     for height, pair in ((1, ("cat", "owl")), (2, ("dog", "bee"))):
-        (line,) = [line for line in ax.lines if max(line.get_xdata()) == height]  # type: ignore[arg-type]
-        assert set(line.get_ydata()) == {places[name] for name in pair}  # type: ignore[arg-type]
+        (line,) = [line for line in ax.lines if max(line.get_xdata()) == height]
+        assert set(line.get_ydata()) == {places[name] for name in pair}
 
 
 def test_many_classes_have_no_names() -> None:

@@ -230,7 +230,7 @@ def shown(assigned: list[list[int]], channels: int = 1) -> decisions.Shown:
 def test_each_pixel_has_the_color_of_its_subclass() -> None:
     ax = axes()
     decisions.paint_subclasses(ax, shown([[2, 3], [3, 3]]))
-    boxes = [(*box.get_xy(), box.get_width(), box.get_height(), box.get_facecolor()) for box in ax.patches]  # type: ignore[attr-defined]
+    boxes = [(*box.get_xy(), box.get_width(), box.get_height(), box.get_facecolor()) for box in ax.patches]
     often, seldom = (to_rgba(color, 0.7) for color in palette.SERIES[:2])
     assert boxes == [(0, 0, 2, 2, seldom), (2, 0, 2, 2, often), (0, 2, 4, 2, often)]
 
@@ -248,7 +248,7 @@ def test_the_bars_are_the_largest_scores_of_the_most_frequent_subclasses() -> No
     ax = axes()
     decisions.paint_scores(ax, shown([[3, 3], [3, 2]]))
     # Row 3 (dog 1) is 0.3 for itself and owl 1, 0.2 for dog 0, 0.1 for cat 1; row 2 has three scores above 0.
-    assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.3, 0.3, 0.2, 0.1, 0.6, 0.3, 0.1])  # type: ignore[attr-defined]
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.3, 0.3, 0.2, 0.1, 0.6, 0.3, 0.1])
     names = [label.get_text() for label in ax.get_yticklabels()]
     assert names == ["dog 1", "owl 1", "dog 0", "cat 1", "dog 1", "cat 0", "dog 0"]
     first, second = palette.SERIES[:2]
