@@ -3,7 +3,7 @@
 It tries out that everything fits together; what it measures means nothing. Nothing is written down for it: it follows
 from the preset.
 
-* The data are 179 of scikit-learn's digits, in color and of 32x32 pixels.
+* The data are 360 of scikit-learn's digits, in color and of 32x32 pixels: half to train on, half to test.
 * Trainings have 4 epochs, teachers that would be downloaded too. Batches have 32 samples at most, and the learning rate
   is lowered with them.
 * Tables, warm-ups and the phases and trainings of methods and matchings are cut to the numbers of `MOST`.
@@ -22,7 +22,7 @@ from pipeline.presets import selection
 from pipeline.presets.selection import Params
 
 SIZE = 32  # pixels: enough for every network here
-SOURCE = {"digits": {"test_share": 0.9, "size": SIZE, "channels": 3}}
+SOURCE = {"digits": {"samples": 360, "test_share": 0.5, "size": SIZE, "channels": 3}}
 EPOCHS, MILESTONES, BATCH = 4, [3], 32
 SLOTS = 2
 

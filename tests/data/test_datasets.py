@@ -263,6 +263,31 @@ def test_digits_are_split_as_documented(tmp_path: Path) -> None:
     assert meta.fingerprint["test"] == "08825375028c46d7f1bbee63d9fa8488"
 
 
+def test_digits_keep_a_stratified_part() -> None:
+    whole, part = (
+        digits.open_source(digits.Config(samples=samples, test_share=0.5)) for samples in (1797, 360)
+    )
+    splits = [part.train, part.test]
+    assert [len(split.labels) for split in splits] == [180, 180]
+    assert all(set(np.bincount(split.labels)) <= {17, 18, 19} for split in splits)
+    rows = [{split.images(row, row + 1).tobytes() for row in range(180)} for split in splits]
+    assert not rows[0] & rows[1]
+    every = {
+        split.images(row, row + 1).tobytes()
+        for split in (whole.train, whole.test)
+        for row in range(len(split.labels))
+    }
+    assert rows[0] | rows[1] <= every
+
+
+@pytest.mark.parametrize(
+    "settings", [{"samples": 15}, {"test_share": 0.005}, {"test_share": 0.996}, {"samples": 1798}]
+)
+def test_digits_of_too_few_samples_or_too_many_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ParamsError, match=r"expected at least 10, one a class|less than or equal to 1797"):
+        validate(digits.Config, settings, "datasets.toy", "params.yaml")
+
+
 # --- Fashion-MNIST ------------------------------------------------------------------------------------------
 
 
