@@ -20,8 +20,14 @@ import pipeline
 from pipeline.artifacts.hashing import content_hash
 
 PACKAGES = ("pipeline", "stages")
-# Options and error lines of all commands, and what errors advise: no artifact depends on them.
-WORDING = ("stages", "stages.command", "pipeline.artifacts.advice", "pipeline.artifacts.system")
+# Options and error lines of all commands, what errors advise, and progress bars: no artifact depends on them.
+WORDING = (
+    "stages",
+    "stages.command",
+    "pipeline.artifacts.advice",
+    "pipeline.artifacts.system",
+    "pipeline.progress",
+)
 Span = tuple[tuple[int, int], tuple[int, int]]  # (line from 1, column in characters), end exclusive
 
 

@@ -1,0 +1,48 @@
+"""What the server of `local` imports before it forks: what stages import anyway, which takes them seconds.
+
+Nothing is computed here: threads and CUDA contexts do not survive a fork.
+"""
+
+from __future__ import annotations
+
+import gc
+from importlib import import_module
+
+MODULES = (
+    "scipy.optimize",
+    "scipy.sparse",
+    "scipy.special",
+    "sklearn.cluster",
+    "sklearn.datasets",
+    "sklearn.discriminant_analysis",
+    "sklearn.model_selection",
+    "tensorstore",
+    "zarr",
+    "torch",
+    "torchvision",
+    "typer",
+    "matplotlib.figure",
+    "jinja2",
+    "pipeline.features.check",
+    "pipeline.features.extract",
+    "pipeline.matching.matcher",
+    "pipeline.runs.check",
+    "pipeline.runs.comparison",
+    "pipeline.runs.resolve",
+    "pipeline.tables.table",
+    "pipeline.training.copies",
+    "pipeline.training.distill",
+    "stages.command",
+)
+
+
+def load() -> None:
+    """Import all of it, unseen by the garbage collector: it would look through it again and again."""
+    gc.disable()
+    for name in MODULES:
+        import_module(name)
+    gc.enable()
+    gc.freeze()
+
+
+load()

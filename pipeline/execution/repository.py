@@ -1,0 +1,429 @@
+"""The DVC side of `stages.run`: which stages there are, which are out of date, and how one that has run is recorded.
+
+`Repository` divides what `dvc repro` does with a stage into `begin` and `record`, so that others can begin in between;
+what lies between is the command, which is run elsewhere. The result is the same: outs are removed before the command,
+the run cache is looked up and written, dvc.lock holds what DVC would write. DVC's own lock is held within each of the
+two and not in between, as `dvc repro` does, and what a running stage reads and writes is held in DVC's file of read and
+write locks, so a `dvc repro` beside this one waits or refuses as it would beside another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from pipeline.artifacts import rwlock
+from pipeline.artifacts.hashing import content_hash
+from pipeline.errors import MachineError, ParamsError
+from pipeline.execution import done
+
+FOLDER = "stillhouse"  # in .dvc/tmp, which git does not see: logs, and a copy of dvc.lock while it is written
+PATIENCE = 10.0  # seconds to wait for DVC's lock before anything has run
+
+
+class Verdict(Enum):
+    """What `begin` says of a stage."""
+
+    UNCHANGED = "unchanged"
+    RESTORED = "restored"  # from the run cache, or it is a stage without a command
+    ADOPTED = "adopted"  # it had run, and the run that ran it was killed before it was recorded
+    TO_RUN = "to run"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of dvc.yaml.
+
+    Attributes:
+        name: as DVC prints it, for instance "distill@resnet8-quarter/kd-0".
+        after: names of the planned stages that it depends on.
+        gpu: it computes on a GPU where there is one (`meta.device` in dvc.yaml).
+        each: options that are given once a student where several students share a process (`meta.cohort`).
+        commands: as a shell reads them.
+        outs: absolute paths.
+    """
+
+    name: str
+    after: frozenset[str]
+    gpu: bool
+    each: tuple[str, ...]
+    commands: tuple[str, ...]
+    outs: tuple[Path, ...]
+
+    @property
+    def kind(self) -> str:
+        """The name without its cell: "distill"."""
+        return self.name.partition("@")[0]
+
+
+class Repository:
+    """The DVC repository of the working folder, and the stages that were planned in it.
+
+    It is a context: no other `stages.run` of the same project is within one.
+    """
+
+    def __init__(self) -> None:
+        self._repo: Any = None
+        self._stages: dict[str, Any] = {}
+        self._before: dict[str, list[Any]] = {}  # stages by name, whose outs a stage reads
+        self._held: dict[str, ExitStack] = {}
+        self._marks: dict[str, done.Mark] = {}
+        self._within = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Open the repository, and mend what a kill has left of DVC's own files.
+
+        Raises:
+            MachineError: there is none, another run is in it, or DVC cannot read its files.
+        """
+        from dvc.exceptions import DvcException, NotDvcRepoError
+        from dvc.repo import Repo
+
+        logging.getLogger("dvc").setLevel(logging.WARNING)  # it names dvc.lock at every stage
+        try:
+            self._repo = self._within.enter_context(Repo())
+        except NotDvcRepoError:
+            raise MachineError(
+                f"{Path.cwd()} is in no DVC repository. Go to the folder of dvc.yaml; in a new project: git init && "
+                "dvc init."
+            ) from None
+        except DvcException as error:
+            raise _refused(error) from None
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._alone()
+            with self._locked(PATIENCE):
+                self._mend()
+            self._within.enter_context(self._repo.scm_context(quiet=True))
+        except BaseException:
+            self._within.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give back every lock."""
+        try:
+            if self._held:
+                with self._locked(PATIENCE):
+                    for name in list(self._held):
+                        self._held.pop(name).close()
+        finally:
+            self._within.close()
+
+    @property
+    def root(self) -> Path:
+        """The repository's folder."""
+        return Path(self._repo.root_dir)
+
+    @property
+    def folder(self) -> Path:
+        """A folder of the run's own files."""
+        return Path(self._repo.tmp_dir) / FOLDER
+
+    def plan(self, targets: Sequence[str], *, downstream: bool = False, single: bool = False) -> list[Stage]:
+        """Return the stages that `dvc repro` would look at, in its order.
+
+        Args:
+            targets: stages, groups of stages or dvc.yaml files; none is all of the working folder's dvc.yaml.
+            downstream: from the targets on, instead of up to them.
+            single: the targets alone.
+
+        Raises:
+            ParamsError: a target that is not there.
+            MachineError: DVC cannot read its files.
+        """
+        from dvc.exceptions import DvcException
+        from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+        from dvc.stage.exceptions import StageFileDoesNotExistError, StageNotFound
+
+        with self._locked(PATIENCE):
+            try:
+                wanted = collect_stages(self._repo, targets or ["dvc.yaml"])
+                graph = get_active_graph(self._repo.index.graph)
+                steps = wanted if single else plan_repro(graph, wanted, downstream=downstream)
+            except (StageNotFound, StageFileDoesNotExistError) as error:
+                raise ParamsError(f"{_text(error)}. List what there is: dvc stage list --all") from None
+            except DvcException as error:
+                raise _refused(error) from None
+
+        self._stages = {stage.addressing: stage for stage in steps}
+        self._before = {name: list(graph.successors(stage)) for name, stage in self._stages.items()}
+        return [self._described(name) for name in self._stages]
+
+    def outdated(self, name: str) -> bool:
+        """Tell whether a stage is out of date as things stand."""
+        with self._locked(PATIENCE):
+            return bool(self._stages[name].changed(upstream=self._before[name]))
+
+    def begin(self, name: str, *, force: bool = False) -> Verdict:
+        """Make a stage ready to run, unless it is up to date or what it makes can be had from the run cache.
+
+        Args:
+            name: a planned stage, whose upstream stages are up to date.
+            force: run it in any case.
+
+        Raises:
+            MachineError: DVC's lock is somebody else's, or DVC refuses, for instance because a dependency is missing.
+        """
+        from dvc.exceptions import DvcException
+        from dvc.stage.cache import RunCacheNotFoundError
+
+        stage, before = self._stages[name], self._before[name]
+        with self._locked(PATIENCE):
+            try:
+                if stage.frozen or not stage.cmd:  # imports and files that were added: all of it is DVC's
+                    if stage.reproduce(force=force, upstream=before) is None:
+                        return Verdict.UNCHANGED
+                    self._dump([stage])
+                    return Verdict.RESTORED
+
+                if not force and not stage.changed(upstream=before):
+                    return Verdict.UNCHANGED
+
+                if not force and self._made(stage):
+                    self._save(stage)
+                    self._dump([stage])
+                    return Verdict.ADOPTED
+
+                stage.remove_outs(ignore_remove=False, force=False)
+                if not force:
+                    try:
+                        self._repo.stage_cache.restore(stage)
+                    except RunCacheNotFoundError:
+                        stage.save_deps()
+                    else:
+                        self._save(stage)
+                        self._dump([stage])
+                        return Verdict.RESTORED
+                else:
+                    stage.save_deps()
+                self._marks[name] = done.Mark(self._mark_file(name), _key(stage), _outs(stage))
+                self._hold(name)
+            except DvcException as error:
+                raise MachineError(f"{name}: {_text(error)}") from None
+        return Verdict.TO_RUN
+
+    def record(self, names: Sequence[str]) -> dict[str, str]:
+        """Record stages that have run: hash what they made, put it into the caches, and write dvc.lock.
+
+        It waits for DVC's lock as long as that takes: what has been made must not be lost.
+
+        Args:
+            names: stages that were begun.
+
+        Returns:
+            Why a stage could not be recorded, in a line, by its name.
+        """
+        from dvc.exceptions import DvcException
+
+        refused: dict[str, str] = {}
+        recorded: list[Any] = []
+        with self._locked(None):
+            for name in names:
+                self._held.pop(name).close()
+                try:
+                    self._save(self._stages[name])
+                except (DvcException, OSError) as error:
+                    refused[name] = f"DVC cannot record it: {_text(error)}"
+                else:
+                    recorded.append(self._stages[name])
+            self._dump(recorded)
+        for stage in recorded:
+            self._mark_file(stage.addressing).unlink(missing_ok=True)
+        return refused
+
+    def mark(self, name: str) -> done.Mark:
+        """Return what is to be left when a begun stage has run."""
+        return self._marks[name]
+
+    def release(self, name: str) -> None:
+        """Give back what a stage that has failed was holding."""
+        with self._locked(None):
+            self._held.pop(name).close()
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Return the variables that DVC gives to a stage's commands."""
+        from dvc.env import DVC_ROOT, DVC_STAGE
+
+        return {DVC_ROOT: os.environ.get(DVC_ROOT, self._repo.root_dir), DVC_STAGE: name}
+
+    def working_folder(self, name: str) -> Path:
+        """Return the folder that a stage's commands run in."""
+        return Path(self._stages[name].wdir)
+
+    # --- How ---
+
+    def _described(self, name: str) -> Stage:
+        stage = self._stages[name]
+        commands = stage.cmd if isinstance(stage.cmd, list) else (stage.cmd or "").splitlines()
+        meta = stage.meta if isinstance(stage.meta, dict) else {}
+        device, each = meta.get("device", "cpu"), meta.get("cohort", [])
+        if device not in ("cpu", "gpu") or not isinstance(each, list):
+            raise ParamsError(
+                f"meta of stage '{name}' in dvc.yaml is {meta}; expected device: cpu or gpu, and cohort: a list of "
+                "options that are given once a student."
+            )
+        return Stage(
+            name,
+            frozenset(one.addressing for one in self._before[name]) & self._stages.keys(),
+            device == "gpu",
+            tuple(each),
+            tuple(commands),
+            _outs(stage),
+        )
+
+    def _mark_file(self, name: str) -> Path:
+        return self.folder / "done" / f"{file_name(name)}.json"
+
+    def _made(self, stage: Any) -> bool:
+        """Tell whether a run that was killed has left a stage's outs, made from what it would be made from now."""
+        file = self._mark_file(stage.addressing)
+        if not file.exists():
+            return False
+        stage.save_deps(allow_missing=True)
+        return done.Mark(file, _key(stage), _outs(stage)).holds()
+
+    def _save(self, stage: Any) -> None:
+        """Do what DVC does once a command has ended well (`Stage.run`)."""
+        # Metrics and plots that git keeps may be out of DVC's cache; with others the run cache would restore a part.
+        part = any(not out.use_cache for out in stage.outs if not (out.is_metric or out.is_plot))
+        stage.save(run_cache=not part)
+        stage.commit()
+
+    def _dump(self, stages: list[Any]) -> None:
+        """Write stages into dvc.lock; a kill meanwhile leaves a whole copy, which `_mend` puts back."""
+        for lock in {stage.dvcfile._lockfile.path for stage in stages if hasattr(stage.dvcfile, "_lockfile")}:
+            mine = [stage for stage in stages if stage.dvcfile._lockfile.path == lock]
+            copy = self._copy(Path(lock))
+            if Path(lock).exists():
+                shutil.copyfile(lock, f"{copy}.part")
+                Path(f"{copy}.part").replace(copy)
+            mine[0].dvcfile.dump_stages(mine, update_pipeline=False)
+            copy.unlink(missing_ok=True)
+        for stage in stages:
+            if not hasattr(stage.dvcfile, "_lockfile"):  # a .dvc file
+                stage.dump(update_pipeline=False)
+
+    def _copy(self, lock: Path) -> Path:
+        return self.folder / str(lock.relative_to(self.root)).replace(os.sep, "%")
+
+    def _mend(self) -> None:
+        if (removed := rwlock.mend(self._repo)) is not None:
+            print(f"{removed} was cut short when DVC was killed, and is removed.", file=sys.stderr)
+
+        for copy in self.folder.glob("*dvc.lock"):
+            lock = self.root / copy.name.replace("%", os.sep)
+            if not _whole(lock):
+                copy.replace(lock)
+                print(
+                    f"{lock} was cut short by a kill; the copy from before it is put back.", file=sys.stderr
+                )
+            copy.unlink(missing_ok=True)
+
+    def _alone(self) -> None:
+        mine = FileLock(self.folder / "run.lock")
+        try:
+            self._within.enter_context(mine.acquire(blocking=False))
+        except Timeout:
+            raise MachineError(
+                f"Another stages.run works in {self.root}. Wait for it, or stop it, then run the same command again."
+            ) from None
+
+    def _hold(self, name: str) -> None:
+        """Let other DVC processes know what a running stage reads and writes."""
+        from dvc.rwlock import rwlock as hold
+
+        stage = self._stages[name]
+        paths = (
+            [one.fs_path for one in group if one.protocol == "local"] for group in (stage.deps, stage.outs)
+        )
+        command = (
+            f"{' '.join(sys.argv)} ({name})"  # a name of its own: another stage's end must not give it back
+        )
+        hardlink = self._repo.config["core"].get("hardlink_lock", False)
+        stack = ExitStack()
+        stack.enter_context(hold(self._repo.tmp_dir, self._repo.fs, command, *paths, hardlink))
+        self._held[name] = stack
+
+    @contextmanager
+    def _locked(self, patience: float | None) -> Iterator[None]:
+        """Hold DVC's lock within the block.
+
+        Args:
+            patience: seconds to wait for it; None waits until it is free.
+
+        Raises:
+            MachineError: somebody else has it.
+        """
+        from dvc.lock import LockError
+
+        start, told = time.monotonic(), False
+        while True:
+            try:
+                self._repo.lock.lock()
+                break
+            except LockError:
+                waited = time.monotonic() - start
+                if patience is not None and waited > patience:
+                    raise MachineError(
+                        f"Another DVC command holds the lock of {self.root}. Wait for it to end, then run the same "
+                        "command again."
+                    ) from None
+                if waited > PATIENCE and not told:
+                    print("Waiting for another DVC command to give back its lock.", file=sys.stderr)
+                    told = True
+        try:
+            yield
+        except LockError as error:  # a stage that somebody else's command is busy with
+            raise MachineError(_text(error)) from None
+        finally:
+            self._repo.lock.unlock()
+
+
+def file_name(stage: str) -> str:
+    """Return a stage's name as that of a file."""
+    return stage.replace("/", "%")
+
+
+def _outs(stage: Any) -> tuple[Path, ...]:
+    return tuple(Path(out.fs_path) for out in stage.outs)
+
+
+def _key(stage: Any) -> str:
+    """Return a hash of a stage's commands and of what it reads; its dependencies have been saved."""
+    deps = sorted((str(dep), str(dep.hash_info)) for dep in stage.deps)
+    return content_hash([stage.cmd, deps])
+
+
+def _whole(lock: Path) -> bool:
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from ruamel.yaml import YAML
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(lock))
+    except Exception:  # whatever a half of a file makes a parser or a schema say
+        return False
+    return True
+
+
+def _text(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def _refused(error: BaseException) -> MachineError:
+    text = _text(error)
+    # A kill of `dvc repro` cuts this file short too, and git may know a newer one: it is not ours to remove.
+    cure = "rm dvc.lock, then run the same command again" if "dvc.lock'" in text else "dvc status"
+    return MachineError(f"DVC cannot read the project: {text}. Look with: {cure}")

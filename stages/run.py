@@ -1,0 +1,136 @@
+"""Do what `dvc repro` does, with as many stages at a time as there is room for."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stages import command
+
+if TYPE_CHECKING:
+    from pipeline.execution.repository import Repository, Stage
+
+
+@dataclass(frozen=True)
+class _Options:
+    jobs: int | None
+    devices: str
+    cohort: int | None
+    keep_going: bool
+    force: bool
+
+
+def _number(text: str) -> int | None:
+    """Return a number of one or more, None for "auto"."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"'{text}' is no number. Give auto, or 1 or more.")
+    return int(text)
+
+
+def main(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Stages or groups of stages, as `dvc repro` takes them; all.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "-j",
+            "--jobs",
+            parser=_number,
+            metavar="auto|N",
+            show_default="auto",
+            help="Stages at a time; auto is the number of cores, or of GPUs and two more.",
+        ),
+    ] = None,
+    devices: Annotated[
+        str, typer.Option(help="auto takes all GPUs; cpu takes none; 0,1 names them.")
+    ] = "auto",
+    cohort: Annotated[
+        int | None,
+        typer.Option(
+            parser=_number,
+            metavar="auto|N",
+            show_default="auto",
+            help="Students that share a process at most; auto is 8 on a GPU, and 1 on a CPU.",
+        ),
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("-k", "--keep-going", help="After a failure run what does not depend on it.")
+    ] = False,
+    dry: Annotated[bool, typer.Option("--dry", help="Say what would run, and run nothing.")] = False,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Run what is up to date, too.")] = False,
+    downstream: Annotated[
+        bool, typer.Option("--downstream", help="From the targets on, instead of up to them.")
+    ] = False,
+    single: Annotated[
+        bool, typer.Option("-s", "--single-item", help="The targets alone, without what they depend on.")
+    ] = False,
+) -> None:
+    """Reproduce TARGETS: the stages, the order and the result are those of `dvc repro`."""
+    from pipeline.execution.repository import Repository
+
+    if (downstream or single) and not targets:
+        raise typer.BadParameter(
+            "needs targets", param_hint="--downstream" if downstream else "--single-item"
+        )
+
+    with Repository() as repository:
+        stages = repository.plan(targets or [], downstream=downstream, single=single)
+        if dry:
+            _print_dry(repository, stages, force)
+        else:
+            _run(repository, stages, _Options(jobs, devices, cohort, keep_going, force))
+
+
+def _run(repository: Repository, stages: list[Stage], options: _Options) -> None:
+    import time
+
+    from pipeline.execution import devices, interrupt, local
+    from pipeline.execution.scheduler import Scheduler
+    from pipeline.execution.view import summary, view
+
+    gpus = devices.gpus(options.devices)
+    slots = options.jobs or (len(gpus) + 2 if gpus else local.cores())
+    executor = local.LocalExecutor(slots, gpus, cpu=options.devices == devices.CPU)
+    cohort = options.cohort or (8 if gpus else 1)
+
+    start = time.monotonic()
+    with interrupt.deferred() as stopping, closing(executor), view(len(stages)) as shown:
+        scheduler = Scheduler(
+            stages, repository, executor, shown,
+            cohort=cohort, keep_going=options.keep_going, force=options.force,
+        )  # fmt: skip
+        outcome = scheduler.run(stopping)
+        stopped = stopping()
+
+    for line in summary(outcome, time.monotonic() - start, str(repository.folder / "logs")):
+        print(line, file=sys.stderr if line.startswith("failed") else sys.stdout)
+    if stopped:
+        raise KeyboardInterrupt
+    if outcome.failed:
+        sys.exit(1)
+
+
+def _print_dry(repository: Repository, stages: list[Stage], force: bool) -> None:
+    """Print what would run; what waits for such a stage may, unless that stage makes what is there."""
+    lost: set[str] = set()
+    for stage in stages:
+        if stage.after & lost:
+            print(f"may run: {stage.name}")
+        elif force or repository.outdated(stage.name):
+            print(f"would run: {stage.name}")
+        else:
+            continue
+        lost.add(stage.name)
+    if not lost:
+        print("Everything is up to date.")
+
+
+if __name__ == "__main__":
+    command.run(main)
