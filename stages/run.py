@@ -12,7 +12,12 @@ import typer
 from stages import command
 
 if TYPE_CHECKING:
+    from pipeline.execution.job import Executor
     from pipeline.execution.repository import Repository, Stage
+
+GPU_COHORT = (
+    8  # students that one process is given at most; how many train side by side is the process's decision
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,8 @@ class _Options:
     jobs: int | None
     devices: str
     cohort: int | None
+    executor: str
+    address: str | None
     keep_going: bool
     force: bool
 
@@ -65,6 +72,12 @@ def main(
     ] = False,
     dry: Annotated[bool, typer.Option("--dry", help="Say what would run, and run nothing.")] = False,
     force: Annotated[bool, typer.Option("-f", "--force", help="Run what is up to date, too.")] = False,
+    executor: Annotated[
+        str, typer.Option(help="local (this machine), ray (a cluster's nodes) or slurm (a queue).")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster; by default RAY_ADDRESS, else one on this machine.")
+    ] = None,
     downstream: Annotated[
         bool, typer.Option("--downstream", help="From the targets on, instead of up to them.")
     ] = False,
@@ -85,26 +98,23 @@ def main(
         if dry:
             _print_dry(repository, stages, force)
         else:
-            _run(repository, stages, _Options(jobs, devices, cohort, keep_going, force))
+            _run(repository, stages, _Options(jobs, devices, cohort, executor, address, keep_going, force))
 
 
 def _run(repository: Repository, stages: list[Stage], options: _Options) -> None:
     import time
 
-    from pipeline.execution import devices, interrupt, local
+    from pipeline.execution import interrupt
     from pipeline.execution.scheduler import Scheduler
     from pipeline.execution.view import summary, view
 
-    gpus = devices.gpus(options.devices)
-    slots = options.jobs or (len(gpus) + 2 if gpus else local.cores())
-    executor = local.LocalExecutor(slots, gpus, cpu=options.devices == devices.CPU)
-    cohort = options.cohort or (8 if gpus else 1)
+    executor, cohort = _executor(repository, options)
 
     start = time.monotonic()
     with interrupt.deferred() as stopping, closing(executor), view(len(stages)) as shown:
         scheduler = Scheduler(
             stages, repository, executor, shown,
-            cohort=cohort, keep_going=options.keep_going, force=options.force,
+            cohort=options.cohort or cohort, keep_going=options.keep_going, force=options.force,
         )  # fmt: skip
         outcome = scheduler.run(stopping)
         stopped = stopping()
@@ -115,6 +125,18 @@ def _run(repository: Repository, stages: list[Stage], options: _Options) -> None
         raise KeyboardInterrupt
     if outcome.failed:
         sys.exit(1)
+
+
+def _executor(repository: Repository, options: _Options) -> tuple[Executor, int]:
+    """Return the executor, and how many students share a process unless the user says it."""
+    from pipeline.errors import MachineError
+    from pipeline.execution import devices, local
+
+    if options.executor != "local":
+        raise MachineError(f"--executor is '{options.executor}'. Give local, ray or slurm.")
+    gpus = devices.gpus(options.devices)
+    slots = options.jobs or (len(gpus) + 2 if gpus else local.cores())
+    return local.LocalExecutor(slots, gpus, cpu=options.devices == devices.CPU), GPU_COHORT if gpus else 1
 
 
 def _print_dry(repository: Repository, stages: list[Stage], force: bool) -> None:
