@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -26,10 +24,11 @@ from filelock import FileLock, Timeout
 from pipeline.artifacts import rwlock
 from pipeline.artifacts.hashing import content_hash
 from pipeline.errors import MachineError, ParamsError
-from pipeline.execution import done
+from pipeline.execution import locks
+from pipeline.execution.done import Mark
+from pipeline.execution.records import Records
 
-FOLDER = "stillhouse"  # in .dvc/tmp, which git does not see: logs, and a copy of dvc.lock while it is written
-PATIENCE = 10.0  # seconds to wait for DVC's lock before anything has run
+FOLDER = "stillhouse"  # in .dvc/tmp, which git does not see: logs, marks, and a copy of dvc.lock while it is written
 
 
 class Verdict(Enum):
@@ -78,7 +77,7 @@ class Repository:
         self._stages: dict[str, Any] = {}
         self._before: dict[str, list[Any]] = {}  # stages by name, whose outs a stage reads
         self._held: dict[str, ExitStack] = {}
-        self._marks: dict[str, done.Mark] = {}
+        self._marks: dict[str, Mark] = {}
         self._within = ExitStack()
 
     def __enter__(self) -> Self:
@@ -90,7 +89,7 @@ class Repository:
         from dvc.exceptions import DvcException, NotDvcRepoError
         from dvc.repo import Repo
 
-        logging.getLogger("dvc").setLevel(logging.WARNING)  # it names dvc.lock at every stage
+        logging.getLogger("dvc").setLevel(logging.WARNING)  # it names dvc.lock whenever it is written
         try:
             self._repo = self._within.enter_context(Repo())
         except NotDvcRepoError:
@@ -104,8 +103,11 @@ class Repository:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._alone()
-            with self._locked(PATIENCE):
-                self._mend()
+            self._records = Records(self.root, self.folder)
+            with locks.locked(self._repo):
+                if (removed := rwlock.mend(self._repo)) is not None:
+                    print(f"{removed} was cut short when DVC was killed, and is removed.", file=sys.stderr)
+                self._records.mend()
             self._within.enter_context(self._repo.scm_context(quiet=True))
         except BaseException:
             self._within.close()
@@ -113,12 +115,12 @@ class Repository:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give back every lock."""
+        """Write what is not in dvc.lock yet, and give back every lock."""
         try:
-            if self._held:
-                with self._locked(PATIENCE):
-                    for name in list(self._held):
-                        self._held.pop(name).close()
+            with locks.locked(self._repo, None):
+                self._write(now=True)
+                for held in self._held.values():
+                    held.close()
         finally:
             self._within.close()
 
@@ -148,13 +150,13 @@ class Repository:
         from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
         from dvc.stage.exceptions import StageFileDoesNotExistError, StageNotFound
 
-        with self._locked(PATIENCE):
+        with locks.locked(self._repo):
             try:
                 wanted = collect_stages(self._repo, targets or ["dvc.yaml"])
                 graph = get_active_graph(self._repo.index.graph)
                 steps = wanted if single else plan_repro(graph, wanted, downstream=downstream)
             except (StageNotFound, StageFileDoesNotExistError) as error:
-                raise ParamsError(f"{_text(error)}. List what there is: dvc stage list --all") from None
+                raise ParamsError(f"{locks.text(error)}. List what there is: dvc stage list --all") from None
             except DvcException as error:
                 raise _refused(error) from None
 
@@ -164,7 +166,7 @@ class Repository:
 
     def outdated(self, name: str) -> bool:
         """Tell whether a stage is out of date as things stand."""
-        with self._locked(PATIENCE):
+        with locks.locked(self._repo):
             return bool(self._stages[name].changed(upstream=self._before[name]))
 
     def begin(self, name: str, *, force: bool = False) -> Verdict:
@@ -178,45 +180,15 @@ class Repository:
             MachineError: DVC's lock is somebody else's, or DVC refuses, for instance because a dependency is missing.
         """
         from dvc.exceptions import DvcException
-        from dvc.stage.cache import RunCacheNotFoundError
 
-        stage, before = self._stages[name], self._before[name]
-        with self._locked(PATIENCE):
+        with locks.locked(self._repo):
             try:
-                if stage.frozen or not stage.cmd:  # imports and files that were added: all of it is DVC's
-                    if stage.reproduce(force=force, upstream=before) is None:
-                        return Verdict.UNCHANGED
-                    self._dump([stage])
-                    return Verdict.RESTORED
-
-                if not force and not stage.changed(upstream=before):
-                    return Verdict.UNCHANGED
-
-                if not force and self._made(stage):
-                    self._save(stage)
-                    self._dump([stage])
-                    return Verdict.ADOPTED
-
-                stage.remove_outs(ignore_remove=False, force=False)
-                if not force:
-                    try:
-                        self._repo.stage_cache.restore(stage)
-                    except RunCacheNotFoundError:
-                        stage.save_deps()
-                    else:
-                        self._save(stage)
-                        self._dump([stage])
-                        return Verdict.RESTORED
-                else:
-                    stage.save_deps()
-                self._marks[name] = done.Mark(self._mark_file(name), _key(stage), _outs(stage))
-                self._hold(name)
+                return self._begin(name, force)
             except DvcException as error:
-                raise MachineError(f"{name}: {_text(error)}") from None
-        return Verdict.TO_RUN
+                raise MachineError(f"{name}: {locks.text(error)}") from None
 
     def record(self, names: Sequence[str]) -> dict[str, str]:
-        """Record stages that have run: hash what they made, put it into the caches, and write dvc.lock.
+        """Record stages that have run: hash what they made, put it into the caches, and write dvc.lock soon.
 
         It waits for DVC's lock as long as that takes: what has been made must not be lost.
 
@@ -229,28 +201,23 @@ class Repository:
         from dvc.exceptions import DvcException
 
         refused: dict[str, str] = {}
-        recorded: list[Any] = []
-        with self._locked(None):
+        with locks.locked(self._repo, None):
             for name in names:
                 self._held.pop(name).close()
                 try:
                     self._save(self._stages[name])
                 except (DvcException, OSError) as error:
-                    refused[name] = f"DVC cannot record it: {_text(error)}"
-                else:
-                    recorded.append(self._stages[name])
-            self._dump(recorded)
-        for stage in recorded:
-            self._mark_file(stage.addressing).unlink(missing_ok=True)
+                    refused[name] = f"DVC cannot record it: {locks.text(error)}"
+            self._write()
         return refused
 
-    def mark(self, name: str) -> done.Mark:
+    def mark(self, name: str) -> Mark:
         """Return what is to be left when a begun stage has run."""
         return self._marks[name]
 
     def release(self, name: str) -> None:
         """Give back what a stage that has failed was holding."""
-        with self._locked(None):
+        with locks.locked(self._repo, None):
             self._held.pop(name).close()
 
     def environment(self, name: str) -> dict[str, str]:
@@ -264,6 +231,32 @@ class Repository:
         return Path(self._stages[name].wdir)
 
     # --- How ---
+
+    def _begin(self, name: str, force: bool) -> Verdict:
+        stage, before = self._stages[name], self._before[name]
+        if stage.frozen or not stage.cmd:  # imports and files that were added: all of it is DVC's
+            if stage.reproduce(force=force, upstream=before) is None:
+                return Verdict.UNCHANGED
+            self._records.add(stage)
+            return Verdict.RESTORED
+
+        if not force:
+            if not stage.changed(upstream=before):
+                return Verdict.UNCHANGED
+            if self._made(stage):
+                self._save(stage)
+                return Verdict.ADOPTED
+
+        stage.remove_outs(ignore_remove=False, force=False)
+        if not force and self._restored(stage):
+            self._save(stage)
+            return Verdict.RESTORED
+
+        stage.save_deps()
+        self._marks[name] = Mark(self._mark_file(name), _key(stage), _outs(stage))
+        held = self._held[name] = ExitStack()
+        held.enter_context(locks.holding(self._repo, stage))
+        return Verdict.TO_RUN
 
     def _described(self, name: str) -> Stage:
         stage = self._stages[name]
@@ -284,53 +277,38 @@ class Repository:
             _outs(stage),
         )
 
-    def _mark_file(self, name: str) -> Path:
-        return self.folder / "done" / f"{file_name(name)}.json"
-
     def _made(self, stage: Any) -> bool:
         """Tell whether a run that was killed has left a stage's outs, made from what it would be made from now."""
         file = self._mark_file(stage.addressing)
         if not file.exists():
             return False
         stage.save_deps(allow_missing=True)
-        return done.Mark(file, _key(stage), _outs(stage)).holds()
+        return Mark(file, _key(stage), _outs(stage)).holds()
+
+    def _restored(self, stage: Any) -> bool:
+        """Get what a stage makes out of the run cache, if it is there."""
+        from dvc.stage.cache import RunCacheNotFoundError
+
+        try:
+            self._repo.stage_cache.restore(stage)
+        except RunCacheNotFoundError:
+            return False
+        return True
 
     def _save(self, stage: Any) -> None:
-        """Do what DVC does once a command has ended well (`Stage.run`)."""
+        """Do what DVC does once a command has ended well (`Stage.run`), but for dvc.lock, which waits its turn."""
         # Metrics and plots that git keeps may be out of DVC's cache; with others the run cache would restore a part.
         part = any(not out.use_cache for out in stage.outs if not (out.is_metric or out.is_plot))
         stage.save(run_cache=not part)
         stage.commit()
+        self._records.add(stage)
 
-    def _dump(self, stages: list[Any]) -> None:
-        """Write stages into dvc.lock; a kill meanwhile leaves a whole copy, which `_mend` puts back."""
-        for lock in {stage.dvcfile._lockfile.path for stage in stages if hasattr(stage.dvcfile, "_lockfile")}:
-            mine = [stage for stage in stages if stage.dvcfile._lockfile.path == lock]
-            copy = self._copy(Path(lock))
-            if Path(lock).exists():
-                shutil.copyfile(lock, f"{copy}.part")
-                Path(f"{copy}.part").replace(copy)
-            mine[0].dvcfile.dump_stages(mine, update_pipeline=False)
-            copy.unlink(missing_ok=True)
-        for stage in stages:
-            if not hasattr(stage.dvcfile, "_lockfile"):  # a .dvc file
-                stage.dump(update_pipeline=False)
+    def _write(self, *, now: bool = False) -> None:
+        for stage in self._records.write(now=now):
+            self._mark_file(stage.addressing).unlink(missing_ok=True)
 
-    def _copy(self, lock: Path) -> Path:
-        return self.folder / str(lock.relative_to(self.root)).replace(os.sep, "%")
-
-    def _mend(self) -> None:
-        if (removed := rwlock.mend(self._repo)) is not None:
-            print(f"{removed} was cut short when DVC was killed, and is removed.", file=sys.stderr)
-
-        for copy in self.folder.glob("*dvc.lock"):
-            lock = self.root / copy.name.replace("%", os.sep)
-            if not _whole(lock):
-                copy.replace(lock)
-                print(
-                    f"{lock} was cut short by a kill; the copy from before it is put back.", file=sys.stderr
-                )
-            copy.unlink(missing_ok=True)
+    def _mark_file(self, name: str) -> Path:
+        return self.folder / "done" / f"{file_name(name)}.json"
 
     def _alone(self) -> None:
         mine = FileLock(self.folder / "run.lock")
@@ -340,56 +318,6 @@ class Repository:
             raise MachineError(
                 f"Another stages.run works in {self.root}. Wait for it, or stop it, then run the same command again."
             ) from None
-
-    def _hold(self, name: str) -> None:
-        """Let other DVC processes know what a running stage reads and writes."""
-        from dvc.rwlock import rwlock as hold
-
-        stage = self._stages[name]
-        paths = (
-            [one.fs_path for one in group if one.protocol == "local"] for group in (stage.deps, stage.outs)
-        )
-        command = (
-            f"{' '.join(sys.argv)} ({name})"  # a name of its own: another stage's end must not give it back
-        )
-        hardlink = self._repo.config["core"].get("hardlink_lock", False)
-        stack = ExitStack()
-        stack.enter_context(hold(self._repo.tmp_dir, self._repo.fs, command, *paths, hardlink))
-        self._held[name] = stack
-
-    @contextmanager
-    def _locked(self, patience: float | None) -> Iterator[None]:
-        """Hold DVC's lock within the block.
-
-        Args:
-            patience: seconds to wait for it; None waits until it is free.
-
-        Raises:
-            MachineError: somebody else has it.
-        """
-        from dvc.lock import LockError
-
-        start, told = time.monotonic(), False
-        while True:
-            try:
-                self._repo.lock.lock()
-                break
-            except LockError:
-                waited = time.monotonic() - start
-                if patience is not None and waited > patience:
-                    raise MachineError(
-                        f"Another DVC command holds the lock of {self.root}. Wait for it to end, then run the same "
-                        "command again."
-                    ) from None
-                if waited > PATIENCE and not told:
-                    print("Waiting for another DVC command to give back its lock.", file=sys.stderr)
-                    told = True
-        try:
-            yield
-        except LockError as error:  # a stage that somebody else's command is busy with
-            raise MachineError(_text(error)) from None
-        finally:
-            self._repo.lock.unlock()
 
 
 def file_name(stage: str) -> str:
@@ -407,23 +335,8 @@ def _key(stage: Any) -> str:
     return content_hash([stage.cmd, deps])
 
 
-def _whole(lock: Path) -> bool:
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from ruamel.yaml import YAML
-
-    try:
-        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(lock))
-    except Exception:  # whatever a half of a file makes a parser or a schema say
-        return False
-    return True
-
-
-def _text(error: BaseException) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
-
-
 def _refused(error: BaseException) -> MachineError:
-    text = _text(error)
+    text = locks.text(error)
     # A kill of `dvc repro` cuts this file short too, and git may know a newer one: it is not ours to remove.
     cure = "rm dvc.lock, then run the same command again" if "dvc.lock'" in text else "dvc status"
     return MachineError(f"DVC cannot read the project: {text}. Look with: {cure}")
