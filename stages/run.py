@@ -13,7 +13,8 @@ from stages import command
 
 if TYPE_CHECKING:
     from pipeline.execution.job import Executor
-    from pipeline.execution.repository import Repository, Stage
+    from pipeline.execution.repository import Repository
+    from pipeline.execution.stage import Stage
 
 GPU_COHORT = (
     8  # students that one process is given at most; how many train side by side is the process's decision

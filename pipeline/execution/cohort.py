@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.execution.repository import Stage
+from pipeline.execution.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,43 +25,9 @@ from pipeline.errors import MachineError, ParamsError
 from pipeline.execution import locks
 from pipeline.execution.done import Mark
 from pipeline.execution.records import Records
+from pipeline.execution.stage import Stage, Verdict, described, file_name, outs
 
 FOLDER = "stillhouse"  # in .dvc/tmp, which git does not see: logs, marks, and a copy of dvc.lock while it is written
-
-
-class Verdict(Enum):
-    """What `begin` says of a stage."""
-
-    UNCHANGED = "unchanged"
-    RESTORED = "restored"  # from the run cache, or it is a stage without a command
-    ADOPTED = "adopted"  # it had run, and the run that ran it was killed before it was recorded
-    TO_RUN = "to run"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage of dvc.yaml.
-
-    Attributes:
-        name: as DVC prints it, for instance "distill@resnet8-quarter/kd-0".
-        after: names of the planned stages that it depends on.
-        gpu: it computes on a GPU where there is one (`meta.device` in dvc.yaml).
-        each: options that are given once a student where several students share a process (`meta.cohort`).
-        commands: as a shell reads them.
-        outs: absolute paths.
-    """
-
-    name: str
-    after: frozenset[str]
-    gpu: bool
-    each: tuple[str, ...]
-    commands: tuple[str, ...]
-    outs: tuple[Path, ...]
-
-    @property
-    def kind(self) -> str:
-        """The name without its cell: "distill"."""
-        return self.name.partition("@")[0]
 
 
 class Repository:
@@ -162,7 +126,10 @@ class Repository:
 
         self._stages = {stage.addressing: stage for stage in steps}
         self._before = {name: list(graph.successors(stage)) for name, stage in self._stages.items()}
-        return [self._described(name) for name in self._stages]
+        return [
+            described(stage, [one.addressing for one in self._before[name]], self._stages)
+            for name, stage in self._stages.items()
+        ]
 
     def outdated(self, name: str) -> bool:
         """Tell whether a stage is out of date as things stand."""
@@ -253,29 +220,10 @@ class Repository:
             return Verdict.RESTORED
 
         stage.save_deps()
-        self._marks[name] = Mark(self._mark_file(name), _key(stage), _outs(stage))
+        self._marks[name] = Mark(self._mark_file(name), _key(stage), outs(stage))
         held = self._held[name] = ExitStack()
         held.enter_context(locks.holding(self._repo, stage))
         return Verdict.TO_RUN
-
-    def _described(self, name: str) -> Stage:
-        stage = self._stages[name]
-        commands = stage.cmd if isinstance(stage.cmd, list) else (stage.cmd or "").splitlines()
-        meta = stage.meta if isinstance(stage.meta, dict) else {}
-        device, each = meta.get("device", "cpu"), meta.get("cohort", [])
-        if device not in ("cpu", "gpu") or not isinstance(each, list):
-            raise ParamsError(
-                f"meta of stage '{name}' in dvc.yaml is {meta}; expected device: cpu or gpu, and cohort: a list of "
-                "options that are given once a student."
-            )
-        return Stage(
-            name,
-            frozenset(one.addressing for one in self._before[name]) & self._stages.keys(),
-            device == "gpu",
-            tuple(each),
-            tuple(commands),
-            _outs(stage),
-        )
 
     def _made(self, stage: Any) -> bool:
         """Tell whether a run that was killed has left a stage's outs, made from what it would be made from now."""
@@ -283,7 +231,7 @@ class Repository:
         if not file.exists():
             return False
         stage.save_deps(allow_missing=True)
-        return Mark(file, _key(stage), _outs(stage)).holds()
+        return Mark(file, _key(stage), outs(stage)).holds()
 
     def _restored(self, stage: Any) -> bool:
         """Get what a stage makes out of the run cache, if it is there."""
@@ -318,15 +266,6 @@ class Repository:
             raise MachineError(
                 f"Another stages.run works in {self.root}. Wait for it, or stop it, then run the same command again."
             ) from None
-
-
-def file_name(stage: str) -> str:
-    """Return a stage's name as that of a file."""
-    return stage.replace("/", "%")
-
-
-def _outs(stage: Any) -> tuple[Path, ...]:
-    return tuple(Path(out.fs_path) for out in stage.outs)
 
 
 def _key(stage: Any) -> str:

@@ -21,7 +21,7 @@ from pipeline.errors import MachineError, StillhouseError
 from pipeline.execution.cohort import Group, groups
 from pipeline.execution.done import Mark
 from pipeline.execution.job import Ended, Executor, Job, Progress
-from pipeline.execution.repository import Stage, Verdict
+from pipeline.execution.stage import Stage, Verdict
 
 POLL = 0.5  # seconds between two looks at how far jobs are
 
