@@ -12,7 +12,7 @@ from error_fixtures import one_line
 from numpy.typing import NDArray
 from table_fixtures import MapStream, digit_maps
 
-from pipeline.errors import DivergedError, ParamsError
+from pipeline.errors import DataError, DivergedError, ParamsError
 from pipeline.params.base import validate
 from pipeline.tables import pixels
 from pipeline.tables.fits import coarse
@@ -33,6 +33,11 @@ def blobs(seed: int, classes: int, spread: float = 2.5, channels: int = 4) -> Ma
     points = draw.normal(size=(classes, channels, 1, 1))
     values = points[labels] + spread * draw.normal(size=(len(labels), channels, 2, 3))
     return MapStream(values.astype(np.float32), labels.astype(np.int64), size=7)
+
+
+def test_a_class_without_a_sample_is_named() -> None:
+    with pytest.raises(DataError, match="Class 3 has no training sample"):
+        fit(blobs(0, classes=3), classes=4)
 
 
 def averaged(stream: MapStream) -> list[Array]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline import progress
-from pipeline.errors import ParamsError
+from pipeline.errors import DataError, ParamsError
 from pipeline.tables import clustering
 from pipeline.tables.pixels import Pixels
 from pipeline.tables.table import FitContext, Fitted, Stream, TableConfig
@@ -57,6 +57,7 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
 
     Raises:
         ParamsError: the feature is no map or vector of floats, or there are fewer samples than neighbors.
+        DataError: a class has no training sample.
         DivergedError: it holds values that are not finite.
     """
     from scipy.cluster.hierarchy import linkage
@@ -69,6 +70,11 @@ def fit(stream: Stream, config: Config, context: FitContext) -> Fitted:
         )
 
     sums, counts = _by_class(samples, context.num_classes)
+    if not counts.all():
+        raise DataError(
+            f"Class {counts.argmin()} has no training sample, and coarse labels are made of the classes' means. Add "
+            "images of it to the data set, then: dvc repro"
+        )
     tree = linkage(sums / counts[:, None], "ward")
     classes = _classes(tree)
     means = classes @ sums / (classes @ counts)[:, None]  # (K - 1, C)
