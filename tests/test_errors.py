@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import typer
+from error_fixtures import one_line
 from typer.models import ArgumentInfo, OptionInfo
 
 from pipeline import errors
@@ -114,7 +115,7 @@ def test_publishing_leaves_the_target_of_a_link_alone(tmp_path: Path) -> None:
 def test_machine_options_are_told_in_one_line(options: tuple[str, str], match: str) -> None:
     with pytest.raises(MachineError, match=match) as error:
         machine(*options)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 def test_machine_is_there() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from device_fixtures import current, here
+from error_fixtures import one_line
 from test_methods import BY_TABLE, MATCHINGS
 from torch import Tensor, nn
 from training_fixtures import (
@@ -326,7 +327,7 @@ def test_a_prefixed_name_that_is_another_terms_is_told(monkeypatch: pytest.Monke
     plug(monkeypatch, "methods", "two", Config=Other, Method=Toy)
     with pytest.raises(ParamsError, match="Two terms of the methods one, two are called 'one_toy'") as error:
         assemble_all({"one": {}, "two": {}})
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 # ------------------------------------------------------------------ what cannot be combined
@@ -344,7 +345,7 @@ def test_layers_that_disagree_are_told_with_both_methods() -> None:
     assert "'final': kd_layer {words: 5, alpha: 1.0}, and kd_layer {words: 11, alpha: 1.0}" in str(
         error.value
     )
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 @pytest.mark.cpu
@@ -369,7 +370,7 @@ def test_classifiers_of_two_widths_are_told_with_both_methods() -> None:
         ParamsError, match="'one' and 'two' of one run have classifiers that read 10 and 20"
     ) as e:
         combination.operations(configs, {}, {}, {})
-    assert "\n" not in str(e.value)
+    one_line(e)
     configs["two"] = ToyConfig(width=10)
     assert combination.operations(configs, {}, {}, {}).classifier_width == 10
 
@@ -390,7 +391,7 @@ def test_phases_are_those_of_the_one_method_that_has_its_own() -> None:
         ParamsError, match="Methods 'one' and 'two' each train in phases of their own"
     ) as error:
         both.method.phases(RECIPE)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 # ------------------------------------------------------------------ under the trainer's objective
@@ -500,7 +501,7 @@ def test_a_plug_ins_term_without_a_weight_is_told_at_the_first_step(
     made, batch, _ = objective({name: settings.get(name, {}) for name in methods})
     with pytest.raises(ParamsError, match=f"Term '{term}' of the method has no weight") as error:
         step(made, batch)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 @pytest.mark.cpu

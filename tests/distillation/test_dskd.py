@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_fixtures import here
+from error_fixtures import one_line
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -160,7 +161,7 @@ def test_places_that_have_no_head_are_reported_in_one_line(
         config = plugin.load("methods", method).Config(positions=positions)
         with pytest.raises(error, match=match) as raised:
             config.resolved(known)
-        assert "\n" not in str(raised.value)
+        one_line(raised)
 
 
 @pytest.mark.cpu
@@ -223,7 +224,7 @@ def test_the_tap_of_the_map_is_not_for_params() -> None:
         ParamsError, match="dskd has student_tap 'stage2', and its map is learned at 'stage3'"
     ) as e:
         dskd.Config(student_tap="stage2").resolved(known)
-    assert "\n" not in str(e.value)
+    one_line(e)
 
 
 # ------------------------------------------------------------------ projectors
@@ -271,7 +272,7 @@ def stretched(x: Array) -> Array:
 def test_a_projector_of_what_is_no_map_is_reported() -> None:
     with pytest.raises(ShapeError, match="pairs two maps") as error:
         Projector((64,), (5, 4, 4), relu=True)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 # ------------------------------------------------------------------ DSKD's equations
@@ -478,7 +479,7 @@ def test_a_map_that_is_negative_asks_for_projectors_without_a_relu() -> None:
     negative = replace(batch, teacher=batch.teacher | {"stage3": batch.teacher["stage3"] - 1})
     with pytest.raises(ParamsError, match=r"'stage3' is negative in places.*Set relu: false") as error:
         found.method.check(negative)
-    assert "\n" not in str(error.value)
+    one_line(error)
     found.method.check(batch)
     linear = assemble("dskd", {"relu": False})
     linear.method.check(negative)
@@ -513,7 +514,7 @@ def test_the_teacher_never_learns_and_the_student_does(method: str) -> None:
 def test_settings_that_cannot_be_are_reported(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ParamsError, match=match) as error:
         validate(dskd.Config, settings, "runs.dskd.config")
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 @pytest.mark.cpu
@@ -788,7 +789,7 @@ def test_methods_without_a_teacher_read_none(world: World) -> None:
 def test_unknown_positions_end_inputs_in_one_line(world: World, positions: list[str], match: str) -> None:
     with pytest.raises(StillhouseError, match=match) as error:
         resolved(world, f"at-{positions[0]}", methods={"dskd": {"positions": positions}})
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 @pytest.mark.cpu

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current, here
+from error_fixtures import one_line
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from training_fixtures import CLASSES, KNOWN, Assembled, assemble
@@ -635,7 +636,7 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
         whole = letkd.Config().resolved(replace(known, fitted={"words": "final"}))
         with pytest.raises(ShapeError, match=r"Fit the table to 'final:halved', in params.yaml") as error:
             letkd.Method(whole, replace(context, teacher_shapes=far))
-        assert "\n" not in str(error.value)
+        one_line(error)
 
 
 # ------------------------------------------------------------------ refusals
@@ -658,7 +659,7 @@ def test_every_pair_of_the_paper_fits(teacher: str, student: str) -> None:
 def test_wrong_settings_are_told_in_one_line(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ParamsError, match=message) as error:
         validate(letkd.Config, config, "runs.letkd.letkd")
-    assert "\n" not in str(error.value)
+    one_line(error)
     assert "runs.letkd.letkd" in str(error.value)
 
 
@@ -678,7 +679,7 @@ def test_places_that_do_not_fit_the_networks_are_told_in_one_line(
     settings = validate(letkd.Config, config, "runs.letkd.letkd")
     with pytest.raises(ParamsError, match=message) as error:
         settings.resolved(KNOWN)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 @pytest.mark.cpu
@@ -760,7 +761,7 @@ def test_a_table_of_another_kind_is_told_in_one_line(
 ) -> None:
     with pytest.raises(ParamsError, match=message) as error:
         assemble(method, {"places": {"final": place}}, lambda name: table)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 @pytest.mark.cpu
@@ -780,11 +781,11 @@ def test_an_encoding_of_another_kind_is_told_before_a_store_is_read(
     config = letkd.Config(places={"final": Place(table="here", encoding=encoding)}).resolved(known)
     with pytest.raises(ParamsError, match=message) as error:
         letkd.Method.operations(config, {}, {}, {"here": table})
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 @pytest.mark.cpu
 def test_layers_with_other_settings_are_told_in_one_line() -> None:
     with pytest.raises(ParamsError, match=r"Layer 'kd_layer' at 'stage2': 'words' is missing") as error:
         assemble("kd", {"insert": {"stage2": LayerSpec.of("kd_layer", alpha=1.0)}})
-    assert "\n" not in str(error.value)
+    one_line(error)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current, here
+from error_fixtures import one_line
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -314,7 +315,7 @@ def test_weights_are_merged_over_the_defaults(name: str) -> None:
     ) as e:
         validate(model, {"weights": {"no_such": 1.0}}, "runs.x")
     assert "runs.x.weights" in str(e.value)
-    assert "\n" not in str(e.value)
+    one_line(e)
 
 
 @pytest.mark.cpu
@@ -362,7 +363,7 @@ def test_inserted_layers_stand_at_full_names() -> None:
         ParamsError, match="'stage3' of the student under two names, last and stage3"
     ) as error:
         twice.resolved(KNOWN)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 @pytest.mark.cpu
@@ -643,7 +644,7 @@ def test_regressor_makes_the_teachers_shape(
 def test_regressor_refuses_shapes_in_one_line(student: Shape, teacher: Shape, found: str) -> None:
     with pytest.raises(ShapeError, match=found) as error:
         fitnet.regressor(student, teacher)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 def moments(mean: float, std: float, channels: int = 32) -> Any:
@@ -675,7 +676,7 @@ def test_fitnet_survives_a_constant_channel() -> None:
 def test_fitnet_refuses_a_table_of_something_else(tables: Any) -> None:
     with pytest.raises(ShapeError, match="standardizes 32 channels of 'stage2'") as error:
         assemble("fitnet", {"standardize": "moments"}, tables)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 def test_fitnet_without_relu_can_be_negative() -> None:

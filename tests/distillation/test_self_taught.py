@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import current, here
+from error_fixtures import one_line
 from feature_fixtures import rewrite_manifest
 from safetensors.torch import load_file
 from training_fixtures import CLASSES, PARAMS, STUDENT, World, assemble, make_world, watched_features
@@ -184,7 +185,7 @@ def test_another_teachers_store_is_refused(world: World, tmp_path: Path) -> None
     paths = {"out": tmp_path / "one", "weights": weights}
     with pytest.raises(StaleArtifactError, match="was made with other weights") as error:
         train_copy.main(**command(world, "one", **paths))
-    assert "\n" not in str(error.value)
+    one_line(error)
     assert not paths["out"].exists()
 
 
@@ -267,7 +268,7 @@ def test_a_copy_that_is_missing_or_of_another_teacher_names_its_stage(world: Wor
         about.write_text(json.dumps(json.loads(before) | {"weights": "0"}))
         with pytest.raises(StaleArtifactError, match=r"of another teacher.*train_copy@one") as error:
             resolved(world, "star-stale")
-        assert "\n" not in str(error.value)
+        one_line(error)
         about.unlink()
         with pytest.raises(MissingArtifactError, match=r"copy\.json does not exist.*train_copy@one"):
             resolved(world, "star-missing")
@@ -284,7 +285,7 @@ def test_a_copy_of_fewer_views_than_a_run_shows_is_refused(world: World) -> None
     try:
         with pytest.raises(ParamsError, match="holds 2 view slots of 'logits', expected 9") as error:
             resolved(world, "star-few")
-        assert "\n" not in str(error.value)
+        one_line(error)
     finally:
         path.write_text(before)
 
@@ -322,4 +323,4 @@ def test_blocks_that_cannot_be_are_reported(
 ) -> None:
     with pytest.raises(error, match=match) as raised:
         checks.check(PARAMS | {"copies": {"x": copy}})
-    assert "\n" not in str(raised.value)
+    one_line(raised)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from device_fixtures import current, here
+from error_fixtures import one_line
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_fixtures import (
@@ -327,7 +328,7 @@ def test_a_teacher_that_cannot_be_drawn_anew_is_reported(monkeypatch: pytest.Mon
     monkeypatch.setattr(Network, "draw", lambda self: None)
     with pytest.raises(ParamsError, match="cannot be drawn anew") as error:
         Schedule(Config(), replace(found.context, teacher=teacher))
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 def test_distances_are_means_of_an_epoch() -> None:
@@ -499,7 +500,7 @@ def test_methods_that_read_no_logits_are_taught_too(world: World) -> None:
 def test_settings_that_cannot_be_are_reported_in_one_line(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(ParamsError, match=match) as error:
         validate(Config, settings, "runs.slkd.schedule.self_learning")
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 @pytest.mark.cpu
@@ -516,7 +517,7 @@ def test_teaching_by_a_method_that_reads_no_logits_is_reported(world: World) -> 
     with pytest.raises(StillhouseError, match="The method reads stage2 of the teacher") as error:
         resolved(world, "no-logits", methods="fitnet", schedule={"self_learning": {"lesson": "method"}})
     assert "Set 'lesson' of the run's schedule to logits" in str(error.value)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 @pytest.mark.cpu

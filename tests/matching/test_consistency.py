@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from error_fixtures import one_line
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -116,7 +117,7 @@ def test_equal_channels_have_a_finite_distance() -> None:
 def test_kl_of_negative_features_is_refused_in_one_line() -> None:
     with pytest.raises(ParamsError, match=r"never negative, and the student has -0\.5") as error:
         Statistics(2, 2, "kl").add(torch.ones(3, 2), torch.full((3, 2), -0.5))
-    assert "\n" not in str(error.value)
+    one_line(error)
     assert "another measure" in str(error.value)
 
 
@@ -265,7 +266,7 @@ def test_recipes_defaults_are_the_papers() -> None:
 def test_learned_networks_take_neither_ranges_nor_measures(update: dict[str, Any]) -> None:
     with pytest.raises(ParamsError, match="strategy fc learns one network by correlation") as error:
         validate(MatchingParams, {"strategy": "fc", **update}, "matchings.x")
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 HINT = "dvc repro match_channels@pair-kcd"
@@ -297,7 +298,7 @@ def test_a_file_that_is_no_matching_is_reported_in_one_line(tmp_path: Path) -> N
     path.write_bytes(b"nothing")
     with pytest.raises(DamagedArtifactError, match="cannot be read") as error:
         Matching.load(path, HINT)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
     others = ({"permutation": np.zeros((1, 3))}, None), ({}, {}), ({"permutation": np.zeros((1, 0))}, origin)
     for content, about in others:

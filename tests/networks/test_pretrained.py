@@ -12,6 +12,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from error_fixtures import one_line
 from torchvision.models import ResNet18_Weights, WeightsEnum
 
 from pipeline.errors import DataError, MachineError, ParamsError
@@ -72,7 +73,7 @@ def begins(content: bytes) -> str:
 def refused() -> str:
     with pytest.raises(DataError) as error:
         pretrained.fetch(WEIGHTS, 3)
-    assert "\n" not in str(error.value)
+    one_line(error)
     return str(error.value)
 
 
@@ -144,7 +145,7 @@ def test_a_download_is_kept_only_with_the_published_hash(
         MachineError, match=r"cannot be fetched \(invalid hash value.*Put https://weights"
     ) as error:
         pretrained.fetch(WEIGHTS, 3)
-    assert "\n" not in str(error.value)
+    one_line(error)
     assert list(cache.iterdir()) == []
 
     serve(monkeypatch, content)

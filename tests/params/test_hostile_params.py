@@ -21,6 +21,7 @@ import pytest
 from dvc.fs import localfs
 from dvc.parsing import DataResolver
 from dvc_project import EACH, ROOT, Project, make
+from error_fixtures import one_line
 from ruamel.yaml import YAML
 
 from pipeline.errors import ParamsError, StillhouseError
@@ -215,7 +216,7 @@ def test_a_hostile_value_is_refused(where: Place) -> None:
             continue  # the next test, or a good one
         with pytest.raises(StillhouseError) as error:
             check(planted({where: value}))
-        assert "\n" not in str(error.value), value
+        one_line(error, quoted=[str(value)])
 
 
 def test_two_tables_of_one_stage_name_are_refused_of_which_dvc_would_keep_one(tmp_path: Path) -> None:
@@ -253,7 +254,7 @@ def test_a_key_that_is_no_text_is_refused(keys: str, match: str, tmp_path: Path)
         path.write_text(f"copies: {keys.replace('EVIL', evil).replace('GOOD', good)}\n")
         with pytest.raises(ParamsError, match=re.escape(match)) as error:
             check_params.main(path)
-        assert "\n" not in str(error.value)
+        one_line(error)
 
 
 # ------------------------------------------------------------------ the command before

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from dvc.utils.hydra import apply_overrides
+from error_fixtures import one_line
 from params_fixtures import refused
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -343,7 +344,7 @@ def test_a_key_that_is_no_text_is_refused(tmp_path: Path, written: str, expected
     path.write_text(written)
     with pytest.raises(ParamsError, match=re.escape(expected)) as error:
         read(path)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 def test_quoted_keys_are_names() -> None:
@@ -528,7 +529,7 @@ def test_what_is_not_a_mapping_is_reported_in_one_line(tmp_path: Path, text: str
     path.write_text(text)
     with pytest.raises(ParamsError, match=match) as error:
         read(path)
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 def test_missing_params_are_reported_with_the_option(tmp_path: Path) -> None:
@@ -552,7 +553,7 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(error, match=match) as raised:
             load(Recipe, path)
-        assert "\n" not in str(raised.value)
+        one_line(raised)
     with pytest.raises(DamagedArtifactError, match="is a folder"):
         load(Recipe, tmp_path)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from error_fixtures import one_line
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -289,5 +290,5 @@ def test_what_cannot_be_clustered_is_reported_in_one_line(
 ) -> None:
     with pytest.raises(error, match=message) as caught:
         fit(stream, **settings)
-    assert "\n" not in str(caught.value)
+    one_line(caught)
     assert str(caught.value).endswith("then: dvc repro")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from error_fixtures import one_line
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from table_fixtures import MapStream, digit_maps, pixel_rows
@@ -226,5 +227,5 @@ def test_the_space_is_that_of_the_table_lda(components: int) -> None:
 def test_what_cannot_be_fitted_is_reported_in_one_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ParamsError, match=message) as caught:
         fit(digit_maps(120), **settings)
-    assert "\n" not in str(caught.value)
+    one_line(caught)
     assert str(caught.value).endswith("then: dvc repro")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from device_fixtures import CPU
+from error_fixtures import one_line
 from training_fixtures import CLASSES, PARAMS, RECIPE, STUDENT, VIEWS, World, changed, job, make_world
 
 from pipeline.compute.distributed import Ranks
@@ -173,14 +174,14 @@ def test_one_image_in_all_is_one_line_before_the_first_step(
     spec = STUDENT.model_copy(update={"classes": 1})
     with pytest.raises(DataError, match="one: the training split has 1 sample, expected 2 or more") as error:
         train(job(tmp_path / "scratch", "one"), spec, RECIPE, VIEWS, prepared, 0)
-    assert "\n" not in str(error.value)
+    one_line(error)
     assert "Add images to the data set, then: dvc repro" in str(error.value)
 
 
 def test_a_batch_size_of_one_is_one_line() -> None:
     with pytest.raises(ParamsError, match=r"recipe.batch_size' is 1\. Input should be greater") as error:
         validate(Recipe, {"batch_size": 1}, "students.small.recipe")
-    assert "\n" not in str(error.value)
+    one_line(error)
 
 
 def test_no_epochs_need_no_batch(tmp_path: Path) -> None:
