@@ -20,7 +20,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Self
 
-from pipeline.execution.repository import Stage
+from pipeline.execution.stage import Stage
 from pipeline.execution.worker import SHELL
 
 

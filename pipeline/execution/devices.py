@@ -38,8 +38,8 @@ def gpus(devices: str) -> list[str]:
     else:
         return named
     number = f"GPU{'s' * (len(there) > 1)} {', '.join(there)}" if there else "no GPU"
-    some = f", or some of its GPUs, as in {','.join(there[:2])}" if there else ""
-    raise MachineError(f"--devices '{devices}' {what}; this machine has {number}. Give auto, cpu{some}.")
+    some = f", cpu, or some of its GPUs, as in {','.join(there[:2])}" if there else " or cpu"
+    raise MachineError(f"--devices '{devices}' {what}; this machine has {number}. Give auto{some}.")
 
 
 def available(root: Path = Path("/dev")) -> list[str]:

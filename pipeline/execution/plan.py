@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from pipeline.execution.outcome import Outcome, View
-from pipeline.execution.repository import Stage
+from pipeline.execution.stage import Stage
 
 
 class Plan:

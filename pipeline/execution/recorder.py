@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.execution.done import Mark
-from pipeline.execution.repository import Verdict
+from pipeline.execution.stage import Verdict
 
 
 class Recorder(Protocol):

@@ -26,7 +26,7 @@ from pipeline.execution.job import Ended, Executor, Job
 from pipeline.execution.outcome import Outcome, View
 from pipeline.execution.plan import Plan
 from pipeline.execution.recorder import Recorder
-from pipeline.execution.repository import Stage, Verdict, file_name
+from pipeline.execution.stage import Stage, Verdict, file_name
 
 POLL = 0.5  # seconds between two looks at how far jobs are
 

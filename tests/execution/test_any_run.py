@@ -14,7 +14,7 @@ from scheduler_fixtures import Fate, Room, World, stage, write_inputs
 
 from pipeline.errors import MachineError
 from pipeline.execution.outcome import Outcome
-from pipeline.execution.repository import Verdict
+from pipeline.execution.stage import Verdict
 
 WELL = (Verdict.UNCHANGED, Verdict.RESTORED, Verdict.ADOPTED)
 FATES = st.one_of(

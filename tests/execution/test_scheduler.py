@@ -8,7 +8,7 @@ import pytest
 from scheduler_fixtures import Fate, Room, World, stage, write_inputs
 
 from pipeline.errors import MachineError
-from pipeline.execution.repository import Verdict
+from pipeline.execution.stage import Verdict
 
 
 @pytest.fixture
