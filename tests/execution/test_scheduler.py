@@ -150,6 +150,15 @@ def test_a_stop_records_what_has_ended_and_lists_the_rest(root: Path) -> None:
     assert world.handed == {"short": 1, "long": 1}
 
 
+def test_nothing_begins_after_a_stop_was_asked_for(tmp_path: Path) -> None:
+    asked: list[str] = []
+    world = World(tmp_path, [stage("first"), stage("next")], room=Room(slots=1))
+    world.trap = lambda call: asked.append(call) if call == "wait" else None
+    outcome = world.run(lambda: bool(asked))
+    assert (outcome.ran, outcome.stopped) == (["first"], ["next"])
+    assert world.looked_at == ["first"]
+
+
 def test_a_row_is_taken_away_after_its_stage_is_settled(tmp_path: Path) -> None:
     world = World(tmp_path, [stage("train")])
     world.run()
