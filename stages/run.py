@@ -120,7 +120,7 @@ def _run(repository: Repository, stages: list[Stage], options: _Options) -> None
         outcome = scheduler.run(stopping)
         stopped = stopping()
 
-    for line in summary(outcome, time.monotonic() - start, str(repository.folder / "logs")):
+    for line in summary(outcome, time.monotonic() - start):
         print(line, file=sys.stderr if line.startswith("failed") else sys.stdout)
     if stopped:
         raise KeyboardInterrupt

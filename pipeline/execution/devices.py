@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
+from itertools import takewhile
 from pathlib import Path
 
 from pipeline.errors import MachineError
 
 AUTO, CPU = "auto", "cpu"
+UNNUMBERED = ("dxg", "nvmap")  # device files of WSL and of Jetson, which do not count GPUs
 
 
 def gpus(devices: str) -> list[str]:
     """Return the GPUs that an option names, as CUDA_VISIBLE_DEVICES does.
 
     Args:
-        devices: "auto" for all of them, "cpu" for none, or numbers, "0,1".
+        devices: "auto" for all of them, "cpu" for none, or names, "0,1".
 
     Raises:
-        MachineError: it names a GPU that is not there.
+        MachineError: it names a GPU that is not there, or one twice.
     """
-    if devices == CPU:
+    if devices == CPU or (devices == AUTO and os.environ.get("STILLHOUSE_DEVICE") == CPU):
         return []
     there = available()
     if devices == AUTO:
@@ -27,26 +29,35 @@ def gpus(devices: str) -> list[str]:
 
     named = [name.strip() for name in devices.split(",")]
     missing = [name for name in named if name not in there]
-    if missing or len(set(named)) < len(named):
-        found = f"GPUs {', '.join(there)}" if there else "no GPU"
-        what = f"names GPU '{missing[0]}'" if missing else "names a GPU twice"
-        raise MachineError(
-            f"--devices '{devices}' {what}; this machine has {found}. Give auto, cpu or some of them."
-        )
-    return named
+    if "" in named:
+        what = "has an empty name"
+    elif missing:
+        what = f"names GPU '{missing[0]}'"
+    elif len(set(named)) < len(named):
+        what = "names a GPU twice"
+    else:
+        return named
+    number = f"GPU{'s' * (len(there) > 1)} {', '.join(there)}" if there else "no GPU"
+    some = f", cpu, or some of its GPUs, as in {','.join(there[:2])}" if there else " or cpu"
+    raise MachineError(f"--devices '{devices}' {what}; this machine has {number}. Give auto{some}.")
 
 
 def available(root: Path = Path("/dev")) -> list[str]:
-    """Return the names of the machine's GPUs.
+    """Return the names of the GPUs that this process may use.
 
     Args:
         root: the folder of device files.
     """
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:  # the user's own choice, or a queue's
-        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
     # A container has the files of its own GPUs, under the numbers of the host; CUDA counts them from 0.
     nvidia = [path for path in root.glob("nvidia*") if path.name.removeprefix("nvidia").isdecimal()]
     amd = list(root.glob("dri/renderD*")) if (root / "kfd").exists() else []
-    number = len(nvidia) or len(amd) or int((root / "dxg").exists())  # WSL's has no number
-    return [str(index) for index in range(number)]
+    number = len(nvidia) or len(amd)
+    if not number and any((root / name).exists() for name in UNNUMBERED):
+        number = 1
+
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")  # the user's own choice, or a queue's
+    if chosen is None or not number:
+        return [str(index) for index in range(number)]
+    # As CUDA reads it: the first name that is none ends the list.
+    names = (name.strip() for name in chosen.split(","))
+    return list(takewhile(lambda name: name not in ("", "-1"), names))

@@ -15,21 +15,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def deferred() -> Iterator[Callable[[], bool]]:
     """Give a function that tells, within the block, whether the user or the system has asked to stop.
 
-    A second Ctrl-C raises KeyboardInterrupt at once, as it does outside the block.
+    The second time that they ask raises KeyboardInterrupt at once.
     """
-    asked = False
+    asked = told = False
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print(
-            "Stopping: what runs is interrupted, and what has ended is recorded.", file=sys.stderr, flush=True
-        )
+        for each in SIGNALS:
+            signal.signal(each, signal.default_int_handler)
+
+    def stopping() -> bool:
+        nonlocal told
+        if asked and not told:  # here and not in the handler, which may have interrupted another print
+            told = True
+            print("Stopping: what runs is interrupted; once more stops at once.", file=sys.stderr, flush=True)
+        return asked
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
-        yield lambda: asked
+        yield stopping
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

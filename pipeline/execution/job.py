@@ -10,12 +10,16 @@ Example:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.execution.done import Mark
+
+TAIL = 1 << 16  # bytes of a log that are searched for an error
+SHOWN = 300  # letters of a line that is no error of ours
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,13 @@ def failure(log: Path, status: str) -> str:
         status: how it ended, for instance "exit status 1".
     """
     try:
-        text = log.read_text(errors="replace")
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            text = file.read().decode(errors="replace")
     except OSError:
         text = ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     if errors:
         return errors[-1].removeprefix("error: ")
-    return f"{status}: {lines[-1]}" if lines else status
+    return f"{status}: {lines[-1][:SHOWN]}" if lines else status

@@ -12,101 +12,46 @@ nothing starts after it, with it all that does not depend on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 
 from pipeline.errors import MachineError, StillhouseError
-from pipeline.execution.cohort import Group, groups
-from pipeline.execution.done import Mark
-from pipeline.execution.job import Ended, Executor, Job, Progress
-from pipeline.execution.stage import Stage, Verdict
+from pipeline.execution import cohort as cohorts
+from pipeline.execution.cohort import Group
+from pipeline.execution.job import Ended, Executor, Job
+from pipeline.execution.outcome import Outcome, View
+from pipeline.execution.plan import Plan
+from pipeline.execution.recorder import Recorder
+from pipeline.execution.stage import Stage, Verdict, file_name
 
 POLL = 0.5  # seconds between two looks at how far jobs are
 
 
-class Recorder(Protocol):
-    """What the scheduler asks of DVC; see `pipeline.execution.repository.Repository`."""
+@dataclass(frozen=True)
+class _Running:
+    job: Job
+    group: Group
+    start: float
 
     @property
-    def folder(self) -> Path:
-        """A folder of the run's own files."""
-        ...
-
-    def begin(self, name: str, *, force: bool = False) -> Verdict:
-        """Make a stage ready to run, if it must."""
-        ...
-
-    def record(self, names: Sequence[str]) -> dict[str, str]:
-        """Record stages that have run; return why one could not be."""
-        ...
-
-    def release(self, name: str) -> None:
-        """Give back what a stage that has failed was holding."""
-        ...
-
-    def mark(self, name: str) -> Mark:
-        """Return what is to be left when a begun stage has run."""
-        ...
-
-    def environment(self, name: str) -> dict[str, str]:
-        """Return the variables that DVC gives to a stage's commands."""
-        ...
-
-    def working_folder(self, name: str) -> Path:
-        """Return the folder that a stage's commands run in."""
-        ...
-
-
-class View(Protocol):
-    """What a run looks like to people; see `pipeline.execution.view`."""
-
-    def started(self, job: Job, place: str) -> None:
-        """Tell that a job has started at a place."""
-        ...
-
-    def ended(self, job: Job) -> None:
-        """Tell that a job has ended, and what it leaves is about to be recorded."""
-        ...
-
-    def settled(self, name: str, state: str, reason: str = "") -> None:
-        """Tell what became of a stage: one of the lists of `Outcome`, by its name."""
-        ...
-
-    def moved(self, progress: Mapping[str, Progress | None]) -> None:
-        """Show how far the running jobs are, by their names."""
-        ...
-
-
-@dataclass
-class Outcome:
-    """What became of the stages.
-
-    Attributes:
-        ran: those whose commands have run.
-        restored: those that came out of the run cache.
-        unchanged: those that were up to date.
-        failed: why, in a line, by name.
-        skipped: the failed stage that one was skipped for, by name.
-    """
-
-    ran: list[str] = field(default_factory=list)
-    restored: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
 
 
 class Scheduler:
     """Runs a plan.
 
     Args:
-        stages: in an order in which they could run one after another.
+        stages: all that are to be looked at.
         recorder: DVC.
         executor: where jobs run.
         view: is told what happens.
         cohort: how many students share a process at most.
+        places: how many such processes run at a time; ready students are divided between those that are free.
         keep_going: after a failure start what does not depend on it.
         force: run stages that are up to date too.
     """
@@ -119,196 +64,215 @@ class Scheduler:
         view: View,
         *,
         cohort: int = 1,
+        places: int = 1,
         keep_going: bool = False,
         force: bool = False,
     ) -> None:
-        self.outcome = Outcome()
+        self._plan = Plan(stages, view, keep_going=keep_going)
         self._recorder, self._executor, self._view = recorder, executor, view
-        self._cohort, self._keep_going, self._force = cohort, keep_going, force
-        self._waiting = _by_weight(stages)
-        self._ready: dict[str, Stage] = {}  # begun: they run as soon as there is room
-        self._running: dict[str, tuple[Job, Group]] = {}  # by the job's name
-        self._settled: set[str] = set()
+        self._cohort, self._places, self._keep_going, self._force = cohort, places, keep_going, force
+        self._begun: set[str] = set()  # and neither recorded nor released
+        self._running: dict[str, _Running] = {}  # by the job's name
+        self._ended: list[Ended] = []  # of those that run: what has ended, and is not recorded
+        self._stopping: Callable[[], bool] = lambda: False
 
     def run(self, stopping: Callable[[], bool] = lambda: False) -> Outcome:
         """Run everything that is out of date.
 
         Args:
-            stopping: tells whether the user has asked to stop: then what has ended is recorded, and all jobs are
-                interrupted.
+            stopping: tells whether the user has asked to stop: then all jobs are interrupted, and what has ended
+                well is recorded.
 
         Raises:
             MachineError: the executor has no place for a stage.
         """
+        self._stopping = stopping
         try:
-            while self._waiting or self._ready or self._running:
-                if stopping():
-                    self._interrupt()
-                    break
-                if self._stopped():
-                    self._drop()
-                else:
-                    self._fill()
-                if self._running:
-                    self._settle(self._executor.wait(POLL))
-                    self._view.moved(
-                        {name: self._executor.progress(job) for name, (job, _) in self._running.items()}
-                    )
-                elif self._ready or (self._waiting and not self._stopped()):
-                    raise MachineError(
-                        f"There is no place for {next(iter(self._ready | self._waiting))} to run."
-                    )
+            while (self._plan.waiting or self._running) and not stopping():
+                self._turn()
         except BaseException:
-            self._interrupt()
+            self._stop()
             raise
-        return self.outcome
+        if self._plan.waiting or self._running:
+            self._stop()
+        return self._plan.outcome
 
-    # --- One turn ---
+    def _turn(self) -> None:
+        """Start what can start, and take in what has ended."""
+        if self._plan.halted:
+            self._plan.skip_all()
+        self._fill()
+
+        if self._running:
+            self._ended += self._executor.wait(POLL)
+            if self._ended and (self._keep_going or not any(each.failure for each in self._ended)):
+                self._fill()
+            self._settle()
+            self._view.moved(
+                {name: self._executor.progress(each.job) for name, each in self._running.items()}
+            )
+        elif self._plan.waiting and not self._plan.halted and not self._stopping():
+            raise MachineError(f"There is no place for {next(iter(self._plan.waiting))} to run.")
+
+    # --- What starts ---
 
     def _fill(self) -> None:
-        """Begin and start stages, in their order, for as long as there is room; none has room afterwards.
+        """Begin and start stages, in their order, as long as there is room.
 
         One pass is enough: a stage stands behind all that it depends on.
         """
-        self._start()
-        for name, stage in list(self._waiting.items()):
-            if name not in self._waiting or not stage.after <= self._settled or not self._room(stage):
-                continue
-            del self._waiting[name]
-            try:
-                verdict = self._recorder.begin(name, force=self._force)
-            except StillhouseError as error:
-                self._fail(name, str(error))
-                if self._stopped():
-                    return
-                continue
+        for stage in list(self._plan.waiting.values()):
+            if self._plan.halted or self._stopping():
+                return
+            # A stage that is begun has lost its outs: not before its turn has come.
+            if self._plan.may_begin(stage) and self._executor.free(gpu=stage.gpu):
+                self._start(self._begin(stage))
 
-            if verdict is Verdict.UNCHANGED:
-                self.outcome.unchanged.append(name)
-                self._done(name, "unchanged")
-            elif verdict is Verdict.RESTORED:
-                self.outcome.restored.append(name)
-                self._done(name, "restored")
-            elif verdict is Verdict.ADOPTED:
-                self.outcome.ran.append(name)
-                self._done(name, "had run")
-            else:
-                self._ready[name] = stage
-                if not self._shares(stage):
-                    self._start()
-        self._start()
+    def _begin(self, first: Stage) -> list[Stage]:
+        """Begin a stage and those that share its process, and return which of them must run."""
+        company = [first]
+        if self._cohort > 1 and first.each:
+            candidates = [each for each in self._plan.waiting.values() if self._plan.may_begin(each)]
+            company = cohorts.company(first, candidates, self._recorder.working_folder)
+        ended = {each.job.name for each in self._ended}
+        taken = sum(each.group.gpu == first.gpu for name, each in self._running.items() if name not in ended)
+        most = min(self._cohort, math.ceil(len(company) / max(1, self._places - taken)))
 
-    def _room(self, stage: Stage) -> bool:
-        """Tell whether a stage would start at once, or may share the process of one that will."""
-        if not self._executor.free(gpu=stage.gpu):
+        begun: list[Stage] = []
+        for stage in company:
+            if len(begun) == most or self._plan.halted:
+                break
+            if self._must_run(stage):
+                begun.append(stage)
+        return begun
+
+    def _must_run(self, stage: Stage) -> bool:
+        """Begin a stage; where its commands need not run, that is its end."""
+        name = stage.name
+        self._plan.take(stage)
+        try:
+            verdict = self._recorder.begin(name, force=self._force)
+        except StillhouseError as error:
+            self._plan.failed(name, str(error))
             return False
-        # What is begun has lost its outs: not before its turn has come.
-        first = [other for other in self._ready.values() if other.gpu == stage.gpu]
-        return not first or (
-            self._shares(stage) and first[0].kind == stage.kind and len(first) < self._cohort
-        )
 
-    def _shares(self, stage: Stage) -> bool:
-        return self._cohort > 1 and bool(stage.each)
+        if verdict is Verdict.TO_RUN:
+            self._begun.add(name)
+            return True
+        if verdict is Verdict.UNCHANGED:
+            self._plan.unchanged(name)
+        elif verdict is Verdict.RESTORED:
+            self._plan.restored(name)
+        else:
+            self._plan.had_run(name)
+        return False
 
-    def _start(self) -> None:
-        for group in groups(list(self._ready.values()), self._cohort):
-            if not self._executor.free(gpu=group.gpu):
-                continue
-            for stage in group.stages:
-                del self._ready[stage.name]
-            job = self._job(group)
-            self._running[job.name] = (job, group)
-            self._view.started(job, self._executor.start(job))
-
-    def _settle(self, jobs: Sequence[Ended]) -> None:
-        """Record what has ended, after what it makes room for has started."""
-        if not jobs:
+    def _start(self, stages: Sequence[Stage]) -> None:
+        """Start stages that were begun as one job, unless another of their company has failed meanwhile."""
+        if not stages:
             return
-        for each in jobs:
-            self._view.ended(each.job)
-        if not self._stopped() and not any(each.failure for each in jobs):
-            self._fill()
+        if self._plan.halted:
+            for stage in stages:
+                self._release(stage.name)
+                self._plan.skipped(stage.name)
+            return
 
-        made: list[str] = []
-        for each in jobs:
-            _, group = self._running.pop(each.job.name)
-            for stage in group.stages:
-                # Of several in one process some may have failed: a student's folder is there whole or not at all.
-                if each.failure is None or (
-                    len(group.stages) > 1 and all(out.exists() for out in stage.outs)
-                ):
-                    made.append(stage.name)
-                else:
-                    self._recorder.release(stage.name)
-                    self._fail(stage.name, each.failure)
-
-        refused = self._recorder.record(made) if made else {}
-        for name in made:
-            if name in refused:
-                self._fail(name, refused[name])
-            else:
-                self.outcome.ran.append(name)
-                self._done(name, "ran")
-
-    # --- What became of a stage ---
-
-    def _done(self, name: str, state: str) -> None:
-        self._settled.add(name)
-        self._view.settled(name, state)
-
-    def _fail(self, name: str, reason: str) -> None:
-        self.outcome.failed[name] = reason
-        self._view.settled(name, "failed", reason)
-        lost = {name}
-        for other, stage in list(self._waiting.items()):
-            if stage.after & lost:
-                lost.add(other)
-                self._skip(other, name)
-
-    def _skip(self, name: str, failed: str) -> None:
-        del self._waiting[name]
-        self.outcome.skipped[name] = failed
-        self._view.settled(name, "skipped", failed)
-
-    def _stopped(self) -> bool:
-        return bool(self.outcome.failed) and not self._keep_going
-
-    def _drop(self) -> None:
-        """Let nothing start any more."""
-        failed = next(iter(self.outcome.failed))
-        for name in list(self._ready):
-            del self._ready[name]
-            self._recorder.release(name)
-            self.outcome.skipped[name] = failed
-            self._view.settled(name, "skipped", failed)
-        for name in list(self._waiting):
-            self._skip(name, failed)
-
-    def _interrupt(self) -> None:
-        """Stop all jobs; those that have ended well meanwhile are recorded."""
-        for name in list(self._ready):
-            del self._ready[name]
-            self._recorder.release(name)
-        self._executor.stop()
-        ended = self._executor.wait(0.0)
-        self._waiting.clear()
-        self._settle(ended)
+        group = cohorts.group(stages)
+        job = self._job(group)
+        self._running[job.name] = _Running(job, group, time.monotonic())
+        try:
+            place = self._executor.start(job)
+        except StillhouseError as error:
+            del self._running[job.name]
+            for stage in stages:
+                self._release(stage.name)
+                self._plan.failed(stage.name, str(error))
+        else:
+            self._view.started(job, place)
 
     def _job(self, group: Group) -> Job:
         first = group.stages[0].name
-        log = self._recorder.folder / "logs" / f"{first.replace('/', '%')}.log"
-        environment = self._recorder.environment(first)
         return Job(
-            group.name, group.commands, self._recorder.working_folder(first), log, environment, group.gpu
+            group.name,
+            group.commands,
+            self._recorder.working_folder(first),
+            self._recorder.folder / "logs" / f"{file_name(first)}.log",
+            self._recorder.environment(first),
+            group.gpu,
+            tuple(self._recorder.mark(stage.name) for stage in group.stages),
         )
 
+    # --- What has ended ---
 
-def _by_weight(stages: Sequence[Stage]) -> dict[str, Stage]:
-    """Return stages by name: those that most others wait for first, so each stands behind all that it depends on."""
-    planned = {stage.name: stage for stage in stages}
-    later: dict[str, set[str]] = {name: set() for name in planned}
-    for stage in reversed(stages):  # what depends on it has been seen
-        for name in stage.after:
-            later[name] |= {stage.name} | later[stage.name]
-    return dict(sorted(planned.items(), key=lambda item: -len(later[item[0]])))
+    def _settle(self, interrupted: Collection[str] = ()) -> None:
+        """Record what has ended well, and release the rest.
+
+        Whatever raises meanwhile, each stage is handed back once: it leaves `_begun` before it is.
+
+        Args:
+            interrupted: jobs that fail because they were stopped.
+        """
+        for each in self._ended:
+            self._view.recording(each.job)
+        begun = [
+            (stage, each, self._running[each.job.name])
+            for each in self._ended
+            for stage in self._running[each.job.name].group.stages
+            if stage.name in self._begun
+        ]
+        made = {stage.name: job for stage, each, job in begun if _has_result(stage, each, job)}
+        refused = self._record(list(made)) if made else {}
+        for name, running in made.items():
+            if name in refused:
+                self._plan.failed(name, refused[name], running.job.log, running.seconds)
+            else:
+                self._plan.ran(name, running.seconds)
+
+        for stage, each, running in begun:
+            if stage.name in made:
+                continue
+            self._release(stage.name)
+            if each.job.name in interrupted:
+                self._plan.stopped(stage.name, running.seconds)
+            else:
+                self._plan.failed(stage.name, each.failure or "", running.job.log, running.seconds)
+
+        while self._ended:
+            job = self._ended.pop().job
+            del self._running[job.name]
+            self._view.ended(job)
+
+    def _record(self, names: Sequence[str]) -> Mapping[str, str]:
+        self._begun.difference_update(names)
+        try:
+            return self._recorder.record(names)
+        except StillhouseError as error:
+            return dict.fromkeys(names, str(error))
+
+    def _release(self, name: str) -> None:
+        self._begun.remove(name)
+        self._recorder.release(name)
+
+    def _stop(self) -> None:
+        """Stop all jobs, record what has ended well meanwhile, and give back what else was begun."""
+        with ExitStack() as stack:
+            stack.callback(self._release_all)
+            if self._running:
+                before = {each.job.name for each in self._ended}
+                self._executor.stop()
+                self._ended += self._executor.wait(0.0)
+                self._settle(self._running.keys() - before)
+        self._plan.stop_all()
+
+    def _release_all(self) -> None:
+        with ExitStack() as stack:  # one that raises does not keep the others
+            for name in sorted(self._begun):
+                stack.callback(partial(self._release, name))
+                self._plan.outcome.stopped.append(name)
+
+
+def _has_result(stage: Stage, ended: Ended, running: _Running) -> bool:
+    """Tell whether a stage has run: of several in one process some may have failed, and a folder is made whole."""
+    if ended.failure is None:
+        return True
+    return len(running.group.stages) > 1 and bool(stage.outs) and all(out.exists() for out in stage.outs)
