@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 EVERY = 0.2  # seconds at least between two messages about progress
-SPECIAL = set('|&;<>()$`\\"*?[]#~%!{}\r\n')  # what a shell reads as more than words
+SHELL = set('|&;<>()$`\\"*?[]#~%!{}\r\n')  # what a shell reads as more than words
 PLAIN = {
     "bash": ("--noprofile", "--norc"),
     "zsh": ("--no-rcs",),
@@ -44,7 +44,7 @@ def module_of(command: str, path: str | None = None) -> tuple[str, list[str]] | 
         command: as a shell reads it.
         path: where the shell looks for programs; None is this process's PATH.
     """
-    if SPECIAL & set(command):
+    if SHELL & set(command):
         return None
     try:
         words = shlex.split(command)
