@@ -6,10 +6,9 @@ are the files that the stage left and that it would be made from the same, and r
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.artifacts.publish import read_json, write_json
 from pipeline.errors import StillhouseError
@@ -30,21 +29,23 @@ class Mark:
     outs: tuple[Path, ...]
 
     def leave(self) -> None:
-        """Leave the mark: the stage has run."""
-        write_json(self.file, self._content())
+        """Leave the mark: the stage has run, and made all of its outs."""
+        content = self._content()
+        if None not in content["outs"]:
+            write_json(self.file, content)
 
     def holds(self) -> bool:
         """Tell whether the mark was left by this stage, made from the same, and its outs are as it left them."""
         try:
-            return bool(read_json(self.file, "") == json.loads(json.dumps(self._content())))
+            return bool(read_json(self.file, "") == self._content())
         except StillhouseError:
             return False
 
-    def _content(self) -> dict[str, object]:
+    def _content(self) -> dict[str, Any]:
         return {"key": self.key, "outs": [_listing(out) for out in self.outs]}
 
 
-def _listing(out: Path) -> Sequence[Sequence[object]] | None:
+def _listing(out: Path) -> list[list[object]] | None:
     """Return name, size and time of every file of an out; None where it is missing."""
     if out.is_file():
         files = [out]
@@ -53,6 +54,6 @@ def _listing(out: Path) -> Sequence[Sequence[object]] | None:
     else:
         return None
     return [
-        (path.relative_to(out).as_posix(), stat.st_size, stat.st_mtime_ns)
+        [path.relative_to(out).as_posix(), stat.st_size, stat.st_mtime_ns]
         for path, stat in ((path, path.stat()) for path in files)
     ]

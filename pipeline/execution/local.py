@@ -1,27 +1,25 @@
-"""Jobs in processes of this machine, each a fork of one server that has the imports of all stages.
+"""Jobs in processes of this machine, each a fork of one server that has the imports of all stages (`server`).
 
-The server is Python's own (`multiprocessing`, start method "forkserver"). The cores are divided between the slots: a
-process computes with its share of threads, which is decided when the server starts, because OpenMP reads it once. With
-one slot nothing is set, and a stage computes as it does by hand.
+The cores are divided between the slots: a process computes with its share of threads. With one slot nothing is set, and
+a stage computes as it does by hand.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
-from pipeline.execution import worker
+from pipeline.execution import server, worker
 from pipeline.execution.job import Ended, Job, Progress, failure
 
 GRACE = 20.0  # seconds that an interrupted job has to write its checkpoint
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass
@@ -30,11 +28,11 @@ class _Running:
 
     job: Job
     gpu: str | None
+    environment: dict[str, str]
     left: list[str]
     process: ForkServerProcess
     messages: Connection
     progress: Progress | None = None
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 class LocalExecutor:
@@ -53,8 +51,6 @@ class LocalExecutor:
         self._cpu = cpu
         self._running: dict[str, _Running] = {}
         self._ended: list[Ended] = []
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["pipeline.execution.preload"])
         self._threads = _share_of_threads(slots)
 
     def free(self, *, gpu: bool) -> bool:
@@ -74,7 +70,7 @@ class LocalExecutor:
 
         left = list(job.commands)
         process, messages = self._process(job, left, environment)
-        self._running[job.name] = _Running(job, gpu, left, process, messages, environment=environment)
+        self._running[job.name] = _Running(job, gpu, environment, left, process, messages)
         return "cpu" if gpu is None else f"GPU {gpu}"
 
     def wait(self, seconds: float) -> Sequence[Ended]:
@@ -101,15 +97,13 @@ class LocalExecutor:
     def stop(self) -> None:
         """Interrupt all jobs, and kill those that do not end soon."""
         for each in self._running.values():
-            each.left.clear()
             _signal(each.process, signal.SIGINT)
         deadline = time.monotonic() + GRACE
         for each in list(self._running.values()):
             each.process.join(max(0.0, deadline - time.monotonic()))
             if each.process.is_alive():
                 _signal(each.process, signal.SIGKILL)
-                each.process.join()
-            self._next(each)
+            self._end(each, "it was interrupted" if each.left else None)
 
     def close(self) -> None:
         """Stop what runs; the server ends with this process."""
@@ -117,46 +111,51 @@ class LocalExecutor:
         self._ended.clear()
 
     def _process(
-        self, job: Job, left: list[str], environment: Mapping[str, str]
+        self, job: Job, left: list[str], environment: dict[str, str]
     ) -> tuple[ForkServerProcess, Connection]:
         """Start the first of the commands that are left, and take it away."""
         command = left.pop(0)
         marks = () if left else job.marks
-        messages, mine = self._context.Pipe(duplex=False)
-        arguments = (command, str(job.folder), dict(environment), str(job.log), mine, marks)
-        process = self._context.Process(target=worker.run, args=arguments, name=job.name)
-        before = {name: os.environ.get(name) for name in self._threads}
-        os.environ.update(self._threads)  # the first process starts the server, which keeps them
+        messages, theirs = server.pipe()
         try:
-            process.start()
+            arguments = (command, str(job.folder), environment, str(job.log), theirs, marks)
+            process = server.start(worker.run, arguments, job.name, self._threads)
+        except BaseException:
+            messages.close()
+            raise
         finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
-        mine.close()
+            theirs.close()
         return process, messages
 
     def _listen(self, each: _Running) -> None:
         try:
             while each.messages.poll():
                 each.progress = Progress(*each.messages.recv())
-        except EOFError:
+        except (EOFError, OSError):  # it has ended, perhaps within a message
             pass
 
     def _next(self, each: _Running) -> None:
         """Go on to a job's next command, or end it."""
-        each.process.join()
-        status = each.process.exitcode
+        if each.process.exitcode or not each.left:
+            self._end(each)
+            return
         each.messages.close()
         each.process.close()
-        if status == 0 and each.left:
-            each.process, each.messages = self._process(each.job, each.left, each.environment)
-            return
+        each.process, each.messages = self._process(each.job, each.left, each.environment)
+
+    def _end(self, each: _Running, failed: str | None = None) -> None:
+        """End a job with the process of its last command; `failed` is why it has no result even if that went well."""
+        each.process.join()
+        status, group = each.process.exitcode, each.process.pid
+        each.messages.close()
+        each.process.close()
         del self._running[each.job.name]
-        assert status is not None
-        self._ended.append(Ended(each.job, failure(each.job.log, _words(status)) if status else None))
+
+        if status and group:
+            # What it has started has no more use. Where the server is lost, this is the process itself.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signal.SIGKILL)
+        self._ended.append(Ended(each.job, failure(each.job.log, _words(status)) if status else failed))
 
     def _device(self, gpu: str | None) -> dict[str, str]:
         if gpu is not None:
@@ -166,9 +165,9 @@ class LocalExecutor:
 
 def _share_of_threads(slots: int) -> dict[str, str]:
     """Return the variables that give each slot its share of the cores, unless the user has set them."""
-    if slots == 1 or any(os.environ.get(name) for name in THREADS):
+    if slots == 1 or any(os.environ.get(name) for name in server.THREADS):
         return {}
-    return dict.fromkeys(THREADS, str(max(1, cores() // slots)))
+    return dict.fromkeys(server.THREADS, str(max(1, cores() // slots)))
 
 
 def cores() -> int:
@@ -186,9 +185,9 @@ def _signal(process: ForkServerProcess, number: signal.Signals) -> None:
 
 
 def _words(status: int) -> str:
-    if status < 0:
-        name = signal.Signals(-status).name
-        return f"it was killed by {name}" + (
-            " (the machine's memory may be full)" if status == -signal.SIGKILL else ""
-        )
-    return f"exit status {status}"
+    """Say how a process has ended: by a signal if negative, as a shell's child beyond 128."""
+    number = -status if status < 0 else status - 128
+    if number not in set(signal.Signals):
+        return f"exit status {status}"
+    memory = " (the machine's memory may be full)" if number == signal.SIGKILL else ""
+    return f"it was killed by {signal.Signals(number).name}{memory}"

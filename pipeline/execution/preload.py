@@ -9,6 +9,7 @@ import gc
 from importlib import import_module
 
 MODULES = (
+    "stages.command",  # first: it has a setting for the threads that come with torch
     "scipy.optimize",
     "scipy.sparse",
     "scipy.special",
@@ -32,7 +33,6 @@ MODULES = (
     "pipeline.tables.table",
     "pipeline.training.copies",
     "pipeline.training.distill",
-    "stages.command",
 )
 
 

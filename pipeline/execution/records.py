@@ -82,7 +82,8 @@ def _whole(lock: Path) -> bool:
     from ruamel.yaml import YAML
 
     try:
-        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(lock))
+        text = lock.read_text()
+        COMPILED_LOCKFILE_SCHEMA(YAML(typ="safe").load(text))
     except Exception:  # whatever a half of a file makes a parser or a schema say
         return False
-    return True
+    return text.endswith("\n")  # cut within a path or a hash it is a valid file still

@@ -1,7 +1,7 @@
 """What a process of `local` does: one command of a stage, in a process that has its imports already.
 
 The process is a fork of a server that has imported torch and the rest (`preload`) and done nothing else: it has no
-CUDA context, no random state and no threads of its own, so a stage that runs in it is the stage that runs by hand.
+CUDA context and has drawn no random number, so a stage that runs in it is the stage that runs by hand.
 `python -m stages.NAME ...` runs in this process; everything else is given to a shell, as DVC does.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import select
 import shlex
 import shutil
 import signal
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +30,11 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 EVERY = 0.2  # seconds at least between two messages about progress
-SHELL = set('|&;<>()$`\\"*?[]#~=%!{}\n')  # what a shell reads as more than words
+SHELL = set('|&;<>()$`\\"*?[]#~%!{}\r\n')  # what a shell reads as more than words
+PLAIN = {
+    "bash": ("--noprofile", "--norc"),
+    "zsh": ("--no-rcs",),
+}  # shells that read no file of the user's, as DVC's
 
 
 def module_of(command: str, path: str | None = None) -> tuple[str, list[str]] | None:
@@ -38,15 +44,24 @@ def module_of(command: str, path: str | None = None) -> tuple[str, list[str]] | 
         command: as a shell reads it.
         path: where the shell looks for programs; None is this process's PATH.
     """
-    if SHELL & set(command) - {"="}:
+    if SHELL & set(command):
         return None
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote that nobody closes
+        return None
     if words[:2] != ["python", "-m"] or len(words) < 3 or not words[2].startswith("stages."):
         return None
-    python = shutil.which("python", path=path)
-    if python is None or Path(python).resolve() != Path(sys.executable).resolve():
-        return None  # another environment's
-    return words[2], words[3:]
+    return (words[2], words[3:]) if _is_this(shutil.which("python", path=path)) else None
+
+
+def _is_this(python: str | None) -> bool:
+    """Tell whether a program is the Python of this process's environment."""
+    if python is None:
+        return False
+    # Every environment made from one Python links to it: what differs is the folder.
+    other, this = Path(python), Path(sys.executable)
+    return other.parent.resolve() == this.parent.resolve() and other.resolve() == this.resolve()
 
 
 def run(
@@ -68,24 +83,27 @@ def run(
         marks: left when it has ended well.
     """
     os.setsid()  # a group of its own: it is interrupted with all that it starts, and by nobody else
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the server holds it back
     _end_with_parent()
     _print_to(log)
+
+    imported = Path(folder).samefile(Path.cwd())  # in another folder, a stage's imports may be others
     os.chdir(folder)
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
+    os.environ.clear()
     os.environ.update(environment)
 
-    named = module_of(command)
+    named = module_of(command) if imported else None
     if named is None:
-        status: object = subprocess.run(
-            [environment.get("SHELL", "/bin/sh"), "-c", command], check=False
-        ).returncode
+        status: object = _run_shell(command)
     else:
         progress.report(_reporter(messages))
         status = _run_module(*named, folder)
+
     if not status:
-        for mark in marks:
-            mark.leave()
+        with suppress(OSError):  # a disk that is full now: the stage has run all the same
+            for mark in marks:
+                mark.leave()
     sys.exit(status)  # type: ignore[arg-type]  # what a module gives to sys.exit
 
 
@@ -98,6 +116,16 @@ def _run_module(module: str, arguments: list[str], folder: str) -> object:
     except SystemExit as error:
         return error.code
     return 0
+
+
+def _run_shell(command: str) -> int:
+    """Give a command to the user's shell, as DVC does, and return its status as another shell would."""
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    # The shell gets it too, and decides what it means; a handler, unlike SIG_IGN, is nothing that it inherits.
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    process = subprocess.Popen([shell, *PLAIN.get(Path(shell).name, ()), "-c", command])
+    status = process.wait()
+    return status if status >= 0 else 128 - status
 
 
 def _print_to(log: str) -> None:
@@ -130,7 +158,10 @@ def _reporter(messages: Connection) -> progress.Listener:
     def report(title: str, done: int, total: int, note: str) -> None:
         nonlocal last
         now = time.monotonic()
-        if done >= total or now - last > EVERY:
+        if done < total and now - last < EVERY:
+            return
+        # While DVC hashes, nobody reads: a full pipe would stop the stage.
+        if select.select([], [messages], [], 0)[1]:
             last = now
             messages.send((title, done, total, note))
 
