@@ -29,7 +29,9 @@ ROUNDS = 3  # of the students
 REPRO, RUN = "dvc repro", "stages.run"
 OF_REPRO, FASTER = "of dvc repro's time", "times as fast"
 FORCED = ("--force", "--single-item", "pretrain_student")
-_RAN = re.compile(r"^\[\d+/\d+\] \S+: ran in ([\d.]+) s$", re.MULTILINE)
+_RAN = re.compile(
+    r"^\[\d+/\d+\] \S+: ran in (?:([\d.]+) s|([\d:]+))$", re.MULTILINE
+)  # from a minute on a clock
 
 
 def parallel(bench: Bench) -> list[Record]:
@@ -151,7 +153,7 @@ def cost(done: Done) -> float:
     That is what the run has taken beyond its stages' processes, shared by all, and the shortest of these processes:
     one that had next to nothing to do.
     """
-    seconds = [float(text) for text in _RAN.findall(done.output)]
+    seconds = [float(short) if short else _clock(long) for short, long in _RAN.findall(done.output)]
     return (done.seconds - sum(seconds)) / len(seconds) + min(seconds)
 
 
@@ -202,6 +204,11 @@ def compare_cohort(scratch: Scratch, rounds: int, *, gpu: bool) -> list[Record]:
         record(f"{NAME}/cohort/stages_run", 1 / rates.median(RUN), "s", note=note),
         record(f"{NAME}/cohort/ratio", rates.ratio(RUN, to=REPRO), FASTER, at_least=5, note=note),
     ]
+
+
+def _clock(text: str) -> float:
+    """Return the seconds of "1:05" or "2:01:05"."""
+    return float(sum(60**power * int(part) for power, part in enumerate(reversed(text.split(":")))))
 
 
 def _devices(bench: Bench) -> tuple[str, str]:

@@ -98,6 +98,8 @@ def test_a_stage_costs_its_share_of_the_rest_and_the_shortest_process() -> None:
     assert parallel.cost(Done(9.2, PRINTED)) == pytest.approx(0.7)
     skipped = "[1/5] a: restored\n[2/5] b: failed in 3.0 s: no\n"
     assert parallel.cost(Done(9.2, skipped + PRINTED)) == pytest.approx(0.7)
+    long = "[1/2] a: ran in 1:05\n[2/2] b: ran in 1:00:00\n"
+    assert parallel.cost(Done(3667.0, long)) == pytest.approx((3667 - 3665) / 2 + 65)
 
 
 def test_the_small_job_has_fewer_seeds_and_epochs_and_all_else() -> None:
