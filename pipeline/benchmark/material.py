@@ -62,6 +62,8 @@ class Scale:
         seeds: of trainings whose accuracy is compared.
         epochs: of such a training.
         compared_pair: teacher and student of such trainings.
+        small_job: a whole job that is timed is a part of that of params.yaml.
+        job_rounds: how often it is timed.
     """
 
     rounds: int
@@ -88,6 +90,8 @@ class Scale:
     seeds: int = 5
     epochs: int = 60
     compared_pair: tuple[str, str] = ("resnet.resnet8", "resnet.resnet8x0.25")
+    small_job: bool = False
+    job_rounds: int = 1
 
     @property
     def trained(self) -> int:
@@ -123,6 +127,8 @@ QUICK = replace(
     method_steps=4,
     compiled=False,
     pairs=(FULL.pair,),
+    small_job=True,
+    job_rounds=3,
 )
 # A GPU takes a step in a millisecond: what is timed is hundreds of them, and then hardly varies.
 FULL_GPU = replace(
@@ -143,6 +149,8 @@ QUICK_GPU = replace(
     photographs=QUICK.photographs,
     compiled=False,
     pairs=FULL.pairs[:1],
+    small_job=QUICK.small_job,
+    job_rounds=QUICK.job_rounds,
 )
 
 

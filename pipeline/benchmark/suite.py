@@ -33,9 +33,10 @@ MEASUREMENTS = {
     "photographs": "photographs:photographs",
     "startup": "startup:startup",
     "repro": "repro:repro",
+    "parallel": "parallel:parallel",
 }
 
-# What `--quick` leaves out unless it is named: single methods, fits, and what options bring.
+# What `--quick` leaves out unless it is named: single methods, fits, what options bring, and whole jobs.
 LONG = (
     "word_step",
     "self_learning",
@@ -46,6 +47,7 @@ LONG = (
     "neighbors",
     "fits",
     "photographs",
+    "parallel",
 )
 
 
