@@ -240,8 +240,10 @@ def _join(address: str, jobs: int | None) -> Any:
 def _reach(address: str) -> None:
     """Refuse an address where nothing is: Ray itself would try for a minute, and end the process."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise MachineError(f"--address '{address}' is no address of Ray. Give HOST:PORT, or auto.")
+    if not host or "://" in address or not port.isdecimal():  # ray:// is for drivers outside of the cluster
+        raise MachineError(
+            f"--address '{address}' is no address of a cluster's head. Give HOST:PORT, or auto."
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH).close()
     except (OSError, OverflowError) as error:
