@@ -25,12 +25,18 @@ from uuid import uuid4
 from pipeline.artifacts.publish import read_json
 from pipeline.errors import MachineError, StillhouseError
 from pipeline.execution.job import Ended, Job, Progress
-from pipeline.execution.local import GRACE, THREADS
+from pipeline.execution.local import GRACE
 
 RETRIES = 3  # of a job whose node is lost
 REACH = 5.0  # seconds that a cluster's head has to answer
 PROBE = 120.0  # seconds that a node has to answer: it may import torch from a cold disk
-CARRIED = (*THREADS, "GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # variables of the user, beside STILLHOUSE_*
+CARRIED = (
+    "STILLHOUSE_",
+    "OMP_",
+    "GOMP_",
+    "MKL_",
+    "OPENBLAS_",
+)  # beginnings of the user's variables that count
 LOCAL = "local"
 
 
@@ -95,11 +101,7 @@ class RayExecutor:
 
     def start(self, job: Job) -> str:
         """Give a job to Ray, which chooses the node, and return "ray"."""
-        carried = {
-            name: value
-            for name, value in os.environ.items()
-            if name in CARRIED or name.startswith("STILLHOUSE_")
-        }
+        carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
         if self._cpu:
             carried["STILLHOUSE_DEVICE"] = "cpu"
         theirs = replace(job, environment={**carried, **job.environment})
@@ -133,7 +135,8 @@ class RayExecutor:
         except StillhouseError:  # it waits for a node
             return None
         title, done, total, text = content["progress"]
-        return Progress(title, done, total, f"{text} on {self._nodes.get(content['node'], '')}".strip())
+        node = self._nodes.get(content["node"], content["node"][:6])
+        return Progress(title, done, total, f"{text} on {node}".strip())
 
     def stop(self) -> None:
         """Interrupt all jobs, and end those that do not end soon."""

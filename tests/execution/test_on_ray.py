@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from dvc_project import ONE, make
@@ -20,6 +20,7 @@ from pipeline.execution import on_ray
 from pipeline.execution.done import Mark
 from pipeline.execution.job import Ended, Job
 from pipeline.execution.on_ray import RayExecutor
+from pipeline.execution.repository import Repository
 
 SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 SOON = 120.0  # seconds that anything may take on a busy machine
@@ -30,8 +31,11 @@ PATIENT = 'echo $$ >> {name}.begun; while [ ! -e go ]; do sleep 0.1; done; echo 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Return a folder in which the project can be imported, and nothing else is."""
-    (tmp_path / "pipeline").symlink_to(Path(on_ray.__file__).parents[1])
-    (tmp_path / "stages").symlink_to(Path(on_ray.__file__).parents[2] / "stages")
+    sources = Path(on_ray.__file__).parents[2]
+    (tmp_path / "pipeline").symlink_to(sources / "pipeline")
+    (tmp_path / "stages").mkdir()
+    for name in ("__init__.py", "command.py"):
+        (tmp_path / "stages" / name).symlink_to(sources / "stages" / name)
     return tmp_path
 
 
@@ -128,7 +132,7 @@ def test_the_job_of_a_lost_node_runs_on_another(root: Path, cluster: Any) -> Non
 
 @pytest.mark.slow
 def test_stop_interrupts_what_runs_and_what_waits(root: Path, cluster: Any) -> None:
-    (root / "saving.py").write_text(
+    (root / "stages" / "saving.py").write_text(
         "import time\n"
         "try:\n"
         "    print('runs', flush=True)\n"
@@ -138,9 +142,6 @@ def test_stop_interrupts_what_runs_and_what_waits(root: Path, cluster: Any) -> N
         "    open('saved', 'w').close()\n"
         "    raise\n"
     )
-    (root / "stages").unlink()
-    (root / "stages").mkdir()
-    (root / "saving.py").rename(root / "stages" / "saving.py")
     with closing(RayExecutor(root, root / "own", address=cluster.address, jobs=3)) as executor:
         job = _job(root, "saving", "python -m stages.saving")
         executor.start(job)
@@ -246,6 +247,14 @@ def test_an_address_where_nothing_is(address: str, expected: str, tmp_path: Path
     pytest.importorskip("ray")
     with pytest.raises(MachineError, match=expected):
         RayExecutor(tmp_path, tmp_path / "own", address=address)
+
+
+def test_ray_chooses_the_gpus(tmp_path: Path) -> None:
+    from stages.run import _executor, _Options
+
+    options = _Options(None, "0,1", None, "ray", "127.0.0.1:9", 1.0, False, False)
+    with pytest.raises(MachineError, match="--devices is '0,1', but Ray chooses"):
+        _executor(cast(Repository, None), options)
 
 
 def test_ray_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
