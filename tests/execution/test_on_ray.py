@@ -16,7 +16,7 @@ import pytest
 from dvc_project import ONE, make
 
 from pipeline.errors import MachineError
-from pipeline.execution import on_ray
+from pipeline.execution import nodes, on_node, on_ray
 from pipeline.execution.done import Mark
 from pipeline.execution.job import Ended, Job
 from pipeline.execution.on_ray import RayExecutor
@@ -200,7 +200,7 @@ def test_a_node_with_a_folder_of_its_own_is_named(
 ) -> None:
     """All nodes are on this machine, so one of them is made to look for the project elsewhere."""
     (lost,) = cluster.worker_nodes
-    number, shared = lost.node_id, on_ray._shared
+    number, shared = lost.node_id, nodes._shared
     elsewhere = root / "elsewhere"
     elsewhere.mkdir()
 
@@ -211,7 +211,7 @@ def test_a_node_with_a_folder_of_its_own_is_named(
             return shared(root, folder)
         return shared(str(elsewhere), folder.replace(root, str(elsewhere)))
 
-    monkeypatch.setattr(on_ray, "_shared", look)
+    monkeypatch.setattr(nodes, "_shared", look)
     with pytest.raises(MachineError, match=f"{number[:6]} has another folder .*elsewhere than this machine"):
         RayExecutor(root, root / "own", address=cluster.address)
 
@@ -227,10 +227,10 @@ def test_a_project_runs_on_ray_as_by_dvc_repro(tmp_path: Path) -> None:
 
 def test_a_folder_is_shared_where_the_run_s_own_is_seen(tmp_path: Path) -> None:
     own = tmp_path / "ray-1"
-    assert on_ray._shared(str(tmp_path / "none"), str(own)) == f"has no folder {tmp_path / 'none'}"
-    assert "it is not shared" in (on_ray._shared(str(tmp_path), str(own)) or "")
+    assert nodes._shared(str(tmp_path / "none"), str(own)) == f"has no folder {tmp_path / 'none'}"
+    assert "it is not shared" in (nodes._shared(str(tmp_path), str(own)) or "")
     own.mkdir()
-    assert on_ray._shared(str(tmp_path), str(own)) is None
+    assert nodes._shared(str(tmp_path), str(own)) is None
 
 
 @pytest.mark.parametrize(
@@ -249,6 +249,19 @@ def test_an_address_where_nothing_is(address: str, expected: str, tmp_path: Path
         RayExecutor(tmp_path, tmp_path / "own", address=address)
 
 
+def test_a_retry_waits_while_a_lost_node_still_writes_its_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note, notes = tmp_path / "note.json", ["third", "second"]
+    on_node._wait_for_lost(note)  # nobody has begun the job
+
+    note.write_text("first")
+    monkeypatch.setattr(on_node.time, "sleep", lambda seconds: notes and note.write_text(notes.pop()))
+    on_node._wait_for_lost(note)
+    assert notes == []
+    assert note.read_text() == "third"
+
+
 def test_ray_chooses_the_gpus(tmp_path: Path) -> None:
     from stages.run import _executor, _Options
 
@@ -264,8 +277,8 @@ def test_ray_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_nodes_of_one_host_are_told_apart() -> None:
-    nodes = [
+    listed = [
         {"NodeID": number, "NodeManagerHostname": host}
         for number, host in (("aaaaaaaa", "a"), ("bbbbbbbb", "b"), ("cccccccc", "b"))
     ]
-    assert list(on_ray._names(nodes).values()) == ["a", "b/bbbbbb", "b/cccccc"]
+    assert list(nodes._names(listed).values()) == ["a", "b/bbbbbb", "b/cccccc"]
