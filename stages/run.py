@@ -28,6 +28,7 @@ class _Options:
     cohort: int | None
     executor: str
     address: str | None
+    gpu_share: float
     keep_going: bool
     force: bool
 
@@ -79,6 +80,12 @@ def main(
     address: Annotated[
         str | None, typer.Option(help="Of the Ray cluster; by default RAY_ADDRESS, else one on this machine.")
     ] = None,
+    gpu_share: Annotated[
+        float,
+        typer.Option(
+            min=0.01, max=1.0, help="With ray: part of a GPU that a stage takes; 0.5 puts two on each."
+        ),
+    ] = 1.0,
     downstream: Annotated[
         bool, typer.Option("--downstream", help="From the targets on, instead of up to them.")
     ] = False,
@@ -99,7 +106,8 @@ def main(
         if dry:
             _print_dry(repository, stages, force)
         else:
-            _run(repository, stages, _Options(jobs, devices, cohort, executor, address, keep_going, force))
+            options = _Options(jobs, devices, cohort, executor, address, gpu_share, keep_going, force)
+            _run(repository, stages, options)
 
 
 def _run(repository: Repository, stages: list[Stage], options: _Options) -> None:
@@ -133,11 +141,29 @@ def _executor(repository: Repository, options: _Options) -> tuple[Executor, int]
     from pipeline.errors import MachineError
     from pipeline.execution import devices, local
 
+    if options.executor == "ray":
+        return _ray_executor(repository, options)
     if options.executor != "local":
         raise MachineError(f"--executor is '{options.executor}'. Give local, ray or slurm.")
     gpus = devices.gpus(options.devices)
     slots = options.jobs or (len(gpus) + 2 if gpus else local.cores())
     return local.LocalExecutor(slots, gpus, cpu=options.devices == devices.CPU), GPU_COHORT if gpus else 1
+
+
+def _ray_executor(repository: Repository, options: _Options) -> tuple[Executor, int]:
+    from pipeline.errors import MachineError
+    from pipeline.execution import devices
+    from pipeline.execution.on_ray import RayExecutor
+
+    if options.devices not in (devices.AUTO, devices.CPU):
+        raise MachineError(
+            f"--devices is '{options.devices}', but Ray chooses the GPUs of its nodes. Give auto or cpu."
+        )
+    executor = RayExecutor(
+        repository.root, repository.folder,
+        address=options.address, jobs=options.jobs, gpu_share=options.gpu_share, cpu=options.devices == devices.CPU,
+    )  # fmt: skip
+    return executor, GPU_COHORT if executor.gpus else 1
 
 
 def _print_dry(repository: Repository, stages: list[Stage], force: bool) -> None:

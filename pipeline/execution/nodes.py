@@ -1,0 +1,176 @@
+"""The nodes of a Ray cluster: how a run joins them, and whether each can run the project's stages.
+
+The functions of the last part run on a node. Ray takes them along as they are here, so that a node that cannot import
+the project can say so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import MachineError
+
+REACH = 5.0  # seconds that a cluster's head has to answer
+PROBE = 120.0  # seconds that a node has to answer: it may import torch from a cold disk
+LOCAL = "local"
+
+
+def join(address: str, jobs: int | None) -> Any:
+    """Join a cluster, or start Ray on this machine, and return the module.
+
+    Args:
+        address: the cluster's, "auto", or `LOCAL` for one that starts here and ends with this process.
+        jobs: cores of one that starts here; None takes all.
+
+    Raises:
+        MachineError: Ray is not installed, or there is no such cluster.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise MachineError(
+            '--executor ray needs Ray, which is not installed. Install it with: pip install -e ".[ray]"'
+        ) from None
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False} if address == LOCAL else {}
+    if address not in (LOCAL, "auto"):
+        _reach(address)
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except Exception as error:  # Ray has no class of its own for this
+        raise MachineError(
+            f"The Ray cluster at '{address}' cannot be joined: {last_line(error)}. Its nodes run `ray start --head` "
+            "or `ray start --address HOST:PORT`; call stages.run on one of them."
+        ) from None
+    return ray
+
+
+def _reach(address: str) -> None:
+    """Refuse an address where nothing is: Ray itself would try for a minute, and end the process."""
+    host, _, port = address.rpartition(":")
+    if not host or "://" in address or not port.isdecimal():  # ray:// is for drivers outside of the cluster
+        raise MachineError(
+            f"--address '{address}' is no address of a cluster's head. Give HOST:PORT, or auto."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH).close()
+    except (OSError, OverflowError) as error:
+        raise MachineError(
+            f"No Ray cluster answers at '{address}' ({error}). Start one with `ray start --head`, or give the address "
+            "that it has printed."
+        ) from None
+
+
+def probed(ray: Any, root: Path, folder: Path) -> dict[str, str]:
+    """Ask each node that could run stages whether it can, and return the nodes' names by their numbers.
+
+    Args:
+        ray: the module, joined to the cluster.
+        root: the project's folder.
+        folder: within it, and there for this run alone: a node that sees it shares the project's folder.
+
+    Raises:
+        MachineError: a node cannot, or there is none.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as At
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    names = _names(nodes)
+    if not names:
+        raise MachineError("No node of the Ray cluster has a core to run stages on. Look with: ray status")
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node may be unable to import it
+    probe = ray.remote(_look)
+    asked = {
+        name: probe.options(num_cpus=0, max_retries=0, scheduling_strategy=At(number, soft=False)).remote(
+            str(root), str(folder)
+        )
+        for number, name in names.items()
+    }
+    faults: dict[str, list[str]] = {}
+    deadline = time.monotonic() + PROBE
+    for name, reference in asked.items():
+        try:
+            fault = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            fault = f"does not answer within {PROBE:.0f} s"
+        except ray.exceptions.RayError as error:
+            fault = f"cannot run a task: {last_line(error)}"
+        if fault:
+            faults.setdefault(fault, []).append(name)
+    if faults:
+        raise MachineError(
+            "; ".join(f"Ray node {', '.join(those)} {fault}" for fault, those in faults.items())
+            + f". All nodes need {root} from one shared disk, and an environment in which the project is "
+            "installed, active where `ray start` is called. Mend or remove the node, then run the same command "
+            "again."
+        )
+    return names
+
+
+def _names(nodes: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the nodes' names for people by their numbers: the host's, with the number where a host has several."""
+    hosts = [node["NodeManagerHostname"] for node in nodes]
+    return {
+        node["NodeID"]: host if hosts.count(host) == 1 else f"{host}/{node['NodeID'][:6]}"
+        for node, host in zip(nodes, hosts, strict=True)
+    }
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's text: Ray's begin with the traceback of another process."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__
+
+
+# --- On a node ---
+
+
+def _shared(root: str, folder: str) -> str | None:
+    """Return what is wrong with a node's view of the project's folder."""
+    if not Path(root).is_dir():
+        return f"has no folder {root}"
+    if not Path(folder).is_dir():
+        return f"has another folder {root} than this machine: it is not shared"
+    return None
+
+
+def _look(root: str, folder: str) -> str | None:
+    """Return why stages cannot run on this node; None where they can."""
+    import subprocess
+
+    fault = _shared(root, folder)
+    if fault:
+        return fault
+    command = ["python", "-c", "import pipeline.execution.preload"]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "has no `python`"
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        return f"has a `python` that cannot import the project: {reason}"
+    return None
+
+
+def run(root: str, folder: str, job: bytes, note: str) -> str | None:
+    """Run a job on this node, and return why it has failed."""
+    fault = _shared(root, folder)
+    if fault:  # a node that has come since the others were asked
+        return f"the Ray node that it was given to {fault}"
+    os.chdir(root)
+    if sys.path[0] != root:
+        sys.path.insert(0, root)  # before an installed one, as `python -m` does
+
+    from pipeline.execution import on_node
+
+    return on_node.run(pickle.loads(job), Path(note))
