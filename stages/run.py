@@ -28,6 +28,7 @@ class _Options:
     cohort: int | None
     executor: str
     address: str | None
+    slurm: list[str]
     keep_going: bool
     force: bool
 
@@ -79,6 +80,13 @@ def main(
     address: Annotated[
         str | None, typer.Option(help="Of the Ray cluster; by default RAY_ADDRESS, else one on this machine.")
     ] = None,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Settings of Slurm's jobs, as partition=gpu,time=120 (minutes); may be given again.",
+        ),
+    ] = None,
     downstream: Annotated[
         bool, typer.Option("--downstream", help="From the targets on, instead of up to them.")
     ] = False,
@@ -99,7 +107,10 @@ def main(
         if dry:
             _print_dry(repository, stages, force)
         else:
-            _run(repository, stages, _Options(jobs, devices, cohort, executor, address, keep_going, force))
+            _run(
+                repository, stages,
+                _Options(jobs, devices, cohort, executor, address, slurm or [], keep_going, force),
+            )  # fmt: skip
 
 
 def _run(repository: Repository, stages: list[Stage], options: _Options) -> None:
@@ -131,13 +142,33 @@ def _run(repository: Repository, stages: list[Stage], options: _Options) -> None
 def _executor(repository: Repository, options: _Options) -> tuple[Executor, int]:
     """Return the executor, and how many students share a process unless the user says it."""
     from pipeline.errors import MachineError
-    from pipeline.execution import devices, local
+    from pipeline.execution import devices, local, slurm_queue
 
+    slurm_queue.end_leftovers(repository.folder)
+    if options.executor == "slurm":
+        return _slurm(repository, options)
     if options.executor != "local":
         raise MachineError(f"--executor is '{options.executor}'. Give local, ray or slurm.")
     gpus = devices.gpus(options.devices)
     slots = options.jobs or (len(gpus) + 2 if gpus else local.cores())
     return local.LocalExecutor(slots, gpus, cpu=options.devices == devices.CPU), GPU_COHORT if gpus else 1
+
+
+def _slurm(repository: Repository, options: _Options) -> tuple[Executor, int]:
+    """Return the executor of Slurm, and how many students share a job unless the user says it."""
+    from pipeline.errors import ParamsError
+    from pipeline.execution import devices, local, on_slurm, slurm_settings
+
+    if options.devices not in (devices.AUTO, devices.CPU):
+        raise ParamsError(
+            f"--devices '{options.devices}' names GPUs of this machine. With --executor slurm give auto (a GPU a job) "
+            "or cpu; how many and which: --slurm gres=gpu:a100:1"
+        )
+    on_slurm.require()
+    gpus = options.devices == devices.AUTO
+    settings = slurm_settings.settings(options.slurm, gpus=gpus)
+    most = options.jobs or (None if settings.cluster == slurm_settings.SLURM else local.cores())
+    return on_slurm.SlurmExecutor(repository.folder, settings, most, cpu=not gpus), GPU_COHORT if gpus else 1
 
 
 def _print_dry(repository: Repository, stages: list[Stage], force: bool) -> None:
