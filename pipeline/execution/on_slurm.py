@@ -135,6 +135,7 @@ class SlurmExecutor:
             )
 
         for each in self._queued.values():
+            each.submitted.done()  # it looks at the folder anew, which a shared file system may have an old list of
             self._ended.append(Ended(each.job, self._result(each) if each.has_returned else INTERRUPTED))
         self._queued.clear()
         self._queue.remember(left)

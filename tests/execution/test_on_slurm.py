@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -71,9 +71,9 @@ def submit(executor: SlurmExecutor, *jobs: Job) -> Sequence[Ended]:
     return executor.wait(0.0)
 
 
-def until(file: Path) -> None:
+def until(folder: Path, pattern: str) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not file.exists():
+    while not list(folder.glob(pattern)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -116,13 +116,8 @@ def test_stop_interrupts_the_commands_and_returns_when_they_are_gone(
 ) -> None:
     waiting = "trap 'sleep 1; touch interrupted; exit 1' INT; touch begun; while true; do sleep 0.1; done"
     submit(executor, job(tmp_path, "long", waiting), job(tmp_path, "short", "touch made"))
-    until(tmp_path / "begun")
-    until(tmp_path / "made")
-    for file in (tmp_path / "run/slurm").glob(
-        "*_submitted.pkl"
-    ):  # `short` may be about to say that it has ended
-        file.stat()
-    time.sleep(1.0)
+    until(tmp_path, "begun")
+    until(tmp_path / "run/slurm", "*_result.pkl")  # of `short`
     executor.start(job(tmp_path, "late", "touch late"))
 
     executor.stop()
@@ -137,20 +132,22 @@ def test_stop_interrupts_the_commands_and_returns_when_they_are_gone(
 def test_the_next_run_interrupts_what_a_killed_one_has_left(executor: SlurmExecutor, tmp_path: Path) -> None:
     waiting = "trap 'touch interrupted; exit 1' INT; touch begun; while true; do sleep 0.1; done"
     submit(executor, job(tmp_path, "long", waiting), job(tmp_path, "other", "sleep 0.1"))
-    until(tmp_path / "begun")
+    until(tmp_path, "begun")
     assert (tmp_path / "run/slurm.json").exists()
-    executor._queued.clear()  # it was killed: nobody stops anything, and its file is still there
+    killed = dict(executor._queued)
+    executor._queued.clear()  # nobody stops anything, and the file is still there
 
     slurm_queue.end_leftovers(tmp_path / "run")
     assert (tmp_path / "interrupted").exists()
     assert not (tmp_path / "run/slurm.json").exists()
     slurm_queue.end_leftovers(tmp_path / "run")  # there is nothing to do
+    assert all(each.submitted.done() for each in killed.values())
 
 
 def test_a_job_whose_node_is_taken_away_is_queued_again(executor: SlurmExecutor, tmp_path: Path) -> None:
     """submitit is signaled; the command is interrupted, may write its checkpoint, and runs again."""
-    again = "test -e checkpoint && exit 0; trap 'touch checkpoint; exit 1' INT; kill -USR2 $PPID; sleep 60 & wait; exit 9"
-    submit(executor, job(tmp_path, "training", again))
+    taken = "trap 'touch checkpoint; exit 1' INT; kill -USR2 $PPID; sleep 60 & wait; exit 9"
+    submit(executor, job(tmp_path, "training", f"test -e checkpoint && exit 0; {taken}"))
     assert ended(executor, 1) == {"training": None}
     assert (tmp_path / "checkpoint").exists()
 
@@ -240,7 +237,7 @@ def test_a_machine_without_slurm_is_told(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_submitit_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(MachineError, match=r'pip install -e "\.\[slurm\]"'):
         on_slurm.require()
 
@@ -262,7 +259,7 @@ def test_a_setting_that_cannot_be_used_is_refused(text: str, line: str) -> None:
 
 @pytest.mark.parametrize("name", ["partion", "nodes", "tpu.time"])
 def test_an_unknown_setting_lists_those_that_there_are(name: str) -> None:
-    with pytest.raises(UnknownNameError, match="Known: account, .*partition"):
+    with pytest.raises(UnknownNameError, match=r"Known: account, .*partition"):
         settings([f"{name}=1"])
 
 
@@ -295,4 +292,4 @@ def test_a_project_goes_through_the_queue(tmp_path: Path) -> None:
     assert "up to date" in project.run("dvc", "status")
     assert project.repro() == set()
     assert (tmp_path / "artifacts/metrics").exists()
-    assert os.listdir(tmp_path / ".dvc/tmp/stillhouse/slurm")
+    assert list((tmp_path / ".dvc/tmp/stillhouse/slurm").glob("*_result.pkl"))
