@@ -147,6 +147,10 @@ def _executor(repository: Repository, options: _Options) -> tuple[Executor, int]
     slurm_queue.end_leftovers(repository.folder)
     if options.executor == "slurm":
         return _slurm(repository, options)
+    if options.slurm:
+        raise MachineError(
+            f"--slurm is for --executor slurm, and this is {options.executor}. Give both or neither."
+        )
     if options.executor != "local":
         raise MachineError(f"--executor is '{options.executor}'. Give local, ray or slurm.")
     gpus = devices.gpus(options.devices)
@@ -164,7 +168,6 @@ def _slurm(repository: Repository, options: _Options) -> tuple[Executor, int]:
             f"--devices '{options.devices}' names GPUs of this machine. With --executor slurm give auto (a GPU a job) "
             "or cpu; how many and which: --slurm gres=gpu:a100:1"
         )
-    on_slurm.require()
     gpus = options.devices == devices.AUTO
     settings = slurm_settings.settings(options.slurm, gpus=gpus)
     most = options.jobs or (None if settings.cluster == slurm_settings.SLURM else local.cores())

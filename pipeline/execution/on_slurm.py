@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import logging
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -19,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import MachineError, ParamsError
+from pipeline.errors import ParamsError
 from pipeline.execution.job import Ended, Job, Progress, failure
 from pipeline.execution.slurm_node import INTERRUPTED, NodeJob
-from pipeline.execution.slurm_queue import PROGRAMS, Queue
+from pipeline.execution.slurm_queue import Queue, require
 from pipeline.execution.slurm_settings import SLURM, Settings
 
 if TYPE_CHECKING:
@@ -30,9 +29,7 @@ if TYPE_CHECKING:
     from submitit import Job as Submitted
 
 EVERY = 0.2  # seconds between two looks for what has ended
-ASKING = (
-    60.0  # seconds at most between two questions to Slurm; submitit's own ten minutes are long after a kill
-)
+ASKING = 60.0  # seconds at most between two questions to Slurm; submitit's own are up to ten minutes
 LATENCY = 10.0  # seconds after a job's end in which a shared file system shows what it has left
 
 _CURES = {
@@ -65,16 +62,16 @@ class SlurmExecutor:
         cpu: compute on the CPU even where a node has a GPU.
 
     Raises:
-        MachineError: submitit or Slurm's commands are missing.
+        MachineError: Slurm's commands are missing, or its accounting.
         ParamsError: settings that submitit refuses.
     """
 
     def __init__(
         self, folder: Path, settings: Settings, most: int | None = None, *, cpu: bool = False
     ) -> None:
-        require()
         if settings.cluster == SLURM:
-            _require_slurm()
+            require()
+        logging.getLogger("submitit").setLevel(logging.ERROR)
         self._cluster, self._most = settings.cluster, most
         self._environment = {"STILLHOUSE_DEVICE": "cpu"} if cpu else {}
         self._queue = Queue(folder, settings.cluster)
@@ -130,7 +127,7 @@ class SlurmExecutor:
         if left:
             print(
                 f"Jobs {', '.join(left)} do not leave Slurm's queue: scancel {' '.join(left)}. The next stages.run "
-                "waits for their end.",
+                "interrupts them again.",
                 file=sys.stderr,
             )
 
@@ -227,7 +224,8 @@ class SlurmExecutor:
     def _killed(self, each: _Queued) -> str:
         """Return in a line why a job has ended without a result."""
         state, what = each.submitted.state, self._what(each)
-        if not each.job.log.exists() or not each.job.log.stat().st_size:
+        begun = each.job.log.exists() and each.job.log.stat().st_size > 0
+        if not begun and state.startswith(("FAILED", "COMPLETED", "FINISHED")):
             words = (
                 f"{what} ended as {state} before it began: the node must have the folder {each.job.folder} and "
                 f"{sys.executable}. Keep both on a file system that all nodes share, or choose nodes by --slurm"
@@ -242,34 +240,5 @@ class SlurmExecutor:
         return f"Job {each.submitted.job_id}" + (f" on {node}" if node else "")
 
 
-def require() -> None:
-    """Look for submitit.
-
-    Raises:
-        MachineError: it is not installed.
-    """
-    try:
-        import submitit  # noqa: F401
-    except ModuleNotFoundError:
-        raise MachineError('--executor slurm needs submitit. Install it: pip install -e ".[slurm]"') from None
-    logging.getLogger("submitit").setLevel(logging.ERROR)
-
-
-def _require_slurm() -> None:
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
-    if missing:
-        raise MachineError(
-            f"--executor slurm needs Slurm's commands, and this machine has no {', '.join(missing)}. Run it on a "
-            "machine that submits to the cluster, or try it here: --slurm cluster=local"
-        )
-    # Of a job that is killed nothing else tells.
-    done = subprocess.run(["sacct", "--noheader", "--jobs=1"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MachineError(
-            f"--executor slurm asks Slurm's accounting what became of jobs, and sacct says: {_line(done.stderr)}. Ask "
-            "those who run the cluster."
-        )
-
-
-def _line(error: BaseException | str) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split()).rstrip(".") or "nothing"

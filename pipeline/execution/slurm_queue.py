@@ -73,6 +73,26 @@ class Queue:
         return _wait_for(left, _queued, PATIENCE)
 
 
+def require() -> None:
+    """Look for Slurm, before anything is submitted.
+
+    Raises:
+        MachineError: its commands are missing, or it keeps no accounts.
+    """
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        raise MachineError(
+            f"--executor slurm needs Slurm's commands, and this machine has no {', '.join(missing)}. Run it on a "
+            "machine that submits to the cluster, or try it here: --slurm cluster=local"
+        )
+    done = _call("sacct", "--noheader", "--jobs=1")
+    if done.returncode:  # of a job that is killed nothing else tells
+        raise MachineError(
+            "--executor slurm asks Slurm's accounting what became of jobs, and sacct says: "
+            f"{' '.join(done.stderr.split()).rstrip('.')}. Ask those who run the cluster."
+        )
+
+
 def number(job: str) -> str:
     """Return the number of a job, or of the array that it belongs to."""
     return job.partition("_")[0]

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import ParamsError, unknown_name
+from pipeline.errors import MachineError, ParamsError, unknown_name
 
 SLURM, LOCAL = "slurm", "local"
 TIME = 240  # minutes; submitit's own 5 would interrupt most trainings
@@ -49,8 +49,12 @@ def settings(texts: Sequence[str], *, gpus: bool = True) -> Settings:
     Raises:
         ParamsError: a text without a value, a name given twice, or a value that is no number where one must be.
         UnknownNameError: a name that submitit does not know.
+        MachineError: submitit is not installed.
     """
-    import submitit
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise MachineError('--executor slurm needs submitit. Install it: pip install -e ".[slurm]"') from None
 
     names = submitit.SlurmExecutor._valid_parameters() - _OURS
     cluster = SLURM

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -236,10 +237,27 @@ def test_a_machine_without_slurm_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         slurm_queue.end_leftovers(tmp_path)
 
 
-def test_submitit_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slurm_without_accounting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = slurm(tmp_path, monkeypatch)
+    (fake.bin / "sacct").write_text("#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2; exit 1\n")
+    with pytest.raises(MachineError, match="sacct says: Slurm accounting storage is disabled"):
+        SlurmExecutor(tmp_path / "run", settings([]))
+
+
+def test_a_job_that_somebody_cancels_in_the_queue_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: None
+) -> None:
+    slurm(tmp_path, monkeypatch, hold=True)
+    with closing(SlurmExecutor(tmp_path / "run", settings([]))) as executor:
+        submit(executor, job(tmp_path, "a", "true"))
+        subprocess.run(["scancel", "100"], check=True)
+        assert "Job 100 on node7 ended as CANCELLED by 1000. See its log" in (ended(executor, 1)["a"] or "")
+
+
+def test_submitit_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(MachineError, match=r'pip install -e "\.\[slurm\]"'):
-        on_slurm.require()
+        settings([])
 
 
 @pytest.mark.parametrize(
