@@ -29,6 +29,7 @@ class _Options:
     executor: str
     address: str | None
     gpu_share: float
+    slurm: list[str]
     keep_going: bool
     force: bool
 
@@ -86,6 +87,13 @@ def main(
             min=0.01, max=1.0, help="With ray: part of a GPU that a stage takes; 0.5 puts two on each."
         ),
     ] = 1.0,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Settings of Slurm's jobs, as partition=gpu,time=120 (minutes); may be given again.",
+        ),
+    ] = None,
     downstream: Annotated[
         bool, typer.Option("--downstream", help="From the targets on, instead of up to them.")
     ] = False,
@@ -106,8 +114,8 @@ def main(
         if dry:
             _print_dry(repository, stages, force)
         else:
-            options = _Options(jobs, devices, cohort, executor, address, gpu_share, keep_going, force)
-            _run(repository, stages, options)
+            own = (executor, address, gpu_share, slurm or [])
+            _run(repository, stages, _Options(jobs, devices, cohort, *own, keep_going, force))
 
 
 def _run(repository: Repository, stages: list[Stage], options: _Options) -> None:
@@ -128,8 +136,10 @@ def _run(repository: Repository, stages: list[Stage], options: _Options) -> None
         outcome = scheduler.run(stopping)
         stopped = stopping()
 
-    for line in summary(outcome, time.monotonic() - start):
-        print(line, file=sys.stderr if line.startswith("failed") else sys.stdout)
+    counts, *failures = summary(outcome, time.monotonic() - start)
+    print(counts, flush=True)
+    for line in failures:
+        print(line, file=sys.stderr)
     if stopped:
         raise KeyboardInterrupt
     if outcome.failed:
@@ -139,10 +149,17 @@ def _run(repository: Repository, stages: list[Stage], options: _Options) -> None
 def _executor(repository: Repository, options: _Options) -> tuple[Executor, int]:
     """Return the executor, and how many students share a process unless the user says it."""
     from pipeline.errors import MachineError
-    from pipeline.execution import devices, local
+    from pipeline.execution import devices, local, slurm_queue
 
-    if options.executor == "ray":
-        return _ray_executor(repository, options)
+    slurm_queue.end_leftovers(repository.folder)
+    if options.executor == "ray" and not options.slurm:
+        return _ray(repository, options)
+    if options.executor == "slurm":
+        return _slurm(repository, options)
+    if options.slurm:
+        raise MachineError(
+            f"--slurm is for --executor slurm, and this is {options.executor}. Give both or neither."
+        )
     if options.executor != "local":
         raise MachineError(f"--executor is '{options.executor}'. Give local, ray or slurm.")
     gpus = devices.gpus(options.devices)
@@ -150,7 +167,8 @@ def _executor(repository: Repository, options: _Options) -> tuple[Executor, int]
     return local.LocalExecutor(slots, gpus, cpu=options.devices == devices.CPU), GPU_COHORT if gpus else 1
 
 
-def _ray_executor(repository: Repository, options: _Options) -> tuple[Executor, int]:
+def _ray(repository: Repository, options: _Options) -> tuple[Executor, int]:
+    """Return the executor of Ray, and how many students share a job unless the user says it."""
     from pipeline.errors import MachineError
     from pipeline.execution import devices
     from pipeline.execution.on_ray import RayExecutor
@@ -164,6 +182,22 @@ def _ray_executor(repository: Repository, options: _Options) -> tuple[Executor, 
         address=options.address, jobs=options.jobs, gpu_share=options.gpu_share, cpu=options.devices == devices.CPU,
     )  # fmt: skip
     return executor, GPU_COHORT if executor.gpus else 1
+
+
+def _slurm(repository: Repository, options: _Options) -> tuple[Executor, int]:
+    """Return the executor of Slurm, and how many students share a job unless the user says it."""
+    from pipeline.errors import ParamsError
+    from pipeline.execution import devices, local, on_slurm, slurm_settings
+
+    if options.devices not in (devices.AUTO, devices.CPU):
+        raise ParamsError(
+            f"--devices '{options.devices}' names GPUs of this machine. With --executor slurm give auto (a GPU a job) "
+            "or cpu; how many and which: --slurm gres=gpu:a100:1"
+        )
+    gpus = options.devices == devices.AUTO
+    settings = slurm_settings.settings(options.slurm, gpus=gpus)
+    most = options.jobs or (None if settings.cluster == slurm_settings.SLURM else local.cores())
+    return on_slurm.SlurmExecutor(repository.folder, settings, most, cpu=not gpus), GPU_COHORT if gpus else 1
 
 
 def _print_dry(repository: Repository, stages: list[Stage], force: bool) -> None:
