@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -265,9 +266,9 @@ def test_a_retry_waits_while_a_lost_node_still_writes_its_note(
 def test_ray_chooses_the_gpus(tmp_path: Path) -> None:
     from stages.run import _executor, _Options
 
-    options = _Options(None, "0,1", None, "ray", "127.0.0.1:9", 1.0, False, False)
+    options = _Options(None, "0,1", None, "ray", "127.0.0.1:9", 1.0, [], False, False)
     with pytest.raises(MachineError, match="--devices is '0,1', but Ray chooses"):
-        _executor(cast(Repository, None), options)
+        _executor(cast(Repository, SimpleNamespace(folder=tmp_path)), options)
 
 
 def test_ray_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
