@@ -452,7 +452,7 @@ def test_plug_ins_are_loaded_by_name_only() -> None:
 
 
 def test_no_import_is_hidden_from_the_closure() -> None:
-    """Modules are loaded by name in pipeline/plugin.py, the report's sections in its page, by benchmarks and workers."""
+    """Modules are loaded by name in few places: plug-ins, sections of the report, measurements, stages in workers."""
     places = (
         "pipeline/plugin.py",
         "pipeline/report/page.py",
