@@ -63,13 +63,17 @@ Code = Annotated[
 ]
 
 
-def _batch_size(text: str) -> int | None:
-    """Return a number of images, None for "auto"."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"'{text}' is no number of images. Give auto, or 1 or more.")
-    return int(text)
+def number_or_auto(things: str) -> Callable[[str], int | None]:
+    """Return the parser of an option that is a number of things, 1 or more, or "auto", which is None."""
+
+    def parse(text: str) -> int | None:
+        if text == "auto":
+            return None
+        if not text.isdecimal() or int(text) < 1:
+            raise typer.BadParameter(f"'{text}' is no number of {things}. Give auto, or 1 or more.")
+        return int(text)
+
+    return parse
 
 
 BatchSize = Annotated[
@@ -77,7 +81,7 @@ BatchSize = Annotated[
     typer.Option(
         envvar="STILLHOUSE_BATCH_SIZE",
         help="Images of one forward pass; auto is 256 on a CPU, and on a GPU up to 1024, fewer of large images.",
-        parser=_batch_size,
+        parser=number_or_auto("images"),
         metavar="auto|N",
         show_default="auto",
     ),

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from pipeline.execution.repository import Repository
     from pipeline.execution.stage import Stage
 
-GPU_COHORT = (
-    8  # students that one process is given at most; how many train side by side is the process's decision
-)
+GPU_COHORT = 8  # students that one process is given at most; it decides how many train side by side
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,6 @@ class _Options:
     force: bool
 
 
-def _number(text: str) -> int | None:
-    """Return a number of one or more, None for "auto"."""
-    if text == "auto":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise typer.BadParameter(f"'{text}' is no number. Give auto, or 1 or more.")
-    return int(text)
-
-
 def main(
     targets: Annotated[
         list[str] | None, typer.Argument(help="Stages or groups of stages, as `dvc repro` takes them; all.")
@@ -52,7 +41,7 @@ def main(
         typer.Option(
             "-j",
             "--jobs",
-            parser=_number,
+            parser=command.number_or_auto("stages"),
             metavar="auto|N",
             show_default="auto",
             help="Stages at a time; auto is the number of cores, or of GPUs and two more.",
@@ -64,7 +53,7 @@ def main(
     cohort: Annotated[
         int | None,
         typer.Option(
-            parser=_number,
+            parser=command.number_or_auto("students"),
             metavar="auto|N",
             show_default="auto",
             help="Students that share a process at most; auto is 8 on a GPU, and 1 on a CPU.",
@@ -152,14 +141,14 @@ def _executor(repository: Repository, options: _Options) -> tuple[Executor, int]
     from pipeline.execution import devices, local, slurm_queue
 
     slurm_queue.end_leftovers(repository.folder)
-    if options.executor == "ray" and not options.slurm:
-        return _ray(repository, options)
-    if options.executor == "slurm":
-        return _slurm(repository, options)
-    if options.slurm:
+    if options.slurm and options.executor != "slurm":
         raise MachineError(
             f"--slurm is for --executor slurm, and this is {options.executor}. Give both or neither."
         )
+    if options.executor == "ray":
+        return _ray(repository, options)
+    if options.executor == "slurm":
+        return _slurm(repository, options)
     if options.executor != "local":
         raise MachineError(f"--executor is '{options.executor}'. Give local, ray or slurm.")
     gpus = devices.gpus(options.devices)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from pipeline.execution.stage import Stage
-from pipeline.execution.worker import SHELL
+from pipeline.execution.worker import SHELL, stage_words
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,8 @@ class _Command:
             command: as a shell reads it.
             each: the list's options.
         """
-        if (SHELL - set('="')) & set(command):
-            return None
-        try:
-            words = shlex.split(command)
-        except ValueError:  # a quote is not closed
-            return None
-        if words[:2] != ["python", "-m"] or len(words) < 3 or not words[2].startswith("stages."):
+        words = None if (SHELL - {'"'}) & set(command) else stage_words(command)
+        if words is None:
             return None
 
         arguments = list(takewhile(lambda word: not word.startswith("-"), words[3:]))

@@ -77,11 +77,11 @@ class LocalExecutor:
         """Return the jobs that have ended since it was asked last, after `seconds` at most where there is none."""
         deadline = time.monotonic() + seconds
         while not self._ended and self._running:
-            by_end: dict[object, _Running] = {}
+            by_end: dict[int | Connection, _Running] = {}
             for each in self._running.values():
                 by_end[each.process.sentinel] = by_end[each.messages] = each
-            ready = connection.wait(list(by_end), max(0.0, deadline - time.monotonic()))  # type: ignore[arg-type]
-            for each in {id(by_end[one]): by_end[one] for one in ready}.values():
+            ready = connection.wait(list(by_end), max(0.0, deadline - time.monotonic()))
+            for each in {id(each): each for one, each in by_end.items() if one in ready}.values():
                 self._listen(each)
                 if not each.process.is_alive():
                     self._next(each)

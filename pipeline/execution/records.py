@@ -43,8 +43,8 @@ class Records:
         if not self._waiting or (time.monotonic() < self._next and not now):
             return []
         start = time.monotonic()
+        self._write(self._waiting)  # where it raises, they wait for another time
         stages, self._waiting = self._waiting, []
-        self._write(stages)
         end = time.monotonic()
         self._next = end + (end - start) / SHARE
         return stages

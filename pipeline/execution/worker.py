@@ -44,15 +44,20 @@ def module_of(command: str, path: str | None = None) -> tuple[str, list[str]] | 
         command: as a shell reads it.
         path: where the shell looks for programs; None is this process's PATH.
     """
-    if SHELL & set(command):
+    words = None if SHELL & set(command) else stage_words(command)
+    if words is None:
         return None
+    return (words[2], words[3:]) if _is_this(shutil.which("python", path=path)) else None
+
+
+def stage_words(command: str) -> list[str] | None:
+    """Return the words of a command `python -m stages.NAME ...`, or None where it is another."""
     try:
         words = shlex.split(command)
     except ValueError:  # a quote that nobody closes
         return None
-    if words[:2] != ["python", "-m"] or len(words) < 3 or not words[2].startswith("stages."):
-        return None
-    return (words[2], words[3:]) if _is_this(shutil.which("python", path=path)) else None
+    alike = words[:2] == ["python", "-m"] and len(words) > 2 and words[2].startswith("stages.")
+    return words if alike else None
 
 
 def _is_this(python: str | None) -> bool:
@@ -95,7 +100,7 @@ def run(
 
     named = module_of(command) if imported else None
     if named is None:
-        status: object = _run_shell(command)
+        status: int | str | None = _run_shell(command)
     else:
         progress.report(_reporter(messages))
         status = _run_module(*named, folder)
@@ -104,10 +109,10 @@ def run(
         with suppress(OSError):  # a disk that is full now: the stage has run all the same
             for mark in marks:
                 mark.leave()
-    sys.exit(status)  # type: ignore[arg-type]  # what a module gives to sys.exit
+    sys.exit(status)
 
 
-def _run_module(module: str, arguments: list[str], folder: str) -> object:
+def _run_module(module: str, arguments: list[str], folder: str) -> int | str | None:
     """Run `python -m module arguments`, and return what it exits with."""
     sys.argv = ["python", *arguments]  # runpy puts the module's file in the first place
     sys.path[0] = folder  # as `python -m` does

@@ -59,7 +59,7 @@ def executor() -> Iterator[LocalExecutor]:
 @pytest.fixture
 def job(folder: Path) -> Callable[..., Job]:
     def make(*commands: str, name: str = "job", **options: object) -> Job:
-        return Job(name, commands, folder, folder / f"logs/{name}.log", **options)  # type: ignore[arg-type]
+        return Job(name, commands, folder, folder / f"logs/{name}.log", **options)
 
     return make
 

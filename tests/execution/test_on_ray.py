@@ -115,7 +115,7 @@ def test_the_job_of_a_lost_node_runs_on_another(root: Path, cluster: Any) -> Non
         for job in jobs:
             executor.start(job)
         _until(lambda: all(executor.progress(job) for job in jobs), executor)
-        there = [job for job in jobs if executor.progress(job).note.endswith(lost.node_id[:6])]  # type: ignore[union-attr]
+        there = [job for job in jobs if executor.progress(job).note.endswith(lost.node_id[:6])]
         (job,) = there
         begun = root / f"{job.name}.begun"
         _until(begun.exists, executor)

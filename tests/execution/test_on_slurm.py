@@ -32,7 +32,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: bool | str) -> FakeSlurm:
     (folder / "slurm").mkdir()
-    fake = FakeSlurm(folder / "slurm", **options)  # type: ignore[arg-type]
+    fake = FakeSlurm(folder / "slurm", **options)
     for name, value in fake.environment.items():
         monkeypatch.setenv(name, value)
     return fake
@@ -91,7 +91,7 @@ def test_an_array_of_jobs_ends_each_in_its_own_way(executor: SlurmExecutor, tmp_
     )
 
     failures = ended(executor, 3)
-    assert failures.pop("silent", "").startswith("exit status 3")  # type: ignore[union-attr]
+    assert failures.pop("silent", "").startswith("exit status 3")
     assert failures == {"good": None, "bad": "no teacher"}
     assert (tmp_path / "logs/good.log").read_text().splitlines()[1:] == [f"good in {tmp_path}", "second"]
     assert mark.holds()
