@@ -29,9 +29,8 @@ ROUNDS = 3  # of the students
 REPRO, RUN = "dvc repro", "stages.run"
 OF_REPRO, FASTER = "of dvc repro's time", "times as fast"
 FORCED = ("--force", "--single-item", "pretrain_student")
-_RAN = re.compile(
-    r"^\[\d+/\d+\] \S+: ran in (?:([\d.]+) s|([\d:]+))$", re.MULTILINE
-)  # from a minute on a clock
+# From a minute on it is a clock's.
+_RAN = re.compile(r"^\[\d+/\d+\] \S+: ran in (?:([\d.]+) s|([\d:]+))$", re.MULTILINE)
 
 
 def parallel(bench: Bench) -> list[Record]:

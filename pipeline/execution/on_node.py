@@ -47,12 +47,10 @@ def run(job: Job, note: Path) -> str | None:
 def _executor(job: Job) -> LocalExecutor:
     """Return this process's executor, whose server starts with the first job."""
     os.environ.update(job.environment)  # OpenMP reads its variables once, when the server imports torch
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, {signal.SIGINT}
-    )  # Ray blocks it, and the server would inherit that
-    vars(sys.modules["__main__"]).pop(
-        "__file__", None
-    )  # which is Ray's worker: jobs would import it once more
+    # Ray blocks it, and the server would inherit that.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    # Which is Ray's worker: jobs would import it once more.
+    vars(sys.modules["__main__"]).pop("__file__", None)
     if not _executors:
         _executors.append(LocalExecutor(1))
     return _executors[0]

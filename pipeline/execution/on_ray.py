@@ -26,13 +26,8 @@ from pipeline.execution.job import Ended, Job, Progress
 from pipeline.execution.local import GRACE
 
 RETRIES = 3  # of a job whose node is lost
-CARRIED = (
-    "STILLHOUSE_",
-    "OMP_",
-    "GOMP_",
-    "MKL_",
-    "OPENBLAS_",
-)  # beginnings of the user's variables that count
+# Beginnings of the user's variables that count.
+CARRIED = ("STILLHOUSE_", "OMP_", "GOMP_", "MKL_", "OPENBLAS_")
 
 
 @dataclass(frozen=True)
@@ -69,9 +64,8 @@ class RayExecutor:
     ) -> None:
         self._root, self._jobs, self._gpu_share, self._cpu = root, jobs, gpu_share, cpu
         self._running: dict[Any, _Running] = {}  # by the reference to the task's result
-        self._folder = (
-            folder / f"ray-{uuid4().hex[:12]}"
-        )  # nobody else's: a node that sees it shares the folder
+        # Nobody else's: a node that sees it shares the project's folder.
+        self._folder = folder / f"ray-{uuid4().hex[:12]}"
         self._ray = nodes.join(address or os.environ.get("RAY_ADDRESS") or nodes.LOCAL, jobs)
         try:
             self._folder.mkdir(parents=True)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pipeline.execution.job import Job, failure
+from pipeline.execution.worker import in_shell
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -67,7 +68,7 @@ class NodeJob:
         environment = {**os.environ, **self.job.environment}
         with self.job.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [environment.get("SHELL", "/bin/sh"), "-c", command],
+                in_shell(command, environment),
                 cwd=self.job.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip

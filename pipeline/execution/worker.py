@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
 EVERY = 0.2  # seconds at least between two messages about progress
 SHELL = set('|&;<>()$`\\"*?[]#~%!{}\r\n')  # what a shell reads as more than words
-PLAIN = {
-    "bash": ("--noprofile", "--norc"),
-    "zsh": ("--no-rcs",),
-}  # shells that read no file of the user's, as DVC's
+# Options by which shells read no file of the user's, as DVC gives them.
+PLAIN = {"bash": ("--noprofile", "--norc"), "zsh": ("--no-rcs",)}
 
 
 def module_of(command: str, path: str | None = None) -> tuple[str, list[str]] | None:
@@ -123,12 +121,17 @@ def _run_module(module: str, arguments: list[str], folder: str) -> int | str | N
     return 0
 
 
+def in_shell(command: str, environment: Mapping[str, str]) -> list[str]:
+    """Return the words by which the user's shell runs a command, as DVC has it run."""
+    shell = environment.get("SHELL") or "/bin/sh"
+    return [shell, *PLAIN.get(Path(shell).name, ()), "-c", command]
+
+
 def _run_shell(command: str) -> int:
     """Give a command to the user's shell, as DVC does, and return its status as another shell would."""
-    shell = os.environ.get("SHELL") or "/bin/sh"
     # The shell gets it too, and decides what it means; a handler, unlike SIG_IGN, is nothing that it inherits.
     signal.signal(signal.SIGINT, lambda number, frame: None)
-    process = subprocess.Popen([shell, *PLAIN.get(Path(shell).name, ()), "-c", command])
+    process = subprocess.Popen(in_shell(command, os.environ))
     status = process.wait()
     return status if status >= 0 else 128 - status
 

@@ -54,9 +54,15 @@ def job(folder: Path, name: str, *commands: str, gpu: bool = False, marks: tuple
     return Job(name, commands, folder, log, {"STAGE": name}, gpu=gpu, marks=marks)
 
 
-def ended(executor: SlurmExecutor, number: int) -> dict[str, str | None]:
-    """Return why each of `number` jobs has failed, by name, as soon as they have ended."""
-    found: list[Ended] = []
+def ended(executor: SlurmExecutor, number: int, before: Sequence[Ended] = ()) -> dict[str, str | None]:
+    """Return why each of `number` jobs has failed, by name, as soon as they have ended.
+
+    Args:
+        executor: runs them.
+        number: of the jobs.
+        before: those that were said to have ended before.
+    """
+    found = list(before)
     deadline = time.monotonic() + PATIENCE
     while len(found) < number and time.monotonic() < deadline:
         found += executor.wait(0.5)
@@ -64,7 +70,7 @@ def ended(executor: SlurmExecutor, number: int) -> dict[str, str | None]:
 
 
 def submit(executor: SlurmExecutor, *jobs: Job) -> Sequence[Ended]:
-    """Start jobs, and let them go into the queue."""
+    """Start jobs, let them go into the queue, and return those that have ended by then."""
     for each in jobs:
         assert executor.free(gpu=each.gpu)
         executor.start(each)
@@ -83,14 +89,14 @@ def test_an_array_of_jobs_ends_each_in_its_own_way(executor: SlurmExecutor, tmp_
     (tmp_path / "out").write_text("made")
     mark = Mark(tmp_path / "mark.json", "key", (tmp_path / "out",))
     other = Mark(tmp_path / "other.json", "key", ())
-    submit(
+    quick = submit(
         executor,
         job(tmp_path, "good", "echo $STAGE in $PWD", "echo second >&2", marks=(mark,)),
         job(tmp_path, "bad", "echo 'error: no teacher' >&2; exit 3", "touch never", marks=(other,)),
         job(tmp_path, "silent", "exit 3"),
     )
 
-    failures = ended(executor, 3)
+    failures = ended(executor, 3, quick)
     assert failures.pop("silent", "").startswith("exit status 3")
     assert failures == {"good": None, "bad": "no teacher"}
     assert (tmp_path / "logs/good.log").read_text().splitlines()[1:] == [f"good in {tmp_path}", "second"]
@@ -103,9 +109,9 @@ def test_an_array_of_jobs_ends_each_in_its_own_way(executor: SlurmExecutor, tmp_
 def test_a_job_that_is_killed_is_one_line_with_its_state_and_log(
     executor: SlurmExecutor, tmp_path: Path
 ) -> None:
-    submit(executor, job(tmp_path, "lost", "echo begun; kill -KILL $PPID"))
+    quick = submit(executor, job(tmp_path, "lost", "echo begun; kill -KILL $PPID"))
 
-    line = ended(executor, 1)["lost"]
+    line = ended(executor, 1, quick)["lost"]
     assert line is not None
     assert "\n" not in line
     assert " ended as FAILED" in line or " ended as FINISHED" in line
@@ -148,8 +154,8 @@ def test_the_next_run_interrupts_what_a_killed_one_has_left(executor: SlurmExecu
 def test_a_job_whose_node_is_taken_away_is_queued_again(executor: SlurmExecutor, tmp_path: Path) -> None:
     """submitit is signaled; the command is interrupted, may write its checkpoint, and runs again."""
     taken = "trap 'touch checkpoint; exit 1' INT; kill -USR2 $PPID; sleep 60 & wait; exit 9"
-    submit(executor, job(tmp_path, "training", f"test -e checkpoint && exit 0; {taken}"))
-    assert ended(executor, 1) == {"training": None}
+    quick = submit(executor, job(tmp_path, "training", f"test -e checkpoint && exit 0; {taken}"))
+    assert ended(executor, 1, quick) == {"training": None}
     assert (tmp_path / "checkpoint").exists()
 
 
@@ -189,8 +195,8 @@ def test_jobs_get_a_gpu_unless_the_run_is_on_cpus() -> None:
 def test_a_run_on_cpus_says_so_to_its_jobs(tmp_path: Path) -> None:
     made = SlurmExecutor(tmp_path / "run", settings(["cluster=local"], gpus=False), cpu=True)
     with closing(made) as executor:
-        submit(executor, job(tmp_path, "any", "test $STILLHOUSE_DEVICE = cpu", gpu=True))
-        assert ended(executor, 1) == {"any": None}
+        quick = submit(executor, job(tmp_path, "any", "test $STILLHOUSE_DEVICE = cpu", gpu=True))
+        assert ended(executor, 1, quick) == {"any": None}
 
 
 def test_the_queue_takes_as_many_as_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
