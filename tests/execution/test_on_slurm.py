@@ -225,8 +225,8 @@ def test_a_node_without_the_project_is_named(
 ) -> None:
     slurm(tmp_path, monkeypatch, broken=True)
     with closing(SlurmExecutor(tmp_path / "run", settings([], gpus=False))) as executor:
-        submit(executor, job(tmp_path, "a", "true"))
-        line = ended(executor, 1)["a"]
+        quick = submit(executor, job(tmp_path, "a", "true"))
+        line = ended(executor, 1, quick)["a"]
     assert line is not None
     assert "on node7 ended as FAILED before it began: the node must have the folder" in line
     assert "execve()" in line
