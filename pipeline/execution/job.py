@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import TypeAdapter
+
 from pipeline.execution.done import Mark
 
 TAIL = 1 << 16  # bytes of a log that are searched for an error
@@ -43,6 +45,16 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     gpu: bool = False
     marks: tuple[Mark, ...] = ()
+
+
+def to_json(job: Job) -> str:
+    """Return a job as text, for another machine."""
+    return TypeAdapter(Job).dump_json(job).decode()
+
+
+def from_json(text: str) -> Job:
+    """Return the job of a text."""
+    return TypeAdapter(Job).validate_json(text)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import socket
 import sys
 import time
@@ -162,7 +161,7 @@ def _look(root: str, folder: str) -> str | None:
     return None
 
 
-def run(root: str, folder: str, job: bytes, note: str) -> str | None:
+def run(root: str, folder: str, job: str, note: str) -> str | None:
     """Run a job on this node, and return why it has failed."""
     fault = _shared(root, folder)
     if fault:  # a node that has come since the others were asked
@@ -172,5 +171,6 @@ def run(root: str, folder: str, job: bytes, note: str) -> str | None:
         sys.path.insert(0, root)  # before an installed one, as `python -m` does
 
     from pipeline.execution import on_node
+    from pipeline.execution.job import from_json
 
-    return on_node.run(pickle.loads(job), Path(note))
+    return on_node.run(from_json(job), Path(note))

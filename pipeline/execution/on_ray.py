@@ -11,7 +11,6 @@ Before anything runs, each node is asked whether it has the project's folder and
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from uuid import uuid4
 from pipeline.artifacts.publish import read_json
 from pipeline.errors import StillhouseError
 from pipeline.execution import nodes
-from pipeline.execution.job import Ended, Job, Progress
+from pipeline.execution.job import Ended, Job, Progress, to_json
 from pipeline.execution.local import GRACE
 
 RETRIES = 3  # of a job whose node is lost
@@ -100,7 +99,7 @@ class RayExecutor:
         task = self._ray.remote(nodes.run).options(
             num_cpus=1, num_gpus=self._gpu_share if gpu else 0, max_retries=RETRIES, name=job.name
         )
-        reference = task.remote(str(self._root), str(self._folder), pickle.dumps(theirs), str(note))
+        reference = task.remote(str(self._root), str(self._folder), to_json(theirs), str(note))
         self._running[reference] = _Running(job, note, gpu)
         return "ray"
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.execution import job
+from pipeline.execution.done import Mark
+from pipeline.execution.job import Job, from_json, to_json
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,11 @@ def test_of_a_long_log_the_end_is_read(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("error: early\n" + "x" * job.TAIL + "\n" + "y" * 5000)
     assert job.failure(log, "exit status 1") == "exit status 1: " + "y" * job.SHOWN
+
+
+def test_a_job_reaches_another_machine_as_it_is(tmp_path: Path) -> None:
+    mark = Mark(tmp_path / "mark.json", "key", (tmp_path / "out", tmp_path / "b c"))
+    sent = Job(
+        "a@b/c-0", ("echo 'é'", "true"), tmp_path, tmp_path / "a.log", {"A": "1"}, gpu=True, marks=(mark,)
+    )
+    assert from_json(to_json(sent)) == sent
