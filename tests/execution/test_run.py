@@ -212,5 +212,5 @@ def test_a_stage_that_fails_costs_what_depends_on_it(project: Project) -> None:
     failed = [line for line in text.splitlines() if line.startswith("failed: ")]
     assert failed
     assert all(line.endswith(": no evaluation today") for line in failed)
-    assert "  skipped because of it: " in text
-    assert "report" in text.partition("skipped because of it: ")[2]
+    assert "  skipped after it: " in text
+    assert "report" in text.partition("skipped after it: ")[2]
