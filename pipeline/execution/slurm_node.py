@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from pipeline.execution.job import Job, failure
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 GRACE = 60.0  # seconds that an interrupted command has to write its checkpoint; submitit's signal comes 90 s early
 INTERRUPTED = "interrupted"
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # by which Slurm, submitit and people end a job
 
 
 class NodeJob:
@@ -66,7 +69,8 @@ class NodeJob:
 
     def _run(self, command: str) -> int:
         environment = {**os.environ, **self.job.environment}
-        with self.job.log.open("ab") as log:
+        # A signal between the command's start and its name here would leave it running.
+        with self.job.log.open("ab") as log, _deferred():
             self._process = subprocess.Popen(
                 in_shell(command, environment),
                 cwd=self.job.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -89,6 +93,24 @@ class NodeJob:
     def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
             _signal(self._process.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _deferred() -> Iterator[None]:
+    """Let signals that end a job wait until the block has ended; a child that starts in it inherits nothing of that."""
+    arrived: list[int] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    before = {number: signal.signal(number, wait) for number in ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in arrived:
+        signal.raise_signal(number)
 
 
 def _has_ended(pid: int) -> bool:

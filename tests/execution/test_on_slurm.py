@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dvc_project import ONE, make
 from fake_slurm import FakeSlurm
 
 from pipeline.errors import MachineError, ParamsError, UnknownNameError
-from pipeline.execution import on_slurm, slurm_queue
+from pipeline.execution import on_slurm, slurm_node, slurm_queue
 from pipeline.execution.done import Mark
 from pipeline.execution.job import Ended, Job
 from pipeline.execution.on_slurm import SlurmExecutor
@@ -149,6 +151,32 @@ def test_the_next_run_interrupts_what_a_killed_one_has_left(executor: SlurmExecu
     assert not (tmp_path / "run/slurm.json").exists()
     slurm_queue.end_leftovers(tmp_path / "run")  # there is nothing to do
     assert all(each.submitted.done() for each in killed.values())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_command_starts_interrupts_it(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+            until(tmp_path, "begun")
+            signal.raise_signal(number)
+
+    started: list[Started] = []
+    monkeypatch.setattr(slurm_node.subprocess, "Popen", Started)
+    monkeypatch.setattr(slurm_node, "_id", lambda: "1")
+    (tmp_path / "logs").mkdir()
+    waiting = "trap 'touch interrupted; exit 1' INT; touch begun; while true; do sleep 0.1; done"
+    before = {each: signal.signal(each, signal.default_int_handler) for each in slurm_node.ASKING}
+    try:
+        assert slurm_node.NodeJob(job(tmp_path, "long", waiting))() == "interrupted"
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert started[0].wait(PATIENCE) == 1
+    assert (tmp_path / "interrupted").exists()
 
 
 def test_a_job_whose_node_is_taken_away_is_queued_again(executor: SlurmExecutor, tmp_path: Path) -> None:
