@@ -44,7 +44,7 @@ def main(
             parser=command.number_or_auto("stages"),
             metavar="auto|N",
             show_default="auto",
-            help="Stages at a time; auto is the number of cores, or of GPUs and two more.",
+            help="Stages at a time; auto is up to four cores each, of more a quarter; or the GPUs and two more.",
         ),
     ] = None,
     devices: Annotated[
@@ -152,7 +152,7 @@ def _executor(repository: Repository, options: _Options) -> tuple[Executor, int]
     if options.executor != "local":
         raise MachineError(f"--executor is '{options.executor}'. Give local, ray or slurm.")
     gpus = devices.gpus(options.devices)
-    slots = options.jobs or (len(gpus) + 2 if gpus else local.cores())
+    slots = options.jobs or (len(gpus) + 2 if gpus else local.slots())
     return local.LocalExecutor(slots, gpus, cpu=options.devices == devices.CPU), GPU_COHORT if gpus else 1
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from itertools import takewhile
 from pathlib import Path
 
 from pipeline.errors import MachineError
 
 AUTO, CPU = "auto", "cpu"
+_NUMBERED = re.compile(r"cuda:(\d+)")
 UNNUMBERED = ("dxg", "nvmap")  # device files of WSL and of Jetson, which do not count GPUs
 
 
@@ -18,12 +20,23 @@ def gpus(devices: str) -> list[str]:
     Args:
         devices: "auto" for all of them, "cpu" for none, or names, "0,1".
 
+    With "auto" the device counts that STILLHOUSE_DEVICE names for all stages.
+
     Raises:
-        MachineError: it names a GPU that is not there, or one twice.
+        MachineError: it names a GPU that is not there, or one twice; or each stage would spread over several.
     """
-    if devices == CPU or (devices == AUTO and os.environ.get("STILLHOUSE_DEVICE") == CPU):
+    chosen = os.environ.get("STILLHOUSE_DEVICE", "") if devices == AUTO else ""
+    if CPU in (devices, chosen):
         return []
     there = available()
+    processes = os.environ.get("STILLHOUSE_PROCESSES", "1")
+    if there and processes != "1":
+        raise MachineError(
+            f"STILLHOUSE_PROCESSES is {processes}, and stages.run gives each stage one GPU. Unset it, or give "
+            "--devices cpu, or take dvc repro."
+        )
+    if numbered := _NUMBERED.fullmatch(chosen):
+        return [_at(int(numbered[1]), there)]
     if devices == AUTO:
         return there
 
@@ -37,9 +50,20 @@ def gpus(devices: str) -> list[str]:
         what = "names a GPU twice"
     else:
         return named
-    number = f"GPU{'s' * (len(there) > 1)} {', '.join(there)}" if there else "no GPU"
     some = f", cpu, or some of its GPUs, as in {','.join(there[:2])}" if there else " or cpu"
-    raise MachineError(f"--devices '{devices}' {what}; this machine has {number}. Give auto{some}.")
+    raise MachineError(f"--devices '{devices}' {what}; this machine has {_listed(there)}. Give auto{some}.")
+
+
+def _at(index: int, there: list[str]) -> str:
+    if index >= len(there):
+        raise MachineError(
+            f"STILLHOUSE_DEVICE is cuda:{index}; this machine has {_listed(there)}. Unset it, or give --devices."
+        )
+    return there[index]
+
+
+def _listed(there: list[str]) -> str:
+    return f"GPU{'s' * (len(there) > 1)} {', '.join(there)}" if there else "no GPU"
 
 
 def available(root: Path = Path("/dev")) -> list[str]:

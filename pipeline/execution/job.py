@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,11 @@ class Progress:
 class Executor(Protocol):
     """Runs jobs."""
 
+    @property
+    def places(self) -> int:
+        """How many students compute at a time at most: ready ones are divided between as many processes."""
+        ...
+
     def free(self, *, gpu: bool) -> bool:
         """Tell whether a job of this kind would start at once."""
         ...
@@ -113,6 +119,19 @@ class Executor(Protocol):
     def close(self) -> None:
         """Give back what the executor holds."""
         ...
+
+
+def ending(status: int, memory: str) -> str:
+    """Say how a process has ended.
+
+    Args:
+        status: its exit status, negative for a signal.
+        memory: what the user might do, or should know, where it was killed as the system kills for want of memory.
+    """
+    if -status not in set(signal.Signals):
+        return f"exit status {status if status > 0 else 128 - status}"
+    because = f" ({memory})" if -status == signal.SIGKILL else ""
+    return f"it was killed by {signal.Signals(-status).name}{because}"
 
 
 def failure(log: Path, status: str) -> str:

@@ -1,7 +1,7 @@
 """Jobs in processes of this machine, each a fork of one server that has the imports of all stages (`server`).
 
-The cores are divided between the slots: a process computes with its share of threads. With one slot nothing is set, and
-a stage computes as it does by hand.
+The cores are divided between the slots: a process computes with its share of threads at most. With one slot nothing is
+set, and a stage computes as it does by hand.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
 from pipeline.execution import server, worker
-from pipeline.execution.job import Ended, Job, Progress, failure
+from pipeline.execution.job import Ended, Job, Progress, ending, failure
 
 GRACE = 20.0  # seconds that an interrupted job has to write its checkpoint
+WHOLE, PART = 4, 0.25  # cores up to which each has a slot, and the part of more that have one
 
 
 @dataclass
@@ -52,6 +53,12 @@ class LocalExecutor:
         self._running: dict[str, _Running] = {}
         self._ended: list[Ended] = []
         self._threads = _share_of_threads(slots)
+        self._stopping = False
+
+    @property
+    def places(self) -> int:
+        """How many students compute at a time at most."""
+        return len(self._gpus) or self.slots
 
     def free(self, *, gpu: bool) -> bool:
         """Tell whether a job of this kind would start at once."""
@@ -64,13 +71,14 @@ class LocalExecutor:
         """Start a job, and return the GPU that it runs on, or "cpu"."""
         taken = {each.gpu for each in self._running.values()}
         gpu = next((gpu for gpu in self._gpus if gpu not in taken), None) if job.gpu else None
-        environment = {**os.environ, **self._threads, **job.environment, **self._device(gpu)}
+        environment = {**os.environ, **job.environment, **self._device(gpu)}
         job.log.parent.mkdir(parents=True, exist_ok=True)
         job.log.write_bytes(b"")
 
         left = list(job.commands)
         process, messages = self._process(job, left, environment)
         self._running[job.name] = _Running(job, gpu, environment, left, process, messages)
+        self._stopping = False
         return "cpu" if gpu is None else f"GPU {gpu}"
 
     def wait(self, seconds: float) -> Sequence[Ended]:
@@ -95,10 +103,11 @@ class LocalExecutor:
         return self._running[job.name].progress
 
     def stop(self) -> None:
-        """Interrupt all jobs, and kill those that do not end soon."""
+        """Interrupt all jobs, and kill those that do not end soon; the second time at once."""
         for each in self._running.values():
             _signal(each.process, signal.SIGINT)
-        deadline = time.monotonic() + GRACE
+        deadline = time.monotonic() + (0.0 if self._stopping else GRACE)
+        self._stopping = True
         for each in list(self._running.values()):
             each.process.join(max(0.0, deadline - time.monotonic()))
             if each.process.is_alive():
@@ -118,7 +127,7 @@ class LocalExecutor:
         marks = () if left else job.marks
         messages, theirs = server.pipe()
         try:
-            arguments = (command, str(job.folder), environment, str(job.log), theirs, marks)
+            arguments = (command, str(job.folder), environment, str(job.log), theirs, marks, self._threads)
             process = server.start(worker.run, arguments, job.name, self._threads)
         except BaseException:
             messages.close()
@@ -155,11 +164,18 @@ class LocalExecutor:
             # What it has started has no more use. Where the server is lost, this is the process itself.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, signal.SIGKILL)
-        self._ended.append(Ended(each.job, failure(each.job.log, _words(status)) if status else failed))
+        # A negative status is a signal's, and so is a shell's beyond 128.
+        cure = "the machine's memory may be full"
+        said = (
+            failure(each.job.log, ending(status if status < 128 else 128 - status, cure))
+            if status
+            else failed
+        )
+        self._ended.append(Ended(each.job, said))
 
     def _device(self, gpu: str | None) -> dict[str, str]:
-        if gpu is not None:
-            return {"CUDA_VISIBLE_DEVICES": gpu}
+        if gpu is not None:  # the only one that the job sees, whatever number it has here
+            return {"CUDA_VISIBLE_DEVICES": gpu, "STILLHOUSE_DEVICE": "cuda"}
         return {"STILLHOUSE_DEVICE": "cpu"} if self._cpu else {}
 
 
@@ -168,6 +184,14 @@ def _share_of_threads(slots: int) -> dict[str, str]:
     if slots == 1 or any(os.environ.get(name) for name in server.THREADS):
         return {}
     return dict.fromkeys(server.THREADS, str(max(1, cores() // slots)))
+
+
+def slots() -> int:
+    """Return how many stages compute on this machine's CPU at a time, unless the user says it.
+
+    A stage that others wait for computes alone, and has only its own share of many cores.
+    """
+    return cores() if cores() <= WHOLE else max(WHOLE, int(PART * cores()))
 
 
 def cores() -> int:
@@ -182,12 +206,3 @@ def _signal(process: ForkServerProcess, number: signal.Signals) -> None:
         os.killpg(process.pid, number)
     except (ProcessLookupError, PermissionError):  # it has no group of its own yet
         os.kill(process.pid, number)
-
-
-def _words(status: int) -> str:
-    """Say how a process has ended: by a signal if negative, as a shell's child beyond 128."""
-    number = -status if status < 0 else status - 128
-    if number not in set(signal.Signals):
-        return f"exit status {status}"
-    memory = " (the machine's memory may be full)" if number == signal.SIGKILL else ""
-    return f"it was killed by {signal.Signals(number).name}{memory}"

@@ -79,6 +79,11 @@ class RayExecutor:
         """Whether jobs compute on GPUs."""
         return self._gpus > 0
 
+    @property
+    def places(self) -> int:
+        """How many students compute at a time at most."""
+        return int(self._gpus / self._gpu_share) or self._jobs or self._cpus
+
     def free(self, *, gpu: bool) -> bool:
         """Tell whether a job of this kind would start at once, as far as that is Ray's choice."""
         room = len(self._running) < (self._jobs or self._cpus)

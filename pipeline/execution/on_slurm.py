@@ -84,6 +84,11 @@ class SlurmExecutor:
         self._ended: list[Ended] = []
         self._asked = 0.0
 
+    @property
+    def places(self) -> int:
+        """How many students compute at a time at most; where Slurm decides it, that is one: cohorts are whole."""
+        return self._most or 1
+
     def free(self, *, gpu: bool) -> bool:
         """Tell whether a job would go into the queue."""
         return self._most is None or len(self._queued) + len(self._frontier) < self._most

@@ -111,12 +111,12 @@ class Repository:
             MachineError: DVC cannot read its files.
         """
         from dvc.exceptions import DvcException
-        from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+        from dvc.repo.reproduce import get_active_graph, plan_repro
         from dvc.stage.exceptions import StageFileDoesNotExistError, StageNotFound
 
         with locks.locked(self._repo):
             try:
-                wanted = collect_stages(self._repo, targets or ["dvc.yaml"])
+                wanted = self._wanted(targets)
                 graph = get_active_graph(self._repo.index.graph)
                 steps = wanted if single else plan_repro(graph, wanted, downstream=downstream)
             except (StageNotFound, StageFileDoesNotExistError) as error:
@@ -143,12 +143,14 @@ class Repository:
             name: a planned stage, whose upstream stages are up to date.
             force: run it in any case.
 
+        It waits for DVC's lock as long as that takes: others run meanwhile.
+
         Raises:
-            MachineError: DVC's lock is somebody else's, or DVC refuses, for instance because a dependency is missing.
+            MachineError: a file of the stage is busy, or DVC refuses, for instance because a dependency is missing.
         """
         from dvc.exceptions import DvcException
 
-        with locks.locked(self._repo):
+        with locks.locked(self._repo, None):
             try:
                 return self._begin(name, force)
             except DvcException as error:
@@ -198,6 +200,17 @@ class Repository:
         return Path(self._stages[name].wdir)
 
     # --- How ---
+
+    def _wanted(self, targets: Sequence[str]) -> list[Any]:
+        """Return the stages that targets name, in DVC's order."""
+        from dvc.repo.reproduce import collect_stages
+
+        if not targets:
+            # DVC would read dvc.yaml and dvc.lock once for the stages and once for the graph, which is needed anyway.
+            file = str(Path.cwd() / "dvc.yaml")
+            if stages := [stage for stage in self._repo.index.stages if stage.path == file]:
+                return stages
+        return list(collect_stages(self._repo, targets or ["dvc.yaml"]))
 
     def _begin(self, name: str, force: bool) -> Verdict:
         stage, before = self._stages[name], self._before[name]

@@ -51,7 +51,6 @@ class Scheduler:
         executor: where jobs run.
         view: is told what happens.
         cohort: how many students share a process at most.
-        places: how many such processes run at a time; ready students are divided between those that are free.
         keep_going: after a failure start what does not depend on it.
         force: run stages that are up to date too.
     """
@@ -64,13 +63,12 @@ class Scheduler:
         view: View,
         *,
         cohort: int = 1,
-        places: int = 1,
         keep_going: bool = False,
         force: bool = False,
     ) -> None:
         self._plan = Plan(stages, view, keep_going=keep_going)
         self._recorder, self._executor, self._view = recorder, executor, view
-        self._cohort, self._places, self._keep_going, self._force = cohort, places, keep_going, force
+        self._cohort, self._keep_going, self._force = cohort, keep_going, force
         self._begun: set[str] = set()  # and neither recorded nor released
         self._running: dict[str, _Running] = {}  # by the job's name
         self._ended: list[Ended] = []  # of those that run: what has ended, and is not recorded
@@ -136,7 +134,7 @@ class Scheduler:
             company = cohorts.company(first, candidates, self._recorder.working_folder)
         ended = {each.job.name for each in self._ended}
         taken = sum(each.group.gpu == first.gpu for name, each in self._running.items() if name not in ended)
-        most = min(self._cohort, math.ceil(len(company) / max(1, self._places - taken)))
+        most = min(self._cohort, math.ceil(len(company) / max(1, self._executor.places - taken)))
 
         begun: list[Stage] = []
         for stage in company:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -17,6 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from pipeline.errors import MachineError
 
 PRELOAD = "pipeline.execution.preload"
+DYING = 0.5  # seconds after which a killed process is gone
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 _context = multiprocessing.get_context("forkserver")
@@ -29,7 +31,12 @@ def pipe() -> tuple[Connection, Connection]:
 
 
 def start(
-    target: Callable[..., object], arguments: Sequence[object], name: str, threads: Mapping[str, str]
+    target: Callable[..., object],
+    arguments: Sequence[object],
+    name: str,
+    threads: Mapping[str, str],
+    *,
+    again: bool = True,
 ) -> ForkServerProcess:
     """Start a process that is a fork of the server, and the server where there is none.
 
@@ -38,6 +45,7 @@ def start(
         arguments: of the call.
         name: of the process.
         threads: variables of the server, beside those of this process.
+        again: try once more where the server has just been killed, which shows a moment later.
 
     Raises:
         MachineError: the server has ended while it imported.
@@ -47,6 +55,9 @@ def start(
     try:
         process.start()
     except (EOFError, OSError) as error:
+        if again and isinstance(error, ConnectionError):
+            time.sleep(DYING)
+            return start(target, arguments, name, threads, again=False)
         raise MachineError(
             f"The process that stages are forked from has ended at its start ({error or type(error).__name__}). What "
             "it printed stands above; see that there is memory, then run the same command again."

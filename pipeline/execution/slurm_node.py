@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pipeline.execution.job import Job, failure
+from pipeline.execution.job import Job, ending, failure
 from pipeline.execution.worker import in_shell
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GRACE = 60.0  # seconds that an interrupted command has to write its checkpoint; submitit's signal comes 90 s early
 INTERRUPTED = "interrupted"
+MEMORY = "its memory may be too small: --slurm mem=..."
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # by which Slurm, submitit and people end a job
 
 
@@ -49,7 +50,7 @@ class NodeJob:
             for command in job.commands:
                 status = self._run(command)
                 if status:
-                    return failure(job.log, _words(status))
+                    return failure(job.log, ending(status, MEMORY))
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end this before its command
             self._interrupt()
@@ -109,8 +110,8 @@ def _deferred() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in arrived:
-        signal.raise_signal(number)
+    for each in arrived:
+        signal.raise_signal(each)
 
 
 def _has_ended(pid: int) -> bool:
@@ -129,9 +130,3 @@ def _id() -> str:
     from submitit import JobEnvironment
 
     return JobEnvironment().job_id
-
-
-def _words(status: int) -> str:
-    if status == -signal.SIGKILL:
-        return "it was killed by SIGKILL (its memory may be too small: --slurm mem=...)"
-    return f"it was killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

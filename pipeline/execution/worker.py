@@ -74,6 +74,7 @@ def run(
     log: str,
     messages: Connection,
     marks: Sequence[Mark] = (),
+    threads: Mapping[str, str] | None = None,
 ) -> None:
     """Run a command in this process, and exit with its status.
 
@@ -84,6 +85,7 @@ def run(
         log: the file that takes what it prints.
         messages: takes how far it is, as (title, done, total, note).
         marks: left when it has ended well.
+        threads: variables of a shell beside the others; what has started this process has read them.
     """
     os.setsid()  # a group of its own: it is interrupted with all that it starts, and by nobody else
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -98,7 +100,7 @@ def run(
 
     named = module_of(command) if imported else None
     if named is None:
-        status: int | str | None = _run_shell(command)
+        status: int | str | None = _run_shell(command, {**os.environ, **(threads or {})})
     else:
         progress.report(_reporter(messages))
         status = _run_module(*named, folder)
@@ -127,11 +129,11 @@ def in_shell(command: str, environment: Mapping[str, str]) -> list[str]:
     return [shell, *PLAIN.get(Path(shell).name, ()), "-c", command]
 
 
-def _run_shell(command: str) -> int:
+def _run_shell(command: str, environment: Mapping[str, str]) -> int:
     """Give a command to the user's shell, as DVC does, and return its status as another shell would."""
     # The shell gets it too, and decides what it means; a handler, unlike SIG_IGN, is nothing that it inherits.
     signal.signal(signal.SIGINT, lambda number, frame: None)
-    process = subprocess.Popen(in_shell(command, os.environ))
+    process = subprocess.Popen(in_shell(command, environment), env=dict(environment))
     status = process.wait()
     return status if status >= 0 else 128 - status
 

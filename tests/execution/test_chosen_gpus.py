@@ -12,7 +12,7 @@ from pipeline.execution import devices
 
 @pytest.fixture(autouse=True)
 def no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CUDA_VISIBLE_DEVICES", "STILLHOUSE_DEVICE"):
+    for name in ("CUDA_VISIBLE_DEVICES", "STILLHOUSE_DEVICE", "STILLHOUSE_PROCESSES"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -90,6 +90,29 @@ def test_a_machine_that_is_told_to_compute_on_its_cpu(monkeypatch: pytest.Monkey
     monkeypatch.setenv("STILLHOUSE_DEVICE", "cpu")
     assert devices.gpus("auto") == []
     assert devices.gpus("1") == ["1"]
+
+
+@pytest.mark.usefixtures("three")
+def test_the_device_of_all_stages_is_theirs_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_DEVICE", "cuda:2")
+    assert devices.gpus("auto") == ["GPU-3f5e"]
+    assert devices.gpus("1") == ["1"]
+    monkeypatch.setenv("STILLHOUSE_DEVICE", "cuda")
+    assert devices.gpus("auto") == ["0", "1", "GPU-3f5e"]
+    monkeypatch.setenv("STILLHOUSE_DEVICE", "cuda:3")
+    assert line_of(lambda: devices.gpus("auto")).endswith(
+        "STILLHOUSE_DEVICE is cuda:3; this machine has GPUs 0, 1, GPU-3f5e. Unset it, or give --devices."
+    )
+
+
+@pytest.mark.usefixtures("three")
+def test_a_stage_on_several_gpus_is_for_dvc_repro(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_PROCESSES", "2")
+    assert devices.gpus("cpu") == []
+    assert line_of(lambda: devices.gpus("auto")).endswith(
+        "STILLHOUSE_PROCESSES is 2, and stages.run gives each stage one GPU. Unset it, or give --devices cpu, or take "
+        "dvc repro."
+    )
 
 
 @pytest.mark.usefixtures("three")

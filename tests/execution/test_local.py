@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import venv
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -206,19 +208,26 @@ def test_torch_is_there_already_with_a_share_of_the_threads(
     assert "torch" in about["modules"]
     assert about["threads"] == 2
     assert about["cuda"] is False
+    # What the user has not chosen is left to the stage: a small network takes one thread, as by hand.
+    assert not {*server.THREADS} & {*about["environment"]}
 
 
 def test_another_number_of_slots_has_other_threads(job: Callable[..., Job]) -> None:
     printing = "echo threads: $OMP_NUM_THREADS $MKL_NUM_THREADS $OPENBLAS_NUM_THREADS"
-    python = 'python -c \'import os; print(len(os.environ.get("OMP_NUM_THREADS", "")))\''
     texts = {}
     for slots in (2, 4, 9, 1):
-        made = job(printing, python)
+        made = job(printing)
         assert run(LocalExecutor(slots), made) == {"job": None}
         texts[slots] = made.log.read_text()
     assert texts == {
-        2: "threads: 2 2 2\n1\n", 4: "threads: 1 1 1\n1\n", 9: "threads: 1 1 1\n1\n", 1: "threads:\n0\n"
+        2: "threads: 2 2 2\n", 4: "threads: 1 1 1\n", 9: "threads: 1 1 1\n", 1: "threads:\n"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("cores", "slots"), [(1, 1), (2, 2), (4, 4), (8, 4), (16, 4), (64, 16)])
+def test_of_many_cores_a_stage_has_several(cores: int, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "cores", lambda: cores)
+    assert local.slots() == slots
 
 
 def test_the_user_s_own_number_of_threads_is_kept(
@@ -343,6 +352,17 @@ def test_the_shell_is_the_user_s(
         assert made.log.read_text().strip().isdecimal() == (printed or _is_bash("/bin/sh"))
 
 
+@contextmanager
+def interrupted_soon() -> Iterator[None]:
+    """Interrupt this process once it waits for another within the block."""
+    waiting = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    waiting.start()
+    try:
+        yield
+    finally:
+        waiting.join()
+
+
 def _is_bash(shell: str) -> bool:
     return bool(
         subprocess.run([shell, "-c", 'echo "$BASH_VERSION"'], check=False, capture_output=True).stdout.strip()
@@ -366,7 +386,7 @@ def test_a_gpu_is_one_job_s(job: Callable[..., Job], folder: Path) -> None:
     (folder / "end").touch()
     ended(executor, 3)
     assert executor.free(gpu=True)
-    assert [(folder / name).read_text() for name in "ab"] == ["0:\n", "GPU-5:\n"]
+    assert [(folder / name).read_text() for name in "ab"] == ["0: cuda\n", "GPU-5: cuda\n"]
 
 
 def test_without_gpus_a_job_computes_on_the_cpu_if_the_user_says_so(
@@ -429,6 +449,18 @@ def test_a_job_that_heeds_no_interrupt_is_killed(
     executor.stop()
     (end,) = executor.wait(0.0)
     assert end.failure == "it was killed by SIGKILL (the machine's memory may be full)"
+    until(lambda: gone(shell))
+
+
+def test_a_second_stop_does_not_wait(
+    executor: LocalExecutor, job: Callable[..., Job], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor.start(job(f"trap '' INT; {WAITS}"))
+    shell = number_in(folder / "pid")
+    monkeypatch.setattr(local, "GRACE", 1e6)
+    with interrupted_soon(), pytest.raises(KeyboardInterrupt):
+        executor.stop()
+    executor.close()
     until(lambda: gone(shell))
 
 

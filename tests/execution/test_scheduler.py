@@ -87,7 +87,7 @@ def test_students_of_the_same_data_share_a_process(root: Path) -> None:
         stage(f"distill@{name}", gpu=True, shares=True, root=root, inputs=f"{name[0]}.json")
         for name in ("a0", "b0", "a1", "b1", "a2")
     ]
-    world = World(root, stages, room=Room(slots=4, gpus=2))
+    world = World(root, stages, room=Room(slots=4, gpus=2, places=2))
     world.run(cohort=2)
     assert world.jobs == [
         ("distill@a0", "distill@a1"),
@@ -106,12 +106,14 @@ def test_what_is_up_to_date_takes_nobodys_place_in_a_process(root: Path) -> None
 
 def test_free_gpus_divide_students_between_them(root: Path) -> None:
     stages = [stage(f"distill@{index}", gpu=True, shares=True, root=root) for index in range(9)]
-    world = World(root, stages, room=Room(slots=4, gpus=2))
-    world.run(cohort=8, places=2)
+    world = World(root, stages, room=Room(slots=4, gpus=2, places=2))
+    world.run(cohort=8)
     assert [len(job) for job in world.jobs] == [5, 4]
 
-    busy = World(root, [stage("train", gpu=True), *stages], {"train": Fate(ticks=9)}, Room(slots=4, gpus=2))
-    busy.run(cohort=8, places=2)
+    busy = World(
+        root, [stage("train", gpu=True), *stages], {"train": Fate(ticks=9)}, Room(slots=4, gpus=2, places=2)
+    )
+    busy.run(cohort=8)
     assert [len(job) for job in busy.jobs] == [1, 8, 1]
 
 
