@@ -27,6 +27,7 @@ class _Options:
     executor: str
     address: str | None
     gpu_share: float
+    through: str | None
     slurm: list[str]
     keep_going: bool
     force: bool
@@ -76,6 +77,10 @@ def main(
             min=0.01, max=1.0, help="With ray: part of a GPU that a stage takes; 0.5 puts two on each."
         ),
     ] = 1.0,
+    through: Annotated[
+        str | None,
+        typer.Option(help="With ray, where nodes share no folder: the DVC remote that data go through."),
+    ] = None,
     slurm: Annotated[
         list[str] | None,
         typer.Option(
@@ -103,7 +108,7 @@ def main(
         if dry:
             _print_dry(repository, stages, force)
         else:
-            own = (executor, address, gpu_share, slurm or [])
+            own = (executor, address, gpu_share, through, slurm or [])
             _run(repository, stages, _Options(jobs, devices, cohort, *own, keep_going, force))
 
 
@@ -145,6 +150,10 @@ def _executor(repository: Repository, options: _Options) -> tuple[Executor, int]
         raise MachineError(
             f"--slurm is for --executor slurm, and this is {options.executor}. Give both or neither."
         )
+    if options.through and options.executor != "ray":
+        raise MachineError(
+            f"--through is for --executor ray, and this is {options.executor}. Give both or neither."
+        )
     if options.executor == "ray":
         return _ray(repository, options)
     if options.executor == "slurm":
@@ -159,18 +168,24 @@ def _executor(repository: Repository, options: _Options) -> tuple[Executor, int]
 def _ray(repository: Repository, options: _Options) -> tuple[Executor, int]:
     """Return the executor of Ray, and how many students share a job unless the user says it."""
     from pipeline.errors import MachineError
-    from pipeline.execution import devices
+    from pipeline.execution import devices, local
+    from pipeline.execution.divided import DividedExecutor
     from pipeline.execution.on_ray import RayExecutor
 
     if options.devices not in (devices.AUTO, devices.CPU):
         raise MachineError(
             f"--devices is '{options.devices}', but Ray chooses the GPUs of its nodes. Give auto or cpu."
         )
+    transfer = repository.transfer(options.through) if options.through else None
     executor = RayExecutor(
         repository.root, repository.folder,
         address=options.address, jobs=options.jobs, gpu_share=options.gpu_share, cpu=options.devices == devices.CPU,
+        transfer=transfer,
     )  # fmt: skip
-    return executor, GPU_COHORT if executor.gpus else 1
+    cohort = GPU_COHORT if executor.gpus else 1
+    if transfer is None:
+        return executor, cohort
+    return DividedExecutor(local.LocalExecutor(local.slots(), cpu=True), executor), cohort
 
 
 def _slurm(repository: Repository, options: _Options) -> tuple[Executor, int]:

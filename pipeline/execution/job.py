@@ -37,6 +37,7 @@ class Job:
         log: the file that takes what they print.
         gpu: the job computes on a GPU where there is one.
         marks: left by the executor once all commands have ended well.
+        stages: whose commands these are.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     gpu: bool = False
     marks: tuple[Mark, ...] = ()
+    stages: tuple[str, ...] = ()
 
 
 def to_json(job: Job) -> str:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MachineError
 
 REACH = 5.0  # seconds that a cluster's head has to answer
+CACHE = "STILLHOUSE_NODE_CACHE"  # variable of a node: the folder in which one without the project's works
 PROBE = 120.0  # seconds that a node has to answer: it may import torch from a cold disk
 LOCAL = "local"
 
@@ -69,13 +71,16 @@ def _reach(address: str) -> None:
         ) from None
 
 
-def probed(ray: Any, root: Path, folder: Path) -> dict[str, str]:
+def probed(
+    ray: Any, look: Callable[..., str | None], arguments: Sequence[object], needs: str
+) -> dict[str, str]:
     """Ask each node that could run stages whether it can, and return the nodes' names by their numbers.
 
     Args:
         ray: the module, joined to the cluster.
-        root: the project's folder.
-        folder: within it, and there for this run alone: a node that sees it shares the project's folder.
+        look: runs on a node, and returns why it cannot.
+        arguments: of `look`.
+        needs: what all nodes must have, for people.
 
     Raises:
         MachineError: a node cannot, or there is none.
@@ -88,10 +93,10 @@ def probed(ray: Any, root: Path, folder: Path) -> dict[str, str]:
         raise MachineError("No node of the Ray cluster has a core to run stages on. Look with: ray status")
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node may be unable to import it
-    probe = ray.remote(_look)
+    probe = ray.remote(look)
     asked = {
         name: probe.options(num_cpus=0, max_retries=0, scheduling_strategy=At(number, soft=False)).remote(
-            str(root), str(folder)
+            *arguments
         )
         for number, name in names.items()
     }
@@ -109,9 +114,8 @@ def probed(ray: Any, root: Path, folder: Path) -> dict[str, str]:
     if faults:
         raise MachineError(
             "; ".join(f"Ray node {', '.join(those)} {fault}" for fault, those in faults.items())
-            + f". All nodes need {root} from one shared disk, and an environment in which the project is "
-            "installed, active where `ray start` is called. Mend or remove the node, then run the same command "
-            "again."
+            + f". All nodes need {needs}, and an environment in which the project is installed, active where "
+            "`ray start` is called. Mend or remove the node, then run the same command again."
         )
     return names
 
@@ -143,14 +147,58 @@ def _shared(root: str, folder: str) -> str | None:
     return None
 
 
-def _look(root: str, folder: str) -> str | None:
-    """Return why stages cannot run on this node; None where they can."""
-    import subprocess
+def look(root: str, folder: str) -> str | None:
+    """Return why stages cannot run in the project's folder on this node; None where they can."""
+    return _shared(root, folder) or _imports(root, "import pipeline.execution.preload")
 
-    fault = _shared(root, folder)
+
+def look_apart(archive: bytes, remote: str, config: dict[str, Any], probe: str) -> str | None:
+    """Return why stages cannot run on this node in a folder of its own; None where they can."""
+    folder = workspace(archive)
+    fault = _imports(folder, "import pipeline.execution.preload, dvc.repo")
     if fault:
         return fault
-    command = ["python", "-c", "import pipeline.execution.preload"]
+    _enter(folder)
+
+    from pipeline.execution import apart
+
+    return apart.look(folder, remote, config, probe)
+
+
+def workspace(archive: bytes) -> str:
+    """Return this process's folder of the project's sources, after it has taken away those of processes that ended."""
+    import io
+    import tarfile
+
+    base = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "stillhouse") / "work"
+    folder = base / str(os.getpid())
+    if not folder.exists():
+        base.mkdir(parents=True, exist_ok=True)
+        for old in base.iterdir():
+            if not _lives(int(old.name.partition(".")[0])):
+                shutil.rmtree(old, ignore_errors=True)
+        part = folder.with_suffix(".part")
+        with tarfile.open(fileobj=io.BytesIO(archive)) as content:
+            content.extractall(part, filter="data")
+        part.rename(folder)
+    return str(folder)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+def _imports(root: str, program: str) -> str | None:
+    """Return why a program of imports does not run on this node; None where it does."""
+    import subprocess
+
+    command = ["python", "-c", program]
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -166,11 +214,28 @@ def run(root: str, folder: str, job: str, note: str) -> str | None:
     fault = _shared(root, folder)
     if fault:  # a node that has come since the others were asked
         return f"the Ray node that it was given to {fault}"
-    os.chdir(root)
-    if sys.path[0] != root:
-        sys.path.insert(0, root)  # before an installed one, as `python -m` does
+    _enter(root)
 
     from pipeline.execution import on_node
     from pipeline.execution.job import from_json
 
     return on_node.run(from_json(job), Path(note))
+
+
+def run_apart(
+    root: str, archive: bytes, job: str, sent: dict[str, Any], remote: tuple[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Run a job on this node in a folder of its own, and return why it has failed, its log, and what it has made."""
+    folder = workspace(archive)
+    _enter(folder)
+
+    from pipeline.execution import apart
+    from pipeline.execution.job import from_json
+
+    return apart.run(root, Path(folder), from_json(job), sent, remote)
+
+
+def _enter(root: str) -> None:
+    os.chdir(root)
+    if sys.path[0] != root:
+        sys.path.insert(0, root)  # before an installed one, as `python -m` does

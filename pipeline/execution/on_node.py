@@ -23,19 +23,21 @@ QUIET = 4.0  # seconds without a new note after which nobody writes them
 _executors: list[LocalExecutor] = []  # one: the next job of this process finds its imports done
 
 
-def run(job: Job, note: Path) -> str | None:
+def run(job: Job, note: Path | None) -> str | None:
     """Run a job in a process of its own, and return why it has failed; None where it has not.
 
     Args:
         job: what to run.
-        note: the file that says all the while where it runs, and how far it is.
+        note: the file that says all the while where it runs, and how far it is; None where nobody could read it.
     """
-    _wait_for_lost(note)
+    if note is not None:
+        _wait_for_lost(note)
     executor = _executor(job)
     try:
         executor.start(job)
         for turn in itertools.count():
-            _write(note, job, executor, turn)
+            if note is not None:
+                _write(note, job, executor, turn)
             if ended := executor.wait(EVERY):
                 break
     except KeyboardInterrupt:  # Ray's way to cancel a task

@@ -5,7 +5,7 @@ training resumes from the checkpoint beside its output, so a retry goes on where
 does with a job is in `on_node`.
 
 Before anything runs, each node is asked whether it has the project's folder and an environment that can import it
-(`nodes`).
+(`nodes`). Where nodes share no folder, sources go to them as they are and data through a DVC remote (`transfer`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 from uuid import uuid4
 
 from pipeline.artifacts.publish import read_json
-from pipeline.errors import StillhouseError
+from pipeline.errors import MachineError, StillhouseError
 from pipeline.execution import nodes
 from pipeline.execution.job import Ended, Job, Progress, to_json
 from pipeline.execution.local import GRACE
+from pipeline.execution.transfer import Transfer
 
 RETRIES = 3  # of a job whose node is lost
 # Beginnings of the user's variables that count.
@@ -46,6 +47,7 @@ class RayExecutor:
         jobs: at a time; by default as many as the cluster has cores.
         gpu_share: part of a GPU that a job takes which computes on one.
         cpu: compute on CPUs even where there are GPUs.
+        transfer: what sends data to nodes that do not share the folder, and gets it from there.
 
     Raises:
         MachineError: Ray is not installed, the cluster cannot be joined, or a node cannot run the project's stages.
@@ -60,15 +62,18 @@ class RayExecutor:
         jobs: int | None = None,
         gpu_share: float = 1.0,
         cpu: bool = False,
+        transfer: Transfer | None = None,
     ) -> None:
         self._root, self._jobs, self._gpu_share, self._cpu = root, jobs, gpu_share, cpu
+        self._transfer = transfer
         self._running: dict[Any, _Running] = {}  # by the reference to the task's result
         # Nobody else's: a node that sees it shares the project's folder.
         self._folder = folder / f"ray-{uuid4().hex[:12]}"
         self._ray = nodes.join(address or os.environ.get("RAY_ADDRESS") or nodes.LOCAL, jobs)
         try:
             self._folder.mkdir(parents=True)
-            self._nodes = nodes.probed(self._ray, root, self._folder)
+            self._archive = transfer and self._ray.put(transfer.archive())
+            self._nodes = self._probed()
             self._count()
         except BaseException:
             self.close()
@@ -96,15 +101,26 @@ class RayExecutor:
         carried = {name: value for name, value in os.environ.items() if name.startswith(CARRIED)}
         if self._cpu:
             carried["STILLHOUSE_DEVICE"] = "cpu"
+        elif carried.get("STILLHOUSE_DEVICE", "").startswith("cuda:"):
+            carried["STILLHOUSE_DEVICE"] = (
+                "cuda"  # the only one that the task sees, whatever number it has here
+            )
         theirs = replace(job, environment={**carried, **job.environment})
         note = self._folder / f"{job.log.stem}.json"
         gpu = job.gpu and self._gpus > 0
         job.log.parent.mkdir(parents=True, exist_ok=True)
 
-        task = self._ray.remote(nodes.run).options(
-            num_cpus=1, num_gpus=self._gpu_share if gpu else 0, max_retries=RETRIES, name=job.name
-        )
-        reference = task.remote(str(self._root), str(self._folder), to_json(theirs), str(note))
+        options = {
+            "num_cpus": 1, "num_gpus": self._gpu_share if gpu else 0, "max_retries": RETRIES, "name": job.name
+        }  # fmt: skip
+        root, text = str(self._root), to_json(theirs)
+        if self._transfer is None:
+            task = self._ray.remote(nodes.run).options(**options)
+            reference = task.remote(root, str(self._folder), text, str(note))
+        else:
+            task = self._ray.remote(nodes.run_apart).options(**options)
+            remote = (self._transfer.remote, self._transfer.config)
+            reference = task.remote(root, self._archive, text, self._transfer.send(job), remote)
         self._running[reference] = _Running(job, note, gpu)
         return "ray"
 
@@ -148,6 +164,16 @@ class RayExecutor:
         self._running.clear()
         self._ray.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
+        if self._transfer is not None:
+            self._transfer.close()
+
+    def _probed(self) -> dict[str, str]:
+        if self._transfer is None:
+            arguments: tuple[object, ...] = (str(self._root), str(self._folder))
+            needs = f"{self._root} from one shared disk, or --through a DVC remote"
+            return nodes.probed(self._ray, nodes.look, arguments, needs)
+        arguments = (self._archive, self._transfer.remote, self._transfer.config, self._transfer.probe)
+        return nodes.probed(self._ray, nodes.look_apart, arguments, "to reach the remote")
 
     def _count(self) -> None:
         """Count the cluster's cores and GPUs: nodes come and go."""
@@ -158,7 +184,10 @@ class RayExecutor:
     def _ended(self, reference: Any) -> Ended:
         running = self._running.pop(reference)
         try:
-            failure = self._ray.get(reference)
+            result = self._ray.get(reference)
+            failure = (
+                result if self._transfer is None else self._received(running.job, result, self._transfer)
+            )
         except self._ray.exceptions.TaskCancelledError:
             failure = "interrupted"
         except self._ray.exceptions.RayError as error:
@@ -169,3 +198,16 @@ class RayExecutor:
             if out.parent.is_dir():
                 list(out.parent.iterdir())
         return Ended(running.job, failure)
+
+    def _received(self, job: Job, result: dict[str, Any], transfer: Transfer) -> str | None:
+        """Put what a node has made into its place here, and return why the job has failed."""
+        job.log.write_bytes(result["log"])
+        if result["failure"]:
+            return str(result["failure"])
+        try:
+            transfer.receive(job, result["sent"])
+        except MachineError as error:
+            return str(error)
+        for mark in job.marks:
+            mark.leave()
+        return None

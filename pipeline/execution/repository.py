@@ -26,6 +26,7 @@ from pipeline.execution import locks
 from pipeline.execution.done import Mark
 from pipeline.execution.records import Records
 from pipeline.execution.stage import Stage, Verdict, described, file_name, outs
+from pipeline.execution.transfer import Transfer
 
 FOLDER = "stillhouse"  # in .dvc/tmp, which git does not see: logs, marks, and a copy of dvc.lock while it is written
 
@@ -38,6 +39,7 @@ class Repository:
 
     def __init__(self) -> None:
         self._repo: Any = None
+        self._graph: Any = None
         self._stages: dict[str, Any] = {}
         self._before: dict[str, list[Any]] = {}  # stages by name, whose outs a stage reads
         self._held: dict[str, ExitStack] = {}
@@ -124,6 +126,7 @@ class Repository:
             except DvcException as error:
                 raise _refused(error) from None
 
+        self._graph = graph
         self._stages = {stage.addressing: stage for stage in steps}
         self._before = {name: list(graph.successors(stage)) for name, stage in self._stages.items()}
         return [
@@ -198,6 +201,15 @@ class Repository:
     def working_folder(self, name: str) -> Path:
         """Return the folder that a stage's commands run in."""
         return Path(self._stages[name].wdir)
+
+    def transfer(self, remote: str) -> Transfer:
+        """Return what sends the planned stages' outs through a DVC remote.
+
+        Raises:
+            ParamsError: there is no such remote.
+            MachineError: nothing can be written there.
+        """
+        return Transfer(self._repo, self._stages, self._graph, remote)
 
     # --- How ---
 

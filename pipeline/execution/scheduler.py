@@ -198,6 +198,7 @@ class Scheduler:
             self._recorder.environment(first),
             group.gpu,
             tuple(self._recorder.mark(stage.name) for stage in group.stages),
+            tuple(stage.name for stage in group.stages),
         )
 
     # --- What has ended ---

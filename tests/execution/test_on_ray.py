@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +216,50 @@ def test_a_node_with_a_folder_of_its_own_is_named(
     monkeypatch.setattr(nodes, "_shared", look)
     with pytest.raises(MachineError, match=f"{number[:6]} has another folder .*elsewhere than this machine"):
         RayExecutor(root, root / "own", address=cluster.address)
+
+
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """Return a cluster whose nodes have caches of their own, and whose processes start in no project."""
+    utils = pytest.importorskip("ray.cluster_utils")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.chdir(tmp_path)
+    first, second = ({"env_vars": {nodes.CACHE: str(tmp_path / name)}} for name in ("first", "second"))
+    cluster = utils.Cluster(initialize_head=True, head_node_args=SMALL | first)
+    try:
+        cluster.add_node(**SMALL, **second)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_nodes_without_the_folder_run_a_project_through_a_remote(tmp_path: Path, apart: Any) -> None:
+    """One of them is lost in the middle."""
+    (tmp_path / "project").mkdir()
+    project = make(tmp_path / "project", ONE)
+    project.run("dvc", "remote", "add", "store", str(tmp_path / "remote"))
+    with pytest.raises(AssertionError, match=r"error: DVC has no remote 'stroe'; there is store\."):
+        project.run("python", "-m", "stages.run", "--executor", "ray", "--through", "stroe")
+
+    (lost,) = apart.worker_nodes
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(
+            project.run, "python", "-m", "stages.run", "--executor", "ray", "--address", apart.address,
+            "--through", "store",
+        )  # fmt: skip
+        _until(lambda: run.done() or list(tmp_path.glob("second/work/*/logs/*")))
+        assert not run.done(), run.result()
+        apart.remove_node(lost, allow_graceful=False)
+        assert "15 ran" in run.result()
+
+    # The nodes have worked where the project is not, and nothing of theirs is left in the remote.
+    assert list(tmp_path.glob("first/work/*/artifacts/teachers/ada"))
+    assert not list((tmp_path / "remote").rglob("stillhouse-*"))
+    assert not list(project.folder.rglob("ray-*"))
+    assert "up to date" in project.run("dvc", "status")
+    assert project.repro() == set()
 
 
 @pytest.mark.slow
