@@ -22,7 +22,7 @@ class To(StrEnum):
 
 
 def main(
-    to: Annotated[To, typer.Argument(help="What takes the histories.")],
+    to: Annotated[To, typer.Option(help="What takes the histories.")],
     names: Annotated[
         list[str] | None,
         typer.Argument(help="Trainings, as folders below the artifacts: 'students/*/kd/*'; all by default."),

@@ -72,7 +72,7 @@ def test_the_command_follows_until_ctrl_c(
 
     monkeypatch.setattr("time.sleep", sleep)
     options = ("--artifacts", artifacts, "--out", tmp_path / "out", "--follow")
-    assert run_stage(monkeypatch, log.main, "dvclive", *options) == 0
+    assert run_stage(monkeypatch, log.main, "--to", "dvclive", *options) == 0
     assert "1 of 1 trainings written" in capsys.readouterr().out
     assert len(table(tmp_path / "out/teachers/big/plots/metrics/loss.tsv")) == 3
 
@@ -83,7 +83,7 @@ def test_the_command_follows_until_ctrl_c(
 def test_what_a_program_cannot_take_is_a_usage_error(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_stage(monkeypatch, log.main, *arguments) == 2
+    assert run_stage(monkeypatch, log.main, "--to", *arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -35,7 +35,7 @@ def test_tensorboard_reads_every_value(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    words = ("tensorboard", "--artifacts", artifacts, "--out", tmp_path / "events")
+    words = ("--to", "tensorboard", "--artifacts", artifacts, "--out", tmp_path / "events")
     assert printed(monkeypatch, capsys, *words).startswith("1 of 1 trainings")
     events = EventAccumulator(str(tmp_path / "events" / NAME)).Reload()
     tags = events.Tags()
@@ -69,7 +69,7 @@ def test_mlflow_has_a_run_of_each_training(
     # The client alone has no database; a store of files does for a test.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = (tmp_path / "runs").as_uri()
-    words = ("mlflow", "--artifacts", artifacts, "--uri", uri, "--experiment", "mine")
+    words = ("--to", "mlflow", "--artifacts", artifacts, "--uri", uri, "--experiment", "mine")
     assert printed(monkeypatch, capsys, *words).startswith("1 of 1 trainings")
     assert printed(monkeypatch, capsys, *words).startswith("0 of 1 trainings")
 
