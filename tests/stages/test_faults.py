@@ -30,6 +30,7 @@ import numpy as np
 import pytest
 import torch
 from dvc_project import ONE, RECIPE, make
+from execution_fixtures import PATIENCE
 from fault_fixtures import Ended, Fault, Server, contents, serving
 from safetensors.torch import load_file, save_file
 from training_fixtures import PARAMS, World, prepared_data
@@ -354,7 +355,7 @@ def test_what_a_killed_run_left_is_nothing_to_one_with_other_settings(plant: Pla
 
 
 def wait_for(path: Path) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not path.exists():
         assert time.monotonic() < end, path
         time.sleep(0.01)
