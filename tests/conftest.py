@@ -6,6 +6,7 @@ And on every device that there is: see `device_fixtures.py`.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -35,6 +36,12 @@ def device(request: pytest.FixtureRequest) -> str:
     """Return the name of the device that the test runs on; what is made on it is made once a device."""
     name: str = request.param
     return name
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that go through DVC: at the end, one of them would keep a single process busy."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])  # else they stay in their order
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 import typer
 from error_fixtures import one_line
+from execution_fixtures import PATIENCE
 from typer.models import ArgumentInfo, OptionInfo
 
 from pipeline import errors
@@ -150,7 +151,7 @@ def test_help_comes_at_once() -> None:
         for stage in STAGES
     }
     for stage, process in running.items():
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=PATIENCE)
         assert "exit 0" in out, (stage, error)
         assert "--help" in out, stage
         assert out.splitlines()[-1].strip() == "heavy", (stage, out.splitlines()[-1])
@@ -172,7 +173,7 @@ def test_a_stage_is_a_module_to_run() -> None:
     options = [f"--{name}=a" for name in names]
     done = subprocess.run(
         [sys.executable, "-m", "stages.inputs", "none.json", *options],
-        cwd=root(), text=True, capture_output=True, check=False, timeout=60,
+        cwd=root(), text=True, capture_output=True, check=False, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stdout == ""

@@ -83,13 +83,14 @@ def code_hash(path: Path) -> str:
     """
     text = path.read_text()
     lines = text.split("\n")
-    spans = sorted(_not_code(text), reverse=True)  # from the end, so that a cut moves no other span
+    tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
+    spans = sorted(_not_code(text, tokens), reverse=True)  # from the end, so that a cut moves no other span
     for (first, left), (last, right) in spans:
         lines[first - 1] = lines[first - 1][:left] + lines[last - 1][right:]
         lines[first:last] = [""] * (last - first)
 
     # Blanks at a line's end and blank lines mean nothing, unless they lie within a string.
-    within = _within_strings(text, spans)
+    within = _within_strings(tokens, spans)
     kept = "\n".join(
         line if number in within else line.rstrip()
         for number, line in enumerate(lines, start=1)
@@ -98,30 +99,40 @@ def code_hash(path: Path) -> str:
     return hashlib.blake2b(kept.encode(), digest_size=16).hexdigest()
 
 
-def _within_strings(text: str, spans: list[Span]) -> set[int]:
+def _within_strings(tokens: Iterable[tokenize.TokenInfo], spans: list[Span]) -> set[int]:
     """Return the lines, from 1, whose end lies inside a string outside of `spans`: there, blanks count."""
     return {
         line
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        for token in tokens
         if token.start[0] < token.end[0]
         and not any(start <= token.start and token.end <= end for start, end in spans)
         for line in range(token.start[0], token.end[0])
     }
 
 
-def _not_code(text: str) -> Iterator[Span]:
+def _not_code(text: str, tokens: Iterable[tokenize.TokenInfo]) -> Iterator[Span]:
     """Give the spans of comments, docstrings and the help of options."""
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    for token in tokens:
         if token.type == tokenize.COMMENT:
             yield token.start, token.end
-    lines = text.split("\n")
-    for node in ast.walk(ast.parse(text)):
+
+    lines, tree = text.split("\n"), ast.parse(text)
+    # Most of a tree are expressions, and few files have options.
+    for node in ast.walk(tree) if "help" in text else _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 yield _span(first, lines)
         elif isinstance(node, ast.keyword) and node.arg == "help" and isinstance(node.value, ast.Constant):
             yield _span(node.value, lines)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Give a node and all below it that is not within an expression."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.expr):
+            yield from _statements(child)
 
 
 def _span(node: ast.stmt | ast.expr, lines: list[str]) -> Span:
@@ -134,11 +145,12 @@ def _span(node: ast.stmt | ast.expr, lines: list[str]) -> Span:
 
 
 def _file(name: str, base: Path) -> Path | None:
-    path = base.joinpath(*name.split("."))
-    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-        if name.split(".", maxsplit=1)[0] in PACKAGES and candidate.exists():
-            return candidate
-    return None
+    first, *others = name.split(".")
+    if first not in PACKAGES:
+        return None
+    path = base.joinpath(first, *others)
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
 @cache
@@ -159,5 +171,5 @@ def _imported(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
             yield module
             # A name may itself be a module; where it is something in one, `_file` finds nothing.
             yield from (f"{module}.{alias.name}" for alias in node.names)
-        else:
+        elif not isinstance(node, ast.expr):  # which holds no import, and is most of a tree
             yield from _imported(ast.iter_child_nodes(node), package)

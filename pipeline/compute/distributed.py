@@ -37,6 +37,9 @@ from pipeline.errors import LostRankError, MachineError
 from pipeline.progress import Advance
 
 TIMEOUT = 600.0  # seconds: the first rank evaluates and writes while the others wait
+STANDSTILL = (
+    600.0  # seconds without a unit of anybody's work after which a rank that has done its own gives up
+)
 GRACE = 5.0  # seconds in which torchrun ends a rank whose fellow has died
 _AGAIN = "Run the same command again: a training or an extraction resumes where it stopped."
 T = TypeVar("T")
@@ -220,7 +223,7 @@ class Tally:
         """Return when all units are done.
 
         Raises:
-            LostRankError: nothing was done for `TIMEOUT`.
+            LostRankError: nothing was done for `STANDSTILL`.
         """
         if self.ranks.size == 1:
             return
@@ -229,9 +232,9 @@ class Tally:
             self._show(done)
             if done > before:
                 before, since = done, time.monotonic()
-            elif time.monotonic() - since > TIMEOUT:
+            elif time.monotonic() - since > STANDSTILL:
                 raise LostRankError(
-                    f"No other process of this run has done anything for {TIMEOUT:.0f} s. {_AGAIN}"
+                    f"No other process of this run has done anything for {STANDSTILL:.0f} s. {_AGAIN}"
                 )
             time.sleep(0.1)
         self._show(done)

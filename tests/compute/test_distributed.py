@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from execution_fixtures import PATIENCE
 from fault_fixtures import Ended, Fault, Server, contents, serving
 from feature_fixtures import extraction, network, no_progress, prepare
 from rank_fixtures import start, together
@@ -296,7 +297,7 @@ def test_an_extraction_whose_ranks_were_killed_ends_alike(
     stage = "extract_features"
     alone(server, stage, words(world, stage, tmp_path / "whole.zarr"), SHARDS)
     given = words(world, stage, tmp_path / "cut.zarr")
-    quick = SHARDS | {"pipeline.compute.distributed:TIMEOUT": 2.0}
+    quick = SHARDS | {"pipeline.compute.distributed:STANDSTILL": 2.0}
     ended = together(server, stage, given, faults={victim: fault}, settings=quick)
     assert ended.pop(victim) == Ended(KILLED, "")
     one_line(ended)
@@ -418,7 +419,7 @@ def shell(world: World, stage: str, out: Path, *, torchrun: bool = False) -> sub
 def test_a_stage_starts_its_processes(server: Server, world: World, tmp_path: Path) -> None:
     with shell(world, "train_teacher", tmp_path / "own") as process:
         well(together(server, "train_teacher", words(world, "train_teacher", tmp_path / "forked")))
-        text, _ = process.communicate(timeout=100)
+        text, _ = process.communicate(timeout=PATIENCE)
     assert (process.returncode, text) == (0, "")
     assert contents(tmp_path / "own") == contents(tmp_path / "forked")
 
@@ -426,7 +427,7 @@ def test_a_stage_starts_its_processes(server: Server, world: World, tmp_path: Pa
 def test_a_stage_joins_torchrun(server: Server, world: World, tmp_path: Path) -> None:
     with shell(world, "extract_features", tmp_path / "own.zarr", torchrun=True) as process:
         alone(server, "extract_features", words(world, "extract_features", tmp_path / "one.zarr"))
-        text, _ = process.communicate(timeout=100)
+        text, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, text
     assert contents(tmp_path / "own.zarr") == contents(tmp_path / "one.zarr")
 
@@ -452,14 +453,14 @@ def test_a_run_that_is_ended_is_one_line_of_the_stage(
 ) -> None:
     """A rank is killed, or the stage gets Ctrl-C."""
     with shell(world, "train_teacher", tmp_path / "out") as process:
-        scratch, end = publish.scratch(tmp_path / "out"), time.monotonic() + 60
+        scratch, end = publish.scratch(tmp_path / "out"), time.monotonic() + PATIENCE
         while not scratch.exists():
             assert time.monotonic() < end
             assert process.poll() is None, process.stdout.read() if process.stdout else ""
             time.sleep(0.02)
         ranks = children(process.pid)
         os.kill(ranks[1] if number == signal.SIGKILL else process.pid, number)
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == status
     assert text.startswith(line)
     assert text.count("\n") == 1
@@ -469,7 +470,7 @@ def test_a_run_that_is_ended_is_one_line_of_the_stage(
 
 def test_ranks_do_not_outlive_the_stage(world: World, tmp_path: Path) -> None:
     with shell(world, "train_teacher", tmp_path / "out") as process:
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE
         while len(ranks := children(process.pid)) < 2 or not publish.scratch(tmp_path / "out").exists():
             assert time.monotonic() < end
             time.sleep(0.02)

@@ -27,7 +27,7 @@ LIGHT = (
     "student_inputs",
     "teacher_inputs",
 )
-PROGRAMS = ("benchmark", "networks", "plan", "preset")  # for people: they print tables, or call DVC
+PROGRAMS = ("benchmark", "log", "networks", "plan", "preset")  # for people: they print tables, or call DVC
 NEVER = (
     "torch._dynamo",
     "torch._inductor",

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 from dvc_project import ONE, make
+from execution_fixtures import PATIENCE
 
 from pipeline.errors import MachineError
 from pipeline.execution import nodes, on_node, on_ray
@@ -25,7 +26,6 @@ from pipeline.execution.on_ray import RayExecutor
 from pipeline.execution.repository import Repository
 
 SMALL = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-SOON = 120.0  # seconds that anything may take on a busy machine
 # Runs until there is a file named "go", and says how often it was begun.
 PATIENT = 'echo $$ >> {name}.begun; while [ ! -e go ]; do sleep 0.1; done; echo "made by $$" > {name}.out'
 
@@ -62,7 +62,7 @@ def _job(root: Path, name: str, *commands: str, **more: Any) -> Job:
 def _until(tell: Callable[[], object], executor: RayExecutor | None = None) -> list[Ended]:
     """Wait until something holds, and return the jobs that have ended meanwhile."""
     ended: list[Ended] = []
-    deadline = time.monotonic() + SOON
+    deadline = time.monotonic() + PATIENCE
     while not tell():
         assert time.monotonic() < deadline, "it does not happen"
         if executor is None:
@@ -75,7 +75,7 @@ def _until(tell: Callable[[], object], executor: RayExecutor | None = None) -> l
 def _all(executor: RayExecutor, number: int) -> dict[str, str | None]:
     """Wait for a number of jobs, and return why they have failed."""
     failures: dict[str, str | None] = {}
-    deadline = time.monotonic() + SOON
+    deadline = time.monotonic() + PATIENCE
     while len(failures) < number:
         assert time.monotonic() < deadline, "they do not end"
         failures |= {ended.job.name: ended.failure for ended in executor.wait(0.2)}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from dvc_project import ONE, make
+from execution_fixtures import PATIENCE
 from fake_slurm import FakeSlurm
 
 from pipeline.errors import MachineError, ParamsError, UnknownNameError
@@ -23,7 +24,6 @@ from pipeline.execution.on_slurm import SlurmExecutor
 from pipeline.execution.slurm_settings import settings
 
 pytestmark = pytest.mark.cpu
-PATIENCE = 60.0  # seconds in which a small job of a busy machine has surely ended
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def by_dvc(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Reproduce a toy project by DVC, one stage after another."""
-    project = make(tmp_path_factory.mktemp("dvc") / "project", ONE)
+    """Reproduce a toy project by DVC, one stage after another, each in a process of its own from the start."""
+    project = make(tmp_path_factory.mktemp("dvc") / "project", ONE, cold=True)
     project.repro()
     return project
 
@@ -113,12 +112,10 @@ def test_targets_and_flags_mean_what_they_mean_to_dvc(project: Project) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_killed_it_goes_on_where_it_was(number: signal.Signals, by_run: Project, tmp_path: Path) -> None:
     project = make(tmp_path / "project", ONE)
-    for seconds in (9.0, 14.0, 19.0):
+    for more in (1, 3, 5):  # stages that each run has done when it is ended, amid the next ones
         before = set(recorded(project))
         going = Run(project)
-        deadline = time.monotonic() + seconds
-        while going.process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        going.wait_for(more)
         text = going.end(number)
         assert "Traceback" not in text
         assert not stages_of(text) & before

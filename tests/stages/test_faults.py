@@ -30,6 +30,7 @@ import numpy as np
 import pytest
 import torch
 from dvc_project import ONE, RECIPE, make
+from execution_fixtures import PATIENCE
 from fault_fixtures import Ended, Fault, Server, contents, serving
 from safetensors.torch import load_file, save_file
 from training_fixtures import PARAMS, World, prepared_data
@@ -354,7 +355,7 @@ def test_what_a_killed_run_left_is_nothing_to_one_with_other_settings(plant: Pla
 
 
 def wait_for(path: Path) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while not path.exists():
         assert time.monotonic() < end, path
         time.sleep(0.01)
@@ -749,7 +750,7 @@ def test_what_loads_tensors_alone_passes(tmp_path: Path, text: str) -> None:
 @pytest.mark.slow
 def test_a_killed_repro_goes_on_to_the_same_artifacts(tmp_path: Path) -> None:
     """dvc and its stage die together, as they do when a machine goes down; the same command goes on."""
-    recipe = RECIPE | {"epochs": 8, "batch_size": 64}
+    recipe = RECIPE | {"epochs": 40, "batch_size": 64}  # long enough to be killed amid it
     params = ONE | {"recipes": {"quick": recipe}}
     whole, cut = (make(tmp_path / name, params) for name in ("whole", "cut"))
     for project in (whole, cut):
@@ -773,7 +774,7 @@ def test_a_killed_repro_goes_on_to_the_same_artifacts(tmp_path: Path) -> None:
     assert not out.exists()
     begun = checkpoint.state(publish.scratch(out) / "checkpoint.safetensors")
     assert begun is not None
-    assert 0 < len(begun["history"]) < 8
+    assert 0 < len(begun["history"]) < 40
 
     assert cut.repro(target) == {target}  # what was finished is not made again
     for name in ("data/prepared", "artifacts/teachers"):

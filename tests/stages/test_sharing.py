@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from dvc_project import ONE, PARAMS, Project, make
+from execution_fixtures import PATIENCE
 
 # One student, and a table that its teacher asks for itself.
 SHARED = ONE | {
@@ -63,11 +64,11 @@ def endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         address = listening(server, log)
-        urlopen(Request(f"{address}/{BUCKET}", method="PUT"), timeout=10).close()
+        urlopen(Request(f"{address}/{BUCKET}", method="PUT"), timeout=PATIENCE).close()
         yield address
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=PATIENCE)
 
 
 def listening(server: subprocess.Popen[bytes], log: Path) -> str:
