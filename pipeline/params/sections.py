@@ -101,7 +101,7 @@ class Sections(Block):
                 except ValueError:
                     continue  # the validation below says what is wrong
                 # Methods are merged instead: an override may add one to those of the run.
-                if base[key] is not None and changes[key].keys() != base[key].keys() and key != "methods":
+                if base[key] is not None and list(changes[key]) != list(base[key]) and key != "methods":
                     base[key] = {}
         return validate(RunParams, merged(base, changes), where)
 

@@ -71,14 +71,14 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
         ("borrowed.lent", "pair"))],
     # a plug-in is a name, or a name with its settings
     *[(place, value, [f"'{place}' is {'null' if value is None else value}. {EXPECTED_PLUG}."])
-      for place in ("runs.kd.methods", "runs.kd.schedule", "datasets.toy.source", "datasets.toy.views",
-                    "tables.moments", "teachers.big.recipe", "students.small.recipe", "runs.kd.transform")
+      for place in ("runs.kd.methods", "runs.kd.schedule", "datasets.toy.source", "tables.moments", "teachers.big.recipe", "students.small.recipe", "runs.kd.transform")
       for value in (5, ["kd"], {})],
     *[(place, None, [f"'{place}' is null. {EXPECTED_PLUG}."])
       for place in ("runs.kd.methods", "runs.kd.schedule", "datasets.toy.source", "datasets.toy.views")],
     *[(place, {"a": {}, "b": {}}, [f"'{place}' is {{'a': {{}}, 'b': {{}}}}. {EXPECTED_PLUG}."])
-      for place in ("runs.kd.schedule", "runs.kd.transform", "datasets.toy.source", "datasets.toy.views",
-                    "tables.moments", "teachers.big.recipe")],
+      for place in ("runs.kd.schedule", "runs.kd.transform", "datasets.toy.source", "tables.moments",
+                    "teachers.big.recipe")],
+    ("datasets.toy.views", {"a": {}, "b": {}}, ["Unknown view space of datasets.toy.views: 'a'."]),
     ("runs.kd.methods", {"kd": 5}, ["'runs.kd.methods' is {'kd': 5}. Expected the settings of 'kd' as a mapping."]),
     ("runs.kd.schedule", {"final": "x"}, ["'runs.kd.schedule'", "Expected the settings of 'final' as a mapping."]),
     ("teachers.big.recipe", {"epochs": 3}, ["Expected the settings of 'epochs' as a mapping"]),
@@ -601,7 +601,7 @@ def test_anchor_names(share: float, name: str) -> None:
 
 
 def test_defaults() -> None:
-    assert view_params(Plug.of("crop_flip"), "") == CropFlip(
+    assert view_params([Plug.of("crop_flip")], "") == CropFlip(
         space="crop_flip", padding=4, fill="zero", flip=True
     )
     lean = {"source": "digits"}
