@@ -47,7 +47,7 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     # unknown keys, wherever they stand
     ("teacher", {}, ["unknown key 'teacher'", "Did you mean 'teachers'?", "Known keys: assistants, borrowed, copies"]),
     ("teachers.big.recipes", {}, ["unknown key 'teachers.big.recipes'", "Did you mean 'recipe'?"]),
-    ("recipes.quick.learning_rat", 1, ["Did you mean 'learning_rate'?", "Known keys: batch_size, decay"]),
+    ("recipes.quick.learning_rat", 1, ["Did you mean 'learning_rate'?", "Known keys: batch_size, betas"]),
     ("teachers.big.recipe", {"quick": {"learning_rat": 1}},
      ["unknown key 'teachers.big.recipe.quick.learning_rat'", "Did you mean 'learning_rate'?"]),
     ("teachers.big.checkpoint", [], ["Did you mean 'checkpoints'?", "Known keys: anchors, checkpoints, compression"]),
