@@ -20,7 +20,6 @@ from pipeline.data.ranges import ReadAheadImages, ResidentRanges, copied, open_r
 from pipeline.data.views import ViewSpace, view_ids, view_space
 from pipeline.params.views import (
     Plain,
-    RandAugment,
     RandomErasing,
     RandomResizedCrop,
     RotateFlip,

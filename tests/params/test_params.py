@@ -71,7 +71,8 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
         ("borrowed.lent", "pair"))],
     # a plug-in is a name, or a name with its settings
     *[(place, value, [f"'{place}' is {'null' if value is None else value}. {EXPECTED_PLUG}."])
-      for place in ("runs.kd.methods", "runs.kd.schedule", "datasets.toy.source", "tables.moments", "teachers.big.recipe", "students.small.recipe", "runs.kd.transform")
+      for place in ("runs.kd.methods", "runs.kd.schedule", "datasets.toy.source", "datasets.toy.views",
+                    "tables.moments", "teachers.big.recipe", "students.small.recipe", "runs.kd.transform")
       for value in (5, ["kd"], {})],
     *[(place, None, [f"'{place}' is null. {EXPECTED_PLUG}."])
       for place in ("runs.kd.methods", "runs.kd.schedule", "datasets.toy.source", "datasets.toy.views")],

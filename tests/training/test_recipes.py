@@ -11,19 +11,33 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from device_fixtures import here
+from device_fixtures import current, here
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from training_fixtures import STUDENT, TIMES, VIEWS, cut_off_after, job, plain_epoch, prepared_data
+from training_fixtures import (
+    STUDENT,
+    TIMES,
+    VIEWS,
+    FixedSource,
+    assemble,
+    clock,
+    cut_off_after,
+    job,
+    plain_epoch,
+    prepared_data,
+    views_of,
+)
 
 from pipeline.data.prepared import Prepared
+from pipeline.distillation.schedule import ScheduleConfig, TeacherSchedule
 from pipeline.networks.network import build
 from pipeline.params.recipe import Recipe
 from pipeline.training import loop
 from pipeline.training.alone import train
+from pipeline.training.distill import Distillation
 from pipeline.training.loop import Training
 from pipeline.training.optimizer import recipe_optimizer, undecayed
 
@@ -264,3 +278,32 @@ def test_what_has_no_weight_decay(kinds: tuple[str, ...], expected: str) -> None
     decay = {names[id(x)]: group["weight_decay"] for group in optimizer.param_groups for x in group["params"]}
     assert decay == {name: 0.0 if name in expected.split() else 0.25 for name in decay}
     assert len(decay) == len(names)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_label_smoothing_of_a_distilled_student_is_of_the_term_ce_alone(smoothing: float) -> None:
+    found = assemble("kd")
+    batch = found.batch()
+    schedule = TeacherSchedule(ScheduleConfig(), found.context)
+    source = FixedSource(dict(batch.teacher))
+    objective = Distillation(
+        found.student,
+        found.method,
+        schedule,
+        None,
+        source,
+        current(),
+        0,
+        taps=("logits",),
+        smoothing=smoothing,
+    )
+    loss, terms = objective(views_of(batch), {}, clock())
+
+    with torch.no_grad():
+        logits = found.student(batch.image)
+    ce = nn.CrossEntropyLoss(label_smoothing=smoothing)(logits, batch.label)
+    q, p = (torch.log_softmax(x / 4, dim=1) for x in (logits, batch.teacher["logits"]))
+    kd = 16 * (p.exp() * (p - q)).sum(dim=1).mean()
+    torch.testing.assert_close(terms["ce"].detach(), ce)
+    torch.testing.assert_close(terms["kd"].detach(), kd)
+    torch.testing.assert_close(loss.detach(), 0.1 * ce + 0.9 * kd)
