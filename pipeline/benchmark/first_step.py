@@ -34,7 +34,7 @@ def main(name: str, samples: int, *, alone: bool = False) -> dict[str, float]:
     from pipeline.networks.network import build
     from pipeline.networks.spec import NetworkSpec
     from pipeline.params.recipe import Recipe
-    from pipeline.training.optimizer import sgd
+    from pipeline.training.optimizer import recipe_optimizer
 
     gc.enable()
     if alone:
@@ -53,7 +53,7 @@ def main(name: str, samples: int, *, alone: bool = False) -> dict[str, float]:
     spec = NetworkSpec(family="resnet", network="resnet8x4", size=SIZE, channels=3, classes=CLASSES)
     network = build(spec, 0).train()
     where.place(network)
-    optimizer = sgd(list(network.parameters()), Recipe(), fused=where.fused)
+    optimizer = recipe_optimizer(list(network.parameters()), Recipe(), fused=where.fused)
     synchronize(where.device)
     moments["network"] = time.time()
 

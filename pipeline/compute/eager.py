@@ -10,7 +10,7 @@ import inspect
 
 import torch
 from torch._compile import _disable_dynamo
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 _KEPT_OUT = _disable_dynamo(lambda: None).__code__  # shared by all functions that torch keeps out
 
@@ -30,3 +30,9 @@ class EagerSGD(SGD):
 
     # The bare method: what torch wraps around it imports the compiler.
     step = torch.no_grad()(inspect.unwrap(SGD.step))
+
+
+class EagerAdamW(AdamW):
+    """torch's AdamW, step by step the same."""
+
+    step = torch.no_grad()(inspect.unwrap(AdamW.step))

@@ -24,7 +24,7 @@ from pipeline.data.file_index import Box, FileIndex
 from pipeline.data.image_array import ImageArray
 from pipeline.data.prepared import Split
 from pipeline.data.raw import image_files
-from pipeline.data.views import RandomResizedCropSpace, ViewSpace, view_ids
+from pipeline.data.views import StackSpace, ViewSpace, cropped, view_ids
 
 
 class Images(Protocol):
@@ -156,21 +156,25 @@ class DecodedImages:
                 part.result()  # raises what the thread has raised
             plain = image.to(self.device, non_blocking=True)
 
-            # Random boxes were cut out while decoding; other spaces cut them out of the plain image.
-            if slot == 0 or isinstance(self.space, RandomResizedCropSpace):
+            if slot == 0:
                 return plain
             samples = index.to(self.device)
-            return self.space.apply(plain, view_ids(self.space, slot, samples), samples)
+            ids = view_ids(self.space, slot, samples)
+            # Random boxes were cut out while decoding; other spaces cut them out of the plain image.
+            if cropped(self.space) is None:
+                return self.space.apply(plain, ids, samples)
+            return self.space.after_crop(plain, ids, samples) if isinstance(self.space, StackSpace) else plain
 
         return finish
 
     def _boxes(self, slot: int, index: Tensor) -> list[Box] | list[None]:
         """Return the boxes that the views show of the whole photographs; None for the plain view."""
-        if slot == 0 or not isinstance(self.space, RandomResizedCropSpace):
+        crop = cropped(self.space)
+        if slot == 0 or crop is None:
             return [None] * len(index)
         records = self.files.records[index.numpy()]
         height, width = (torch.from_numpy(records[side].astype(np.int64)) for side in ("height", "width"))
-        boxes, mirrored = self.space.boxes(view_ids(self.space, slot, index), index, height, width)
+        boxes, mirrored = crop.boxes(view_ids(self.space, slot, index), index, height, width)
         # The columns are top, left, height and width, then the flag: `Box` in its order.
         drawn = zip(*boxes.T.tolist(), mirrored.tolist(), strict=True)
         return [Box(*box) for box in drawn]

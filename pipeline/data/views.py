@@ -16,8 +16,23 @@ from torch import Tensor
 
 from pipeline import seeding
 from pipeline.compute.precision import full_products
+from pipeline.data.color import ColorJitterSpace
+from pipeline.data.draws import hashed, uniform
+from pipeline.data.erasing import RandomErasingSpace
+from pipeline.data.rand_augment import RandAugmentSpace
 from pipeline.errors import ParamsError
-from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, RotateFlip, Slots, ViewParams
+from pipeline.params.views import (
+    ColorJitter,
+    CropFlip,
+    Plain,
+    RandAugment,
+    RandomErasing,
+    RandomResizedCrop,
+    RotateFlip,
+    Slots,
+    Stack,
+    ViewParams,
+)
 
 _UNLIMITED = 1 << 31
 _ATTEMPTS = 10
@@ -146,7 +161,7 @@ class RandomResizedCropSpace:
             height: height of each image, int64 (B,).
             width: as `height`.
         """
-        draws = _uniform(index, view, 4 * _ATTEMPTS + 1)  # (B, 4 * attempts + 1)
+        draws = uniform(index, view, 4 * _ATTEMPTS + 1)  # (B, 4 * attempts + 1)
         share, ratio, y, x = draws[:, :-1].double().view(len(draws), 4, _ATTEMPTS).unbind(1)  # (B, attempts)
 
         low, high = (math.log(bound) for bound in self.params.ratio)
@@ -207,9 +222,58 @@ class RotateFlipSpace:
         return rotated * covered[:, None]
 
 
+class StackSpace:
+    """Spaces of which each changes what the one before shows.
+
+    Where all of them are finite, an id is a number whose digits are theirs, so every combination is a view. Else the
+    id seeds them all; finite ones show any of their views equally often.
+    """
+
+    def __init__(self, params: Stack) -> None:
+        self.params = params
+        self.parts = [(part.space, view_space(part)) for part in params.parts]
+        counts = [space.count for _, space in self.parts]
+        finite = [count for count in counts if count is not None]
+        self.count: int | None = math.prod(finite) if len(finite) == len(counts) else None
+
+    def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
+        """Return views of views; see `ViewSpace.apply`."""
+        return self._applied(0, image, view, index)
+
+    def after_crop(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
+        """Do all but the first space to images that show its views already; see `ViewSpace.apply`."""
+        return self._applied(1, image, view, index)
+
+    def _applied(self, first: int, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
+        rest = view
+        for name, space in self.parts[first:]:
+            own = view
+            if space.count is not None and self.count is not None:
+                own, rest = rest % space.count, rest // space.count
+            elif space.count is not None:
+                drawn = hashed(index, view, 1, seeding.derive("stack", name))[:, 0] % space.count
+                own = torch.where(view == 0, 0, drawn)
+            image = space.apply(image, own, index)
+        return image
+
+
+def cropped(space: ViewSpace) -> RandomResizedCropSpace | None:
+    """Return the random box with which the views begin, if they do: it is cut out of the whole photograph."""
+    first = space.parts[0][1] if isinstance(space, StackSpace) else space
+    return first if isinstance(first, RandomResizedCropSpace) else None
+
+
 def view_space(params: ViewParams) -> ViewSpace:
     """Return the view space that `params` describe."""
     match params:
+        case Stack():
+            return StackSpace(params)
+        case ColorJitter():
+            return ColorJitterSpace(params)
+        case RandAugment():
+            return RandAugmentSpace(params)
+        case RandomErasing():
+            return RandomErasingSpace(params)
         case CropFlip():
             return CropFlipSpace(params)
         case RandomResizedCrop():
@@ -232,10 +296,37 @@ def check_size(params: ViewParams, size: int, what: str) -> None:
         ParamsError: the padding is as large as the images: reflection has no pixels for it, and of images padded with
             zeros some crops would show nothing.
     """
+    for part in params.parts if isinstance(params, Stack) else ():
+        check_size(part, size, what)
     if isinstance(params, CropFlip) and params.padding >= size:
         raise ParamsError(
             f"params.yaml: {what} pads images of {size}x{size} by {params.padding}, expected less than {size}. "
             f"Set padding to {size - 1} or less, then: dvc repro params"
+        )
+
+
+def check_channels(params: ViewParams, channels: int, what: str) -> None:
+    """Refuse images whose colors a view space would not know how to change.
+
+    Args:
+        params: the view space.
+        channels: of the images.
+        what: where the views stand in params.yaml, for the error.
+
+    Raises:
+        ParamsError: they have neither one channel nor three, or are gray and would get another saturation or hue.
+    """
+    for part in params.parts if isinstance(params, Stack) else ():
+        check_channels(part, channels, what)
+    if isinstance(params, ColorJitter | RandAugment) and channels not in (1, 3):
+        raise ParamsError(
+            f"params.yaml: {what} has '{params.space}', which reads images of 1 or 3 channels, and these have "
+            f"{channels}. Drop it."
+        )
+    if isinstance(params, ColorJitter) and channels == 1 and (params.saturation or params.hue):
+        raise ParamsError(
+            f"params.yaml: {what} changes the saturation or hue of images of 1 channel, which have none. Set "
+            "color_jitter to {saturation: 0, hue: 0}, then: dvc repro params"
         )
 
 
@@ -326,10 +417,3 @@ def _mirrored(x: Tensor, size: int) -> Tensor:
 def _fine(x: Tensor) -> Tensor:
     """Round float64 (B,) to whole parts of a pixel: int64 (B, 1, 1)."""
     return (x * _FINE + 0.5).floor().long()[:, None, None]
-
-
-def _uniform(index: Tensor, view: Tensor, count: int) -> Tensor:
-    """Return float32 (B, count) in [0, 1) that depend on sample and view alone."""
-    key = seeding.mix(seeding.mix(index + 1) + view)
-    draws = seeding.mix(key[:, None] + torch.arange(1, count + 1, device=index.device))
-    return seeding.uniform(draws)

@@ -22,8 +22,8 @@ def check_course(recipe: Recipe, where: str) -> None:
         where: its place, for instance "teachers.resnet8.recipe".
 
     Raises:
-        ParamsError: a rate or decay is no likely one, milestones are not in their order, or the warm-up does not fit
-            the epochs.
+        ParamsError: a rate or decay is no likely one, a setting is of another optimizer or schedule, milestones are
+            not in their order, or the warm-up does not fit the epochs.
     """
     for setting, most in (("learning_rate", 1000), ("weight_decay", 10)):
         if (value := getattr(recipe, setting)) > most:
@@ -31,6 +31,7 @@ def check_course(recipe: Recipe, where: str) -> None:
                 f"params.yaml: '{where}': {setting} is {value}, expected {most:,} at most. Lower it."
             )
 
+    _check_kind(recipe, where)
     milestones = recipe.milestones
     listed = ", ".join(map(str, milestones))
     if any(after <= before for before, after in itertools.pairwise(milestones)):
@@ -47,6 +48,33 @@ def check_course(recipe: Recipe, where: str) -> None:
             f"params.yaml: '{where}': warmup is {recipe.warmup} of {length} {unit}, so the learning rate would "
             "not be reached. Lower it."
         )
+
+
+# Settings that one optimizer or schedule reads alone, by the other one.
+_OF_OTHERS = {
+    ("optimizer", "sgd"): ("betas", "eps"),
+    ("optimizer", "adamw"): ("momentum", "nesterov"),
+    ("schedule", "steps"): ("final",),
+    ("schedule", "cosine"): ("decay",),
+}
+
+
+def _check_kind(recipe: Recipe, where: str) -> None:
+    """Refuse settings that the recipe's optimizer or schedule would not read."""
+    if recipe.schedule == "cosine" and recipe.milestones:
+        listed = ", ".join(map(str, recipe.milestones))
+        raise ParamsError(
+            f"params.yaml: '{where}': schedule is cosine and milestones are {listed}, expected one of the two. Drop "
+            "the milestones, or the schedule."
+        )
+    for (kind, chosen), settings in _OF_OTHERS.items():
+        for setting in settings if getattr(recipe, kind) == chosen else ():
+            value, default = getattr(recipe, setting), Recipe.model_fields[setting].default
+            if value != default:
+                raise ParamsError(
+                    f"params.yaml: '{where}': {setting} is {value}, which {kind}: {chosen} does not read. Drop it, or "
+                    f"change the {kind}."
+                )
 
 
 def check_shares(recipe: Recipe, checkpoints: int, where: str, steps: int | None = None) -> None:

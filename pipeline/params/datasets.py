@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.params.base import Block, StageBlock
-from pipeline.params.plug import Plug
+from pipeline.params.plug import Plug, Plugs
 
 
 class DatasetParams(Block):
@@ -13,11 +13,12 @@ class DatasetParams(Block):
 
     Attributes:
         source: a file of `pipeline/data/datasets`, with its settings.
-        views: the augmented views that training may show: plain, crop_flip, random_resized_crop or rotate_flip.
+        views: the augmented views that training may show, by the name of their space; of several, each space changes
+            what the one before shows.
     """
 
     source: Plug
-    views: Plug = Plug.of("plain")
+    views: Plugs = (Plug.of("plain"),)
 
 
 class PrepareBlock(StageBlock):

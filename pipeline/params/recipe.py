@@ -5,26 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.params.base import Block
-from pipeline.params.numbers import Steps
+from pipeline.params.numbers import Once, Steps
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+# Settings that are in a recipe's json where they are used alone: those who do not use them keep what they have trained.
+LATER = ("optimizer", "betas", "eps", "undecayed", "schedule", "final", "label_smoothing", "clip", "ema")
 
 
 class Recipe(Block):
-    """SGD with momentum and a step schedule; the defaults are CRD's for CIFAR-100 (arXiv:1910.10699).
+    """How long, by which optimizer and at which rate; the defaults are CRD's for CIFAR-100 (arXiv:1910.10699).
 
     Attributes:
         epochs: passes over the training images; 0 keeps the first weights, None leaves it to `iterations`.
         iterations: steps in all, in the place of `epochs`; the last epoch ends with the last of them. `milestones`,
             which are to be given then, and `warmup` count steps.
         batch_size: samples a step.
-        learning_rate: before any decay, 1,000 at most.
+        learning_rate: before any decay, 1,000 at most; AdamW has no default of its own.
         momentum: of SGD.
         nesterov: Nesterov's form of it.
-        weight_decay: on every parameter, BN and scales included, 10 at most.
+        weight_decay: on every parameter but `undecayed`, BN and scales included, 10 at most.
         milestones: epochs, from 1 to the last, after which the learning rate is multiplied by `decay`; each
             later than the one before. With `iterations` they are steps, which may lie within an epoch.
         decay: that factor.
@@ -32,6 +36,18 @@ class Recipe(Block):
             steps.
         drop_last: drop the last batch of an epoch when it is not full; else one of a single sample joins the batch
             before it.
+        optimizer: SGD with momentum, or AdamW, whose weight decay is decoupled.
+        betas: decay of AdamW's mean of the gradients, and of their squares.
+        eps: what AdamW adds to the root of the squares.
+        undecayed: parameters without weight decay: `bias`, all that are named so, those of norms too; `norm`, all
+            of batch norms, layer norms and their like.
+        schedule: of the learning rate: `steps` falls at the milestones, `cosine` as half a wave from the end of the
+            warm-up to the end, and has none.
+        final: share of the learning rate at which the cosine would arrive, below 1.
+        label_smoothing: share of each label that is spread over all classes, in the term `ce`.
+        clip: largest norm of the gradient of all that is trained, in each step; null lets it be any.
+        ema: decay, a step, of an exponential moving average of the network's weights and statistics, which is
+            evaluated and kept in the place of the last step's; null keeps none.
     """
 
     epochs: int | None = Field(default=240, ge=0, le=100_000)
@@ -45,9 +61,35 @@ class Recipe(Block):
     decay: float = Field(default=0.1, gt=0, le=1)
     warmup: int = Field(default=0, ge=0, le=10_000_000)
     drop_last: bool = False
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0, le=1)
+    undecayed: Annotated[tuple[Literal["bias", "norm"], ...], Once] = ()
+    schedule: Literal["steps", "cosine"] = "steps"
+    final: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    clip: float | None = Field(default=None, gt=0, le=1e6)
+    ema: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unused = {name for name in LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in write(self).items() if name not in unused}
+
+    @model_validator(mode="after")
+    def _own_rate(self) -> Self:
+        if self.optimizer == "adamw" and "learning_rate" not in self.model_fields_set:
+            raise ValueError(
+                "It has optimizer: adamw, for which SGD's learning rate is too high: give learning_rate"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
+        if self.schedule == "cosine" and "milestones" not in self.model_fields_set:
+            object.__setattr__(self, "milestones", ())  # frozen; its default is of steps
+            self.model_fields_set.add("milestones")
+
         given = self.model_fields_set
         if self.iterations is None:
             if self.epochs is None:
@@ -71,10 +113,20 @@ class Recipe(Block):
 
     def rate(self, done: int) -> float:
         """Return the learning rate after `done` epochs, or steps of a recipe in iterations."""
-        # The epoch after milestone 150 is that with 150 epochs done.
-        rate = self.learning_rate * self.decay ** sum(done >= milestone for milestone in self.milestones)
+        if self.schedule == "cosine":
+            rate = self.learning_rate * self._cosine(done - self.warmup)
+        else:
+            # The epoch after milestone 150 is that with 150 epochs done.
+            rate = self.learning_rate * self.decay ** sum(done >= milestone for milestone in self.milestones)
         # From 1 / warmup on: an epoch at rate 0 would teach nothing.
         return rate * (done + 1) / self.warmup if done < self.warmup else rate
+
+    def _cosine(self, done: int) -> float:
+        """Return the share of the learning rate that is left when `done` epochs or steps have followed the warm-up."""
+        if done <= 0:
+            return 1.0
+        length = (self.iterations or self.epochs or 0) - self.warmup
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * done / length)) / 2
 
     def num_epochs(self, steps: int) -> int:
         """Return the number of epochs, of which the last may be cut short.
@@ -115,8 +167,8 @@ class Recipe(Block):
     def over(self, epochs: int) -> Self:
         """Return this recipe over some epochs at a constant rate; a warm-up that counts steps is not one of epochs."""
         warmup = self.warmup if self.iterations is None else 0
-        update = {"epochs": epochs, "iterations": None, "milestones": (), "warmup": warmup}
-        return self.model_copy(update=update)
+        length = {"epochs": epochs, "iterations": None, "warmup": warmup}
+        return self.model_copy(update={**length, "schedule": "steps", "final": 0.0, "milestones": ()})
 
     def shortened(self, share: float) -> Recipe:
         """Return this recipe for a share of its training, with milestones and warm-up in proportion."""

@@ -31,4 +31,4 @@ class RunParams(Block):
     transform: Plug | None = None
     schedule: Plug = Plug.of("final")
     recipe: OrEmpty[dict[str, Any]] = {}
-    views: Plug | None = None
+    views: Plugs | None = None

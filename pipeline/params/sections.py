@@ -101,7 +101,7 @@ class Sections(Block):
                 except ValueError:
                     continue  # the validation below says what is wrong
                 # Methods are merged instead: an override may add one to those of the run.
-                if base[key] is not None and changes[key].keys() != base[key].keys() and key != "methods":
+                if base[key] is not None and list(changes[key]) != list(base[key]) and key != "methods":
                     base[key] = {}
         return validate(RunParams, merged(base, changes), where)
 
@@ -131,10 +131,18 @@ def merged(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]
     return result
 
 
+# What a setting leaves behind when it changes: settings that were of its last value.
+_LEFT_BEHIND = {
+    "optimizer": ("sgd", ("learning_rate", "momentum", "nesterov", "betas", "eps")),
+    "schedule": ("steps", ("milestones", "decay", "final")),
+}
+
+
 def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of a recipe with changes, which may give iterations in the place of epochs, or epochs again.
 
-    Milestones and warm-up of the recipe are left behind with what they counted in.
+    Milestones and warm-up of the recipe are left behind with what they counted in, and what belongs to an optimizer or
+    a schedule with it.
 
     Args:
         recipe: all of its settings, or some.
@@ -144,4 +152,7 @@ def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     for length, other in (("epochs", "iterations"), ("iterations", "epochs")):
         if changes.get(length) is not None and changes.get(other) is None and kept.get(other) is not None:
             kept = {key: x for key, x in kept.items() if key not in (other, "milestones", "warmup")}
+    for kind, (default, settings) in _LEFT_BEHIND.items():
+        if kind in changes and changes[kind] != kept.get(kind, default):
+            kept = {key: x for key, x in kept.items() if key not in settings}
     return kept | dict(changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
@@ -11,6 +12,20 @@ from pipeline.params.base import Block, validate
 from pipeline.params.plug import Plug
 
 Slots = Annotated[int, Field(ge=0, le=100_000)] | Literal["all"]
+Strength = Annotated[float, Field(ge=0, le=10)]
+
+
+def ratio_within(ratio: tuple[float, float]) -> tuple[float, float]:
+    """Return the bounds of a box's width over its height.
+
+    Raises:
+        ValueError: they are no likely ones.
+    """
+    if not 0.01 <= ratio[0] <= ratio[1] <= 100:
+        raise ValueError(
+            "Expected the smallest and the largest width over height, 0.01 <= smallest <= largest <= 100"
+        )
+    return ratio
 
 
 class Plain(Block):
@@ -61,11 +76,7 @@ class RandomResizedCrop(Block):
     @field_validator("ratio")
     @classmethod
     def _ratios(cls, ratio: tuple[float, float]) -> tuple[float, float]:
-        if not 0.01 <= ratio[0] <= ratio[1] <= 100:
-            raise ValueError(
-                "Expected the smallest and the largest width over height, 0.01 <= smallest <= largest <= 100"
-            )
-        return ratio
+        return ratio_within(ratio)
 
 
 class RotateFlip(Block):
@@ -87,23 +98,120 @@ class RotateFlip(Block):
     flip: bool = True
 
 
-SPACES = (Plain, CropFlip, RandomResizedCrop, RotateFlip)
-ViewParams = Annotated[Plain | CropFlip | RandomResizedCrop | RotateFlip, Field(discriminator="space")]
+class ColorJitter(Block):
+    """Other brightness, contrast, saturation and hue, in this order: an unbounded number of views.
+
+    Attributes:
+        brightness: by how much its factor may differ from 1.
+        contrast: likewise.
+        saturation: likewise; 0 for gray images.
+        hue: largest share of the circle of hues by which it may move, either way; 0 for gray images.
+    """
+
+    space: Literal["color_jitter"]
+    brightness: Strength = 0.4
+    contrast: Strength = 0.4
+    saturation: Strength = 0.4
+    hue: float = Field(default=0.0, ge=0, le=0.5)
 
 
-def view_params(views: Plug, where: str) -> ViewParams:
+class RandAugment(Block):
+    """RandAugment: operations that are drawn from fourteen and follow each other: an unbounded number of views.
+
+    Attributes:
+        operations: how many.
+        magnitude: strength of all of them, of 30.
+    """
+
+    space: Literal["rand_augment"]
+    operations: int = Field(default=2, ge=1, le=14)
+    magnitude: int = Field(default=9, ge=0, le=30)
+
+
+class RandomErasing(Block):
+    """A random box that shows nothing of the image: an unbounded number of views.
+
+    Attributes:
+        probability: of a box.
+        scale: smallest and largest share of the area, from 0.001 to below 1.
+        ratio: smallest and largest width over height, from 0.01 to 100.
+        fill: what the box holds.
+    """
+
+    space: Literal["random_erasing"]
+    probability: float = Field(default=0.5, gt=0, le=1)
+    scale: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
+    fill: Literal["black", "noise"] = "black"
+
+    @field_validator("scale")
+    @classmethod
+    def _shares(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if not 0.001 <= scale[0] <= scale[1] < 1:
+            raise ValueError(
+                "Expected the smallest and the largest share of the area, 0.001 <= smallest <= largest < 1"
+            )
+        return scale
+
+    @field_validator("ratio")
+    @classmethod
+    def _ratios(cls, ratio: tuple[float, float]) -> tuple[float, float]:
+        return ratio_within(ratio)
+
+
+SPACES = (Plain, CropFlip, RandomResizedCrop, RotateFlip, ColorJitter, RandAugment, RandomErasing)
+PartParams = Annotated[
+    Plain | CropFlip | RandomResizedCrop | RotateFlip | ColorJitter | RandAugment | RandomErasing,
+    Field(discriminator="space"),
+]
+
+
+class Stack(Block):
+    """Several spaces, each of which changes what the one before shows.
+
+    Attributes:
+        parts: the spaces, in their order.
+    """
+
+    space: Literal["stack"]
+    parts: tuple[PartParams, ...] = Field(min_length=2)
+
+
+ViewParams = Annotated[
+    Plain | CropFlip | RandomResizedCrop | RotateFlip | ColorJitter | RandAugment | RandomErasing | Stack,
+    Field(discriminator="space"),
+]
+
+
+def view_params(views: Sequence[Plug], where: str) -> ViewParams:
     """Return the view space that params.yaml names.
 
     Args:
-        views: its name and settings.
+        views: its name and settings; of several, each changes what the one before shows.
         where: its place, for instance "datasets.digits.views".
 
     Raises:
         UnknownNameError: there is no such space.
-        ParamsError: its settings are wrong.
+        ParamsError: its settings are wrong, or the spaces do not go together.
     """
+    parts = tuple(_part(plug, where) for plug in views)
+    if len(parts) == 1:
+        return parts[0]
+
+    for number, part in enumerate(parts):
+        if isinstance(part, Plain):
+            raise ParamsError(f"params.yaml: {where} stacks 'plain', which changes nothing. Drop it.")
+        if isinstance(part, RandomResizedCrop) and number:
+            raise ParamsError(
+                f"params.yaml: {where} has 'random_resized_crop' after '{parts[0].space}', expected it first, because "
+                "it is cut out of the whole photograph. Put it so."
+            )
+    return Stack(space="stack", parts=parts)
+
+
+def _part(views: Plug, where: str) -> PartParams:
     # The literal that tags each in the union is also its name in params.yaml.
-    spaces: dict[str, type[Plain | CropFlip | RandomResizedCrop | RotateFlip]] = {
+    spaces: dict[str, type[PartParams]] = {
         get_args(model.model_fields["space"].annotation)[0]: model for model in SPACES
     }
     if views.name not in spaces:

@@ -6,7 +6,7 @@ promise, so a tap, a feature or a size that does not exist is an error here, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import plugin
 from pipeline.data.dataset import ImageFacts
-from pipeline.data.views import ViewSpace, check_size, num_slots, view_space
+from pipeline.data.views import ViewSpace, check_channels, check_size, num_slots, view_space
 from pipeline.distillation.method import Known
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
@@ -102,6 +102,7 @@ class Project:
             where = f"datasets.{name}.views"
             spaces[name] = view_params(dataset.views, where)
             check_size(spaces[name], self.images[name].size, where)
+            check_channels(spaces[name], self.images[name].channels, where)
         return spaces
 
     def images_of(self, teacher: str) -> ImageFacts:
@@ -307,12 +308,13 @@ class Project:
             self._last = key, blank(spec)
         return self._last[1]
 
-    def _run_views(self, dataset: str, views: Plug | None, where: str) -> ViewParams | None:
+    def _run_views(self, dataset: str, views: Sequence[Plug] | None, where: str) -> ViewParams | None:
         """Return the views of a run's own; None where they are those of its data set."""
         if views is None:
             return None
         own = view_params(views, where)
         check_size(own, self.images[dataset].size, where)
+        check_channels(own, self.images[dataset].channels, where)
         return None if own == self.views[dataset] else own
 
     def borrowed(self, pair: str, teacher: str, matching: str) -> str | None:

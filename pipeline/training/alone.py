@@ -22,10 +22,16 @@ from pipeline.training.step import Clock, Terms
 
 
 class CrossEntropy:
-    """Minimizes the cross-entropy of labels."""
+    """Minimizes the cross-entropy of labels.
 
-    def __init__(self, network: Network, machine: Machine) -> None:
-        self.network, self.machine = network, machine
+    Args:
+        network: the network that is trained.
+        machine: where it runs.
+        smoothing: share of each label that is spread over all classes.
+    """
+
+    def __init__(self, network: Network, machine: Machine, smoothing: float = 0.0) -> None:
+        self.network, self.machine, self.smoothing = network, machine, smoothing
 
     def start(self, epoch: Epoch) -> Hashable:
         """Begin an epoch; all are alike."""
@@ -40,7 +46,7 @@ class CrossEntropy:
         with self.machine.autocast():
             logits = self.network(views.image)
         # In float32, whatever the forward pass was computed in.
-        loss = F.cross_entropy(logits.float(), views.label)
+        loss = F.cross_entropy(logits.float(), views.label, label_smoothing=self.smoothing)
         return loss, {"ce": loss}
 
 
@@ -94,7 +100,7 @@ def prepare(
     return assembly.assemble(
         job,
         Subject(network, spec),
-        CrossEntropy(network, job.machine),
+        CrossEntropy(network, job.machine, recipe.label_smoothing),
         setting,
         batches,
         (Phase("main", recipe),),

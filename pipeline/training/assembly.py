@@ -19,8 +19,9 @@ from pipeline.networks.network import Network
 from pipeline.networks.spec import NetworkSpec
 from pipeline.params.recipe import Phase
 from pipeline.training import loop, result
+from pipeline.training.average import Average
 from pipeline.training.batches import Batches
-from pipeline.training.loop import Row, Training
+from pipeline.training.loop import AVERAGE, Row, Training
 from pipeline.training.setting import Setting
 from pipeline.training.step import Objective
 
@@ -121,19 +122,25 @@ def assemble(
         objective: what a step minimizes.
         setting: the data.
         batches: the training batches.
-        phases: parts of the training, in their order.
+        phases: parts of the training, in their order; the last one says whether an average of the weights is kept.
         diagnose: what an epoch showed beside its terms.
         anchors: epochs after which weights are kept, by name.
         finish: called before the result is written.
     """
     machine, network = job.machine, subject.network
     folder = result.begin(job.scratch, job.identity, subject.spec, machine.ranks, anchors)
-    save = result.saver(network, folder, machine.ranks)
+    # Before anything is placed or compiled: it is evaluated alone.
+    decay = phases[-1].recipe.ema
+    average = None if decay is None else Average(network, decay)
+    kept = network if average is None else average.network
+    save = result.saver(kept, folder, machine.ranks)
     # Before a checkpoint fills the network: a resumed training keeps its first weights too.
     save("init")
 
     # Synchronized batch norms are other modules, which have to be placed and compiled in their turn.
     modules = {"student": network, **subject.beside}
+    if average is not None:
+        modules[AVERAGE] = average.network
     for module in modules.values():
         distributed.synchronized(module, machine.device, machine.ranks)
     for module in (*modules.values(), *subject.frozen):
@@ -141,7 +148,7 @@ def assemble(
     for module in (network, *subject.frozen):
         machine.compile(module)
 
-    evaluate = setting.evaluation(network)
+    evaluate = setting.evaluation(kept)
     training = Training(
         modules=modules,
         objective=objective,
@@ -155,6 +162,7 @@ def assemble(
         anchors=anchors or {},
         captured=machine.captured and machine.ranks.size == 1,
         fused=machine.fused,
+        average=average,
     )
     if machine.captured and machine.ranks.size > 1:
         progress.say(

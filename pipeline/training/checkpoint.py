@@ -24,21 +24,23 @@ from pipeline.errors import DamagedArtifactError
 from pipeline.networks.weights import state_digest
 
 _STATE, _DIGEST = "state", "digest"  # of the file's metadata
+MOMENTUM = "momentum_buffer"  # torch's name of it
 
 
 def save(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Write modules, the optimizer's momentum and `state` (json) in one step.
+    """Write modules, the optimizer's moments and `state` (json) in one step.
 
     Args:
         path: the file.
         modules: by name.
-        optimizer: SGD; its buffers are kept in the order of its parameters.
+        optimizer: its tensors are kept in the order of its parameters.
         state: everything else, for instance the epoch and the history.
     """
     tensors = _tensors(modules)
-    for number, buffer in enumerate(_momentum(optimizer)):
-        if buffer is not None:
-            tensors[f"momentum/{number}"] = buffer
+    for number, parameter in enumerate(_parameters(optimizer)):
+        for name, x in optimizer.state.get(parameter, {}).items():
+            if x is not None:
+                tensors[f"{name}/{number}"] = x
     # Copies: safetensors refuses tensors that share memory.
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
     text = json.dumps(state)
@@ -61,7 +63,7 @@ def state(path: Path) -> dict[str, Any] | None:
 
 
 def restore(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> None:
-    """Fill modules and the optimizer's momentum from a checkpoint.
+    """Fill modules and the optimizer's moments from a checkpoint.
 
     Raises:
         DamagedArtifactError: it is not what was written.
@@ -71,12 +73,15 @@ def restore(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) 
         # In place: the optimizer holds these very tensors.
         x.detach().copy_(saved[name])
     for number, parameter in enumerate(_parameters(optimizer)):
-        # A parameter that has had no gradient yet has no momentum.
-        name = f"momentum/{number}"
-        if name in saved:
+        for name, x in optimizer.state.get(parameter, {}).items():
+            if x is not None:
+                x.copy_(saved[f"{name}/{number}"])
+        # SGD makes its momentum with a parameter's first gradient: one that has had none yet has no momentum.
+        name = f"{MOMENTUM}/{number}"
+        if name in saved and MOMENTUM not in optimizer.state[parameter]:
             # In the parameter's memory format, which one kernel for all parameters takes for granted.
             buffer = torch.empty_like(parameter, requires_grad=False)
-            optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(saved[name])
+            optimizer.state[parameter][MOMENTUM] = buffer.copy_(saved[name])
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -110,7 +115,3 @@ def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _momentum(optimizer: Optimizer) -> list[Tensor | None]:
-    return [optimizer.state.get(parameter, {}).get("momentum_buffer") for parameter in _parameters(optimizer)]

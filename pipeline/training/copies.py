@@ -197,6 +197,7 @@ def _learn(block: CopyBlock, prepared: Prepared, sources: Sources, job: Job, res
         block.seed,
         copies={name: cached({"logits": store}) for name, store in stores.items()},
         taps=method.needs(method.config).student,
+        smoothing=block.recipe.label_smoothing,
     )
 
     assembly.train(

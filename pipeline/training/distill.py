@@ -50,6 +50,7 @@ class Distillation(nn.Module):
         seed: of the run.
         copies: where the logits of copies and assistants of the teacher come from, by their names.
         taps: taps of the student that are read.
+        smoothing: share of each label that is spread over all classes, in the term `ce`.
     """
 
     def __init__(
@@ -64,13 +65,14 @@ class Distillation(nn.Module):
         *,
         taps: tuple[str, ...],
         copies: Mapping[str, TeacherSource] | None = None,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.student, self.method, self.schedule, self.transform = student, method, schedule, transform
         if transform is not None:
             transform.eval().requires_grad_(False)
         self.source, self.machine, self.seed, self.copies = source, machine, seed, copies or {}
-        self.taps = taps
+        self.taps, self.smoothing = taps, smoothing
         self.epoch, self.checkpoint = Epoch("main", 0, 1), "last"
         self._checked = False
 
@@ -131,8 +133,10 @@ class Distillation(nn.Module):
             if not self._checked:
                 self.method.check(taught)
             computed = self.method(seen, taught)
-            if seen is not taps and LABELS in computed:
-                computed[LABELS] = F.cross_entropy(taps["logits"], views.label)
+            if (seen is not taps or self.smoothing) and LABELS in computed:
+                computed[LABELS] = F.cross_entropy(
+                    taps["logits"], views.label, label_smoothing=self.smoothing
+                )
             if lesson.terms is not None:
                 # Terms that do not count are not in the history either.
                 computed = {name: term for name, term in computed.items() if name in lesson.terms}
@@ -307,6 +311,7 @@ def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machin
         seed,
         copies=sources.copies,
         taps=composition.needs.student,
+        smoothing=inputs.recipe.label_smoothing,
     )
 
     beside: dict[str, nn.Module] = {"method": method, "schedule": schedule}

@@ -1,4 +1,4 @@
-"""The training loop: SGD over phases of epochs, with a history, checkpoints, and the best epoch kept.
+"""The training loop: an optimizer over phases of epochs, with a history, checkpoints, and the best epoch kept.
 
 What is trained, and on which loss, is the caller's. Every random draw is keyed by seed and epoch, so a run that
 is interrupted resumes from its checkpoint and ends bit for bit where it would have ended.
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pipeline import progress
 from pipeline.compute import threads
@@ -34,10 +35,12 @@ from pipeline.errors import DataError, DivergedError, MachineError, ParamsError,
 from pipeline.networks.network import Network, Rest
 from pipeline.params.recipe import Epoch, Phase
 from pipeline.training import checkpoint
+from pipeline.training.average import Average
 from pipeline.training.batches import Batches, Feed
-from pipeline.training.optimizer import sgd
+from pipeline.training.optimizer import recipe_optimizer, undecayed
 from pipeline.training.step import Captured, Objective, Step, take
 
+AVERAGE = "average"  # among a training's modules
 CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints: short epochs would wait for the disk
 Row = dict[str, float | int | str]
 
@@ -47,7 +50,7 @@ class Training:
     """A training.
 
     Attributes:
-        modules: what is checkpointed, by name; "student" is the network that is saved.
+        modules: what is checkpointed, by name; "student" is the network that is trained.
         objective: what a step minimizes.
         batches: the training split; of several ranks that divide it, the first evaluates and keeps the checkpoint.
         phases: in their order.
@@ -59,6 +62,7 @@ class Training:
         anchors: epochs done, over all phases, after which `save` is called, by name.
         captured: replay steps as a CUDA graph where they can be captured.
         fused: update all parameters by one kernel, at a learning rate that lies on the device; as `captured` needs it.
+        average: of the student over the steps, whose network is the module "average" too; None where none is kept.
     """
 
     modules: Mapping[str, nn.Module]
@@ -73,6 +77,7 @@ class Training:
     anchors: Mapping[str, int] = field(default_factory=dict)
     captured: bool = False
     fused: bool = False
+    average: Average | None = None
 
     @property
     def ranks(self) -> Ranks:
@@ -121,7 +126,15 @@ class Training:
                 checkpoint.restore(path, self.modules, optimizer)
             self.ranks.share_modules(self.modules)
 
-            step = Step(self.title, self.objective, feed, optimizer, self.ranks)
+            step = Step(
+                self.title,
+                self.objective,
+                feed,
+                optimizer,
+                self.ranks,
+                clip=recipe.clip,
+                average=self.average,
+            )
             for number in range(max(0, len(history) - done), epochs):
                 for module in self.modules.values():
                     module.train()
@@ -168,9 +181,9 @@ class Training:
         """Return the networks that run in a step; heads, which read maps, add little to the network they end."""
         return [
             network
-            for module in self.modules.values()
+            for key, module in self.modules.items()
             for network in module.modules()
-            if isinstance(network, Network) and not isinstance(network, Rest)
+            if key != AVERAGE and isinstance(network, Network) and not isinstance(network, Rest)
         ]
 
     def plain_image(self) -> Tensor:
@@ -237,7 +250,7 @@ class Training:
             if len(history) == epochs:
                 self.save(name)
 
-    def _optimizer(self, phase: Phase, trained: set[int]) -> torch.optim.SGD:
+    def _optimizer(self, phase: Phase, trained: set[int]) -> Optimizer:
         """Return a phase's optimizer of the parameters `trained`, by id, that the phase does not freeze."""
         parameters = []
         for key, module in self.modules.items():
@@ -246,7 +259,8 @@ class Training:
                 parameter.requires_grad_(id(parameter) in trained and not frozen)
                 if parameter.requires_grad:
                     parameters.append(parameter)
-        return sgd(parameters, phase.recipe, fused=self.fused)
+        free = undecayed(self.modules.values(), phase.recipe.undecayed)
+        return recipe_optimizer(parameters, phase.recipe, fused=self.fused, undecayed=free)
 
 
 Outcome = list[Row] | StillhouseError  # the history, or why there is none

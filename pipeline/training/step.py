@@ -16,6 +16,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
 from pipeline import progress
 from pipeline.compute import graphs
@@ -23,6 +25,7 @@ from pipeline.compute.distributed import Ranks
 from pipeline.errors import StillhouseError
 from pipeline.networks.network import Taps
 from pipeline.params.recipe import Epoch
+from pipeline.training.average import Average
 from pipeline.training.batches import Feed, Held, Views
 from pipeline.training.optimizer import set_rate
 
@@ -93,6 +96,8 @@ class Step:
         feed: gives the batches.
         optimizer: of the phase.
         ranks: who divide each batch.
+        clip: largest norm of the gradient; None lets it be any.
+        average: follows every step, where one is kept.
 
     Attributes:
         key: what the steps of this epoch depend on beside tensors.
@@ -104,10 +109,19 @@ class Step:
     """
 
     def __init__(
-        self, title: str, objective: Objective, feed: Feed, optimizer: torch.optim.SGD, ranks: Ranks
+        self,
+        title: str,
+        objective: Objective,
+        feed: Feed,
+        optimizer: Optimizer,
+        ranks: Ranks,
+        *,
+        clip: float | None = None,
+        average: Average | None = None,
     ) -> None:
         self.title, self.objective, self.feed = title, objective, feed
         self.optimizer, self.ranks = optimizer, ranks
+        self.clip, self.average = clip, average
         self.device = feed.batches.labels.device
         self.key: Hashable = None
         self.names: list[str] = []
@@ -187,7 +201,11 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         (loss * views.share).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.ranks.sum_gradients(self._parameters)
+        if self.clip is not None:
+            clip_grad_norm_(self._parameters, self.clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
 
         # They stay on the device: reading them would make every step wait.
         row = torch.stack([*(term.detach() for term in terms.values()), loss.detach()]) * views.share

@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 
 from pipeline import seeding
 from pipeline.artifacts.closure import root
-from pipeline.compute.eager import EagerSGD
+from pipeline.compute.eager import EagerAdamW, EagerSGD
 from stages import command
 
 # Stages that compute nothing with torch until they know that there is something to compute.
@@ -49,22 +50,29 @@ print(" ".join(name for name in sys.argv[2].split(",") if name in sys.modules))
 """
 
 
-@pytest.mark.parametrize("nesterov", [True, False])
-def test_steps_are_torchs_bit_for_bit(nesterov: bool) -> None:
+@pytest.mark.parametrize(
+    ("classes", "settings"),
+    [
+        ((SGD, EagerSGD), {"momentum": 0.9, "nesterov": True}),
+        ((SGD, EagerSGD), {"momentum": 0.9, "nesterov": False}),
+        ((AdamW, EagerAdamW), {"betas": (0.8, 0.9), "eps": 1e-4}),
+    ],
+    ids=["nesterov", "sgd", "adamw"],
+)
+def test_steps_are_torchs_bit_for_bit(classes: Any, settings: dict[str, Any]) -> None:
     ends = []
-    for optimizer_class in (SGD, EagerSGD):
+    for optimizer_class in classes:
         with seeding.scope("eager"):
             network = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))
-        optimizer = optimizer_class(
-            network.parameters(), lr=0.1, momentum=0.9, nesterov=nesterov, weight_decay=5e-4
-        )
+        optimizer = optimizer_class(network.parameters(), lr=0.1, weight_decay=5e-4, **settings)
         for number in range(4):
             optimizer.zero_grad(set_to_none=True)
             network(torch.randn(6, 5, generator=seeding.generator(number))).square().mean().backward()
             optimizer.step()
         assert all(x.requires_grad for x in network.parameters())
-        ends.append([*network.parameters(), *(x["momentum_buffer"] for x in optimizer.state.values())])
-    assert len(ends[0]) == len(ends[1]) == 12
+        moments = [x for state in optimizer.state.values() for x in state.values()]
+        ends.append([*network.parameters(), *moments])
+    assert len(ends[0]) == len(ends[1]) == 6 * (4 if classes[0] is AdamW else 2)
     for expected, found in zip(*ends, strict=True):
         assert torch.equal(expected, found)
 
@@ -72,15 +80,16 @@ def test_steps_are_torchs_bit_for_bit(nesterov: bool) -> None:
 def test_training_and_counting_import_no_compiler() -> None:
     code = """
 import sys, torch
-from pipeline.compute.eager import EagerSGD
+from pipeline.compute.eager import EagerAdamW, EagerSGD
 from pipeline.compute.graphs import Watch
 from pipeline.evaluation.cost import macs
 network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
-optimizer = EagerSGD(network.parameters(), lr=0.1, momentum=0.9)
 with Watch(torch.device("cpu")):
     network(torch.ones(2, 3, 8, 8)).sum().backward()
-optimizer.step()
-optimizer.load_state_dict(optimizer.state_dict())
+torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+for optimizer in (EagerSGD(network.parameters(), momentum=0.9), EagerAdamW(network.parameters())):
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
 optimizer.zero_grad()
 print(macs(network, 8, 3), "torch._dynamo" in sys.modules)
 """

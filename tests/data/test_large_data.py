@@ -30,7 +30,7 @@ from pipeline.data.layout import Meta
 from pipeline.data.normalize import Normalize
 from pipeline.data.preparation import prepare
 from pipeline.data.prepared import Prepared, Split
-from pipeline.data.views import RandomResizedCropSpace, view_ids, view_space
+from pipeline.data.views import RandomResizedCropSpace, cropped, view_ids, view_space
 from pipeline.errors import DataError, ParamsError
 from pipeline.features import manifest as manifests
 from pipeline.features.source import CachedSource, OnlineSource
@@ -40,7 +40,16 @@ from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import load
 from pipeline.params.base import validate
 from pipeline.params.recipe import Recipe
-from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, RotateFlip, ViewParams
+from pipeline.params.views import (
+    ColorJitter,
+    CropFlip,
+    Plain,
+    RandAugment,
+    RandomResizedCrop,
+    RotateFlip,
+    Stack,
+    ViewParams,
+)
 from pipeline.report.results import Dataset
 from pipeline.report.sections import datasets as gallery
 from pipeline.training.alone import train
@@ -54,6 +63,8 @@ SPACES: list[ViewParams] = [
     CropFlip(space="crop_flip", padding=2),
     RotateFlip(space="rotate_flip"),
     Plain(space="plain"),
+    Stack(space="stack", parts=(CROPS, RotateFlip(space="rotate_flip"), ColorJitter(space="color_jitter"))),
+    Stack(space="stack", parts=(CropFlip(space="crop_flip", padding=2), RandAugment(space="rand_augment"))),
 ]
 Pixels = NDArray[np.uint8]
 
@@ -243,7 +254,7 @@ def test_both_storages_have_the_same_plain_images(tmp_path: Path, params: ViewPa
     one, meta = indexed(root, tmp_path / "one", resize=SIZE)
     other, copied = indexed(root, tmp_path / "two", resize=SIZE, storage="copied")
     assert (meta.mean, meta.std) == (copied.mean, copied.std)
-    space, slots = view_space(params), [0] if params is CROPS else [0, 1]
+    space, slots = view_space(params), [0] if cropped(view_space(params)) else [0, 1]
     for slot in slots:
         for name in ("train", "test"):
             index = torch.arange(len(one.split(name)))
@@ -285,6 +296,16 @@ def test_a_view_replays_from_its_id(prepared: Prepared, params: ViewParams, thre
         forward = Forward(images, 26)
         for start, stop in ((0, 5), (5, 10), (20, 26), (3, 5), (10, 15), (15, 20), (20, 25), (25, 26)):
             assert torch.equal(forward.take(slot, start, stop), expected[start:stop])
+
+
+@pytest.mark.usefixtures("device")
+def test_what_is_stacked_on_a_random_box_changes_the_box_of_the_whole_photograph(prepared: Prepared) -> None:
+    split, jitter = prepared.split("train"), ColorJitter(space="color_jitter")
+    found = all_views(split, Stack(space="stack", parts=(CROPS, jitter)), 2)
+    index = here(torch.arange(len(split)))
+    expected = view_space(jitter).apply(all_views(split, CROPS, 2), torch.full_like(index, 2), index)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, all_views(split, CROPS, 2))
 
 
 class Recorder:

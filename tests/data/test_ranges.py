@@ -18,7 +18,14 @@ from pipeline.data.images import Forward, MappedImages
 from pipeline.data.prepared import Split
 from pipeline.data.ranges import ReadAheadImages, ResidentRanges, copied, open_ranges
 from pipeline.data.views import ViewSpace, view_ids, view_space
-from pipeline.params.views import Plain, RandomResizedCrop, RotateFlip, ViewParams
+from pipeline.params.views import (
+    Plain,
+    RandomErasing,
+    RandomResizedCrop,
+    RotateFlip,
+    Stack,
+    ViewParams,
+)
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -27,6 +34,9 @@ SPACES = [
     Plain(space="plain"),
     RandomResizedCrop(space="random_resized_crop"),
     RotateFlip(space="rotate_flip"),
+    Stack(
+        space="stack", parts=(CROPS, RotateFlip(space="rotate_flip"), RandomErasing(space="random_erasing"))
+    ),
 ]
 # In order, with a shorter last batch, back, and slots that come again.
 ASKED = [(0, 0, 16), (0, 16, 32), (0, 32, 50), (1, 0, 16), (1, 40, 50), (3, 3, 4), (1, 16, 32), (0, 0, 50)]

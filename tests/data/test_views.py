@@ -19,7 +19,18 @@ from torchvision.transforms import functional as reference
 from pipeline import seeding
 from pipeline.data.views import check_size, num_slots, permute, slot_of, view_ids, view_space
 from pipeline.errors import ParamsError
-from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, RotateFlip, Slots, ViewParams
+from pipeline.params.views import (
+    ColorJitter,
+    CropFlip,
+    Plain,
+    RandAugment,
+    RandomErasing,
+    RandomResizedCrop,
+    RotateFlip,
+    Slots,
+    Stack,
+    ViewParams,
+)
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -33,6 +44,15 @@ SPACES: list[ViewParams] = [
     CropFlip(space="crop_flip", padding=0),
     ROTATED,
     RESIZED,
+    ColorJitter(space="color_jitter", hue=0.1),
+    RandAugment(space="rand_augment"),
+    RandomErasing(space="random_erasing", fill="noise"),
+    Stack(space="stack", parts=(CROP_FLIP, ROTATED)),
+    Stack(space="stack", parts=(RESIZED, ROTATED, ColorJitter(space="color_jitter"))),
+    Stack(
+        space="stack",
+        parts=(CROP_FLIP, RandAugment(space="rand_augment"), RandomErasing(space="random_erasing")),
+    ),
 ]
 
 

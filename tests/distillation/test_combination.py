@@ -49,7 +49,7 @@ from pipeline.errors import ParamsError, UnknownNameError
 from pipeline.networks.network import Shape, Taps, build, probe
 from pipeline.params.recipe import Phase, Recipe
 from pipeline.training.distill import Distillation
-from pipeline.training.optimizer import sgd
+from pipeline.training.optimizer import recipe_optimizer
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -128,7 +128,7 @@ def test_every_parameter_is_trained(name: str) -> None:
     found = assemble_all(SEVERAL[name], tables)
     modules = nn.ModuleDict({"student": found.student, "method": found.method})
     before = {key: x.detach().clone() for key, x in modules.named_parameters()}
-    optimizer = sgd(list(modules.parameters()), RECIPE.model_copy(update={"weight_decay": 0.0}))
+    optimizer = recipe_optimizer(list(modules.parameters()), RECIPE.model_copy(update={"weight_decay": 0.0}))
     for seed in range(2):
         optimizer.zero_grad()
         backward(found.student, found.method, found.needs.student, found.batch(seed=seed))

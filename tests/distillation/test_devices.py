@@ -34,7 +34,7 @@ from pipeline.params.recipe import Epoch, Phase
 from pipeline.params.views import CropFlip, Plain, RandomResizedCrop, RotateFlip, ViewParams
 from pipeline.training.batches import Batches, Feed, Views
 from pipeline.training.distill import Distillation
-from pipeline.training.optimizer import sgd
+from pipeline.training.optimizer import recipe_optimizer
 from pipeline.training.step import Clock, Step
 
 META = torch.device("meta")
@@ -222,7 +222,7 @@ def test_a_whole_step_of_the_loop_keeps_to_its_device(params: ViewParams) -> Non
     images = ResidentImages(torch.zeros(18, 1, 8, 8, dtype=torch.uint8, device=META), view_space(params))
     labels = torch.zeros(18, dtype=torch.int64, device=META)
     batches = Batches(images, labels, 0, Normalize((0.5,), (0.5,), META), 0, len(batch.label))
-    optimizer = sgd(list(objective.student.parameters()), RECIPE)
+    optimizer = recipe_optimizer(list(objective.student.parameters()), RECIPE)
     taken = Step("meta", objective, Feed(batches), optimizer, ALONE)
     # The first slot's views are known: to find those of another one reads values, once an epoch.
     taken.start(Epoch("main", 0, 1), 0, [0.05] * 3, 0)

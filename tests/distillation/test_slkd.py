@@ -42,7 +42,7 @@ from pipeline.runs.inputs import RunInputs
 from pipeline.training import loop
 from pipeline.training.distill import Distillation
 from pipeline.training.loop import Training
-from pipeline.training.optimizer import sgd
+from pipeline.training.optimizer import recipe_optimizer
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -284,7 +284,7 @@ def test_one_optimizer_does_what_three_of_equal_settings_do() -> None:
         modules: list[nn.Module] = [found.student, *schedule.networks]
         groups = [list(module.parameters()) for module in modules]
         groups = groups if apart else [[x for group in groups for x in group]]
-        optimizers = [sgd(group, RECIPE) for group in groups]
+        optimizers = [recipe_optimizer(group, RECIPE) for group in groups]
         for _ in range(3):
             loss, _ = step(objective, batch)
             for optimizer in optimizers:

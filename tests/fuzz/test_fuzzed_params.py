@@ -217,6 +217,18 @@ GIVEN: dict[str, dict[str, Any]] = {
         "drop": 1,
         "slots": 1,
     },
+    "Recipe": {
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+        "betas": [0.8, 0.9],
+        "eps": 1e-6,
+        "undecayed": ["bias"],
+        "schedule": "cosine",
+        "final": 0.1,
+        "label_smoothing": 0.1,
+        "clip": 1.0,
+        "ema": 0.9,
+    },
     "TeacherParams": {"dataset": "a", "network": "b", "anchors": [0.5], "features": {"logits": {"slots": 1}}},
 }
 

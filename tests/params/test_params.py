@@ -47,7 +47,7 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     # unknown keys, wherever they stand
     ("teacher", {}, ["unknown key 'teacher'", "Did you mean 'teachers'?", "Known keys: assistants, borrowed, copies"]),
     ("teachers.big.recipes", {}, ["unknown key 'teachers.big.recipes'", "Did you mean 'recipe'?"]),
-    ("recipes.quick.learning_rat", 1, ["Did you mean 'learning_rate'?", "Known keys: batch_size, decay"]),
+    ("recipes.quick.learning_rat", 1, ["Did you mean 'learning_rate'?", "Known keys: batch_size, betas"]),
     ("teachers.big.recipe", {"quick": {"learning_rat": 1}},
      ["unknown key 'teachers.big.recipe.quick.learning_rat'", "Did you mean 'learning_rate'?"]),
     ("teachers.big.checkpoint", [], ["Did you mean 'checkpoints'?", "Known keys: anchors, checkpoints, compression"]),
@@ -77,8 +77,9 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     *[(place, None, [f"'{place}' is null. {EXPECTED_PLUG}."])
       for place in ("runs.kd.methods", "runs.kd.schedule", "datasets.toy.source", "datasets.toy.views")],
     *[(place, {"a": {}, "b": {}}, [f"'{place}' is {{'a': {{}}, 'b': {{}}}}. {EXPECTED_PLUG}."])
-      for place in ("runs.kd.schedule", "runs.kd.transform", "datasets.toy.source", "datasets.toy.views",
-                    "tables.moments", "teachers.big.recipe")],
+      for place in ("runs.kd.schedule", "runs.kd.transform", "datasets.toy.source", "tables.moments",
+                    "teachers.big.recipe")],
+    ("datasets.toy.views", {"a": {}, "b": {}}, ["Unknown view space of datasets.toy.views: 'a'."]),
     ("runs.kd.methods", {"kd": 5}, ["'runs.kd.methods' is {'kd': 5}. Expected the settings of 'kd' as a mapping."]),
     ("runs.kd.schedule", {"final": "x"}, ["'runs.kd.schedule'", "Expected the settings of 'final' as a mapping."]),
     ("teachers.big.recipe", {"epochs": 3}, ["Expected the settings of 'epochs' as a mapping"]),
@@ -601,7 +602,7 @@ def test_anchor_names(share: float, name: str) -> None:
 
 
 def test_defaults() -> None:
-    assert view_params(Plug.of("crop_flip"), "") == CropFlip(
+    assert view_params([Plug.of("crop_flip")], "") == CropFlip(
         space="crop_flip", padding=4, fill="zero", flip=True
     )
     lean = {"source": "digits"}

@@ -11,7 +11,7 @@ from training_fixtures import PARAMS, changed
 from pipeline.params.anchors import check_anchors
 from pipeline.params.base import validate
 from pipeline.params.course import check_course, check_shares
-from pipeline.params.recipe import Epoch, Phase, Recipe
+from pipeline.params.recipe import LATER, Epoch, Phase, Recipe
 from pipeline.runs.check import check, project
 
 KCD = Recipe(iterations=64_000, batch_size=128, learning_rate=0.1, milestones=(32_000, 48_000))
@@ -151,3 +151,101 @@ def test_a_first_phase_in_epochs_stays_one() -> None:
     warm = Recipe(warmup=5).over(30)
     assert (warm.epochs, warm.warmup, warm.milestones) == (30, 5, ())
     assert KCD.model_copy(update={"warmup": 9}).over(30).warmup == 0  # steps
+
+
+# ------------------------------------------------------------------ other optimizers and schedules
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"ema": 1.5}, "'recipes.quick.ema' is 1.5. Input should be less than 1."),
+        ({"ema": 0}, "ema' is 0. Input should be greater than 0."),
+        ({"clip": 0}, "'recipes.quick.clip' is 0. Input should be greater than 0."),
+        ({"label_smoothing": 1}, "label_smoothing' is 1. Input should be less than 1."),
+        ({"optimizer": "adam", "learning_rate": 0.1}, "Input should be 'sgd' or 'adamw'."),
+        ({"optimizer": "adamw"}, "SGD's learning rate is too high: give learning_rate"),
+        ({"optimizer": "adamw", "learning_rate": 0.1, "betas": [0.9, 1]}, "betas.1' is 1. Input should be less than 1"),
+        ({"schedule": "linear"}, "Input should be 'steps' or 'cosine'."),
+        ({"schedule": "cosine", "final": 1}, "final' is 1. Input should be less than 1."),
+        ({"undecayed": ["bias", "bias"]}, "It has 'bias' twice: name each once."),
+        ({"undecayed": ["bn"]}, "undecayed.0' is 'bn'. Input should be 'bias' or 'norm'."),
+    ],
+)  # fmt: skip
+def test_a_setting_out_of_its_bounds_is_one_line(recipe: Any, words: str) -> None:
+    line = refused(changed(PARAMS, "recipes.quick", recipe))
+    assert line.startswith("params.yaml: 'recipes.quick")
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"schedule": "cosine", "milestones": [3]}, "schedule is cosine and milestones are 3, expected one of"),
+        ({"schedule": "cosine", "decay": 0.2}, "decay is 0.2, which schedule: cosine does not read."),
+        ({"final": 0.5}, "final is 0.5, which schedule: steps does not read. Drop it, or change the schedule."),
+        ({"optimizer": "adamw", "learning_rate": 0.1, "momentum": 0.8}, "momentum is 0.8, which optimizer: adamw does"),
+        ({"optimizer": "adamw", "learning_rate": 0.1, "nesterov": True}, "nesterov is True, which optimizer: adamw"),
+        ({"betas": [0.5, 0.5]}, "betas is (0.5, 0.5), which optimizer: sgd does not read."),
+        ({"eps": 0.1}, "eps is 0.1, which optimizer: sgd does not read."),
+    ],
+)  # fmt: skip
+def test_what_nothing_would_read_is_refused(recipe: Any, words: str) -> None:
+    line = refused(changed(PARAMS, "recipes.quick", recipe))
+    assert line.startswith("params.yaml: 'teachers.big.recipe': ")
+    assert words in line
+
+
+def test_settings_that_are_not_used_are_not_in_a_recipes_json() -> None:
+    """What the json held before there were such settings: identities of what is trained are made from it."""
+    before = ["epochs", "iterations", "batch_size", "learning_rate", "momentum", "nesterov", "weight_decay",
+              "milestones", "decay", "warmup", "drop_last"]  # fmt: skip
+    assert list(Recipe().model_dump(mode="json")) == before
+    assert list(Recipe(ema=None, undecayed=(), schedule="steps").model_dump(mode="json")) == before
+
+    used = Recipe(
+        optimizer="adamw",
+        learning_rate=0.001,
+        betas=(0.8, 0.9),
+        eps=1e-6,
+        undecayed=("norm",),
+        schedule="cosine",
+        final=0.1,
+        label_smoothing=0.1,
+        clip=2.0,
+        ema=0.99,
+    )
+    assert list(used.model_dump(mode="json")) == [*before, *LATER]
+    assert validate(Recipe, used.model_dump(mode="json"), "") == used
+
+
+@pytest.mark.parametrize(
+    ("quick", "student", "run", "expected"),
+    [
+        # What was of SGD, or of steps, is left behind with it.
+        ({"momentum": 0.8, "nesterov": True}, {"optimizer": "adamw", "learning_rate": 0.001}, {},
+         {"optimizer": "adamw", "learning_rate": 0.001, "momentum": 0.9, "nesterov": False}),
+        ({"milestones": [1], "decay": 0.5}, {"schedule": "cosine"}, {},
+         {"schedule": "cosine", "milestones": (), "decay": 0.1}),
+        ({"schedule": "cosine", "final": 0.5}, {"schedule": "steps", "milestones": [1]}, {},
+         {"schedule": "steps", "milestones": (1,), "final": 0.0}),
+        ({"schedule": "cosine"}, {}, {"schedule": "steps"}, {"milestones": (150, 180, 210)}),
+        ({"optimizer": "adamw", "learning_rate": 0.001, "eps": 0.1}, {}, {"optimizer": "sgd", "learning_rate": 0.1},
+         {"optimizer": "sgd", "learning_rate": 0.1, "eps": 1e-8}),
+        # And kept where it stays.
+        ({"optimizer": "adamw", "learning_rate": 0.001, "eps": 0.1}, {"optimizer": "adamw"}, {"ema": 0.5},
+         {"optimizer": "adamw", "learning_rate": 0.001, "eps": 0.1, "ema": 0.5}),
+        ({"ema": 0.5, "clip": 1.0}, {"ema": None}, {}, {"ema": None, "clip": 1.0}),
+    ],
+)  # fmt: skip
+def test_a_change_of_optimizer_or_schedule(quick: Any, student: Any, run: Any, expected: Any) -> None:
+    params = changed(PARAMS, "recipes.other", quick)
+    params = changed(params, "students.small.recipe", {"other": student})
+    params = changed(params, "runs.kd.recipe", run)
+    found = project(params).run("pair", "kd").recipe
+    assert {name: getattr(found, name) for name in expected} == expected
+
+
+def test_a_change_to_adamw_names_its_rate() -> None:
+    assert "give learning_rate" in line_of(lambda: of_run("quick", {"optimizer": "adamw"}))
+    assert "give learning_rate" in line_of(lambda: of_run({"quick": {"optimizer": "adamw"}}, {}))

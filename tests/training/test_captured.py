@@ -483,6 +483,78 @@ def test_a_graph_reads_the_rate_of_every_step(
     assert [float(row["learning_rate"]) for row in captured["history"]] == pytest.approx([0.05, 5e-4, 5e-4])
 
 
+EVERYTHING: dict[str, Any] = {
+    "optimizer": "adamw",
+    "learning_rate": 2e-3,
+    "schedule": "cosine",
+    "milestones": (),
+    "undecayed": ("bias", "norm"),
+    "label_smoothing": 0.1,
+    "clip": 0.5,
+    "ema": 0.9,
+}
+
+
+@pytest.mark.parametrize("unit", ["epochs", "iterations"])
+@pytest.mark.parametrize(
+    "names", [("optimizer", "learning_rate"), ("clip", "ema", "undecayed"), tuple(EVERYTHING)]
+)
+def test_every_setting_of_a_recipe_is_captured(
+    world: World,
+    graph: type[StandIn],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    unit: str,
+    names: tuple[str, ...],
+) -> None:
+    recipe = (LEARN if unit == "epochs" else ITERATIONS).model_copy(update={n: EVERYTHING[n] for n in names})
+    folder = f"{unit}-{len(names)}"
+
+    def trained(name: str, where: Machine) -> dict[str, Any]:
+        scratch = world.path(f"scratch/{name}-{folder}")
+        alone.train(job(scratch, name, machine=where), STUDENT, recipe, VIEWS, world.prepared, 0)
+        return left(scratch)
+
+    captured = trained("settings-captured", capturing())
+    assert "run eagerly" not in capsys.readouterr().err
+    if current().device.type == "cpu":
+        assert graph.made == 1
+    assert captured == trained("settings-eager", eager(monkeypatch))
+
+
+def test_every_setting_of_a_recipe_side_by_side(
+    world: World, graph: type[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Distilled too, and an interrupted one ends alike: ProKD's phases have optimizers and recipes of their own."""
+    from training_fixtures import cut_off_after
+
+    from pipeline.training import loop
+    from pipeline.training.loop import Training
+
+    recipe = LEARN.model_copy(update=EVERYTHING)
+
+    def ready(run: str, folder: str, where: Machine) -> Assembly:
+        phases = {"methods": (Plug.model_validate("prokd"),)} if run == "prokd" else {}
+        inputs = world.inputs("kd" if phases else run, recipe=recipe, **phases)
+        return distill.prepare(inputs, job(world.path(f"scratch/{folder}-{run}"), run, machine=where))
+
+    runs = ("kd", "slkd", "prokd")
+    assert assembly.run([ready(run, "beside", capturing()) for run in runs]) == [None] * len(runs)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(Training, "_keep", cut_off_after(Training._keep, 3))
+        for run in runs:
+            with pytest.raises(KeyboardInterrupt):
+                assembly.train(ready(run, "resumed", capturing()))
+    where = eager(monkeypatch)
+    for run in runs:
+        assembly.train(ready(run, "lone", where))
+        assembly.train(ready(run, "resumed", where))
+        expected = left(world.path(f"scratch/lone-{run}"))
+        assert left(world.path(f"scratch/beside-{run}")) == expected, run
+        assert left(world.path(f"scratch/resumed-{run}")) == expected, run
+
+
 def test_students_side_by_side_may_end_within_an_epoch(world: World, graph: type[StandIn]) -> None:
     def ready(steps: int, folder: str) -> Assembly:
         recipe = ITERATIONS.model_copy(update={"iterations": steps})

@@ -35,7 +35,7 @@ from pipeline.training import checkpoint, loop, result
 from pipeline.training.alone import train
 from pipeline.training.batches import Batches, Feed, Views
 from pipeline.training.loop import Training
-from pipeline.training.optimizer import sgd
+from pipeline.training.optimizer import recipe_optimizer
 from pipeline.training.setting import Setting, all_slots
 from pipeline.training.step import Clock
 
@@ -418,12 +418,12 @@ def test_weights_that_change_while_training_runs_are_not_published(
 def test_momentum_is_restored_in_the_memory_format_of_its_parameter(tmp_path: Path) -> None:
     """One kernel goes through weights, gradients and momentum by address: all three must lie alike."""
 
-    def trained() -> tuple[nn.Module, torch.optim.SGD]:
+    def trained() -> tuple[nn.Module, torch.optim.Optimizer]:
         with seeding.scope("format"):
             network = here(nn.Conv2d(3, 4, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        return network, sgd(list(network.parameters()), RECIPE, fused=True)
+        return network, recipe_optimizer(list(network.parameters()), RECIPE, fused=True)
 
-    def step(network: nn.Module, optimizer: torch.optim.SGD) -> None:
+    def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad(set_to_none=True)
         image = here(torch.randn(2, 3, 8, 8, generator=seeding.generator("image")))
         network(image.to(memory_format=torch.channels_last)).square().mean().backward()
@@ -440,14 +440,14 @@ def test_momentum_is_restored_in_the_memory_format_of_its_parameter(tmp_path: Pa
 
 
 def test_checkpoint_restores_bit_for_bit(tmp_path: Path) -> None:
-    def step(network: nn.Module, optimizer: torch.optim.SGD, seed: int) -> None:
+    def step(network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
         image = here(torch.randn(4, 1, 8, 8, generator=seeding.generator(seed)))
         optimizer.zero_grad()
         network(image).square().sum().backward()
         optimizer.step()
 
     first, second = here(build(STUDENT, 0)), here(build(STUDENT, 1))
-    one, other = (sgd(list(n.parameters()), RECIPE) for n in (first, second))
+    one, other = (recipe_optimizer(list(n.parameters()), RECIPE) for n in (first, second))
     step(first, one, 1)
     checkpoint.save(tmp_path / "c", {"student": first}, one, {"n": 1})
     checkpoint.restore(tmp_path / "c", {"student": second}, other)
@@ -671,7 +671,7 @@ def test_begin_keeps_what_belongs_to_the_same_training(tmp_path: Path) -> None:
     weights = result.begin(tmp_path, "a", STUDENT)
     (weights / "best.safetensors").touch()
     state = {"identity": "a", "history": []}
-    optimizer = sgd(list(network.parameters()), RECIPE)
+    optimizer = recipe_optimizer(list(network.parameters()), RECIPE)
     checkpoint.save(tmp_path / "checkpoint.safetensors", {"student": network}, optimizer, state)
     assert (result.begin(tmp_path, "a", STUDENT) / "best.safetensors").exists()
     assert not (result.begin(tmp_path, "b", STUDENT) / "best.safetensors").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pipeline.params.pairs import RunBlock
 from pipeline.params.recipe import Recipe
 from pipeline.params.wording import described
@@ -10,7 +12,7 @@ from pipeline.report.results import Settings
 
 def alone_settings(recipe: Recipe) -> Settings:
     """Return the settings of a student that is trained alone."""
-    return Settings(recipe.model_dump(mode="json"))
+    return Settings(_whole(recipe))
 
 
 def run_settings(run: RunBlock, recipe: Recipe) -> Settings:
@@ -20,7 +22,7 @@ def run_settings(run: RunBlock, recipe: Recipe) -> Settings:
         run: the run, with the pair's overrides merged in.
         recipe: the student's, which the run may change.
     """
-    own, plain = run.recipe.model_dump(mode="json"), recipe.model_dump(mode="json")
+    own, plain = _whole(run.recipe), _whole(recipe)
     return Settings(
         recipe=own,
         changed=tuple(name for name, value in own.items() if value != plain[name]),
@@ -31,3 +33,8 @@ def run_settings(run: RunBlock, recipe: Recipe) -> Settings:
         slots=run.slots,
         views="" if run.views is None else described(run.views),
     )
+
+
+def _whole(recipe: Recipe) -> dict[str, Any]:
+    """Return all settings of a recipe, those that its json leaves out too."""
+    return {name: getattr(recipe, name) for name in Recipe.model_fields}

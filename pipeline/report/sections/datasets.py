@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.data.raw.place import located
+from pipeline.params.views import Stack
 from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.picture import png
 from pipeline.report.results import Dataset, Results
@@ -25,7 +26,8 @@ def section(results: Results) -> Markup:
 
 def _dataset(dataset: Dataset) -> Markup:
     meta = dataset.prepared.meta
-    views = dataset.views.model_dump(exclude={"space"})
+    spaces = dataset.views.parts if isinstance(dataset.views, Stack) else (dataset.views,)
+    settings = [item for space in spaces for item in space.model_dump(exclude={"space"}).items()]
     facts = markup.facts(
         [
             ("source", meta.source),
@@ -34,8 +36,8 @@ def _dataset(dataset: Dataset) -> Markup:
             ("image", text.TIMES.join(str(length) for length in (meta.channels, meta.size, meta.size))),
             ("mean", ", ".join(f"{value:.3f}" for value in meta.mean)),
             ("std", ", ".join(f"{value:.3f}" for value in meta.std)),
-            ("views", dataset.views.space.replace("_", " ")),
-            *((key, text.plain(value)) for key, value in views.items()),
+            ("views", ", ".join(space.space.replace("_", " ") for space in spaces)),
+            *((key, text.plain(value)) for key, value in settings),
             ("best epoch chosen on", dataset.chooser),
             ("fingerprint of test", meta.fingerprint["test"][:12]),
         ]
