@@ -18,7 +18,7 @@ from pipeline.data.views import ViewSpace, check_size, num_slots, view_space
 from pipeline.distillation.method import Known
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
-from pipeline.networks import pretrained
+from pipeline.networks import own_weights, pretrained
 from pipeline.networks.architecture import Architecture, architecture, blank
 from pipeline.networks.catalogue import family_of
 from pipeline.networks.network import Network
@@ -34,6 +34,7 @@ from pipeline.params.sections import Sections, changed, merged
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.views import Slots, ViewParams, view_params
+from pipeline.params.weights import Weights, WeightsFile, file_settings, is_file, library
 from pipeline.runs import demands, taught
 from pipeline.runs.composition import Composition
 from pipeline.runs.rehearsal import feature_shape, rehearse
@@ -63,6 +64,8 @@ class Project:
         self._features: dict[str, dict[str, FeatureParams]] = {}
         self._tables: dict[tuple[str, str], TableConfig] = {}
         self._runs: dict[tuple[str, str], RunBlock] = {}
+        self._files: dict[str, str] = {}
+        self._fitting: set[str] = set()
         self._last: tuple[str, Network] | None = None
 
     # Data
@@ -126,9 +129,12 @@ class Project:
             if isinstance(network, AssistantParams)
             else self.images[network.dataset]
         )
-        weights = network.weights if isinstance(network, TeacherParams) else "none"
-        with placed(f"{kind}.{name}.weights"):
-            pretrained.check(family, known, weights, images.channels)
+        weights: Weights = "none"
+        if not isinstance(network, AssistantParams):
+            weights = self._weights(network.weights, f"{kind}.{name}.weights")
+        if not isinstance(weights, WeightsFile):
+            with placed(f"{kind}.{name}.weights"):
+                pretrained.check(family, known, weights, images.channels)
         return NetworkSpec(
             family=family,
             network=known,
@@ -151,6 +157,35 @@ class Project:
             with placed(f"{kind}.{name}"):
                 self._architectures[key] = architecture(spec)
         return self._architectures[key]
+
+    def _weights(self, weights: Plug, where: str) -> Weights:
+        """Return where first weights come from; a file has its hash, so that another one is another network."""
+        if not is_file(weights):
+            return library(weights)
+        settings = file_settings(weights, where)
+        # Large files take a second each, and many ask for them.
+        if weights.name not in self._files:
+            self._files[weights.name] = own_weights.sha256(weights.name)
+        return WeightsFile(path=weights.name, sha256=self._files[weights.name], **settings.model_dump())
+
+    def check_weights(self, kind: Kind, name: str) -> None:
+        """Check that a file's weights fit a teacher or student; nothing is read for others.
+
+        Raises:
+            DataError: the file does not hold tensors.
+            ParamsError: their names or shapes are not the network's.
+        """
+        spec = self.spec(kind, name)
+        key = spec.model_dump_json()
+        if not isinstance(spec.weights, WeightsFile) or key in self._fitting:
+            return
+        file = spec.weights
+        # Where only the images know how many classes there are, the classifier's shape is checked with them.
+        if not self.images[getattr(self.params, kind)[name].dataset].classes:
+            file = file.model_copy(update={"classifier": "fresh"})
+        with placed(f"{kind}.{name}.weights"):
+            own_weights.fitted(self._blank(spec), file, own_weights.read(file.path, file))
+        self._fitting.add(key)
 
     def recipe(self, kind: Kind, name: str) -> Recipe:
         """Return how a teacher, student or assistant is trained."""

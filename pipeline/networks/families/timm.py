@@ -46,6 +46,11 @@ class TimmNetwork(Network):
         self.model = model
         self.classifier = classifier
         self.levels = levels
+        # timm's own names, by which its checkpoints have them.
+        config: Any = model.pretrained_cfg
+        self.library_names = {name: f"model.{name}" for name in model.state_dict()} | {
+            f"{config['classifier']}.{name}": f"classifier.{name}" for name in classifier.state_dict()
+        }
 
     def run(self, x: Tensor, tap: Tap) -> Tensor:
         """Run the model on images (B, C, H, W); every named place is handed to `tap`.
