@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from pipeline.artifacts.closure import PACKAGES, root
 from pipeline.errors import MachineError
 
-FILES = ("dvc.yaml", ".dvcignore", ".gitignore", "artifacts/.gitignore", "data/.gitignore")
+FILES = ("dvc.yaml", ".dvcignore", ".gitignore", "artifacts/.gitignore", "data/.gitignore", "own/__init__.py")
 NEEDED = "dvc.yaml"
 
 

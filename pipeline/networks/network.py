@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import plugin, seeding
-from pipeline.errors import ShapeError, StillhouseError, unknown_name
+from pipeline.artifacts import advice
+from pipeline.errors import ShapeError, StaleArtifactError, StillhouseError, unknown_name
 from pipeline.networks import own_weights
 from pipeline.networks.layer import checked
 from pipeline.networks.spec import NetworkSpec
@@ -263,12 +264,16 @@ def build(spec: NetworkSpec, *seed: int | str) -> Network:
         UnknownNameError: no such family, network, layer or tap.
         ParamsError: a layer does not have the settings, or a file's weights do not fit.
         DataError: a file of weights is not there, or holds none.
-        StaleArtifactError: it has changed since params.yaml was checked.
+        StaleArtifactError: that, or the network's own code, has changed since params.yaml was checked.
     """
     family = plugin.load("networks", spec.family)
     if spec.network not in family.NETWORKS and not getattr(family, "OPEN", False):
         raise unknown_name(f"network of family '{spec.family}':", spec.network, family.NETWORKS)
 
+    if spec.source and spec.source != family.source(spec.network):
+        raise StaleArtifactError(
+            f"The code of network '{spec.network}' has changed. {advice.again('dvc repro params')} Then: dvc repro"
+        )
     file = spec.weights if isinstance(spec.weights, WeightsFile) else None
     library = "none" if isinstance(spec.weights, WeightsFile) else spec.weights
     with seeding.scope(*seed, "network"):

@@ -21,6 +21,7 @@ class NetworkSpec(Block):
         channels: channels of the images.
         classes: number of classes.
         weights: where the first weights come from: "imagenet" are the library's own; or a file.
+        source: hash of the network's code where that is not its family's.
         inserted: layers after taps, by tap; they stay at inference.
         classifier_width: features that the classifier reads, where a layer inserted at `final` changes them.
     """
@@ -31,5 +32,6 @@ class NetworkSpec(Block):
     channels: int = Field(ge=1, le=4096)
     classes: int = Field(ge=1, le=1_000_000)
     weights: Weights = "none"
+    source: str = ""
     inserted: dict[str, LayerSpec] = {}
     classifier_width: int | None = None

@@ -14,7 +14,7 @@ class StudentParams(Block):
 
     Attributes:
         dataset: a key of `datasets`.
-        network: a network by name, or "family/name".
+        network: a network by name, "family/name", or an import path.
         weights: where its first weights come from, alone and in every run, as of a teacher.
         recipe: a key of `recipes`, with changes if there are any: how it is trained, alone and distilled; left
             out, it is CRD's recipe for CIFAR-100.
@@ -34,6 +34,7 @@ class StudentBlock(StageBlock):
         dataset: key of `datasets`.
         family: a file of `pipeline/networks/families`.
         network: a network of that family.
+        source: hash of the network's code where that is not its family's.
         weights: where its first weights come from.
         recipe: how it is trained.
         views: what it sees.
@@ -43,6 +44,7 @@ class StudentBlock(StageBlock):
     dataset: str
     family: str
     network: str
+    source: str
     weights: Weights
     recipe: Recipe
     views: ViewParams

@@ -19,6 +19,7 @@ class TrainBlock(StageBlock):
         dataset: key of `datasets`.
         family: a file of `pipeline/networks/families`.
         network: a network of that family.
+        source: hash of the network's code where that is not its family's.
         weights: where its first weights come from.
         seed: seed of init, order and views.
         recipe: how it is trained.
@@ -30,6 +31,7 @@ class TrainBlock(StageBlock):
     dataset: str
     family: str
     network: str
+    source: str
     weights: Weights
     seed: int
     recipe: Recipe

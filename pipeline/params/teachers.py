@@ -34,7 +34,7 @@ class TeacherParams(Block):
 
     Attributes:
         dataset: a key of `datasets`.
-        network: a network by name, or "family/name": "timm/convnext_tiny".
+        network: a network by name, "family/name" ("timm/convnext_tiny"), or an import path ("own.nets:build").
         weights: where its first weights come from: "imagenet" are the library's pretrained ones, a path those of a file
             (safetensors, or a state dict of torch); with `recipe.epochs: 0` they stay.
         licence: of its weights, in your words; it is recorded, and changes nothing that is made.

@@ -20,7 +20,7 @@ from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
 from pipeline.networks import own_weights, pretrained
 from pipeline.networks.architecture import Architecture, architecture, blank
-from pipeline.networks.catalogue import family_of
+from pipeline.networks.catalogue import family_of, source_of
 from pipeline.networks.network import Network
 from pipeline.networks.spec import LARGEST, NetworkSpec
 from pipeline.params.assistants import AssistantParams
@@ -64,7 +64,9 @@ class Project:
         self._features: dict[str, dict[str, FeatureParams]] = {}
         self._tables: dict[tuple[str, str], TableConfig] = {}
         self._runs: dict[tuple[str, str], RunBlock] = {}
+        # Hashes, by the file of weights and by the network's name: many ask for them.
         self._files: dict[str, str] = {}
+        self._sources: dict[str, str] = {}
         self._fitting: set[str] = set()
         self._last: tuple[str, Network] | None = None
 
@@ -123,6 +125,8 @@ class Project:
         network: TeacherParams | StudentParams | AssistantParams = getattr(self.params, kind)[name]
         with placed(f"{kind}.{name}.network"):
             family, known = family_of(network.network)
+            if network.network not in self._sources:
+                self._sources[network.network] = source_of(family, known)
         # An assistant sees what its teacher has seen.
         images = (
             self.images_of(network.teacher)
@@ -142,6 +146,7 @@ class Project:
             channels=images.channels,
             classes=images.classes or CLASSES,
             weights=weights,
+            source=self._sources[network.network],
         )
 
     def architecture(self, kind: Kind, name: str) -> Architecture:
@@ -163,7 +168,6 @@ class Project:
         if not is_file(weights):
             return library(weights)
         settings = file_settings(weights, where)
-        # Large files take a second each, and many ask for them.
         if weights.name not in self._files:
             self._files[weights.name] = own_weights.sha256(weights.name)
         return WeightsFile(path=weights.name, sha256=self._files[weights.name], **settings.model_dump())

@@ -61,7 +61,11 @@ def _of_student(student: StudentBlock, dataset: Dataset) -> dict[str, Any]:
     meta = dataset.prepared.meta
     # As `pipeline.runs.resolve` puts it together.
     network = NetworkSpec(
-        family=student.family, network=student.network, weights=student.weights, **meta.kind
+        family=student.family,
+        network=student.network,
+        source=student.source,
+        weights=student.weights,
+        **meta.kind,
     )
     return {
         "student": student.student,
