@@ -10,6 +10,8 @@ import difflib
 import unicodedata
 from collections.abc import Iterable
 
+_LISTED = 100  # names in an error
+
 
 class StillhouseError(Exception):
     """Base of every error that a user can cause."""
@@ -78,7 +80,12 @@ def unknown_name(kind: str, name: str, valid: Iterable[str], hint: str = "") -> 
     names = sorted(valid)
     near = difflib.get_close_matches(name, names, n=1)
     guess = f" Did you mean '{near[0]}'?" if near else ""
-    listed = ", ".join(names) if names else "none"
+    # A large network has hundreds of taps.
+    shown = (
+        names if len(names) <= _LISTED else difflib.get_close_matches(name, names, n=_LISTED // 2, cutoff=0)
+    )
+    more = f" and {len(names) - len(shown)} more" if len(shown) < len(names) else ""
+    listed = (", ".join(shown) if names else "none") + more
     return UnknownNameError(
         f"Unknown {kind} '{name}'.{foreign(name)}{guess} Known: {listed}.{' ' + hint if hint else ''}"
     )

@@ -42,7 +42,13 @@ def main(
 
     prepared = Prepared.open(data)
     meta = prepared.meta
-    spec = NetworkSpec(family=teacher.family, network=teacher.network, weights=teacher.weights, **meta.kind)
+    spec = NetworkSpec(
+        family=teacher.family,
+        network=teacher.network,
+        source=teacher.source,
+        weights=teacher.weights,
+        **meta.kind,
+    )
     # Before the output is touched: a slip in an option must not cost what is there.
     where = machine(
         device,

@@ -36,7 +36,9 @@ def root() -> Path:
     return Path(next(iter(pipeline.__path__))).parent
 
 
-def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
+def closure(
+    modules: Iterable[str], base: Path | None = None, packages: tuple[str, ...] | None = PACKAGES
+) -> list[Path]:
     """Return the files of `modules` and of all that they import, relative to `base`, in alphabetical order.
 
     Imports inside functions count; those for type checking alone, and empty `__init__` files, do not. A plug-in
@@ -45,6 +47,7 @@ def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
     Args:
         modules: dotted names, for instance "pipeline.distillation.methods.kd".
         base: the folder that holds the packages; None is the running project's.
+        packages: those that are followed; None is whatever lies in that folder.
     """
     base = base or root()
     # The wording counts as seen: neither it nor what it imports is ever followed.
@@ -53,7 +56,7 @@ def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
         name = waiting.pop()
         if name in files:  # most names come up dozens of times, and to look for a file is slow
             continue
-        path = files[name] = _file(name, base)
+        path = files[name] = _file(name, base, packages)
         if path is not None:
             parent = name.rpartition(".")[0]  # a package's `__init__` runs before its modules
             waiting += [parent, *_imports(path, name if path.name == "__init__.py" else parent)]
@@ -65,9 +68,9 @@ def closure(modules: Iterable[str], base: Path | None = None) -> list[Path]:
     )
 
 
-def code_hashes(modules: Iterable[str]) -> dict[str, str]:
+def code_hashes(modules: Iterable[str], packages: tuple[str, ...] | None = PACKAGES) -> dict[str, str]:
     """Return the hash of every file in the closure of `modules`, by path relative to the project."""
-    return {path.as_posix(): code_hash(root() / path) for path in closure(modules)}
+    return {path.as_posix(): code_hash(root() / path) for path in closure(modules, packages=packages)}
 
 
 def digest(modules: Iterable[str]) -> str:
@@ -144,9 +147,9 @@ def _span(node: ast.stmt | ast.expr, lines: list[str]) -> Span:
     return (node.lineno, left), (node.end_lineno, right)
 
 
-def _file(name: str, base: Path) -> Path | None:
+def _file(name: str, base: Path, packages: tuple[str, ...] | None) -> Path | None:
     first, *others = name.split(".")
-    if first not in PACKAGES:
+    if packages is not None and first not in packages:
         return None
     path = base.joinpath(first, *others)
     candidates = (path.with_suffix(".py"), path / "__init__.py")

@@ -29,7 +29,7 @@ from torch import Tensor
 from pipeline import plugin
 from pipeline.errors import ParamsError, ShapeError, unknown_name
 
-_NAME = re.compile(r"(?P<tap>\w+)(?P<encodings>(:\w+)*)(@(?P<table>[\w.+-]+))?")
+_NAME = re.compile(r"(?P<tap>\w+(\.\w+)*)(?P<encodings>(:\w+)*)(@(?P<table>[\w.+-]+))?")
 Tables = Mapping[str, Mapping[str, Tensor]]  # arrays of fitted tables, by table and array name
 
 

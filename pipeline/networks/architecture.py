@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from pipeline.networks.catalogue import IMPORTED
 from pipeline.networks.network import Network, Shape, build, insert, probe
 from pipeline.networks.spec import NetworkSpec
 
@@ -90,7 +91,8 @@ def blank(spec: NetworkSpec) -> Network:
     """
     # Weights would be fetched, and meta tensors cannot hold them.
     plain = spec.model_copy(update={"weights": "none", "inserted": {}, "classifier_width": None})
-    with torch.device("meta"), undrawn():
+    # Code of an import path is run when it is built, and may be slow with what the memory held.
+    with torch.device("meta"), nullcontext() if spec.family == IMPORTED else undrawn():
         network = build(plain, 0)
 
     # Not probed on the meta device, where a batch norm would import torch's compiler, too.

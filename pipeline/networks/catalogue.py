@@ -1,7 +1,7 @@
 """The names of all networks: in which family of `pipeline/networks/families/` a network stands.
 
 A name of one of our own families is enough, since no two families share one. "FAMILY/NAME" names the family too, which
-an open family such as timm needs: it knows more names than it lists.
+an open family such as timm needs: it knows more names than it lists. "package.module:function" is an import path.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from types import ModuleType
 from pipeline import plugin
 from pipeline.errors import UnknownNameError, foreign, unknown_name
 
+IMPORTED = "imported"  # the family of import paths
 _SHOWN = 4  # names of a family in an error; the largest family has more than a line of them
 
 
@@ -21,13 +22,15 @@ def family_of(name: str) -> tuple[str, str]:
     With the family in the name, "timm/convnext_tiny", no other one is imported.
 
     Args:
-        name: NAME or FAMILY/NAME.
+        name: NAME, FAMILY/NAME or package.module:function.
 
     Raises:
         UnknownNameError: no such family, or none that has the network.
     """
     families = plugin.names("networks")
     family, slash, network = name.partition("/")
+    if ":" in family:
+        return IMPORTED, name
     if slash:
         if family not in families:
             raise unknown_name("network family", family, families)
@@ -40,6 +43,16 @@ def family_of(name: str) -> tuple[str, str]:
         if name in plugin.load("networks", family).NETWORKS:
             return family, name
     raise _unknown(name, families)
+
+
+def source_of(family: str, network: str) -> str:
+    """Return the hash of a network's code where that is not the family's own, "" where it is.
+
+    Raises:
+        ParamsError: its code cannot be found.
+    """
+    source: str = plugin.load("networks", family).source(network) if family == IMPORTED else ""
+    return source
 
 
 def _has(family: ModuleType, network: str) -> bool:
@@ -58,6 +71,7 @@ def _unknown(name: str, families: list[str]) -> UnknownNameError:
 
 def _listed(family: str, module: ModuleType) -> str:
     if getattr(module, "OPEN", False):
-        return f"{family} ('{family}/NAME' for any NAME that it has)"
+        form = getattr(module, "FORM", f"{family}/NAME")
+        return f"{family} ('{form}' for any {form.rpartition('/')[2]} that it has)"
     first, more = list(module.NETWORKS)[:_SHOWN], len(module.NETWORKS) - _SHOWN
     return f"{family} ({' '.join(first)}{f' and {more} more' if more > 0 else ''})"

@@ -30,9 +30,12 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import plugin, seeding
-from pipeline.errors import ShapeError, StillhouseError, unknown_name
+from pipeline.artifacts import advice
+from pipeline.errors import ShapeError, StaleArtifactError, StillhouseError, unknown_name
+from pipeline.networks import own_weights
 from pipeline.networks.layer import checked
 from pipeline.networks.spec import NetworkSpec
+from pipeline.params.weights import WeightsFile
 
 Taps = dict[str, Tensor]
 Norms = dict[str, nn.BatchNorm2d]  # by the tap that stands behind
@@ -106,6 +109,7 @@ class Network(nn.Module):
 
     Attributes:
         refusals: what its modules raise at images that they cannot read.
+        library_names: our name of each tensor, by the one that the network's library has for it.
     """
 
     refusals: tuple[type[Exception], ...] = (RuntimeError,)
@@ -127,6 +131,7 @@ class Network(nn.Module):
         self.inserted = nn.ModuleDict()
         self.initialize = initialize
         self.compiled = False
+        self.library_names: dict[str, str] = {}
         self.apply(initialize)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -257,14 +262,25 @@ def build(spec: NetworkSpec, *seed: int | str) -> Network:
 
     Raises:
         UnknownNameError: no such family, network, layer or tap.
-        ParamsError: a layer does not have the settings.
+        ParamsError: a layer does not have the settings, or a file's weights do not fit.
+        DataError: a file of weights is not there, or holds none.
+        StaleArtifactError: that, or the network's own code, has changed since params.yaml was checked.
     """
     family = plugin.load("networks", spec.family)
     if spec.network not in family.NETWORKS and not getattr(family, "OPEN", False):
         raise unknown_name(f"network of family '{spec.family}':", spec.network, family.NETWORKS)
 
+    if spec.source and spec.source != family.source(spec.network):
+        raise StaleArtifactError(
+            f"The code of network '{spec.network}' has changed. {advice.again('dvc repro params')} Then: dvc repro"
+        )
+    file = spec.weights if isinstance(spec.weights, WeightsFile) else None
+    library = "none" if isinstance(spec.weights, WeightsFile) else spec.weights
     with seeding.scope(*seed, "network"):
-        network: Network = family.build(spec.network, spec.size, spec.channels, spec.classes, spec.weights)
+        network: Network = family.build(spec.network, spec.size, spec.channels, spec.classes, library)
+    # Before layers are inserted: the file has none.
+    if file is not None:
+        own_weights.fill(network, file)
 
     if spec.inserted:
         insert(network, spec, *seed)

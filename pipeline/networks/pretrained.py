@@ -134,6 +134,21 @@ def fill(network: Network, body: nn.Module, state: dict[str, Tensor], head: str)
         network.classifier.load_state_dict(classifier)
 
 
+def called(network: Network, body: nn.Module, head: str) -> None:
+    """Tell a network what its library calls its tensors, so that files of the library's names fit it.
+
+    Args:
+        network: the network, made of the modules of `body`.
+        body: the library's model without its classifier.
+        head: what the classifier's names start with in the library.
+    """
+    ours = {id(x): name for name, x in network.state_dict(keep_vars=True).items()}
+    network.library_names = {
+        **{name: ours[id(x)] for name, x in body.state_dict(keep_vars=True).items()},
+        **{f"{head}{name}": f"classifier.{name}" for name in network.classifier.state_dict()},
+    }
+
+
 def _check(path: Path, published: str, url: str) -> None:
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from pipeline.networks.layer import LayerSpec
 from pipeline.params.base import Block
+from pipeline.params.weights import Weights
 
 LARGEST = 4096  # pixels of an image's side
 
@@ -21,7 +20,8 @@ class NetworkSpec(Block):
         size: height and width of the images, in pixels.
         channels: channels of the images.
         classes: number of classes.
-        weights: where the first weights come from; "imagenet" are the library's own.
+        weights: where the first weights come from: "imagenet" are the library's own; or a file.
+        source: hash of the network's code where that is not its family's.
         inserted: layers after taps, by tap; they stay at inference.
         classifier_width: features that the classifier reads, where a layer inserted at `final` changes them.
     """
@@ -31,6 +31,7 @@ class NetworkSpec(Block):
     size: int = Field(ge=1, le=LARGEST)
     channels: int = Field(ge=1, le=4096)
     classes: int = Field(ge=1, le=1_000_000)
-    weights: Literal["none", "imagenet"] = "none"
+    weights: Weights = "none"
+    source: str = ""
     inserted: dict[str, LayerSpec] = {}
     classifier_width: int | None = None

@@ -16,7 +16,7 @@ class AssistantParams(TaughtParams):
     """Asks for an assistant: a network that learns from the teacher or the assistants before it, and teaches students.
 
     Attributes:
-        network: a network by name, or "family/name".
+        network: a network by name, "family/name", or an import path.
         recipe: a key of `recipes`, with changes if there are any; left out, it is CRD's recipe for CIFAR-100.
         follows: what it comes after: `teacher`, or another assistant of the same teacher.
         learns_from: `teacher` and assistants that come before it, among them the one that it follows (DGKD); left out,

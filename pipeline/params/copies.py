@@ -57,6 +57,7 @@ class CopyBlock(StageBlock):
         dataset: key of `datasets`.
         family: a file of `pipeline/networks/families`.
         network: a network of that family; a copy's is the teacher's own.
+        source: hash of the network's code where that is not its family's.
         recipe: how it is trained.
         views: what it sees.
         learns_from: "teacher", and the assistants that it learns from.
@@ -73,6 +74,7 @@ class CopyBlock(StageBlock):
     dataset: str
     family: str
     network: str
+    source: str
     recipe: Recipe
     views: ViewParams
     learns_from: tuple[str, ...]

@@ -6,6 +6,7 @@ from pipeline.params.base import Block, StageBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import ViewParams
+from pipeline.params.weights import Weights, WeightsPlug
 
 
 class StudentParams(Block):
@@ -13,13 +14,15 @@ class StudentParams(Block):
 
     Attributes:
         dataset: a key of `datasets`.
-        network: a network by name, or "family/name".
+        network: a network by name, "family/name", or an import path.
+        weights: where its first weights come from, alone and in every run, as of a teacher.
         recipe: a key of `recipes`, with changes if there are any: how it is trained, alone and distilled; left
             out, it is CRD's recipe for CIFAR-100.
     """
 
     dataset: str
     network: str
+    weights: WeightsPlug = Plug.of("none")
     recipe: Plug | None = None
 
 
@@ -31,6 +34,8 @@ class StudentBlock(StageBlock):
         dataset: key of `datasets`.
         family: a file of `pipeline/networks/families`.
         network: a network of that family.
+        source: hash of the network's code where that is not its family's.
+        weights: where its first weights come from.
         recipe: how it is trained.
         views: what it sees.
     """
@@ -39,5 +44,7 @@ class StudentBlock(StageBlock):
     dataset: str
     family: str
     network: str
+    source: str
+    weights: Weights
     recipe: Recipe
     views: ViewParams

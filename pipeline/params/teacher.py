@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.params.base import StageBlock
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import ViewParams
+from pipeline.params.weights import Weights
 
 
 class TrainBlock(StageBlock):
@@ -18,7 +19,8 @@ class TrainBlock(StageBlock):
         dataset: key of `datasets`.
         family: a file of `pipeline/networks/families`.
         network: a network of that family.
-        weights: "imagenet" starts from the library's pretrained weights.
+        source: hash of the network's code where that is not its family's.
+        weights: where its first weights come from.
         seed: seed of init, order and views.
         recipe: how it is trained.
         anchors: shares of its training after which a checkpoint is kept.
@@ -29,7 +31,8 @@ class TrainBlock(StageBlock):
     dataset: str
     family: str
     network: str
-    weights: Literal["none", "imagenet"]
+    source: str
+    weights: Weights
     seed: int
     recipe: Recipe
     anchors: tuple[float, ...]

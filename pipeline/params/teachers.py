@@ -14,6 +14,7 @@ from pipeline.params.numbers import Names, Seed
 from pipeline.params.plug import Plug
 from pipeline.params.teacher import anchor_name
 from pipeline.params.views import Slots, ViewParams
+from pipeline.params.weights import WeightsPlug
 
 
 class FeatureParams(Block):
@@ -33,8 +34,10 @@ class TeacherParams(Block):
 
     Attributes:
         dataset: a key of `datasets`.
-        network: a network by name, or "family/name": "timm/convnext_tiny".
-        weights: "imagenet" starts from the library's pretrained weights; with `recipe.epochs: 0` they stay.
+        network: a network by name, "family/name" ("timm/convnext_tiny"), or an import path ("pipeline.own.nets:build").
+        weights: where its first weights come from: "imagenet" are the library's pretrained ones, a path those of a file
+            (safetensors, or a state dict of torch); with `recipe.epochs: 0` they stay.
+        licence: of its weights, in your words; it is recorded, and changes nothing that is made.
         seed: seed of its init, order and views.
         recipe: a key of `recipes`, with changes if there are any; left out, it is CRD's recipe for CIFAR-100.
         anchors: shares of its training, in (0, 1), after which a checkpoint is kept, each at the end of another epoch.
@@ -48,7 +51,8 @@ class TeacherParams(Block):
 
     dataset: str
     network: str
-    weights: Literal["none", "imagenet"] = "none"
+    weights: WeightsPlug = Plug.of("none")
+    licence: str = ""
     seed: Seed = 0
     recipe: Plug | None = None
     anchors: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()

@@ -121,6 +121,7 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         # For its errors alone: more slots than there are views.
         project.slots(name, stored.slots, f"teachers.{name}.features.{feature}.slots")
 
+    project.check_weights("teachers", name)
     family = plugin.module("networks", spec.family)
     encodings = [plugin.module("encodings", encoding) for encoding in encodings_of(features)]
 
@@ -130,7 +131,8 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         dataset=teacher.dataset,
         family=spec.family,
         network=spec.network,
-        weights=teacher.weights,
+        source=spec.source,
+        weights=spec.weights,
         seed=teacher.seed,
         recipe=project.recipe("teachers", name),
         anchors=teacher.anchors,
@@ -187,6 +189,7 @@ def _encode(project: Project, teacher: str, table: str, codes: dict[str, int]) -
 def _student(project: Project, name: str) -> StudentBlock:
     student, spec = project.params.students[name], project.spec("students", name)
     project.architecture("students", name)  # which can read the images
+    project.check_weights("students", name)
     # Without a code hash: `student_inputs` puts the hashes of the code into its json itself.
     return StudentBlock(
         stage=f"student_inputs@{name}",
@@ -194,6 +197,8 @@ def _student(project: Project, name: str) -> StudentBlock:
         dataset=student.dataset,
         family=spec.family,
         network=spec.network,
+        source=spec.source,
+        weights=spec.weights,
         recipe=project.recipe("students", name),
         views=project.views[student.dataset],
     )
@@ -230,6 +235,7 @@ def _taught(
         dataset=teacher.dataset,
         family=spec.family,
         network=spec.network,
+        source=spec.source,
         recipe=recipe,
         views=project.views[teacher.dataset],
         learns_from=learns_from,

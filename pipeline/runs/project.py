@@ -18,9 +18,9 @@ from pipeline.data.views import ViewSpace, check_channels, check_size, num_slots
 from pipeline.distillation.method import Known
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
-from pipeline.networks import pretrained
+from pipeline.networks import own_weights, pretrained
 from pipeline.networks.architecture import Architecture, architecture, blank
-from pipeline.networks.catalogue import family_of
+from pipeline.networks.catalogue import family_of, source_of
 from pipeline.networks.network import Network
 from pipeline.networks.spec import LARGEST, NetworkSpec
 from pipeline.params.assistants import AssistantParams
@@ -34,6 +34,7 @@ from pipeline.params.sections import Sections, changed, merged
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.views import Slots, ViewParams, view_params
+from pipeline.params.weights import Weights, WeightsFile, file_settings, is_file, library
 from pipeline.runs import demands, taught
 from pipeline.runs.composition import Composition
 from pipeline.runs.rehearsal import feature_shape, rehearse
@@ -63,6 +64,10 @@ class Project:
         self._features: dict[str, dict[str, FeatureParams]] = {}
         self._tables: dict[tuple[str, str], TableConfig] = {}
         self._runs: dict[tuple[str, str], RunBlock] = {}
+        # Hashes, by the file of weights and by the network's name: many ask for them.
+        self._files: dict[str, str] = {}
+        self._sources: dict[str, str] = {}
+        self._fitting: set[str] = set()
         self._last: tuple[str, Network] | None = None
 
     # Data
@@ -121,15 +126,20 @@ class Project:
         network: TeacherParams | StudentParams | AssistantParams = getattr(self.params, kind)[name]
         with placed(f"{kind}.{name}.network"):
             family, known = family_of(network.network)
+            if network.network not in self._sources:
+                self._sources[network.network] = source_of(family, known)
         # An assistant sees what its teacher has seen.
         images = (
             self.images_of(network.teacher)
             if isinstance(network, AssistantParams)
             else self.images[network.dataset]
         )
-        weights = network.weights if isinstance(network, TeacherParams) else "none"
-        with placed(f"{kind}.{name}.weights"):
-            pretrained.check(family, known, weights, images.channels)
+        weights: Weights = "none"
+        if not isinstance(network, AssistantParams):
+            weights = self._weights(network.weights, f"{kind}.{name}.weights")
+        if not isinstance(weights, WeightsFile):
+            with placed(f"{kind}.{name}.weights"):
+                pretrained.check(family, known, weights, images.channels)
         return NetworkSpec(
             family=family,
             network=known,
@@ -137,6 +147,7 @@ class Project:
             channels=images.channels,
             classes=images.classes or CLASSES,
             weights=weights,
+            source=self._sources[network.network],
         )
 
     def architecture(self, kind: Kind, name: str) -> Architecture:
@@ -152,6 +163,34 @@ class Project:
             with placed(f"{kind}.{name}"):
                 self._architectures[key] = architecture(spec)
         return self._architectures[key]
+
+    def _weights(self, weights: Plug, where: str) -> Weights:
+        """Return where first weights come from; a file has its hash, so that another one is another network."""
+        if not is_file(weights):
+            return library(weights)
+        settings = file_settings(weights, where)
+        if weights.name not in self._files:
+            self._files[weights.name] = own_weights.sha256(weights.name)
+        return WeightsFile(path=weights.name, sha256=self._files[weights.name], **settings.model_dump())
+
+    def check_weights(self, kind: Kind, name: str) -> None:
+        """Check that a file's weights fit a teacher or student; nothing is read for others.
+
+        Raises:
+            DataError: the file does not hold tensors.
+            ParamsError: their names or shapes are not the network's.
+        """
+        spec = self.spec(kind, name)
+        key = spec.model_dump_json()
+        if not isinstance(spec.weights, WeightsFile) or key in self._fitting:
+            return
+        file = spec.weights
+        # Where only the images know how many classes there are, the classifier's shape is checked with them.
+        if not self.images[getattr(self.params, kind)[name].dataset].classes:
+            file = file.model_copy(update={"classifier": "fresh"})
+        with placed(f"{kind}.{name}.weights"):
+            own_weights.fitted(self._blank(spec), file, own_weights.read(file.path, file))
+        self._fitting.add(key)
 
     def recipe(self, kind: Kind, name: str) -> Recipe:
         """Return how a teacher, student or assistant is trained."""

@@ -66,7 +66,9 @@ def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInput
         code: folder of the code's hashes.
     """
     meta = Prepared.open(data).meta
-    spec = NetworkSpec(family=block.family, network=block.network, **meta.kind)
+    spec = NetworkSpec(
+        family=block.family, network=block.network, source=block.source, weights=block.weights, **meta.kind
+    )
     # Sizes come from the prepared images; params.yaml could only predict them.
     return StudentInputs(
         student=block.student,

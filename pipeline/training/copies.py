@@ -162,7 +162,7 @@ def _learn(block: CopyBlock, prepared: Prepared, sources: Sources, job: Job, res
     """Train the network by KD from the stored logits, as a student of those that teach it."""
     # Untrained, also where a teacher of the same network started from pretrained weights.
     machine, kind = job.machine, prepared.meta.kind
-    spec = NetworkSpec(family=block.family, network=block.network, **kind)
+    spec = NetworkSpec(family=block.family, network=block.network, source=block.source, **kind)
     # Its name is part of the init: copies of one seed differ, and none starts as the teacher itself did.
     network = build(spec, "self_taught", block.name, block.seed)
     machine.place(network)

@@ -147,10 +147,47 @@ def test_timm_s_limits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, error, message in (
         ("resnet_18", UnknownNameError, r"Unknown timm model 'resnet_18'\. Did you mean 'resnet18'\?"),
         ("resnet18.bogus", ParamsError, "cannot be built"),
-        ("deit_tiny_distilled_patch16_224", ParamsError, "does not end in one linear classifier"),
+        ("levit_128s", ParamsError, "does not end in one linear classifier"),
     ):
         with pytest.raises(error, match=message):
             build(spec("timm", name), 0)
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MachineError, match=r"pip install -e '\.\[timm\]'"):
         build(spec("timm", "resnet18"), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("vit_tiny_patch16_224", 48), ("vit_small_patch14_reg4_dinov2", 28), ("vit_small_patch16_dinov3", 32)],
+)
+def test_the_maps_of_a_transformer_have_no_class_or_register_tokens(name: str, size: int) -> None:
+    timm = pytest.importorskip("timm")
+    network = build(NetworkSpec(family="timm", network=name, size=size, channels=3, classes=10), 0).eval()
+    model, image = network.model, torch.randn(2, 3, size, size)
+    assert isinstance(model, timm.models.VisionTransformer | timm.models.Eva)
+    taps = network.record(image, None)
+    tokens = model.forward_features(image)
+    height, width = taps["final"].shape[2:]
+    prefix = tokens.shape[1] - height * width
+    assert prefix == model.num_prefix_tokens > 0
+    for row in range(height):
+        for column in range(width):
+            torch.testing.assert_close(
+                taps["final"][:, :, row, column], tokens[:, prefix + row * width + column]
+            )
+    assert taps["stage4"].shape == taps["stage1"].shape == taps["final"].shape
+
+
+def test_two_classifiers_are_one_that_reads_both_tokens() -> None:
+    timm = pytest.importorskip("timm")
+    name, image = "deit_tiny_distilled_patch16_224", torch.randn(2, 3, 32, 32)
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=10, img_size=32).eval()
+    ours = build(NetworkSpec(family="timm", network=name, size=32, channels=3, classes=10), 0).eval()
+    # Its own tensors are copied; the two classifiers become one.
+    state = {f"model.{key}": x for key, x in theirs.state_dict().items() if not key.startswith("head")}
+    state["classifier.weight"] = torch.cat([theirs.head.weight, theirs.head_dist.weight], dim=1) / 2
+    state["classifier.bias"] = (theirs.head.bias + theirs.head_dist.bias) / 2
+    ours.load_state_dict(state)
+    torch.testing.assert_close(ours(image), theirs(image), atol=1e-5, rtol=1e-5)
+    assert ours.record(image, ["pooled"])["pooled"].shape == (2, 384)

@@ -51,6 +51,19 @@ def resnet(pile: Pile, x: Tensor, depth: int, *, bottleneck: bool) -> Tensor:
     return pile.head(x)
 
 
+def resnet_pad(pile: Pile, x: Tensor, depth: int) -> Tensor:
+    x = pile.conv_bn(x).clamp(min=0)
+    for stage in range(3):
+        for block in range((depth - 2) // 6):
+            stride = 2 if stage > 0 and block == 0 else 1
+            y = pile.conv_bn(pile.conv_bn(x, stride).clamp(min=0))
+            if x.shape != y.shape:
+                zeros = x.new_zeros(len(x), x.shape[1] // 2, *y.shape[2:])
+                x = torch.cat([zeros, x[:, :, ::2, ::2], zeros], dim=1)
+            x = (y + x).clamp(min=0)
+    return pile.head(x)
+
+
 def wrn(pile: Pile, x: Tensor, depth: int, factor: int) -> Tensor:
     x = pile.conv(x)
     for stage in range(3):
@@ -136,6 +149,7 @@ def mobilenetv1(pile: Pile, x: Tensor) -> Tensor:
     ("family", "name", "size", "reference"),
     [
         ("resnet", "resnet20", 16, lambda pile, x: resnet(pile, x, 20, bottleneck=False)),
+        ("resnet_pad", "resnet20_pad", 16, lambda pile, x: resnet_pad(pile, x, 20)),
         ("resnet", "resnet8x4", 16, lambda pile, x: resnet(pile, x, 8, bottleneck=False)),
         ("resnet", "resnet29", 16, lambda pile, x: resnet(pile, x, 29, bottleneck=True)),
         ("wrn", "wrn_16_2", 16, lambda pile, x: wrn(pile, x, 16, 2)),

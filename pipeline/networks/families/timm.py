@@ -3,8 +3,9 @@
 Names are timm's, with or without a tag: `convnext_tiny`, `vit_small_patch16_224.augreg_in1k`. Maps come from
 timm's `forward_intermediates`, always as (B, C, H, W): the last four resolutions are `stage1` to `stage4` and
 the one before them is `stem`; a model of one resolution (a transformer) is cut into four parts of equal
-depth. `final` is the map that the head pools, for a transformer its normalized patch tokens, and `pooled`
-what its classifier reads.
+depth. `final` is the map that the head pools, for a transformer its normalized patch tokens (without class and register
+tokens), and `pooled` what its classifier reads: of two classifiers whose logits are averaged (DeiT's distilled
+ones) both tokens, one after the other.
 
 A teacher is only read: layers can be inserted at `pooled` and `logits` alone, and there are no auxiliary
 heads.
@@ -13,6 +14,7 @@ heads.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -26,6 +28,7 @@ NETWORKS: tuple[str, ...] = ()
 PRETRAINED = (1, 3)  # timm adds up the filters of the colors
 OPEN = True  # takes names that NETWORKS does not list
 STAGES = 4
+PAIR = 2  # classifiers of a distilled transformer
 
 
 class TimmNetwork(Network):
@@ -46,6 +49,13 @@ class TimmNetwork(Network):
         self.model = model
         self.classifier = classifier
         self.levels = levels
+        # timm's own names, by which its checkpoints have them.
+        config: Any = model.pretrained_cfg
+        self.library_names = {name: f"model.{name}" for name in model.state_dict()}
+        if isinstance(config["classifier"], str):
+            self.library_names |= {
+                f"{config['classifier']}.{name}": f"classifier.{name}" for name in classifier.state_dict()
+            }
 
     def run(self, x: Tensor, tap: Tap) -> Tensor:
         """Run the model on images (B, C, H, W); every named place is handed to `tap`.
@@ -167,12 +177,42 @@ def _take_classifier(name: str, model: nn.Module) -> nn.Linear:
     """Replace the model's classifier by an identity and return it, so that it is one module with one name."""
     config: Any = model.pretrained_cfg
     place = config["classifier"]
+    if not isinstance(place, str) and len(place) == PAIR:
+        pair = [model.get_submodule(each) for each in place]
+        if all(isinstance(each, nn.Linear) for each in pair):
+            return _joined(model, place, pair)
     classifier = model.get_submodule(place) if isinstance(place, str) else None
     if not isinstance(classifier, nn.Linear):
         raise ParamsError(f"timm model '{name}' does not end in one linear classifier. Choose another one.")
     parent, _, attribute = place.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Identity())
     return classifier
+
+
+def _joined(model: nn.Module, places: tuple[str, str], pair: Sequence[Any]) -> nn.Linear:
+    """Replace two classifiers whose logits are averaged (DeiT's) by one that reads both of their tokens."""
+    first, second = pair
+    joined = nn.Linear(first.in_features + second.in_features, first.out_features)
+    with torch.no_grad():
+        joined.weight.copy_(torch.cat([first.weight, second.weight], dim=1) / PAIR)
+        joined.bias.copy_((first.bias + second.bias) / PAIR)
+    for index, place in enumerate(places):
+        setattr(model, place, _Beside(index))
+    return joined
+
+
+class _Beside(nn.Module):
+    """Puts one of two tokens into its half, so that the mean of both is one after the other."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, 2 C) of (B, C): twice the token, and zeros."""
+        halves = [torch.zeros_like(x), torch.zeros_like(x)]
+        halves[self.index] = PAIR * x
+        return torch.cat(halves, dim=1)
 
 
 def _info(model: nn.Module) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
     tail = Activated("final", last[0], last[1], activation=F.relu6)
 
     network = Network(units, body.last_channel, classes, tail=tail, initialize=fan_out_small_linear)
+    pretrained.called(network, body, "classifier.1.")
     if weights == "imagenet" and setting.weights is not None:
         state = pretrained.fetch(setting.weights, channels)
         pretrained.fill(network, body, state, "classifier.1.")

@@ -101,6 +101,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
         "stage4": Stage("stage4", body.layer4, conv=True),
     }
     network = Network(units, width, classes, initialize=fan_out)
+    pretrained.called(network, body, "fc.")
     if weights == "imagenet":
         pretrained.fill(network, body, pretrained.fetch(setting.weights, channels), "fc.")
     return network

@@ -60,7 +60,13 @@ def run_inputs(artifacts: Path, block: PairBlock, run: str, teacher: Teacher, se
 def _of_student(student: StudentBlock, dataset: Dataset) -> dict[str, Any]:
     meta = dataset.prepared.meta
     # As `pipeline.runs.resolve` puts it together.
-    network = NetworkSpec(family=student.family, network=student.network, **meta.kind)
+    network = NetworkSpec(
+        family=student.family,
+        network=student.network,
+        source=student.source,
+        weights=student.weights,
+        **meta.kind,
+    )
     return {
         "student": student.student,
         "dataset": student.dataset,
