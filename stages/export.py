@@ -52,12 +52,10 @@ def main(
         import torch
 
         from pipeline.export.export import described, require_replaceable, write
-        from pipeline.export.student import Student, best_seed, seeds_of
+        from pipeline.export.student import Student, chosen_seed
 
     # Before the output is touched: a slip in an option must not cost what is there.
-    number = (
-        best_seed(folder, seeds_of(folder), settings.weights) if settings.seed == "best" else settings.seed
-    )
+    number = chosen_seed(run, folder, settings, params)
     student = Student.open(folder / str(number), settings.weights, params)
     require_replaceable(out)
     torch.set_num_threads(1)
@@ -65,9 +63,8 @@ def main(
         try:
             record = write(student, settings, scratch)
         except BaseException:
-            publish.remove(
-                scratch
-            )  # nobody resumes an export, and what failed the gate must not be taken for one
+            # Nobody resumes an export, and what failed the gate must not be taken for one.
+            publish.remove(scratch)
             raise
     print(f"{run}, seed {number}, {settings.weights} weights, on one thread of this CPU:")
     print("\n".join(described(record)))

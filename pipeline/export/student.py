@@ -11,7 +11,7 @@ from typing import Any, Self
 from pipeline.artifacts import advice
 from pipeline.artifacts.publish import read_json
 from pipeline.data.prepared import Prepared
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError
+from pipeline.errors import DamagedArtifactError, ParamsError, unknown_name
 from pipeline.export.preprocessing import Preprocessing
 from pipeline.networks.network import Network
 from pipeline.networks.spec import NetworkSpec
@@ -20,6 +20,8 @@ from pipeline.networks.weights import load
 from pipeline.params.base import load as load_block
 from pipeline.params.base import validate
 from pipeline.params.datasets import PrepareBlock
+from pipeline.params.exports import ExportParams
+from pipeline.params.sections import Sections
 from pipeline.runs.inputs import RunInputs
 from pipeline.runs.student import StudentInputs, check_data
 
@@ -76,22 +78,31 @@ class Student:
         return cls(folder, weights, trained, inputs, prepared, network, spec, preprocessing)
 
 
-def seeds_of(folder: Path) -> list[int]:
-    """Return the seeds of which a run has students, in ascending order.
+def chosen_seed(run: str, folder: Path, settings: ExportParams, params: Path) -> int:
+    """Return the seed that the settings name, or the best one of those of params.yaml.
 
     Args:
-        folder: the run's, for instance `artifacts/students/PAIR/RUN`.
+        run: "pair/run".
+        folder: of the run's students, one folder a seed.
+        settings: how it is exported.
+        params: folder of the blocks of params.yaml.
 
     Raises:
-        MissingArtifactError: there is none.
+        UnknownNameError: params.yaml does not ask for the run, or not for the seed.
     """
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    seeds = sorted(int(name) for name in names if name.isdecimal())
-    if not seeds:
-        raise MissingArtifactError(
-            f"{folder} holds no students. Distill one: name it in distill of params.yaml, then: {HINT}"
-        )
-    return seeds
+    sections = load_block(Sections, params / "project.json")
+    if run not in sections.distill:
+        raise unknown_name("run", run, sections.distill, "They are those of distill in params.yaml.")
+    if settings.seed == "best":
+        return best_seed(folder, sections.seeds, settings.weights)
+    if settings.seed not in sections.seeds:
+        raise unknown_name(f"seed of {run}:", str(settings.seed), map(str, sections.seeds))
+    return settings.seed
+
+
+def seeds_of(params: Path) -> tuple[int, ...]:
+    """Return the seeds of params.yaml, of its blocks in a folder."""
+    return load_block(Sections, params / "project.json").seeds
 
 
 def best_seed(folder: Path, seeds: Iterable[int], weights: str) -> int:

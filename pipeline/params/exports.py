@@ -44,10 +44,12 @@ class ExportBlock(StageBlock):
 
     Attributes:
         student: "pair/run".
+        seeds: one of which is exported.
         settings: how it is exported.
     """
 
     student: str
+    seeds: tuple[int, ...]
     settings: ExportParams
 
 

@@ -285,7 +285,10 @@ def _borrowed(project: Project, name: str) -> MatchBlock:
 
 def _export(project: Project, name: str) -> ExportBlock:
     # Of the student's own plug-ins no code counts: what changes them trains it anew.
-    block = ExportBlock(stage=f"export@{name}", student=name, settings=project.params.exports[name])
+    settings = project.params.exports[name]
+    # A seed that params.yaml no longer has may still lie in the folder of the students.
+    seeds = project.params.seeds if settings.seed == "best" else (settings.seed,)
+    block = ExportBlock(stage=f"export@{name}", student=name, seeds=seeds, settings=settings)
     return _coded(project, block, ["stages.export"])
 
 

@@ -22,9 +22,10 @@ from pipeline.errors import (
     MissingArtifactError,
     ParamsError,
     StillhouseError,
+    UnknownNameError,
 )
 from pipeline.export import formats, gate, models
-from pipeline.export.student import Student, best_seed, seeds_of
+from pipeline.export.student import Student, best_seed
 from pipeline.networks.weights import load
 from pipeline.params.exports import ExportParams
 from stages import export
@@ -241,7 +242,6 @@ def histories(folder: Path, world: World, top1: dict[int, list[float]]) -> Path:
 
 def test_the_best_seed_is_by_the_last_or_the_best_epoch(world: World, tmp_path: Path) -> None:
     folder = histories(tmp_path, world, {0: [50.0, 60.0], 1: [90.0, 61.0], 10: [10.0, 61.0]})
-    assert seeds_of(folder) == [0, 1, 10]
     assert best_seed(folder, [0, 10, 1], "last") == 1  # of equals the lowest
     assert best_seed(folder, [0, 1, 10], "best") == 1
     assert best_seed(folder, [0, 10], "best") == 10
@@ -255,8 +255,9 @@ def test_the_best_seed_is_by_the_last_or_the_best_epoch(world: World, tmp_path: 
     [
         ("kd", {}, ParamsError, "'kd' is no run, expected PAIR/RUN"),
         ("pair/../kd", {}, ParamsError, "is no run"),
-        ("pair/kdd", {}, MissingArtifactError, "holds no students. Distill one"),
-        ("pair/kd", {"seed": "7"}, MissingArtifactError, "pair/kd/7/training.json does not exist"),
+        ("pair/kdd", {}, UnknownNameError, "Unknown run 'pair/kdd'. Did you mean 'pair/kd'?"),
+        ("pair/kd", {"seed": "7"}, UnknownNameError, "Unknown seed of pair/kd: '7'. Known: 0, 1."),
+        ("pair/simkd", {"seed": "1"}, MissingArtifactError, "pair/simkd/1/training.json does not exist"),
         ("pair/kd", {"seed": "worst"}, ParamsError, "options: 'seed' is 'worst'"),
         ("pair/kd", {"formats": "onnx,onnx"}, ParamsError, "It has 'onnx' twice"),
         ("pair/kd", {"formats": "tflite"}, ParamsError, "'tflite'. Input should be 'onnx', 'program' or 'int8'"),
@@ -313,6 +314,7 @@ def test_a_network_that_cannot_be_traced_is_refused() -> None:
 def test_the_block_of_an_export_has_its_code_and_settings(world: World) -> None:
     block = json.loads(world.path("artifacts/params/exports/pair/kd.json").read_text())
     assert (block["stage"], block["student"]) == ("export@pair/kd", "pair/kd")
+    assert block["seeds"] == [0, 1]
     assert block["settings"] == ExportParams(formats=("onnx",)).model_dump(mode="json")
     files = {path.as_posix() for path in closure.closure(["stages.export"])}
     assert {f"pipeline/export/{name}.py" for name in ("export", "formats", "gate", "models")} <= files
