@@ -55,6 +55,7 @@ def check(content: Mapping[str, Any]) -> Sections:
     _check_assistants(params)
     _check_borrowed(params)
     _check_distill(params)
+    _check_exports(params)
     return params
 
 
@@ -230,6 +231,16 @@ def _check_distill(params: Sections) -> None:
         raise ParamsError(
             "params.yaml: distill asks for students, and seeds is empty. Add a seed: seeds: [0]"
         )
+
+
+def _check_exports(params: Sections) -> None:
+    for name, export in params.exports.items():
+        _known("student of exports:", name, params.distill)
+        if export.seed != "best" and export.seed not in params.seeds:
+            seeds = ", ".join(map(str, params.seeds))
+            raise ParamsError(
+                f"params.yaml: exports.{name} has seed {export.seed}, expected best or one of seeds: {seeds}."
+            )
 
 
 def _check_same_data(where: str, params: Sections, teacher: str, student: str) -> None:

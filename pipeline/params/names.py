@@ -19,6 +19,7 @@ _FOLDERS = {"borrowed": OWN, "copies": TEACHER, "assistants": TEACHER}
 # or make an option of it, and no dot at the end, where a suffix is expected.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.+-]*[A-Za-z0-9_+-])?")
 _LENGTH = 100  # a file's name has 255 bytes at most: two names, a suffix, and what `publish.scratch` adds
+_ENTRIES = ("exports",)  # sections whose keys are entries of `distill`, and checked with it
 _TAKEN = ("about.json",)  # what `stages.command.mark` puts beside artifacts of these names
 
 
@@ -30,7 +31,7 @@ def check(params: Sections) -> None:
     """
     for section in Sections.model_fields:
         entries = getattr(params, section)
-        if isinstance(entries, dict):
+        if isinstance(entries, dict) and section not in _ENTRIES:
             for name in entries:
                 _check_name(section, name)
             _check_apart(section, entries)

@@ -10,6 +10,7 @@ from pipeline.params.assistants import AssistantParams
 from pipeline.params.base import Block, validate
 from pipeline.params.copies import CopyParams, TaughtParams
 from pipeline.params.datasets import DatasetParams
+from pipeline.params.exports import ExportParams
 from pipeline.params.matchings import BorrowedParams, MatchingParams
 from pipeline.params.numbers import Seed
 from pipeline.params.pairs import PairParams
@@ -41,6 +42,7 @@ class Sections(Block):
         copies: self-taught copies of teachers by name (SLKD*).
         assistants: smaller networks between a teacher and its students, by name (TAKD, DGKD).
         borrowed: matchings of a pair's students with another teacher, by name (KCD's Table 3).
+        exports: students that are made into files that ship, by an entry of `distill`.
     """
 
     seeds: tuple[Seed, ...] = ()
@@ -56,6 +58,7 @@ class Sections(Block):
     copies: dict[str, CopyParams] = {}
     assistants: dict[str, AssistantParams] = {}
     borrowed: dict[str, BorrowedParams] = {}
+    exports: dict[str, ExportParams] = {}
 
     @property
     def taught(self) -> dict[str, TaughtParams]:

@@ -17,6 +17,7 @@ from pipeline.networks.spec import NetworkSpec
 from pipeline.params.base import Block, StageBlock
 from pipeline.params.copies import CopyBlock, TaughtParams
 from pipeline.params.datasets import PrepareBlock
+from pipeline.params.exports import ExportBlock
 from pipeline.params.matchings import MatchBlock, MatchingParams
 from pipeline.params.pairs import PairBlock
 from pipeline.params.recipe import Recipe
@@ -57,6 +58,8 @@ def blocks(project: Project) -> dict[str, Block]:
         every[f"matchings/{name}"] = _match(project, name)
     for name in params.borrowed:
         every[f"borrowed/{name}"] = _borrowed(project, name)
+    for name in params.exports:
+        every[f"exports/{name}"] = _export(project, name)
     return every
 
 
@@ -284,6 +287,15 @@ def _borrowed(project: Project, name: str) -> MatchBlock:
     demands.check_matching(project, entry.teacher, entry.student, entry.matching)
     recipes = {entry.matching: project.matching(entry.teacher, entry.student, entry.matching)}
     return _matched(project, f"match_borrowed@{name}", entry.pair, entry.teacher, recipes)
+
+
+def _export(project: Project, name: str) -> ExportBlock:
+    # Of the student's own plug-ins no code counts: what changes them trains it anew.
+    settings = project.params.exports[name]
+    # A seed that params.yaml no longer has may still lie in the folder of the students.
+    seeds = project.params.seeds if settings.seed == "best" else (settings.seed,)
+    block = ExportBlock(stage=f"export@{name}", student=name, seeds=seeds, settings=settings)
+    return _coded(project, block, ["stages.export"])
 
 
 def _matched(

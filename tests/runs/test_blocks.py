@@ -67,6 +67,7 @@ SPELLED_OUT = {
     "pairs.pair.overrides": {},
     "copies": {},
     "borrowed": {},
+    "exports": {},
 }  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""A student of timm's in timm's own words: names of weights, and the json by which timm builds it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pipeline.export.student import Student
+from pipeline.networks.catalogue import family_of
+from pipeline.params.teachers import TeacherParams
+
+# Of the checkpoint whose configuration the model had, and not of this one.
+_OF_ANOTHER = (
+    "tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "url", "hf_hub_id", "label_offset",
+    "test_input_size", "test_crop_pct", "min_input_size",
+)  # fmt: skip
+
+
+def is_of_timm(student: Student) -> bool:
+    """Say whether timm can read the student: it has none of our layers."""
+    spec = student.spec
+    return spec.family == "timm" and not spec.inserted and spec.classifier_width is None
+
+
+def on_hub(teacher: TeacherParams) -> str:
+    """Return the name on the Hub of a teacher of timm that started from timm's weights; "" of any other."""
+    family, name = family_of(teacher.network)
+    # Of a teacher with weights of its own the network alone is timm's.
+    if family != "timm" or "imagenet" not in teacher.model_dump(mode="json")["weights"]:
+        return ""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    return f"timm/{config.architecture}.{config.tag}" if config and config.tag else ""
+
+
+def weights(student: Student) -> dict[str, Tensor]:
+    """Return the weights by timm's names."""
+    # An attribute of a module is a module or a tensor to the type checker.
+    network: Any = student.network
+    state: dict[str, Tensor] = dict(network.model.state_dict())
+    place = network.model.pretrained_cfg["classifier"]
+    return state | {f"{place}.{name}": x for name, x in network.classifier.state_dict().items()}
+
+
+def write_config(student: Student, path: Path) -> None:
+    """Write the `config.json` from which `timm.create_model("local-dir:...")` builds the student."""
+    from timm.models._hub import save_config_for_hf
+
+    shown = student.preprocessing
+    preprocessing = {
+        "input_size": list(shown.shape),
+        "mean": list(shown.mean),
+        "std": list(shown.std),
+        "interpolation": "bilinear",
+        "crop_pct": shown.height / shown.resize,
+        "crop_mode": "center",
+        "num_classes": len(shown.classes),
+    }
+
+    network: Any = student.network
+    arguments: dict[str, Any] = {"in_chans": shown.channels}
+    if network.model.pretrained_cfg["fixed_input_size"]:
+        arguments["img_size"] = [shown.height, shown.width]
+    labels = {"label_names": list(shown.classes), "pretrained_cfg": preprocessing}
+    save_config_for_hf(network.model, str(path), model_config=labels, model_args=arguments)
+
+    config = json.loads(path.read_text())
+    kept = {key: x for key, x in config["pretrained_cfg"].items() if key not in _OF_ANOTHER}
+    path.write_text(json.dumps(config | {"pretrained_cfg": kept | preprocessing}, indent=2) + "\n")

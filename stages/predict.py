@@ -1,0 +1,87 @@
+"""Predict the classes of a folder's images, by a student or by an exported file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stages import command
+
+if TYPE_CHECKING:
+    from pipeline.export.models import Model
+    from pipeline.export.preprocessing import Preprocessing
+
+
+class Weights(StrEnum):
+    """Which weights of a student."""
+
+    LAST = "last"
+    BEST = "best"
+
+
+class Damaged(StrEnum):
+    """What becomes of files that cannot be read."""
+
+    REFUSE = "refuse"
+    SKIP = "skip"
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder of images; those in folders below it count too.")],
+    out: Annotated[Path, typer.Option(help="Csv to make: file, class, probability, and that of each class.")],
+    student: Annotated[
+        Path | None, typer.Option(help="What a training left: artifacts/students/PAIR/RUN/SEED.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="An exported file, or its folder: artifacts/exports/PAIR/RUN/onnx.")
+    ] = None,
+    weights: Annotated[
+        Weights, typer.Option(help="Of the student: last, or those of its best epoch.")
+    ] = Weights.LAST,
+    damaged: Annotated[
+        Damaged,
+        typer.Option(help="Stop at a file that cannot be read, or list and skip it."),
+    ] = Damaged.REFUSE,
+    params: Annotated[
+        Path, typer.Option(help="Folder of the blocks of params.yaml, which a student is read with.")
+    ] = Path("artifacts/params"),
+) -> None:
+    """Write the class and the probabilities of every image of FOLDER."""
+    if (student is None) == (model is None):
+        raise typer.BadParameter("give one of the two", param_hint="--student or --model")
+
+    with command.loading():
+        from pipeline.export.prediction import Predictor, images_below
+
+    paths = images_below(folder)
+    run, preprocessing = _of_student(student, weights, params) if student is not None else _of_file(model)
+    predictor = Predictor(run, preprocessing, skip=damaged == Damaged.SKIP)
+    rows = predictor.write(folder, paths, out)
+    command.warn(predictor.skipped)
+    skipped = f", {len(predictor.skipped):,} skipped" if predictor.skipped else ""
+    print(f"{out}: {rows:,} images{skipped}.")
+
+
+def _of_student(folder: Path, weights: str, params: Path) -> tuple[Model, Preprocessing]:
+    with command.loading():
+        from pipeline.export import models
+        from pipeline.export.student import Student
+
+    opened = Student.open(folder, weights, params)
+    return models.of_network(opened.network), opened.preprocessing
+
+
+def _of_file(path: Path | None) -> tuple[Model, Preprocessing]:
+    # Without torch, where the file is one of ONNX.
+    from pipeline.export import models
+
+    assert path is not None
+    file, preprocessing = models.located(path)
+    return models.opened(file), preprocessing
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,221 @@
+"""Predictions of a folder: the images as training has seen them, the classes as the evaluation has counted them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from error_fixtures import one_line
+from PIL import Image
+from training_fixtures import World
+
+from pipeline.artifacts.hashing import file_hash
+from pipeline.compute.machine import Machine
+from pipeline.data.datasets import image_folder
+from pipeline.data.normalize import Normalize
+from pipeline.data.preparation import prepare
+from pipeline.data.prepared import Prepared
+from pipeline.errors import DamagedArtifactError, DataError, MissingArtifactError
+from pipeline.evaluation.forward import PlainSplit
+from pipeline.export import models
+from pipeline.export.prediction import images_below
+from pipeline.export.preprocessing import FILE, Preprocessing
+from stages import evaluate, predict
+
+pytestmark = pytest.mark.cpu
+ROOT = Path(__file__).parents[2]
+
+
+def photographs(root: Path, split: str, count: int) -> None:
+    """Write noisy photographs of several sizes and formats, two classes of them."""
+    rng = np.random.default_rng(len(split))
+    for number in range(count):
+        name = ("cat", "dog")[number % 2]
+        place = root / split / name / f"{number:02d}{('.png', '.jpg', '.bmp')[number % 3]}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(
+            0, 256, (int(rng.integers(15, 40)), int(rng.integers(15, 40)), 3), dtype=np.uint8
+        )
+        Image.fromarray(pixels).save(place)
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with out.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run_stage(world: World, folder: Path, out: Path, **options: Any) -> list[dict[str, str]]:
+    if "model" not in options:
+        options = {"student": world.path("artifacts/students/pair/kd/0")} | options
+    predict.main(folder, out=out, params=world.path("artifacts/params"), **options)
+    return rows(out)
+
+
+@pytest.fixture(scope="module")
+def pngs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the test images as files, in folders of ten, whose names sort as the images do."""
+    folder = tmp_path_factory.mktemp("pngs")
+    for number, image in enumerate(
+        world.prepared.split("test").images.rows(np.arange(len(world.prepared.split("test"))))
+    ):
+        place = folder / f"{number // 10:02d}" / f"{number:03d}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(image[0]).save(place)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return what a file of ONNX and its preprocessing lie in; it is made without the gate."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from pipeline.export import formats
+    from pipeline.export.student import Student
+
+    folder = tmp_path_factory.mktemp("exported")
+    student = Student.open(world.path("artifacts/students/pair/kd/0"), "last", world.path("artifacts/params"))
+    (path,) = formats.write(student, ["onnx"], 1, folder).values()
+    update = {"format": "onnx", "model": path.name, "hash": file_hash(path)}
+    (path.parent / FILE).write_text(student.preprocessing.model_copy(update=update).model_dump_json())
+    return path
+
+
+# ------------------------------------------------------------------ what a network is shown
+
+
+@pytest.mark.parametrize(("channels", "resize"), [(3, None), (3, 20), (1, 18)])
+@pytest.mark.parametrize("storage", ["copied", "indexed"])
+def test_files_become_what_training_reads_bit_for_bit(
+    tmp_path: Path, channels: int, resize: int | None, storage: str
+) -> None:
+    raw = tmp_path / "raw"
+    photographs(raw, "train", 6)
+    photographs(raw, "val", 6)
+    settings = {"path": raw, "size": 16, "channels": channels, "resize": resize, "storage": storage}
+    config = image_folder.Config.model_validate(settings)
+    prepare(image_folder.open_source(config), "image_folder", config, tmp_path / "prepared")
+    prepared = Prepared.open(tmp_path / "prepared")
+
+    cpu = torch.device("cpu")
+    normalize = Normalize(prepared.meta.mean, prepared.meta.std, cpu)
+    expected = torch.cat(list(PlainSplit.of(prepared, "test", normalize, Machine(cpu)).batches())).numpy()
+    preprocessing = Preprocessing.of(prepared.meta, json.loads(config.model_dump_json()))
+    images = np.stack([preprocessing.image(path) for path in images_below(raw / "val")])
+    assert np.array_equal(preprocessing.normalized(images), expected)
+
+
+def test_files_of_a_folder_are_found_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    for name in ("b.png", "a/z.JPG", "a/b/c.webp", "a-b/x.gif", ".hidden.png", ".h/x.png", "note.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in images_below(tmp_path)]
+    assert found == ["a-b/x.gif", "a/b/c.webp", "a/z.JPG", "b.png"]
+
+
+# ------------------------------------------------------------------ what is predicted
+
+
+def test_predictions_are_those_of_the_evaluation(world: World, pngs: Path, tmp_path: Path) -> None:
+    found = run_stage(world, pngs, tmp_path / "p.csv")
+    predictions = tmp_path / "e.npz"
+    folder = world.path("artifacts/students/pair/kd/0")
+    evaluate.main(folder, out=tmp_path / "e.json", predictions=predictions, device="cpu")
+    with np.load(predictions) as arrays:
+        expected = arrays["last"]
+    assert [row["file"] for row in found] == [f"{k // 10:02d}/{k:03d}.png" for k in range(len(expected))]
+    assert [row["class"] for row in found] == [world.prepared.meta.classes[k] for k in expected]
+    for row in found:
+        values = [float(row[f"p_{name}"]) for name in world.prepared.meta.classes]
+        assert sum(values) == pytest.approx(1, abs=1e-4)
+        assert float(row["probability"]) == max(values) == float(row[f"p_{row['class']}"])
+
+
+def test_an_exported_file_predicts_what_the_student_does(
+    world: World, pngs: Path, exported: Path, tmp_path: Path
+) -> None:
+    expected = run_stage(world, pngs, tmp_path / "student.csv")
+    for place in (exported, exported.parent, exported.parents[1]):
+        found = run_stage(world, pngs, tmp_path / "onnx.csv", model=place)
+        assert [row["class"] for row in found] == [row["class"] for row in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=1e-4)
+
+
+def test_a_file_of_onnx_needs_no_torch(pngs: Path, exported: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.csv"
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path; from stages import predict\n"
+        f"predict.main(Path({str(pngs)!r}), out=Path({str(out)!r}), model=Path({str(exported)!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(rows(out)) == len(images_below(pngs))
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def test_a_damaged_file_is_refused_or_skipped_and_listed(
+    world: World, pngs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "images", tmp_path / "p.csv"
+    folder.mkdir()
+    whole = (pngs / "00/000.png").read_bytes()
+    (folder / "a.png").write_bytes(whole)
+    (folder / "b.png").write_bytes(whole[:-20])
+    with pytest.raises(DataError) as error:
+        run_stage(world, folder, out)
+    one_line(error, "Cannot read the image", "b.png", "--damaged skip leaves out what cannot be read")
+    assert not out.exists()
+    found = run_stage(world, folder, out, damaged=predict.Damaged.SKIP)
+    assert [row["file"] for row in found] == ["a.png"]
+    printed = capsys.readouterr()
+    assert "1 images, 1 skipped" in printed.out
+    assert "b.png" in printed.err
+
+    (folder / "a.png").unlink()
+    out.unlink()
+    with pytest.raises(DataError) as error:
+        run_stage(world, folder, out, damaged=predict.Damaged.SKIP)
+    one_line(error, "None of the 1 images of", "can be read")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+def test_a_folder_without_images_is_refused(world: World, tmp_path: Path) -> None:
+    for folder, part in ((tmp_path, "holds no images"), (tmp_path / "none", "is no folder")):
+        with pytest.raises(DataError) as error:
+            run_stage(world, folder, tmp_path / "p.csv")
+        one_line(error, part)
+
+
+def test_one_model_is_asked(world: World, pngs: Path, tmp_path: Path) -> None:
+    for options in ({"student": None}, {"student": tmp_path, "model": tmp_path}):
+        with pytest.raises(typer.BadParameter, match="give one of the two"):
+            predict.main(pngs, out=tmp_path / "p.csv", **options)
+
+
+def test_a_file_that_has_not_passed_the_gate_is_refused(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes((exported.parent / FILE).read_bytes())
+    (tmp_path / "model.onnx").write_bytes(exported.read_bytes() + b"x")
+    with pytest.raises(DamagedArtifactError) as damaged:
+        models.located(tmp_path)
+    one_line(damaged, "model.onnx is not the file that has passed the gate")
+    (tmp_path / "other.onnx").touch()
+    with pytest.raises(MissingArtifactError) as missing:
+        models.located(tmp_path / "other.onnx")
+    one_line(missing, "is of model.onnx, not of other.onnx")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingArtifactError) as missing:
+        models.located(tmp_path / "empty")
+    one_line(missing, "holds no exported model")

@@ -1,0 +1,263 @@
+"""A published folder: weights that load by its own card's words, metrics that are those measured, and all hashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from error_fixtures import one_line
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from scipy import stats
+from training_fixtures import World
+
+from pipeline.artifacts.hashing import content_hash, file_hash
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError
+from pipeline.export import publication, timm_names
+from pipeline.export.card import card, front_matter
+from pipeline.export.preprocessing import Preprocessing
+from pipeline.export.student import Student
+from pipeline.networks.network import build
+from pipeline.networks.spec import NetworkSpec
+from pipeline.networks.weights import load
+from pipeline.params.teachers import TeacherParams
+from pipeline.runs.inputs import RunInputs
+from stages import evaluate, publish
+
+pytestmark = pytest.mark.cpu
+
+
+@pytest.fixture(scope="module")
+def measured(world: World) -> World:
+    """Return the world with the metrics of plain KD's students."""
+    for seed in (0, 1):
+        key = f"students/pair/kd/{seed}"
+        evaluate.main(
+            world.path(f"artifacts/{key}"),
+            out=world.path(f"artifacts/metrics/{key}.json"),
+            predictions=world.path(f"artifacts/predictions/{key}.npz"),
+            device="cpu",
+        )
+    return world
+
+
+@pytest.fixture(scope="module")
+def published(measured: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("published") / "folder"
+    publish.main("pair/kd", out=out, seed="1", licence="apache-2.0", artifacts=measured.path("artifacts"))
+    return out
+
+
+def matter(text: str) -> dict[str, Any]:
+    """Return the front matter of a card, as the Hub cuts it off."""
+    match = re.match(r"---\n(.*?)\n---\n", text, re.S)
+    assert match
+    content: dict[str, Any] = YAML(typ="safe").load(match[1])
+    return content
+
+
+def test_the_folder_has_the_hubs_files(published: Path) -> None:
+    names = ["README.md", "config.json", "model.safetensors", "preprocessing.json", "provenance.json"]
+    assert sorted(path.name for path in published.iterdir()) == names
+
+
+def test_the_cards_own_lines_load_the_student(
+    measured: World, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = re.search(r"```python\n(.*?)```", (published / "README.md").read_text(), re.S)
+    assert program
+    monkeypatch.chdir(published)
+    names: dict[str, Any] = {}
+    exec(program[1], names)
+    network, _ = load(measured.path("artifacts/students/pair/kd/1/weights"))
+    images = torch.randn(3, 1, 8, 8)
+    assert torch.equal(names["network"](images), network(images))
+
+
+def test_metrics_are_those_measured_over_seeds(measured: World, published: Path) -> None:
+    content = matter((published / "README.md").read_text())
+    (result,) = content["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "toy", "type": "toy", "split": "test"}
+    every = [
+        json.loads(measured.path(f"artifacts/metrics/students/pair/kd/{k}.json").read_text()) for k in (0, 1)
+    ]
+    own, last, best = result["metrics"]
+    assert own["value"] == pytest.approx(every[1]["top1"] / 100, abs=1e-6)
+    assert own["name"] == "top-1 of these weights: seed 1, last epoch"
+    for found, name, rule in (
+        (last, "top1", "last epoch"),
+        (best, "best_top1", "best epoch, chosen on test"),
+    ):
+        values = np.array([metrics[name] / 100 for metrics in every])
+        assert found["value"] == pytest.approx(values.mean(), abs=1e-6)
+        low, high = stats.t.interval(0.95, 1, values.mean(), stats.sem(values))
+        assert found["name"] == (
+            f"top-1, {rule}, mean of 2 seeds, 95 % interval over seeds {max(0, low):.4f} to {min(1, high):.4f}"
+        )
+    assert {found["type"] for found in result["metrics"]} == {"accuracy"}
+
+
+def test_the_front_matter_says_what_it_is(published: Path) -> None:
+    content = matter((published / "README.md").read_text())
+    assert content["license"] == "apache-2.0"
+    assert content["library_name"] == "stillhouse"
+    assert content["pipeline_tag"] == "image-classification"
+    assert content["datasets"] == ["toy"]
+    assert {"knowledge-distillation", "kd"} <= set(content["tags"])
+    assert "base_model" not in content  # the teacher is nowhere to be found
+
+
+def test_provenance_has_the_hashes_of_all(measured: World, published: Path) -> None:
+    content = json.loads((published / "provenance.json").read_text())
+    folder = measured.path("artifacts/students/pair/kd/1")
+    inputs = json.loads((folder / "inputs.json").read_text())
+    assert content["student"]["file"] == file_hash(folder / "weights/last.safetensors")
+    assert content["student"]["inputs"] == content_hash(inputs)
+    assert content["teacher"]["file"] == file_hash(
+        measured.path("artifacts/teachers/big/weights/last.safetensors")
+    )
+    assert content["store"] == {"logits": inputs["stored"]["logits"]["digest"]}
+    assert content["code"] == inputs["code"]
+    assert content["params"] == content_hash(
+        json.loads(measured.path("artifacts/params/project.json").read_text())
+    )
+    assert str(measured.root) not in (published / "provenance.json").read_text()
+    shown = Preprocessing.model_validate_json((published / "preprocessing.json").read_text())
+    assert shown.hash == file_hash(published / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("mit", {"license": "mit"}),
+        ("Research only, ask us", {"license": "other", "license_name": "Research only, ask us"}),
+        ("", {}),
+    ],
+)
+def test_the_licence_is_an_identifier_or_words(
+    measured: World, licence: str, expected: dict[str, str]
+) -> None:
+    facts = replace(facts_of(measured), licence=licence, base_model="timm/resnet18.a1_in1k")
+    content = front_matter(facts)
+    assert {key: content[key] for key in content if key.startswith("license")} == expected
+    assert matter(card(facts)) == content
+    assert content["base_model"] == "timm/resnet18.a1_in1k"
+
+
+def student_of(world: World) -> Student:
+    return Student.open(world.path("artifacts/students/pair/kd/0"), "last", world.path("artifacts/params"))
+
+
+def facts_of(world: World) -> Any:
+    student, params = student_of(world), world.path("artifacts/params")
+    assert isinstance(student.inputs, RunInputs)
+    metrics = publication.metrics(world.path("artifacts"), "pair/kd", (0,))
+    return publication.facts_of(student, student.inputs, metrics, params)
+
+
+def test_one_seed_has_no_interval(measured: World) -> None:
+    _, last, _ = front_matter(facts_of(measured))["model-index"][0]["results"][0]["metrics"]
+    assert last["name"] == "top-1, last epoch, of one seed: there is no interval"
+
+
+# ------------------------------------------------------------------ timm
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "channels"), [("resnet10t", 32, 1), ("vit_tiny_patch16_224", 32, 3)]
+)
+def test_timm_builds_what_is_timms(
+    measured: World, tmp_path: Path, network: str, size: int, channels: int
+) -> None:
+    timm = pytest.importorskip("timm")
+    spec = NetworkSpec(family="timm", network=network, size=size, channels=channels, classes=10)
+    own = build(spec, 0).eval()
+    student = student_of(measured)
+    change = {"height": size, "width": size, "resize": 40, "channels": channels,
+              "mean": (0.4,) * channels, "std": (0.2,) * channels}  # fmt: skip
+    shown = student.preprocessing.model_copy(update=change)
+    student = replace(student, network=own, spec=spec, preprocessing=shown)
+    facts = replace(facts_of(measured), timm=timm_names.is_of_timm(student), preprocessing=shown)
+    assert facts.library == "timm"
+    assert isinstance(student.inputs, RunInputs)
+    publication.write(student, student.inputs, facts, measured.path("artifacts/params"), tmp_path)
+
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(2, channels, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), own(images), rtol=0, atol=1e-5)
+    config = loaded.pretrained_cfg
+    assert config["input_size"] == (channels, size, size)
+    assert (tuple(config["mean"]), config["crop_pct"]) == ((0.4,) * channels, size / 40)
+    assert config["label_names"] == list(shown.classes)
+    assert not {"license", "tag"} & {key for key, value in config.items() if value}
+    assert load_file(tmp_path / "model.safetensors").keys() == loaded.state_dict().keys()
+
+
+def test_a_student_with_our_layers_is_not_timms(measured: World) -> None:
+    student = student_of(measured)
+    spec = student.spec.model_copy(update={"family": "timm"})
+    assert timm_names.is_of_timm(replace(student, spec=spec))
+    assert not timm_names.is_of_timm(replace(student, spec=spec.model_copy(update={"classifier_width": 3})))
+    assert not timm_names.is_of_timm(student)
+
+
+def test_the_base_model_is_a_teacher_that_timm_has_weights_of() -> None:
+    pytest.importorskip("timm")
+
+    def on_hub(network: str, weights: str) -> str:
+        return timm_names.on_hub(
+            TeacherParams.model_validate({"dataset": "d", "network": network, "weights": weights})
+        )
+
+    assert on_hub("timm/resnet18.a1_in1k", "imagenet") == "timm/resnet18.a1_in1k"
+    assert on_hub("timm/resnet18", "imagenet").startswith("timm/resnet18.")
+    assert on_hub("timm/resnet18", "none") == on_hub("resnet8", "none") == ""
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+def test_a_folder_that_is_not_empty_is_left_as_it_is(measured: World, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for out in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(ParamsError) as error:
+            publish.main("pair/kd", out=out, artifacts=measured.path("artifacts"))
+        one_line(error, "is not empty, expected a folder to make")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_nothing_is_left_of_a_folder_that_cannot_be_written(
+    measured: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(facts: Any) -> str:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(publication, "card", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish.main("pair/kd", out=tmp_path / "out", artifacts=measured.path("artifacts"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_students_that_were_not_evaluated_are_refused(measured: World, tmp_path: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(measured.path("artifacts"), artifacts)
+    path = artifacts / "metrics/students/pair/kd/1.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"top1": 99.0}))
+    with pytest.raises(DamagedArtifactError) as damaged:
+        publish.main("pair/kd", out=tmp_path / "out", artifacts=artifacts)
+    one_line(damaged, "kd/1.json is not what was written", "evaluate@pair/kd-1")
+    path.unlink()
+    with pytest.raises(MissingArtifactError) as missing:
+        publish.main("pair/kd", out=tmp_path / "out", artifacts=artifacts)
+    one_line(missing, "kd/1.json does not exist. Make it with: dvc repro evaluate@pair/kd-1")
+    assert not (tmp_path / "out").exists()
