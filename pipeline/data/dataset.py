@@ -22,15 +22,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from pathlib import Path
+from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipeline.data.layout import Files
+from pipeline.data.layout import Decoding, Files
 from pipeline.data.raw.listing import Links, Listed
 from pipeline.params.base import Block
+from pipeline.params.numbers import Seed
 
 
 class DatasetConfig(Block):
@@ -70,6 +72,73 @@ class FolderConfig(DatasetConfig):
 
     links: Links = "inside"
     damaged: Literal["refuse", "skip"] = "refuse"
+
+
+class PhotographConfig(FolderConfig):
+    """Settings of a data set whose files are images of any size, and which comes in splits or is divided here.
+
+    Attributes:
+        path: the folder that all files lie in.
+        size: height and width of the prepared images, in pixels.
+        channels: 1 (gray) or 3 (color).
+        resize: pixels that the short side is resized to before the center is cropped; None is `size`. ImageNet's
+            usual evaluation has size 224 and resize 256.
+        storage: "copied" keeps the pixels of all images, "indexed" a list of the files.
+        deep: gray images of 16 bits: "refuse" stops at them, "scale" keeps their higher 8 bits.
+        orientation: "apply" turns an image upright as its EXIF data say, "ignore" takes it as it is stored.
+        test: which split is for testing; None takes the only one of `val`, `valid`, `validation` and `test`.
+        split: share of the images of each class that is for testing, where the data come without splits.
+        split_seed: another seed tests with other images.
+    """
+
+    path: Path
+    size: int = Field(ge=1)
+    channels: Literal[1, 3] = 3
+    resize: int | None = None
+    storage: Literal["copied", "indexed"] = "copied"
+    deep: Literal["refuse", "scale"] = "refuse"
+    orientation: Literal["ignore", "apply"] = "ignore"
+    test: str | None = Field(default=None, pattern=r"^[^/.][^/]*$")
+    split: float | None = Field(default=None, gt=0, lt=1)
+    split_seed: Seed = 0
+
+    @field_validator("resize")
+    @classmethod
+    def _covers(cls, resize: int | None, info: ValidationInfo) -> int | None:
+        # 'size' is absent where it was refused itself.
+        if resize is not None and resize < info.data.get("size", 0):
+            raise ValueError(
+                f"Expected {info.data['size']} or more, as 'size' is: the center is cropped out of it"
+            )
+        return resize
+
+    @model_validator(mode="after")
+    def _one_way_to_test(self) -> Self:
+        if self.test == "train":
+            raise ValueError("It has test: train, which is what is trained with: name another split")
+        if self.test is not None and self.split is not None:
+            raise ValueError("It has test and split: give one of them")
+        if self.split is None and "split_seed" in self.model_fields_set:
+            raise ValueError("It has split_seed and no split, a share such as 0.2: give both, or neither")
+        return self
+
+    @property
+    def short_side(self) -> int:
+        """Pixels that the short side is resized to."""
+        return self.resize or self.size
+
+    @property
+    def decoding(self) -> Decoding:
+        """How a file becomes an image."""
+        return Decoding(deep=self.deep, orientation=self.orientation)
+
+    @property
+    def files(self) -> Files | None:
+        """How indexed files become images; None where they are copied."""
+        if self.storage == "copied":
+            return None
+        # As params.yaml gives the path: where it leads is another place on another machine.
+        return Files(root=str(self.path), resize=self.short_side, decoding=self.decoding)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.artifacts import advice
-from pipeline.data.layout import HASH_BYTES, image_hash
+from pipeline.data.layout import HASH_BYTES, Files, image_hash
 from pipeline.data.raw import image_files, place, regular
 from pipeline.errors import DataError
 
@@ -53,20 +53,23 @@ class FileIndex:
     Attributes:
         folder: the prepared data, for errors.
         made_by: the DVC stage that made them, for errors.
-        root: the folder that the paths start from, as the settings of the source give it.
+        files: the folder that the paths start from, and how its files become images.
         records: `record_type` (N,), mapped from disk.
         channels: 1 (gray) or 3 (color).
         size: height and width to give, in pixels.
-        resize: pixels that the short side is resized to before the center is cropped.
     """
 
     folder: Path
     made_by: str
-    root: Path
+    files: Files
     records: NDArray[Any]
     channels: int
     size: int
-    resize: int
+
+    @property
+    def root(self) -> Path:
+        """The folder that the paths start from, as the settings of the source give it."""
+        return Path(self.files.root)
 
     @cached_property
     def here(self) -> Path:
@@ -92,9 +95,10 @@ class FileIndex:
             DataError: the file is missing, is not the one that was indexed, or is no image.
         """
         path = self._path(row)
-        image = image_files.decode(str(path), self._content(row, path), self.channels, self._again)
+        content = self._content(row, path)
+        image = image_files.decode(str(path), content, self.channels, self._again, self.files.decoding)
         if box is None:
-            return image_files.array(image_files.plain(str(path), image, self.resize, self.size))
+            return image_files.array(image_files.plain(str(path), image, self.files.resize, self.size))
 
         # Cropped before it is resized: the filter then mixes in no pixel from outside the box.
         image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))

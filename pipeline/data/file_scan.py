@@ -67,7 +67,7 @@ def index(
 
         labels = raw.labels[rows]
         shape = (len(rows), raw.channels, raw.size, raw.size)
-        digest = fingerprinting(source.classes, (*shape, source.files.resize), labels)
+        digest = fingerprinting(source.classes, (*shape, *source.files.marks), labels)
         listed = index_hash()
 
         scan = partial(_scan, raw, measure=measure and split == "train")
@@ -100,7 +100,7 @@ def _scan(
 ) -> tuple[tuple[int, int, int, NDArray[np.uint8]], NDArray[np.int64] | int]:
     """Return a file's record without its name, and the counts of its plain view's pixel values, or 0."""
     content = image_files.read(path)
-    image = image_files.decode(path, content, raw.channels)
+    image = image_files.decode(path, content, raw.channels, decoding=raw.decoding)
     # Training finds out no later than here that a file is too narrow to be resized.
     image_files.resized_size(path, image, raw.resize or raw.size)
     digest = np.frombuffer(image_hash(content), dtype=np.uint8)

@@ -16,10 +16,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.artifacts.hashing import content_hash
 from pipeline.params.base import Block
@@ -28,16 +29,49 @@ SCHEMA = 2
 HASH_BYTES = 16
 
 
+class Decoding(Block):
+    """What may be done to an image when it is decoded; by default nothing.
+
+    Attributes:
+        deep: what becomes of gray images of 16 bits.
+        orientation: whether an image is turned upright as its EXIF data say.
+    """
+
+    deep: Literal["refuse", "scale"] = "refuse"
+    orientation: Literal["ignore", "apply"] = "ignore"
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What a hash of the pixels must know of it."""
+        return tuple(f"{key}={value}" for key, value in self.model_dump(exclude_defaults=True).items())
+
+
+AS_STORED = Decoding()
+
+
 class Files(Block):
     """How the files of indexed data become images.
 
     Attributes:
         root: the folder that the listed paths start from.
         resize: pixels that the short side is resized to before the center is cropped.
+        decoding: what is done to them when they are decoded.
     """
 
     root: str
     resize: int
+    decoding: Decoding = AS_STORED
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Where it does nothing it is not there, as in data that were prepared before there was any.
+        content: dict[str, Any] = handler(self)
+        return content if self.decoding.marks else {k: v for k, v in content.items() if k != "decoding"}
+
+    @property
+    def marks(self) -> tuple[int | str, ...]:
+        """What the hash of a split must know of it, since the hashes of files do not."""
+        return (self.resize, *self.decoding.marks)
 
 
 class Kind(TypedDict):
@@ -97,7 +131,7 @@ def seal(content: Mapping[str, Any]) -> str:
 
 
 def fingerprinting(
-    classes: Sequence[str], shape: Sequence[int], labels: NDArray[np.int64]
+    classes: Sequence[str], shape: Sequence[int | str], labels: NDArray[np.int64]
 ) -> hashlib.blake2b:
     """Return the hash of a split, to which the hashes uint8 (N, 16) of its images are still to be added.
 

@@ -130,8 +130,9 @@ def _open_split(folder: Path, split: str, meta: Meta) -> Split:
     hint, number = f"dvc repro {meta.made_by}", meta.samples[split]
     # Copies: what is in memory is what was hashed.
     labels = np.array(open_array(labels_path(folder, split), np.dtype("<i8"), (number,), hint))
-    shape: tuple[int, ...] = (number, meta.channels, meta.size, meta.size)
+    shape = (number, meta.channels, meta.size, meta.size)
     images: ImageArray | FileIndex
+    marks: tuple[int | str, ...] = ()
 
     if meta.files is None:
         path = hashes_path(folder, split)
@@ -139,14 +140,12 @@ def _open_split(folder: Path, split: str, meta: Meta) -> Split:
         pixels = open_array(images_path(folder, split), np.dtype("u1"), shape, hint)
         images = ImageArray(images_path(folder, split), meta.made_by, pixels, hashes)
     else:
-        path, shape = files_path(folder, split), (*shape, meta.files.resize)
+        path, marks = files_path(folder, split), meta.files.marks
         records = _open_records(path, number, (meta.listing or {}).get(split), hint)
         hashes = records["hash"]
-        images = FileIndex(
-            folder, meta.made_by, Path(meta.files.root), records, meta.channels, meta.size, meta.files.resize
-        )
+        images = FileIndex(folder, meta.made_by, meta.files, records, meta.channels, meta.size)
 
-    digest = fingerprinting(meta.classes, shape, labels)
+    digest = fingerprinting(meta.classes, (*shape, *marks), labels)
     digest.update(np.ascontiguousarray(hashes).data)
     if digest.hexdigest() != meta.fingerprint.get(split):
         raise DamagedArtifactError(

@@ -79,7 +79,7 @@ def test_a_plugin_has_config_and_open_source(name: str) -> None:
     assert callable(module.open_source)
     assert module.__doc__
     with pytest.raises(ParamsError, match=r"unknown key 'here\.holdot'.*'holdout'"):
-        validate(module.Config, {"holdot": 0.1, "path": "x", "size": 8}, "here")
+        validate(module.Config, {"holdot": 0.1, "path": "x", "size": 8, "labels": "y"}, "here")
 
 
 # What each source is opened with here: the fixture of its raw files, and settings.
@@ -87,6 +87,7 @@ OPENED: dict[str, tuple[str | None, list[dict[str, Any]]]] = {
     "cifar": ("batches", [{"classes": 10}, {"classes": 100}]),
     "digits": (None, [{}]),
     "fashion_mnist": ("fashion", [{}]),
+    "image_csv": ("table", [{"size": 6, "labels": Path("labels.csv")}]),
     "image_folder": ("folder", [{"size": 6}, {"size": 5, "channels": 1, "storage": "indexed"}]),
     "tiny_imagenet": ("tiny", [{}]),
 }
@@ -104,7 +105,7 @@ def test_facts_of_images_are_known_without_files_and_are_those_of_prepared_data(
         assert (facts.size, facts.channels) == (meta.size, meta.channels)
         assert facts.classes in (None, len(meta.classes))
         # Only where the files are the classes may the settings be silent about them.
-        assert (facts.classes is None) == (name in ("image_folder", "tiny_imagenet"))
+        assert (facts.classes is None) == (name in ("image_csv", "image_folder", "tiny_imagenet"))
 
 
 # --- Writer -------------------------------------------------------------------------------------------------
@@ -565,6 +566,15 @@ def folder(tmp_path: Path) -> Path:
     (root / "train" / "a" / "notes.txt").write_text("not an image")
     (root / "train" / "a" / "._1.png").write_text("a hidden file of another system")
     return root
+
+
+@pytest.fixture
+def table(folder: Path) -> Path:
+    """Return a folder whose images a CSV file labels."""
+    files = sorted(path.relative_to(folder) for path in folder.rglob("*/*/[0-9]*"))
+    rows = "".join(f"{file},{file.parts[1]},{file.parts[0]}\n" for file in files)
+    (folder / "labels.csv").write_text(f"path,label,split\n{rows}")
+    return folder
 
 
 def folder_config(root: Path, size: int = 6, **settings: Any) -> image_folder.Config:

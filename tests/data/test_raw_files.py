@@ -205,7 +205,7 @@ def test_what_is_left_out_is_counted_by_kind(root: Path) -> None:
                  "train/loose.png", "train/a/deep/1.png", "test/a/1.png", "notes.md"):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"")
-    source = image_folder.open_source(config_of(root))
+    source = image_folder.open_source(config_of(root, test="val"))
     assert source.listed is not None
     assert source.listed.count == 7
     assert described(source.listed.left_out) == (

@@ -1,9 +1,12 @@
-"""Any classification set kept as folders: `train/<class>/*` and `val/<class>/*`.
+"""Any classification set kept as folders: `train/<class>/*` and `val/<class>/*`, or `<class>/*` divided here.
 
 Files ending in .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .pbm, .pgm, .png, .pnm, .ppm, .tif, .tiff or .webp count, in any
-case, and of several frames the first. Classes are the folders of `train/` in alphabetical order. An image is resized,
-short side to `resize` (bilinear with antialiasing), and its center is cropped. What else decoding does is said in
+case, and of several frames the first. Classes are the folders in alphabetical order. An image is resized, short side to
+`resize` (bilinear with antialiasing), and its center is cropped. What else decoding does is said in
 `pipeline/data/raw/image_files.py`.
+
+The folder of the test images is called `val`, `valid`, `validation` or `test`; where there are several of these, or
+another one, `test` names it. With `split: 0.2` there are no such folders: a fifth of each class is for testing.
 
 A set that does not fit memory is `storage: indexed`: prepared data hold a list of the files and the hash of each,
 and images are decoded whenever they are read. Random resized crops are then cut out of the whole photograph, not
@@ -12,47 +15,25 @@ out of its size x size center.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
 
-from pipeline.data.dataset import FolderConfig, ImageFacts, Source
-from pipeline.data.layout import Files
-from pipeline.data.raw import names
+from pipeline.data.dataset import ImageFacts, PhotographConfig, Source
+from pipeline.data.raw import names, splits
 from pipeline.data.raw.image_files import FileSplit
 from pipeline.data.raw.listing import SUFFIXES, Listed, Listing, described
+from pipeline.data.raw.splits import TEST, TRAIN
 from pipeline.errors import DataError
 
 
-class Config(FolderConfig):
+class Config(PhotographConfig):
     """Settings of an image folder.
 
     Attributes:
-        path: the folder that holds `train/` and `val/`.
-        size: height and width of the prepared images, in pixels.
-        channels: 1 (gray) or 3 (color).
-        resize: pixels that the short side is resized to before the center is cropped; None is `size`. ImageNet's
-            usual evaluation has size 224 and resize 256.
-        storage: "copied" keeps the pixels of all images, "indexed" a list of the files.
+        path: the folder that holds `train/` and `val/`, or with `split` one of images for each class.
     """
-
-    path: Path
-    size: int = Field(ge=1)
-    channels: Literal[1, 3] = 3
-    resize: int | None = None
-    storage: Literal["copied", "indexed"] = "copied"
-
-    @field_validator("resize")
-    @classmethod
-    def _covers(cls, resize: int | None, info: ValidationInfo) -> int | None:
-        # 'size' is absent where it was refused itself.
-        if resize is not None and resize < info.data.get("size", 0):
-            raise ValueError(
-                f"Expected {info.data['size']} or more, as 'size' is: the center is cropped out of it"
-            )
-        return resize
 
 
 def image(config: Config) -> ImageFacts:
@@ -64,31 +45,18 @@ def open_source(config: Config) -> Source:
     """List the files of every class; nothing is decoded yet.
 
     Raises:
-        DataError: a folder is missing or empty, or leads out of the data set; or the classes of `train/` and `val/`
-            differ, or cannot be told apart.
+        DataError: a folder is missing or empty, or leads out of the data set; there are several test splits, or with
+            `split` any; the classes of the splits differ, or cannot be told apart; or a class has too few images.
     """
     listing = Listing(config.path, config.links)
-    root = listing.root
-    train_folder, val_folder = (
-        listing.folder(root / name, "a folder for each class in it. Put the data there")
-        for name in ("train", "val")
-    )
-    listing.beside(root, ("train", "val"))
-
-    classes = _classes(listing, train_folder)
-    _check_same(classes, _classes(listing, val_folder), train_folder, val_folder)
-    train = _split(config, listing, train_folder, classes)
-    test = _split(config, listing, val_folder, classes)
-
-    # As params.yaml gives the path: where it leads is another place on another machine.
-    files = Files(root=str(config.path), resize=config.resize or config.size)
+    classes, train, test = _given(config, listing) if config.split is None else _divided(config, listing)
     return Source(
         classes,
         config.channels,
         config.size,
         train,
         test,
-        files=files if config.storage == "indexed" else None,
+        files=config.files,
         listed=listing.done(skip_damaged=config.damaged == "skip"),
     )
 
@@ -98,6 +66,39 @@ def listed(config: Config) -> Listed | None:
     return open_source(config).listed
 
 
+def _given(config: Config, listing: Listing) -> tuple[list[str], FileSplit, FileSplit]:
+    """Return classes, training and test images of a folder that holds these two splits."""
+    root = listing.root
+    there = [name for name in TEST if os.path.lexists(root / name)]
+    expected = (TRAIN, splits.test_name(there, config.test, str(root)))
+    content = (
+        "a folder for each class in it. Put the data there, or set split: 0.2 for classes without splits"
+    )
+    train_folder, test_folder = (listing.folder(root / name, content) for name in expected)
+    listing.beside(root, expected)
+
+    classes = _classes(listing, train_folder)
+    _check_same(classes, _classes(listing, test_folder), train_folder, test_folder)
+    train, test = (
+        splits.files(config, *_images(listing, folder, classes)) for folder in (train_folder, test_folder)
+    )
+    return classes, train, test
+
+
+def _divided(config: Config, listing: Listing) -> tuple[list[str], FileSplit, FileSplit]:
+    """Return classes, training and test images of a folder of classes, of which a share is for testing."""
+    root = listing.folder(listing.root, "a folder for each class in it. Put the data there")
+    tests = [name for name in TEST if (root / name).is_dir()]
+    # A class may well be called "test"; beside "train" it is none.
+    if tests and (root / TRAIN).is_dir():
+        raise DataError(
+            f"{root} holds {TRAIN} and {' and '.join(tests)}, which are splits already, and split is {config.split:g}. "
+            f"Drop split, or give the path of a folder of classes, then: dvc repro"
+        )
+    classes = _classes(listing, root)
+    return classes, *splits.of_share(config, listing, *_images(listing, root, classes), classes)
+
+
 def _classes(listing: Listing, folder: Path) -> list[str]:
     classes = listing.classes(folder)
     if not classes:
@@ -105,25 +106,25 @@ def _classes(listing: Listing, folder: Path) -> list[str]:
     return classes
 
 
-def _check_same(train: list[str], val: list[str], train_folder: Path, val_folder: Path) -> None:
-    # The other way round, `_split` finds the class that `val/` lacks.
+def _check_same(train: list[str], test: list[str], train_folder: Path, test_folder: Path) -> None:
+    # The other way round, `_images` finds the class that the test split lacks.
     known = names.by_likeness(train, train_folder)
-    for name in val:
+    for name in test:
         if name in train:
             continue
         other = names.alike(name, known)
         if other is not None:
             raise DataError(
-                f"{val_folder} and {train_folder} hold one class under two names, "
+                f"{test_folder} and {train_folder} hold one class under two names, "
                 f"{names.difference(name, other)}. Rename one as the other, then: dvc repro"
             )
         raise DataError(
-            f"{val_folder / name} is a class that {train_folder} does not have. "
+            f"{test_folder / name} is a class that {train_folder} does not have. "
             "Add its training images or remove it."
         )
 
 
-def _split(config: Config, listing: Listing, folder: Path, classes: list[str]) -> FileSplit:
+def _images(listing: Listing, folder: Path, classes: list[str]) -> splits.Paths:
     paths: list[str] = []
     counts = []
     for name in classes:
@@ -141,4 +142,4 @@ def _split(config: Config, listing: Listing, folder: Path, classes: list[str]) -
         counts.append(len(found))
 
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-    return FileSplit(paths, labels, config.channels, config.size, config.resize or config.size)
+    return paths, labels

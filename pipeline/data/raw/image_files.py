@@ -2,8 +2,10 @@
 
 What is done to an image, and no more: the first frame is taken, an alpha channel is dropped, color becomes
 gray by ITU-R 601 luma and gray becomes color by repetition. An orientation noted in a photograph's EXIF data
-is ignored, as torchvision's ImageFolder does. The plain view is torchvision's evaluation transform: the short
-side is resized (bilinear with antialiasing) and the center is cropped.
+is ignored, as torchvision's ImageFolder does, unless the settings ask for it (`Decoding`); Pillow itself applies that
+of a TIFF. Of color with 16 bits a channel Pillow keeps the higher 8, and so does gray where that is asked for. The
+plain view is torchvision's evaluation transform: the short side is resized (bilinear with antialiasing) and the center
+is cropped.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline.data.layout import AS_STORED, Decoding
 from pipeline.data.raw import regular
 from pipeline.errors import DataError
 
@@ -49,6 +52,7 @@ class FileSplit:
         size: height and width to give, in pixels.
         resize: pixels that the short side is resized to before the center is cropped; None where an image of
             another size is an error.
+        decoding: what is done to a file when it is decoded.
     """
 
     paths: Sequence[str]
@@ -56,6 +60,7 @@ class FileSplit:
     channels: int
     size: int
     resize: int | None
+    decoding: Decoding = AS_STORED
 
     def images(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Decode images [start, stop) on all processors: uint8 (n, C, H, W).
@@ -82,7 +87,7 @@ class FileSplit:
         Raises:
             DataError: it is no image, or of another size where that is an error.
         """
-        return self.view(path, decode(path, content, self.channels))
+        return self.view(path, decode(path, content, self.channels, decoding=self.decoding))
 
     def view(self, path: str, image: Image.Image) -> NDArray[np.uint8]:
         """Return the plain view (C, H, W) of a decoded file.
@@ -128,7 +133,9 @@ def read(path: str) -> bytes:
         raise _unreadable(path, "no such file", _PREPARE) from None
 
 
-def decode(path: str, content: bytes, channels: int, then: str = _PREPARE) -> Image.Image:
+def decode(
+    path: str, content: bytes, channels: int, then: str = _PREPARE, decoding: Decoding = AS_STORED
+) -> Image.Image:
     """Decode the content of a file: mode L for one channel, RGB for three.
 
     Args:
@@ -136,6 +143,7 @@ def decode(path: str, content: bytes, channels: int, then: str = _PREPARE) -> Im
         content: its bytes.
         channels: 1 or 3.
         then: the command that comes after its repair.
+        decoding: what is done beside.
 
     Raises:
         DataError: it is no image, is truncated or damaged, has too many pixels, or pixels of more than 8 bits.
@@ -147,11 +155,12 @@ def decode(path: str, content: bytes, channels: int, then: str = _PREPARE) -> Im
         if image.format == "PNG":
             _check_chunks(content)
         image.load()
+        kind = image.format  # what is turned has none
+        if decoding.orientation == "apply":
+            image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
             # Pillow would clip or scale 16 bits and floats silently.
-            raise DataError(
-                f"{path} holds pixels of mode {image.mode}, expected 8 bits a channel. Convert the file."
-            )
+            image = _shallow(path, image, kind, decoding, then)
         if "transparency" in image.info:  # of a palette, in bytes: converted in one step Pillow warns
             image = image.convert("RGBA")
         return image if image.mode == mode else image.convert(mode)
@@ -159,6 +168,20 @@ def decode(path: str, content: bytes, channels: int, then: str = _PREPARE) -> Im
         raise
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
         raise _unreadable(path, _reason(error), then) from None
+
+
+def _shallow(path: str, image: Image.Image, kind: str | None, decoding: Decoding, then: str) -> Image.Image:
+    """Return the higher 8 bits of gray pixels of 16, where that is asked for; of others no range is known."""
+    # Pillow gives the 16 bits of a PGM as 32.
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
+    if not sixteen or decoding.deep == "refuse":
+        scale = ", or set deep: scale for its source in params.yaml" if sixteen else ""
+        raise DataError(
+            f"{path} holds pixels of mode {image.mode}, expected 8 bits a channel. "
+            f"Convert the file{scale}, then: {then}"
+        )
+
+    return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
 
 
 def plain(path: str, image: Image.Image, resize: int, size: int) -> Image.Image:

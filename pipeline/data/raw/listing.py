@@ -140,13 +140,36 @@ class Listing:
                 names.check_text(name, entry.path)
                 if is_link:
                     self._check_link(entry.path)
-                self._add(entry)
+                self._count_in(entry.path, entry.stat() if entry.is_file() else regular.check(entry.path))
                 found.append(entry.path)
             elif _is_folder(entry):
                 self.left_out["folder", "in folders of images"] += 1
             else:
                 self.left_out["file", suffix or "without a suffix"] += 1
         return found
+
+    def add(self, path: Path) -> None:
+        """Add a file below the root that a list names.
+
+        Raises:
+            FileNotFoundError: there is nothing of that name.
+            DataError: it is no file, or a link leads where it may not.
+        """
+        info = regular.check(path)
+        # Any folder on the way may be a link.
+        if self.links == "inside" and not Path(os.path.realpath(path)).is_relative_to(self._real):
+            raise self._outside(path)
+        self._count_in(str(path), info)
+
+    def note(self, path: Path, content: bytes) -> None:
+        """Add a list of files by its content: another label has the same size."""
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        self._hash.update(f"{self.below(str(path))}\0{digest}\0".encode())
+        self._count += 1
+
+    def below(self, path: str) -> str:
+        """Return what a path below the root is called from there on."""
+        return path.removeprefix(str(self.root)).lstrip(os.sep)
 
     def done(self, *, skip_damaged: bool) -> Listed:
         """Return what was listed so far."""
@@ -155,11 +178,9 @@ class Listing:
     def _hide(self, entry: os.DirEntry[str]) -> None:
         self.left_out["hidden folder" if _is_folder(entry) else "hidden file", ""] += 1
 
-    def _add(self, entry: os.DirEntry[str]) -> None:
-        size = entry.stat().st_size if entry.is_file() else regular.check(entry.path).st_size
+    def _count_in(self, path: str, info: os.stat_result) -> None:
         # Listing follows the order of names, so the hash needs no sorting.
-        name = entry.path.removeprefix(str(self.root)).lstrip(os.sep)
-        self._hash.update(f"{name}\0{size}\0".encode())
+        self._hash.update(f"{self.below(path)}\0{info.st_size}\0".encode())
         self._count += 1
 
     def _check_link(self, path: str | Path) -> None:
@@ -169,12 +190,14 @@ class Listing:
             return
         if not path.is_dir():
             regular.check(path)
-        target = path.resolve()
-        if self.links == "inside" and not target.is_relative_to(self._real):
-            raise DataError(
-                f"{path} is a link to {target}, outside {self.root}. Put the files there, or set links: anywhere "
-                "under the settings of the source in params.yaml, then: dvc repro"
-            )
+        if self.links == "inside" and not path.resolve().is_relative_to(self._real):
+            raise self._outside(path)
+
+    def _outside(self, path: Path) -> DataError:
+        return DataError(
+            f"{path} is a link to {path.resolve()}, outside {self.root}. Put the files there, or set links: anywhere "
+            "under the settings of the source in params.yaml, then: dvc repro"
+        )
 
 
 def described(left_out: Mapping[tuple[str, str], int]) -> str:

@@ -56,8 +56,8 @@ def by_likeness(names: Iterable[str], folder: str | Path) -> dict[str, str]:
         other = found.setdefault(likeness(name), name)
         if other != name:
             raise DataError(
-                f"{folder} holds the classes {difference(other, name)}. Merge them or rename one, in train and "
-                "val alike, then: dvc repro"
+                f"{folder} holds the classes {difference(other, name)}. Merge them or rename one, in every "
+                "split, then: dvc repro"
             )
     return found
 
