@@ -46,6 +46,7 @@ _IN_YAML = (
     ("Dictionary should have at least 1 item after validation, not 0", "Name one at least"),
     ("Tuple should have at least 1 item after validation, not 0", "Name one at least"),
     ("should be an object", "should be a mapping"),
+    ("or an object", "or a mapping"),
     ("should be a valid array", "should be a list"),
 )
 

@@ -10,11 +10,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.params.base import Block
-from pipeline.params.numbers import Once, Steps
+from pipeline.params.numbers import Once, Steps, effective
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # Settings that are in a recipe's json where they are used alone: those who do not use them keep what they have trained.
-LATER = ("optimizer", "betas", "eps", "undecayed", "schedule", "final", "label_smoothing", "clip", "ema")
+LATER = (
+    "optimizer", "betas", "eps", "undecayed", "schedule", "final", "label_smoothing", "clip", "ema", "class_weights",
+    "sampling",
+)  # fmt: skip
 
 
 class Recipe(Block):
@@ -48,6 +51,10 @@ class Recipe(Block):
         clip: largest norm of the gradient of all that is trained, in each step; null lets it be any.
         ema: decay, a step, of an exponential moving average of the network's weights and statistics, which is
             evaluated and kept in the place of the last step's; null keeps none.
+        class_weights: what the label of an image weighs in the term `ce`, by its class: `balanced` in inverse
+            proportion to the number of images, or `{CLASS: weight}`, where others weigh 1; the mean over images is 1.
+        sampling: `shuffled` shows every image once an epoch; `balanced` draws from each class equally often, as many
+            images an epoch in all.
     """
 
     epochs: int | None = Field(default=240, ge=0, le=100_000)
@@ -70,11 +77,24 @@ class Recipe(Block):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     clip: float | None = Field(default=None, gt=0, le=1e6)
     ema: float | None = Field(default=None, gt=0, lt=1)
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         unused = {name for name in LATER if getattr(self, name) == type(self).model_fields[name].default}
         return {name: value for name, value in write(self).items() if name not in unused}
+
+    @model_validator(mode="after")
+    def _balanced_once(self) -> Self:
+        if self.class_weights == "balanced" and self.sampling == "balanced":
+            raise ValueError("It has class_weights: balanced and sampling: balanced: give one of them")
+        if isinstance(self.class_weights, dict):
+            effective(self.class_weights)
+            for name, weight in self.class_weights.items():
+                if not 0 <= weight <= 1e9:
+                    raise ValueError(f"It weighs class '{name}' with {weight:g}: give 0 or more, 1e9 at most")
+        return self
 
     @model_validator(mode="after")
     def _own_rate(self) -> Self:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.compute.machine import Machine
@@ -16,6 +15,7 @@ from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.params.views import ViewParams
 from pipeline.training import assembly
 from pipeline.training.assembly import Assembly, Job, Subject
+from pipeline.training.balance import label_term
 from pipeline.training.batches import Views
 from pipeline.training.setting import Setting, all_slots
 from pipeline.training.step import Clock, Terms
@@ -28,10 +28,13 @@ class CrossEntropy:
         network: the network that is trained.
         machine: where it runs.
         smoothing: share of each label that is spread over all classes.
+        weights: of the classes (K,), on the device; None weighs all alike.
     """
 
-    def __init__(self, network: Network, machine: Machine, smoothing: float = 0.0) -> None:
-        self.network, self.machine, self.smoothing = network, machine, smoothing
+    def __init__(
+        self, network: Network, machine: Machine, smoothing: float = 0.0, weights: Tensor | None = None
+    ) -> None:
+        self.network, self.machine, self.smoothing, self.weights = network, machine, smoothing, weights
 
     def start(self, epoch: Epoch) -> Hashable:
         """Begin an epoch; all are alike."""
@@ -46,7 +49,7 @@ class CrossEntropy:
         with self.machine.autocast():
             logits = self.network(views.image)
         # In float32, whatever the forward pass was computed in.
-        loss = F.cross_entropy(logits.float(), views.label, label_smoothing=self.smoothing)
+        loss = label_term(logits.float(), views.label, self.smoothing, self.weights)
         return loss, {"ce": loss}
 
 
@@ -100,7 +103,7 @@ def prepare(
     return assembly.assemble(
         job,
         Subject(network, spec),
-        CrossEntropy(network, job.machine, recipe.label_smoothing),
+        CrossEntropy(network, job.machine, recipe.label_smoothing, setting.class_weights(recipe, job.title)),
         setting,
         batches,
         (Phase("main", recipe),),

@@ -20,6 +20,7 @@ from pipeline.data.images import Images, ResidentImages, views
 from pipeline.data.normalize import Normalize
 from pipeline.data.views import slot_of
 from pipeline.params.recipe import cut
+from pipeline.training.balance import evenly
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Batches:
         batch_size: samples a batch.
         drop_last: drop the last batch of an epoch when it is not full.
         ranks: who divide each batch among them.
+        groups: samples by class, int64 (n,) each on the CPU, that are drawn equally often; without any, each sample
+            comes once an epoch.
     """
 
     images: Images
@@ -64,6 +67,7 @@ class Batches:
     batch_size: int
     drop_last: bool = False
     ranks: Ranks = ALONE
+    groups: tuple[Tensor, ...] = ()
 
     @property
     def sizes(self) -> list[int]:
@@ -81,7 +85,10 @@ class Batches:
 
     def parts(self, epoch: int) -> list[Tensor]:
         """Return the samples of each batch of `epoch`, int64 (B,) on the CPU; of each, this rank's part."""
-        order = torch.randperm(len(self.labels), generator=seeding.generator(self.seed, "order", epoch))
+        number, generator = len(self.labels), seeding.generator(self.seed, "order", epoch)
+        order = torch.randperm(number, generator=generator)
+        if self.groups:
+            order = evenly(self.groups, number, generator)
         sizes = self.sizes
         # Without the last batch, the end of the order is left out: other samples in every epoch.
         return [self.ranks.part(batch) for batch in torch.split(order[: sum(sizes)], sizes)]

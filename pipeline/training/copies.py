@@ -198,6 +198,7 @@ def _learn(block: CopyBlock, prepared: Prepared, sources: Sources, job: Job, res
         copies={name: cached({"logits": store}) for name, store in stores.items()},
         taps=method.needs(method.config).student,
         smoothing=block.recipe.label_smoothing,
+        class_weights=setting.class_weights(block.recipe, job.title),
     )
 
     assembly.train(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import seeding
@@ -32,6 +31,7 @@ from pipeline.runs.sources import Sources
 from pipeline.runs.student import check_data
 from pipeline.training import assembly
 from pipeline.training.assembly import Assembly, Job, Subject
+from pipeline.training.balance import label_term
 from pipeline.training.batches import Views
 from pipeline.training.setting import Setting
 from pipeline.training.step import Clock
@@ -51,6 +51,7 @@ class Distillation(nn.Module):
         copies: where the logits of copies and assistants of the teacher come from, by their names.
         taps: taps of the student that are read.
         smoothing: share of each label that is spread over all classes, in the term `ce`.
+        class_weights: what labels weigh in that term, by their class (K,), on the device; None weighs all alike.
     """
 
     def __init__(
@@ -66,13 +67,14 @@ class Distillation(nn.Module):
         taps: tuple[str, ...],
         copies: Mapping[str, TeacherSource] | None = None,
         smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.student, self.method, self.schedule, self.transform = student, method, schedule, transform
         if transform is not None:
             transform.eval().requires_grad_(False)
         self.source, self.machine, self.seed, self.copies = source, machine, seed, copies or {}
-        self.taps, self.smoothing = taps, smoothing
+        self.taps, self.smoothing, self.class_weights = taps, smoothing, class_weights
         self.epoch, self.checkpoint = Epoch("main", 0, 1), "last"
         self._checked = False
 
@@ -133,10 +135,9 @@ class Distillation(nn.Module):
             if not self._checked:
                 self.method.check(taught)
             computed = self.method(seen, taught)
-            if (seen is not taps or self.smoothing) and LABELS in computed:
-                computed[LABELS] = F.cross_entropy(
-                    taps["logits"], views.label, label_smoothing=self.smoothing
-                )
+            own = seen is not taps or self.smoothing or self.class_weights is not None
+            if own and LABELS in computed:
+                computed[LABELS] = label_term(taps["logits"], views.label, self.smoothing, self.class_weights)
             if lesson.terms is not None:
                 # Terms that do not count are not in the history either.
                 computed = {name: term for name, term in computed.items() if name in lesson.terms}
@@ -217,7 +218,8 @@ def prepare(inputs: RunInputs, job: Job, *, resident_bytes: int = RESIDENT_BYTES
     batches = setting.batches(inputs.recipe, inputs.seed, inputs.slots)
 
     sources = Sources.of(inputs, job.machine, resident_bytes)
-    lineup = line_up(inputs, sources, batches.labels.cpu(), job.machine)
+    weights = setting.class_weights(inputs.recipe, job.title)
+    lineup = line_up(inputs, sources, batches.labels.cpu(), job.machine, weights)
     objective = lineup.objective.to(job.machine.device)
 
     def finish() -> None:
@@ -252,7 +254,13 @@ class LineUp:
     objective: Distillation
 
 
-def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machine) -> LineUp:
+def line_up(
+    inputs: RunInputs,
+    sources: Sources,
+    labels: Tensor,
+    machine: Machine,
+    class_weights: Tensor | None = None,
+) -> LineUp:
     """Build the student with what stays in it, and the methods, schedule and transform around it.
 
     Args:
@@ -260,6 +268,7 @@ def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machin
         sources: what it reads, opened.
         labels: labels of the training samples, int64 (N,).
         machine: where it runs.
+        class_weights: what labels weigh, by their class (K,); None weighs all alike.
 
     Raises:
         ParamsError: the student lacks a tap that is read.
@@ -312,6 +321,7 @@ def line_up(inputs: RunInputs, sources: Sources, labels: Tensor, machine: Machin
         copies=sources.copies,
         taps=composition.needs.student,
         smoothing=inputs.recipe.label_smoothing,
+        class_weights=class_weights,
     )
 
     beside: dict[str, nn.Module] = {"method": method, "schedule": schedule}

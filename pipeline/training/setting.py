@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from pipeline.compute.machine import Machine
 from pipeline.data.images import open_images
 from pipeline.data.normalize import Normalize
@@ -15,6 +17,7 @@ from pipeline.evaluation.forward import PlainSplit, logits
 from pipeline.networks.network import Network
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import Slots, ViewParams
+from pipeline.training import balance
 from pipeline.training.batches import Batches
 
 
@@ -36,8 +39,23 @@ class Setting:
 
     def batches(self, recipe: Recipe, seed: int, slots: int | None) -> Batches:
         """Return the training batches of a run."""
-        images, labels = open_images(self.prepared.split("train"), self.space, self.machine.device)
-        return Batches(images, labels, slots, self.normalize, seed, recipe.batch_size, recipe.drop_last)
+        split = self.prepared.split("train")
+        images, labels = open_images(split, self.space, self.machine.device)
+        groups = balance.by_class(split.labels) if recipe.sampling == "balanced" else ()
+        return Batches(
+            images, labels, slots, self.normalize, seed, recipe.batch_size, recipe.drop_last, groups=groups
+        )
+
+    def class_weights(self, recipe: Recipe, title: str) -> Tensor | None:
+        """Return what labels weigh by their class (K,), on the device; None where all weigh the same.
+
+        Raises:
+            UnknownNameError: the recipe names a class that is not there.
+            ParamsError: it weighs every image with 0.
+        """
+        labels = self.prepared.split("train").labels
+        weights = balance.class_weights(recipe, labels, self.prepared.meta.classes, title)
+        return None if weights is None else weights.to(self.machine.device)
 
     def plain(self, split: str) -> PlainSplit:
         """Return the plain images of a split."""

@@ -214,6 +214,8 @@ def test_settings_that_are_not_used_are_not_in_a_recipes_json() -> None:
         label_smoothing=0.1,
         clip=2.0,
         ema=0.99,
+        class_weights={"a": 2.0},
+        sampling="balanced",
     )
     assert list(used.model_dump(mode="json")) == [*before, *LATER]
     assert validate(Recipe, used.model_dump(mode="json"), "") == used

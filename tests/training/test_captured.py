@@ -492,12 +492,20 @@ EVERYTHING: dict[str, Any] = {
     "label_smoothing": 0.1,
     "clip": 0.5,
     "ema": 0.9,
+    "class_weights": {"0": 3.0},
+    "sampling": "balanced",
 }
 
 
 @pytest.mark.parametrize("unit", ["epochs", "iterations"])
 @pytest.mark.parametrize(
-    "names", [("optimizer", "learning_rate"), ("clip", "ema", "undecayed"), tuple(EVERYTHING)]
+    "names",
+    [
+        ("optimizer", "learning_rate"),
+        ("clip", "ema", "undecayed"),
+        ("class_weights", "sampling"),
+        tuple(EVERYTHING),
+    ],
 )
 def test_every_setting_of_a_recipe_is_captured(
     world: World,
