@@ -29,6 +29,7 @@ def main(
     from pipeline.errors import DataError
     from pipeline.params.base import load, validate
     from pipeline.params.datasets import PrepareBlock
+    from pipeline.params.size import shown
 
     asked = load(PrepareBlock, block)
     plug = plugin.load("datasets", asked.source)
@@ -49,7 +50,7 @@ def main(
         source = plug.open_source(config)
         meta = prepare(source, asked.source, config, out, made_by=asked.stage)
     counts = ", ".join(f"{split} {number}" for split, number in meta.samples.items())
-    print(f"{out}: {meta.channels}x{meta.size}x{meta.size}, {len(meta.classes)} classes, {counts}")
+    print(f"{out}: {meta.channels}x{shown(meta.size)}, {len(meta.classes)} classes, {counts}")
     if source.listed is not None:
         _print_raw(out, source.listed, asked.stage)
 

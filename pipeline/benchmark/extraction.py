@@ -13,6 +13,7 @@ from pipeline.benchmark.record import Record, record
 from pipeline.benchmark.timing import interleaved, synchronize, timed
 from pipeline.features.extract import ON_CPU, ON_GPU, Extraction
 from pipeline.features.teacher import Teacher
+from pipeline.params.size import sides
 
 REQUESTED = {"logits": (1, "float16"), "stage3": (1, "float16")}
 LOGITS = 20  # augmented slots of a usual store
@@ -65,7 +66,7 @@ def _rates(
 
     # As many as the longest extraction has: a GPU that is busy for longer is slower.
     batches = max(work.num_forwards() for work in works.values()) // batch_size
-    image = torch.randn(batch_size, 3, spec.size, spec.size).to(bench.machine.device)
+    image = torch.randn(batch_size, 3, *sides(spec.size)).to(bench.machine.device)
 
     def bare() -> None:
         _bare(teacher, image, batches)

@@ -15,6 +15,7 @@ from pipeline.benchmark.timing import interleaved, synchronize, timed
 from pipeline.matching.assignment import assign
 from pipeline.matching.consistency import Statistics, pooled
 from pipeline.params.matchings import Measure
+from pipeline.params.size import sides
 
 IMAGES = 50_000  # what times are given for
 BATCH = 250
@@ -40,7 +41,7 @@ def _statistics(bench: Bench) -> list[Record]:
     spec, teacher, machine = bench.spec(name), bench.teacher(name), bench.machine
     size = min(BATCH, bench.scale.extracted)
     draw = seeding.generator("images")
-    image = torch.randn(size, 3, spec.size, spec.size, generator=draw).to(machine.device)
+    image = torch.randn(size, 3, *sides(spec.size), generator=draw).to(machine.device)
     with torch.no_grad():
         maps = teacher.network.record(image, {"stage3"})["stage3"]
     # Stands for the student's map: of the same shape, but other channels.

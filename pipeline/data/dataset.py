@@ -33,6 +33,7 @@ from pipeline.data.layout import Decoding, Files
 from pipeline.data.raw.listing import Links, Listed
 from pipeline.params.base import Block
 from pipeline.params.numbers import Seed
+from pipeline.params.size import Size, shown, sides
 
 
 class DatasetConfig(Block):
@@ -79,10 +80,10 @@ class PhotographConfig(FolderConfig):
 
     Attributes:
         path: the folder that all files lie in.
-        size: height and width of the prepared images, in pixels.
+        size: height and width of the prepared images, in pixels: one number, or `[height, width]`.
         channels: 1 (gray) or 3 (color).
-        resize: pixels that the short side is resized to before the center is cropped; None is `size`. ImageNet's
-            usual evaluation has size 224 and resize 256.
+        resize: an image is resized until it just covers this size, and then the center is cropped; of a number that is
+            the short side. None is `size`. ImageNet's usual evaluation has size 224 and resize 256.
         storage: "copied" keeps the pixels of all images, "indexed" a list of the files.
         deep: gray images of 16 bits: "refuse" stops at them, "scale" keeps their higher 8 bits.
         orientation: "apply" turns an image upright as its EXIF data say, "ignore" takes it as it is stored.
@@ -92,9 +93,9 @@ class PhotographConfig(FolderConfig):
     """
 
     path: Path
-    size: int = Field(ge=1)
+    size: Size
     channels: Literal[1, 3] = 3
-    resize: int | None = None
+    resize: Size | None = None
     storage: Literal["copied", "indexed"] = "copied"
     deep: Literal["refuse", "scale"] = "refuse"
     orientation: Literal["ignore", "apply"] = "ignore"
@@ -104,12 +105,12 @@ class PhotographConfig(FolderConfig):
 
     @field_validator("resize")
     @classmethod
-    def _covers(cls, resize: int | None, info: ValidationInfo) -> int | None:
+    def _covers(cls, resize: Size | None, info: ValidationInfo) -> Size | None:
         # 'size' is absent where it was refused itself.
-        if resize is not None and resize < info.data.get("size", 0):
-            raise ValueError(
-                f"Expected {info.data['size']} or more, as 'size' is: the center is cropped out of it"
-            )
+        size = info.data.get("size", 1)
+        if resize is not None and any(x < y for x, y in zip(sides(resize), sides(size), strict=True)):
+            least = size if isinstance(size, int) else shown(size)
+            raise ValueError(f"Expected {least} or more, as 'size' is: the center is cropped out of it")
         return resize
 
     @model_validator(mode="after")
@@ -123,8 +124,8 @@ class PhotographConfig(FolderConfig):
         return self
 
     @property
-    def short_side(self) -> int:
-        """Pixels that the short side is resized to."""
+    def covered(self) -> Size:
+        """The size that an image just covers before its center is cropped."""
         return self.resize or self.size
 
     @property
@@ -138,7 +139,7 @@ class PhotographConfig(FolderConfig):
         if self.storage == "copied":
             return None
         # As params.yaml gives the path: where it leads is another place on another machine.
-        return Files(root=str(self.path), resize=self.short_side, decoding=self.decoding)
+        return Files(root=str(self.path), resize=self.covered, decoding=self.decoding)
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,12 @@ class ImageFacts:
     """What the settings of a data set say of its images before any file is there: enough to know a network's shapes.
 
     Attributes:
-        size: height and width of an image, in pixels.
+        size: height and width of an image, in pixels; one number where it is square.
         channels: channels of an image.
         classes: number of classes; None where only the files know it.
     """
 
-    size: int
+    size: Size
     channels: int
     classes: int | None
 
@@ -188,7 +189,7 @@ class Source:
     Attributes:
         classes: class names; a label is an index into them.
         channels: channels of an image.
-        size: height and width of an image, in pixels.
+        size: height and width of an image, in pixels; one number where it is square.
         train: training samples.
         test: samples for evaluation (some data sets call them validation).
         mean: published normalization per channel in [0, 1], or None.
@@ -199,7 +200,7 @@ class Source:
 
     classes: Sequence[str]
     channels: int
-    size: int
+    size: Size
     train: RawSplit
     test: RawSplit
     mean: tuple[float, ...] | None = None

@@ -21,6 +21,7 @@ from pipeline.artifacts import advice
 from pipeline.data.layout import HASH_BYTES, Files, image_hash
 from pipeline.data.raw import image_files, place, regular
 from pipeline.errors import DataError
+from pipeline.params.size import Size, sides
 
 
 class Box(NamedTuple):
@@ -56,7 +57,7 @@ class FileIndex:
         files: the folder that the paths start from, and how its files become images.
         records: `record_type` (N,), mapped from disk.
         channels: 1 (gray) or 3 (color).
-        size: height and width to give, in pixels.
+        size: height and width to give, in pixels; one number where it is square.
     """
 
     folder: Path
@@ -64,7 +65,7 @@ class FileIndex:
     files: Files
     records: NDArray[Any]
     channels: int
-    size: int
+    size: Size
 
     @property
     def root(self) -> Path:
@@ -80,11 +81,11 @@ class FileIndex:
         return len(self.records)
 
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
-        """Return the plain image (C, size, size) of sample `row`; see `pixels`."""
+        """Return the plain image (C, H, W) of sample `row`; see `pixels`."""
         return self.pixels(row, None)
 
     def pixels(self, row: int, box: Box | None) -> NDArray[np.uint8]:
-        """Decode sample `row`: uint8 (C, size, size).
+        """Decode sample `row`: uint8 (C, H, W).
 
         Args:
             row: the sample.
@@ -102,7 +103,8 @@ class FileIndex:
 
         # Cropped before it is resized: the filter then mixes in no pixel from outside the box.
         image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
+        height, width = sides(self.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
         if box.mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image_files.array(image)

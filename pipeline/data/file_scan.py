@@ -21,6 +21,7 @@ from pipeline.data.layout import files_path, fingerprinting, image_hash, index_h
 from pipeline.data.raw import image_files
 from pipeline.data.raw.image_files import FileSplit
 from pipeline.data.raw.place import located
+from pipeline.params.size import sides
 from pipeline.progress import Advance
 
 _BLOCK = 64  # files a thread that are read before their records are written
@@ -66,7 +67,7 @@ def index(
         kind = record_type(max(map(len, names)))
 
         labels = raw.labels[rows]
-        shape = (len(rows), raw.channels, raw.size, raw.size)
+        shape = (len(rows), raw.channels, *sides(raw.size))
         digest = fingerprinting(source.classes, (*shape, *source.files.marks), labels)
         listed = index_hash()
 

@@ -25,6 +25,7 @@ from pipeline.data.image_array import ImageArray
 from pipeline.data.prepared import Split
 from pipeline.data.raw import image_files
 from pipeline.data.views import StackSpace, ViewSpace, cropped, view_ids
+from pipeline.params.size import sides
 
 
 class Images(Protocol):
@@ -136,10 +137,12 @@ class DecodedImages:
 
     def begin(self, slot: int, index: Tensor) -> Callable[[], Tensor]:
         """Start to decode; see `Images.begin`."""
-        size, channels, rows = self.files.size, self.files.channels, index.tolist()
+        channels, rows = self.files.channels, index.tolist()
         # Page-locked, so that the copy to a GPU does not wait.
         image = torch.empty(
-            (len(rows), channels, size, size), dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+            (len(rows), channels, *sides(self.files.size)),
+            dtype=torch.uint8,
+            pin_memory=self.device.type == "cuda",
         )
         pixels, boxes = image.numpy(), self._boxes(slot, index)
 

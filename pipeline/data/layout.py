@@ -24,6 +24,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.artifacts.hashing import content_hash
 from pipeline.params.base import Block
+from pipeline.params.size import Size
 
 SCHEMA = 2
 HASH_BYTES = 16
@@ -54,12 +55,12 @@ class Files(Block):
 
     Attributes:
         root: the folder that the listed paths start from.
-        resize: pixels that the short side is resized to before the center is cropped.
+        resize: the size that an image is resized to cover before its center is cropped.
         decoding: what is done to them when they are decoded.
     """
 
     root: str
-    resize: int
+    resize: Size
     decoding: Decoding = AS_STORED
 
     @model_serializer(mode="wrap")
@@ -69,7 +70,7 @@ class Files(Block):
         return content if self.decoding.marks else {k: v for k, v in content.items() if k != "decoding"}
 
     @property
-    def marks(self) -> tuple[int | str, ...]:
+    def marks(self) -> tuple[Size | str, ...]:
         """What the hash of a split must know of it, since the hashes of files do not."""
         return (self.resize, *self.decoding.marks)
 
@@ -77,7 +78,7 @@ class Files(Block):
 class Kind(TypedDict):
     """What images are like: height and width in pixels, channels, and number of classes."""
 
-    size: int
+    size: Size
     channels: int
     classes: int
 
@@ -91,7 +92,7 @@ class Meta(Block):
         source: the plug-in that the data came from.
         classes: class names.
         channels: channels of an image.
-        size: height and width of an image, in pixels.
+        size: height and width of an image, in pixels; one number where it is square.
         samples: number of samples by split.
         mean: per channel in [0, 1].
         std: per channel.
@@ -106,7 +107,7 @@ class Meta(Block):
     source: str
     classes: tuple[str, ...]
     channels: int
-    size: int
+    size: Size
     samples: dict[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -131,7 +132,7 @@ def seal(content: Mapping[str, Any]) -> str:
 
 
 def fingerprinting(
-    classes: Sequence[str], shape: Sequence[int | str], labels: NDArray[np.int64]
+    classes: Sequence[str], shape: Sequence[Size | str], labels: NDArray[np.int64]
 ) -> hashlib.blake2b:
     """Return the hash of a split, to which the hashes uint8 (N, 16) of its images are still to be added.
 

@@ -35,6 +35,7 @@ from pipeline.data.layout import (
 from pipeline.data.raw import record
 from pipeline.data.raw.screening import screened
 from pipeline.errors import DataError, MachineError, ParamsError
+from pipeline.params.size import area, reduced, sides
 
 BLOCK_BYTES = 16 * 2**20
 
@@ -79,7 +80,7 @@ def prepare(
     with publish.building(out) as folder, progress.bar(f"prepare {name}", total) as advance:
         listing: dict[str, str] | None = None
         if source.files is None:
-            rows = max(1, block_bytes // (source.channels * source.size**2))
+            rows = max(1, block_bytes // (source.channels * area(source.size)))
             fingerprint, counts = _copy(source, name, folder, mask, labels, rows, advance)
         else:
             measure = None in (config.mean or source.mean, config.std or source.std)
@@ -94,7 +95,7 @@ def prepare(
             source=name,
             classes=tuple(source.classes),
             channels=source.channels,
-            size=source.size,
+            size=reduced(source.size),
             samples={split: len(values) for split, values in labels.items()},
             mean=mean,
             std=std,
@@ -119,7 +120,7 @@ def _copy(
 ) -> tuple[dict[str, str], NDArray[np.int64]]:
     """Write all images, so many rows at a time; return fingerprints, and counts of training pixels (C, 256)."""
     # Before the first byte: a disk that is too small would show after minutes.
-    _check_disk(folder, sum(map(len, labels.values())) * source.channels * source.size**2)
+    _check_disk(folder, sum(map(len, labels.values())) * source.channels * area(source.size))
     with ExitStack() as stack:
         # All are open at once: one pass over the raw training data serves two splits.
         writers = {
@@ -186,7 +187,7 @@ class _Writer:
     """
 
     def __init__(self, folder: Path, split: str, labels: NDArray[np.int64], source: Source) -> None:
-        shape = (len(labels), source.channels, source.size, source.size)
+        shape = (len(labels), source.channels, *sides(source.size))
         self._file, self._hashes_path = images_path(folder, split).open("wb"), hashes_path(folder, split)
         # As numpy.save begins a file, for data that come in blocks.
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -249,7 +250,7 @@ def _normalization(
 def _read(source: Source, split: RawSplit, name: str, start: int, rows: int) -> NDArray[np.uint8]:
     stop = min(start + rows, len(split.labels))
     block = split.images(start, stop)
-    shape = (stop - start, source.channels, source.size, source.size)
+    shape = (stop - start, source.channels, *sides(source.size))
     if block.shape != shape or block.dtype != np.uint8:
         raise DataError(
             f"Data set '{name}' gave images {block.dtype} {block.shape}, expected uint8 {shape}. "

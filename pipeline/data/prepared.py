@@ -35,6 +35,7 @@ from pipeline.data.layout import (
     seal,
 )
 from pipeline.errors import DamagedArtifactError, StaleArtifactError, unknown_name
+from pipeline.params.size import Size, sides
 
 _BLOCK = 1 << 16  # records that are hashed at a time
 
@@ -130,9 +131,9 @@ def _open_split(folder: Path, split: str, meta: Meta) -> Split:
     hint, number = f"dvc repro {meta.made_by}", meta.samples[split]
     # Copies: what is in memory is what was hashed.
     labels = np.array(open_array(labels_path(folder, split), np.dtype("<i8"), (number,), hint))
-    shape = (number, meta.channels, meta.size, meta.size)
+    shape = (number, meta.channels, *sides(meta.size))
     images: ImageArray | FileIndex
-    marks: tuple[int | str, ...] = ()
+    marks: tuple[Size | str, ...] = ()
 
     if meta.files is None:
         path = hashes_path(folder, split)

@@ -21,6 +21,7 @@ from pipeline.data.draws import hashed, uniform
 from pipeline.data.erasing import RandomErasingSpace
 from pipeline.data.rand_augment import RandAugmentSpace
 from pipeline.errors import ParamsError
+from pipeline.params.size import Size, shown, sides
 from pipeline.params.views import (
     ColorJitter,
     CropFlip,
@@ -89,7 +90,7 @@ class CropFlipSpace:
     def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
         """Return crops with one gather; see `ViewSpace.apply`."""
         height, width = image.shape[2:]
-        check_size(self.params, min(height, width), "'crop_flip'")
+        check_size(self.params, (height, width), "'crop_flip'")
         side = 2 * self.padding + 1
         position = (view % self.positions + self.positions // 2) % self.positions
         row = position // side - self.padding
@@ -284,12 +285,12 @@ def view_space(params: ViewParams) -> ViewSpace:
             return PlainSpace()
 
 
-def check_size(params: ViewParams, size: int, what: str) -> None:
+def check_size(params: ViewParams, size: Size, what: str) -> None:
     """Refuse images that are too small for a view space.
 
     Args:
         params: the view space.
-        size: the shorter side of the images, in pixels.
+        size: height and width of the images, in pixels.
         what: where the views stand in params.yaml, for the error.
 
     Raises:
@@ -298,10 +299,11 @@ def check_size(params: ViewParams, size: int, what: str) -> None:
     """
     for part in params.parts if isinstance(params, Stack) else ():
         check_size(part, size, what)
-    if isinstance(params, CropFlip) and params.padding >= size:
+    shortest = min(sides(size))
+    if isinstance(params, CropFlip) and params.padding >= shortest:
         raise ParamsError(
-            f"params.yaml: {what} pads images of {size}x{size} by {params.padding}, expected less than {size}. "
-            f"Set padding to {size - 1} or less, then: dvc repro params"
+            f"params.yaml: {what} pads images of {shown(size)} by {params.padding}, expected less than {shortest}. "
+            f"Set padding to {shortest - 1} or less, then: dvc repro params"
         )
 
 

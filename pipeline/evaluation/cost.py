@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils import flop_counter
 
 from pipeline.compute.eager import keep_out
+from pipeline.params.size import Size, sides
 
 keep_out(flop_counter._FlopCounterMode)
 
@@ -20,7 +21,7 @@ def num_params(network: nn.Module) -> int:
     return sum(x.numel() for x in network.parameters())
 
 
-def macs(network: nn.Module, size: int, channels: int) -> int:
+def macs(network: nn.Module, size: Size, channels: int) -> int:
     """Return the multiply-accumulates of one image at inference.
 
     Convolutions and matrix products count, whatever module makes them; biases, BN, activations and pooling do
@@ -32,13 +33,13 @@ def macs(network: nn.Module, size: int, channels: int) -> int:
     counter = flop_counter.FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
-            network(torch.zeros(1, channels, size, size, device=device))
+            network(torch.zeros(1, channels, *sides(size), device=device))
     finally:
         network.train(training)
     return counter.get_total_flops() // 2  # torch counts a multiply-accumulate as two
 
 
-def latency(network: nn.Module, size: int, channels: int, batch_size: int = 1, repeats: int = 30) -> float:
+def latency(network: nn.Module, size: Size, channels: int, batch_size: int = 1, repeats: int = 30) -> float:
     """Return the median time of one forward pass at inference on the CPU, in milliseconds.
 
     Args:
@@ -49,7 +50,7 @@ def latency(network: nn.Module, size: int, channels: int, batch_size: int = 1, r
         repeats: passes that are timed, after three that are not.
     """
     network = copy.deepcopy(network).cpu().eval()
-    image = torch.zeros(batch_size, channels, size, size)
+    image = torch.zeros(batch_size, channels, *sides(size))
     times = []
     with torch.inference_mode():
         for _ in range(repeats + 3):

@@ -16,6 +16,7 @@ from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
 from pipeline.data.views import PlainSpace
 from pipeline.networks.network import Network
+from pipeline.params.size import area
 
 BATCH_SIZE = 500  # of a CPU
 BATCH_BYTES = 16 << 20  # of large images, fewer than that many
@@ -42,7 +43,7 @@ class PlainSplit:
     def of(cls, prepared: Prepared, split: str, normalize: Normalize, machine: Machine) -> Self:
         """Open the split of that name."""
         images, labels = open_images(prepared.split(split), PlainSpace(), machine.device)
-        image_bytes = prepared.meta.channels * prepared.meta.size**2
+        image_bytes = prepared.meta.channels * area(prepared.meta.size)
         on_cpu = max(1, min(BATCH_SIZE, BATCH_BYTES // image_bytes))
         size = batch_size.bounded(machine.device, image_bytes, on_cpu, GPU_BATCH_SIZE)
         return cls(images, labels, normalize, size)

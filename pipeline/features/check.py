@@ -33,6 +33,7 @@ from pipeline.features.manifest import Manifest
 from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network
+from pipeline.params.size import area
 
 Array = NDArray[Any]
 
@@ -141,7 +142,7 @@ def compare(
     differences: list[Difference] = []
     device = live.exact.machine.device
     network = manifest.network
-    size = batch_size.bounded(device, network.channels * network.size**2, 1, ON_GPU)
+    size = batch_size.bounded(device, network.channels * area(network.size), 1, ON_GPU)
 
     for split, data in splits.items():
         images, arrays = open_rows(data, space, device), dict[str, StoredArray]()

@@ -39,6 +39,7 @@ from pipeline.features.outbox import Outbox
 from pipeline.features.shards import Later, Progress, ShardWriter, at_once, drop_damaged_pieces
 from pipeline.features.store import StoredArray
 from pipeline.features.teacher import Teacher
+from pipeline.params.size import Size, area, sides
 from pipeline.progress import Advance
 
 Array = NDArray[Any]
@@ -111,7 +112,7 @@ class Extraction:
         if self.batch_size is not None:
             return self.batch_size
         network = self.manifest.network
-        size = batch_size.bounded(self.device, network.channels * network.size**2, ON_CPU, ON_GPU)
+        size = batch_size.bounded(self.device, network.channels * area(network.size), ON_CPU, ON_GPU)
         if self.device.type == "cpu":
             return size
         kept = self.manifest.features.values()
@@ -315,7 +316,7 @@ def fill(scratch: Path, extraction: Extraction, identity: str, title: str) -> Ma
 
 
 def stored_features(
-    requested: Mapping[str, tuple[int, str]], teacher: Teacher, channels: int, size: int
+    requested: Mapping[str, tuple[int, str]], teacher: Teacher, channels: int, size: Size
 ) -> dict[str, StoredFeature]:
     """Probe the shapes of features.
 
@@ -328,7 +329,7 @@ def stored_features(
     Raises:
         UnknownNameError: a tap or encoding that does not exist.
     """
-    image = torch.zeros(1, channels, size, size, device=teacher.machine.device)
+    image = torch.zeros(1, channels, *sides(size), device=teacher.machine.device)
     label = torch.zeros(1, dtype=torch.int64, device=teacher.machine.device)
     probed = teacher.features(image, requested, label)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline import progress, seeding
 from pipeline.features.encoding import Feature, taps_of
 from pipeline.networks.network import Network
+from pipeline.params.size import Size, sides
 
 PROBES = 8  # places of one pass
 BRIGHTNESS = 1e-6  # of the images
@@ -43,7 +44,7 @@ class ReceptiveField:
 
 
 def receptive_fields(
-    network: Network, names: Iterable[str], size: int, channels: int
+    network: Network, names: Iterable[str], size: Size, channels: int
 ) -> dict[str, ReceptiveField]:
     """Return the fields of those of the features `names` that are maps of floats.
 
@@ -84,9 +85,9 @@ def _spans(image: Tensor, x: Tensor, start: int) -> Spans:
     """Return what rows and columns of a map see, from number `start` on, as many as there are images.
 
     Args:
-        image: (B, C, size, size); image b serves row or column `start + b`.
-        x: the map that was made of it, (B, ..., H, W).
-        start: in the list of H rows and then W columns.
+        image: (B, C, H, W); image b serves row or column `start + b`.
+        x: the map that was made of it, (B, ..., h, w).
+        start: in the list of h rows and then w columns.
     """
     height, width = x.shape[-2:]
     chosen, served = torch.zeros_like(x), range(start, min(start + len(x), height + width))
@@ -101,7 +102,7 @@ def _spans(image: Tensor, x: Tensor, start: int) -> Spans:
     # Uneven sums: those of a layer norm's outputs would be constant.
     uneven = chosen * _draw(x.shape, "sum", start)
     (gradient,) = torch.autograd.grad((x * uneven).sum(), image, retain_graph=True)
-    seen = gradient.ne(0).any(dim=1)  # (B, size, size)
+    seen = gradient.ne(0).any(dim=1)  # (B, H, W)
 
     spans = []
     for b, place in enumerate(served):
@@ -144,9 +145,9 @@ def _without_accidents(network: Network) -> Network:
     return even
 
 
-def _images(key: int | str, number: int, size: int, channels: int) -> Tensor:
-    """Return images (number, channels, size, size), close to zero and positive."""
-    return BRIGHTNESS * _draw((number, channels, size, size), "image", key)
+def _images(key: int | str, number: int, size: Size, channels: int) -> Tensor:
+    """Return images (number, channels, H, W), close to zero and positive."""
+    return BRIGHTNESS * _draw((number, channels, *sides(size)), "image", key)
 
 
 def _draw(shape: Iterable[int], *key: int | str) -> Tensor:

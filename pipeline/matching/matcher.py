@@ -40,6 +40,7 @@ from pipeline.matching.sums import Sums
 from pipeline.networks.network import Network, Shape, probe
 from pipeline.networks.weights import load, state_digest
 from pipeline.params.matchings import LEARNED, Match
+from pipeline.params.size import area
 from pipeline.progress import Advance
 
 BATCH, GPU_BATCH = 250, 2048  # on a CPU, where sums must not change, and on a GPU at most
@@ -133,7 +134,7 @@ class Matcher:
     def passed(self, student: Network, split: str, tap: str) -> Iterator[tuple[int, int, Tensor]]:
         """Give ranges [start, stop) of plain images in their order, and the student's tap of them, float32 (n, ...)."""
         data, meta, device = self.prepared.split(split), self.prepared.meta, self.machine.device
-        size = batch_size.bounded(device, meta.channels * meta.size**2, BATCH, GPU_BATCH)
+        size = batch_size.bounded(device, meta.channels * area(meta.size), BATCH, GPU_BATCH)
         normalize, images = Normalize(meta.mean, meta.std, device), open_ranges(data, PlainSpace(), device)
         for start in range(0, len(data), size):
             stop = min(start + size, len(data))

@@ -7,10 +7,12 @@ family with ImageNet weights says in `PRETRAINED` of which numbers of channels t
 Example:
     NETWORKS = {"tiny": 16, "small": 32}
 
-    def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+    def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
         width = NETWORKS[name]
         units = {"stem": Activated("stem", *conv_bn(channels, width, 3))}
         return Network(units, width, classes, initialize=fan_out)
+
+`size` is the side of square images, else (height, width) in pixels.
 
 Taps, from input to output: `stem`, `stage1` to `stage4`, each with `stage<k>_block1` (after its first block)
 and `_pre` (before the activation, where there is one), `final` (the map that is pooled), `pooled`, `logits`.
@@ -35,6 +37,7 @@ from pipeline.errors import ShapeError, StaleArtifactError, StillhouseError, unk
 from pipeline.networks import own_weights
 from pipeline.networks.layer import checked
 from pipeline.networks.spec import NetworkSpec
+from pipeline.params.size import Size, shown, sides
 from pipeline.params.weights import WeightsFile
 
 Taps = dict[str, Tensor]
@@ -308,13 +311,13 @@ def insert(network: Network, spec: NetworkSpec, *seed: int | str) -> None:
             network.inserted[name] = make(name, shapes[name][0], **settings)
 
 
-def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
+def probe(network: Network, size: Size, channels: int) -> dict[str, Shape]:
     """Return the shape of every tap without the batch axis, found by running one batch.
 
     Raises:
         ShapeError: images of this size are too small for the network, or of a size that it does not take.
     """
-    what = f"The network cannot read {channels}x{size}x{size} images"
+    what = f"The network cannot read {channels}x{shown(size)} images"
     advice = "Choose another network, or images of another size."
     if network.inserted:  # without them it has been probed before
         taps_of_layers = ", ".join(network.layers())
@@ -327,7 +330,7 @@ def probe(network: Network, size: int, channels: int) -> dict[str, Shape]:
     network.eval()
     try:
         with torch.no_grad():
-            taps = network.record(torch.zeros(1, channels, size, size, device=device), None)
+            taps = network.record(torch.zeros(1, channels, *sides(size), device=device), None)
     except StillhouseError:
         raise
     except network.refusals as error:

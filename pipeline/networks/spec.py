@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.networks.layer import LayerSpec
 from pipeline.params.base import Block
+from pipeline.params.size import Size, shown, sides
 from pipeline.params.weights import Weights
 
 LARGEST = 4096  # pixels of an image's side
@@ -17,7 +18,7 @@ class NetworkSpec(Block):
     Attributes:
         family: a file of `pipeline/networks/families`.
         network: a name that this family knows.
-        size: height and width of the images, in pixels.
+        size: height and width of the images, in pixels; one number where they are square.
         channels: channels of the images.
         classes: number of classes.
         weights: where the first weights come from: "imagenet" are the library's own; or a file.
@@ -28,10 +29,17 @@ class NetworkSpec(Block):
 
     family: str
     network: str
-    size: int = Field(ge=1, le=LARGEST)
+    size: Size
     channels: int = Field(ge=1, le=4096)
     classes: int = Field(ge=1, le=1_000_000)
     weights: Weights = "none"
     source: str = ""
     inserted: dict[str, LayerSpec] = {}
     classifier_width: int | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _probed(cls, size: Size) -> Size:
+        if max(sides(size)) > LARGEST:
+            raise ValueError(f"Images are {shown(size)}, expected {LARGEST:,} pixels a side at most")
+        return size

@@ -12,6 +12,7 @@ from itertools import chain
 
 from pipeline.data.layout import Meta
 from pipeline.params.sections import ALONE
+from pipeline.params.size import shown
 from pipeline.report.published import Published, published
 from pipeline.report.results import Pair, Run, Trained
 from pipeline.report.statistics import Estimate, estimate
@@ -146,7 +147,8 @@ def unlike(meta: Meta, dataset: str) -> str:
     """Return in which way prepared data are not the whole official set; empty where they are."""
     known = OFFICIAL[dataset]
     if meta.size != known.size:
-        return f"images of {meta.size} pixels in the place of {known.size}"
+        size = meta.size if isinstance(meta.size, int) else shown(meta.size)
+        return f"images of {size} pixels in the place of {known.size}"
     for split, expected in known.samples.items():
         if meta.samples.get(split) != expected:
             return f"{meta.samples.get(split, 0):,} {split} images in the place of {expected:,}"

@@ -31,6 +31,7 @@ from pipeline.params.pairs import RunBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.sections import Sections, changed, merged
+from pipeline.params.size import sides
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.views import Slots, ViewParams, view_params
@@ -87,9 +88,10 @@ class Project:
             place = f"datasets.{name}.source.{dataset.source.name}"
             known[name] = module.image(validate(module.Config, dataset.source.settings, place))
             # A network is probed with one, which must not fill the memory.
-            if known[name].size > LARGEST:
+            longest = max(sides(known[name].size))
+            if longest > LARGEST:
                 raise ParamsError(
-                    f"params.yaml: {place} has images of {known[name].size:,} pixels a side, expected "
+                    f"params.yaml: {place} has images of {longest:,} pixels a side, expected "
                     f"{LARGEST:,} at most. Choose smaller ones."
                 )
         return known

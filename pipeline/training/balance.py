@@ -1,4 +1,4 @@
-"""What labels cost: the term `ce`, what the labels of each class weigh, and an order that draws all classes equally often."""
+"""What labels cost: the term `ce`, what the labels of each class weigh, and an order that draws classes evenly."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from device_fixtures import here
+from error_fixtures import one_line
 from feature_fixtures import crop_flip, random_box
 from PIL import Image
 from scipy.stats import chi2
@@ -109,9 +110,13 @@ def test_padding_as_large_as_the_images_is_refused(fill: Literal["zero", "reflec
         "params.yaml: datasets.d.views pads images of 8x8 by 8, expected less than 8. "
         "Set padding to 7 or less, then: dvc repro params"
     )
+    check_size(fits, (8, 30), "datasets.d.views")
+    with pytest.raises(ParamsError) as error:
+        check_size(large, (30, 8), "datasets.d.views")
+    one_line(error, "pads images of 30x8 by 8, expected less than 8.")
     oblong, views = random_images(3, size=9)[:, :, :, :8], arange(3)
     view_space(fits).apply(oblong, views, views)
-    with pytest.raises(ParamsError, match="pads images of 8x8 by 8"):
+    with pytest.raises(ParamsError, match="pads images of 9x8 by 8"):
         view_space(large).apply(oblong, views, views)
 
 
@@ -131,6 +136,7 @@ def test_what_pads_nothing_takes_images_of_any_size(params: ViewParams) -> None:
         (20.0, 40, 64, 64),
         (20.0, 5, 8, 8),
         (33.3, 7, 9, 5),
+        (20.0, 40, 12, 20),
         (90.0, 2, 6, 7),
         (179.0, 20, 32, 33),
         (20.0, 3, 1, 1),
@@ -286,18 +292,20 @@ def test_no_slots_show_the_plain_view_and_no_end_of_slots_never_repeats() -> Non
 
 
 @pytest.mark.parametrize("flip", [True, False])
-def test_random_resized_crop_resizes_the_box_that_its_id_draws(flip: bool) -> None:
+@pytest.mark.parametrize("size", [(17, 17), (12, 20), (20, 9)])
+def test_random_resized_crop_resizes_the_box_that_its_id_draws(flip: bool, size: tuple[int, int]) -> None:
     """Against an independent draw of the box, and torch's resize of the cut-out box: at most one gray level."""
-    size, count = 17, 150
+    count = 150
     params = RandomResizedCrop(space="random_resized_crop", flip=flip)
-    images, index, view = random_images(count, size=size), arange(count) * 31, arange(count) + 1
+    images = random_images(count, size=max(size))[:, :, : size[0], : size[1]]
+    index, view = arange(count) * 31, arange(count) + 1
     found = view_space(params).apply(images, view, index)
     for row in range(count):
         top, left, tall, wide, mirrored = random_box(
             int(index[row]), int(view[row]), size, params.scale, params.ratio
         )
         box = images[row : row + 1, :, top : top + tall, left : left + wide].float()
-        expected = F.interpolate(box, (size, size), mode="bilinear", align_corners=False)[0]
+        expected = F.interpolate(box, size, mode="bilinear", align_corners=False)[0]
         expected = expected.flip(2) if mirrored and flip else expected
         assert (found[row].float() - expected).abs().max() <= 0.51 + 1e-3, row
 

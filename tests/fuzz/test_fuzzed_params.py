@@ -228,6 +228,8 @@ GIVEN: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.1,
         "clip": 1.0,
         "ema": 0.9,
+        "class_weights": {"a": 2.0},
+        "sampling": "balanced",
     },
     "TeacherParams": {"dataset": "a", "network": "b", "anchors": [0.5], "features": {"logits": {"slots": 1}}},
 }

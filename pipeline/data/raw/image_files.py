@@ -26,6 +26,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pipeline.data.layout import AS_STORED, Decoding
 from pipeline.data.raw import regular
 from pipeline.errors import DataError
+from pipeline.params.size import Size, shown, sides
 
 # A fixed list, as that of suffixes: of others Pillow asks programs that must be there, or libraries that may not.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -49,17 +50,17 @@ class FileSplit:
         paths: one file a sample; plain strings, which a million samples can afford.
         labels: int64 (N,).
         channels: 1 (gray) or 3 (color).
-        size: height and width to give, in pixels.
-        resize: pixels that the short side is resized to before the center is cropped; None where an image of
-            another size is an error.
+        size: height and width to give, in pixels; one number where it is square.
+        resize: the size that an image is resized to cover before its center is cropped; None where an image of another
+            size is an error.
         decoding: what is done to a file when it is decoded.
     """
 
     paths: Sequence[str]
     labels: NDArray[np.int64]
     channels: int
-    size: int
-    resize: int | None
+    size: Size
+    resize: Size | None
     decoding: Decoding = AS_STORED
 
     def images(self, start: int, stop: int) -> NDArray[np.uint8]:
@@ -69,7 +70,7 @@ class FileSplit:
             DataError: a file that cannot be read, by name.
         """
         paths = self.paths[start:stop]
-        out = np.empty((len(paths), self.channels, self.size, self.size), dtype=np.uint8)
+        out = np.empty((len(paths), self.channels, *sides(self.size)), dtype=np.uint8)
         parts = runs(len(paths), file_bytes(paths[0]), os.cpu_count() or 1)
 
         def fill(run: NDArray[np.int64]) -> None:
@@ -95,11 +96,12 @@ class FileSplit:
         Raises:
             DataError: it is of another size where that is an error, or too long to be resized.
         """
-        if self.resize is None and image.size != (self.size, self.size):
-            width, height = image.size
+        width, height = image.size
+        if self.resize is None and (height, width) != sides(self.size):
+            tall, wide = sides(self.size)
             raise DataError(
-                f"{path} is {width}x{height}, expected {self.size}x{self.size}. Replace the file, or "
-                "read the data with source: image_folder, which resizes."
+                f"{path} is {width}x{height}, expected {wide}x{tall}. Replace the file, or read the "
+                "data with source: image_folder, which resizes."
             )
         return array(plain(path, image, self.resize or self.size, self.size))
 
@@ -184,13 +186,13 @@ def _shallow(path: str, image: Image.Image, kind: str | None, decoding: Decoding
     return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
 
 
-def plain(path: str, image: Image.Image, resize: int, size: int) -> Image.Image:
-    """Resize the short side to `resize`, then crop the center, size x size, as torchvision's transforms do.
+def plain(path: str, image: Image.Image, resize: Size, size: Size) -> Image.Image:
+    """Resize an image to cover `resize`, then crop the center of `size`, as torchvision's transforms do with squares.
 
     Args:
         path: the name of the file, for errors.
         image: of any size.
-        resize: pixels of the short side.
+        resize: the size that it covers then: of a number, its short side.
         size: height and width of the crop.
 
     Raises:
@@ -198,22 +200,26 @@ def plain(path: str, image: Image.Image, resize: int, size: int) -> Image.Image:
     """
     width, height = resized_size(path, image, resize)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+    tall, wide = sides(size)
+    left, top = round((width - wide) / 2), round((height - tall) / 2)
+    return image.crop((left, top, left + wide, top + tall))
 
 
-def resized_size(path: str, image: Image.Image, resize: int) -> tuple[int, int]:
-    """Return width and height of an image once its short side is `resize`.
+def resized_size(path: str, image: Image.Image, resize: Size) -> tuple[int, int]:
+    """Return width and height of an image once it just covers `resize`, in its own proportions.
 
     Raises:
         DataError: it is so narrow that it would become too large.
     """
     width, height = image.size
-    short = min(width, height)
-    resized = resize * width // short, resize * height // short
+    tall, wide = sides(resize)
+    # Of the two sides, the one that has to grow more decides.
+    upright = width * tall <= height * wide
+    resized = (wide, wide * height // width) if upright else (tall * width // height, tall)
     if resized[0] * resized[1] > MOST_PIXELS:
+        how = f"its short side resized to {resize}" if isinstance(resize, int) else f"{shown(resize)} covered"
         raise DataError(
-            f"{path} is {width}x{height}, which with its short side resized to {resize} has more than "
+            f"{path} is {width}x{height}, which with {how} has more than "
             f"{MOST_PIXELS:,} pixels. Crop or remove the file, then: dvc repro"
         )
     return resized

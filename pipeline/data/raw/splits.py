@@ -70,7 +70,7 @@ def of_share(
 
 def files(config: PhotographConfig, paths: Sequence[str], labels: NDArray[np.int64]) -> FileSplit:
     """Return a split of files that are decoded as the settings of the source say."""
-    return FileSplit(paths, labels, config.channels, config.size, config.short_side, config.decoding)
+    return FileSplit(paths, labels, config.channels, config.size, config.covered, config.decoding)
 
 
 def divided(

@@ -136,7 +136,7 @@ def hierarchical(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the mean squared error of two maps (B, C, H, W) at several sizes."""
     total, weight, whole = F.mse_loss(student, teacher), 1.0, 1.0
     for size in POOLS:
-        if size >= student.shape[2]:
+        if size >= min(student.shape[2:]):
             continue
         weight /= 2
         whole += weight

@@ -12,6 +12,7 @@ from torch import nn
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, conv_bn
 from pipeline.networks.network import Network
+from pipeline.params.size import Size
 
 STEM = 32
 # by stage: channels and stride of each block
@@ -25,7 +26,7 @@ NETWORKS = {
 }
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network `name`; images of any size.
 
     Raises:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, conv_bn, fan_out_small_linear
 from pipeline.networks.network import Network
+from pipeline.params.size import Size
 
 # width over the paper's
 NETWORKS = {"mobilenetv2_half": 0.5}
@@ -50,7 +51,7 @@ class Inverted(nn.Module):
         return x + y if self.residual else y
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network `name`; images of any size.
 
     Raises:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, conv_bn, convolve, fan_out
 from pipeline.networks.network import Network, Tap
+from pipeline.params.size import Size
 
 
 class Setting(NamedTuple):
@@ -95,7 +96,7 @@ class Bottleneck(nn.Module):
         return y + passed
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network `name`; images of any size.
 
     Raises:

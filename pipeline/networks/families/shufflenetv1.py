@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, conv_bn, shuffle
 from pipeline.networks.network import Network
+from pipeline.params.size import Size
 
 STEM = 24
 # channels and blocks by stage
@@ -51,7 +52,7 @@ class Shuffled(nn.Module):
         return x + z
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network `name`; images of any size.
 
     Raises:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, conv_bn, shuffle
 from pipeline.networks.network import Network, Tap
+from pipeline.params.size import Size
 
 STEM = 24
 FINAL = 1024
@@ -89,7 +90,7 @@ class ShuffleStage(nn.Module):
         return y
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network `name`; images of any size.
 
     Raises:

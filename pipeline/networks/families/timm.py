@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pipeline.errors import MachineError, ParamsError, unknown_name
 from pipeline.networks.network import Network, Tap
 from pipeline.networks.pretrained import tensors_only
+from pipeline.params.size import Size, shown
 
 NETWORKS: tuple[str, ...] = ()
 PRETRAINED = (1, 3)  # timm adds up the filters of the colors
@@ -116,7 +117,7 @@ class TimmNetwork(Network):
         return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the timm model `name`.
 
     Raises:
@@ -146,7 +147,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
     return TimmNetwork(name, model, classifier, _levels([level["reduction"] for level in _info(model)]))
 
 
-def _create(name: str, size: int, channels: int, classes: int, *, pretrained: bool) -> nn.Module:
+def _create(name: str, size: Size, channels: int, classes: int, *, pretrained: bool) -> nn.Module:
     import timm
 
     options: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
@@ -167,7 +168,7 @@ def _create(name: str, size: int, channels: int, classes: int, *, pretrained: bo
                 "Check the connection, or set weights: none."
             ) from None
         raise ParamsError(
-            f"timm model '{name}' cannot be built for {channels}x{size}x{size} images: {reason}. "
+            f"timm model '{name}' cannot be built for {channels}x{shown(size)} images: {reason}. "
             "Choose another one."
         ) from None
     return model

@@ -20,6 +20,7 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, fan_out_small_linear
 from pipeline.networks.network import Network
+from pipeline.params.size import Size
 
 
 class Setting(NamedTuple):
@@ -47,7 +48,7 @@ class Inverted(InvertedResidual):  # type: ignore[misc]  # torchvision is untype
         return norm
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network; images of any size.
 
     Raises:

@@ -24,6 +24,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, fan_out
 from pipeline.networks.network import Network, Tap
+from pipeline.params.size import Size
 
 
 class Basic(BasicBlock):  # type: ignore[misc]  # torchvision is untyped
@@ -77,7 +78,7 @@ NETWORKS = {
 }
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network `name`; images of any size.
 
     Raises:

@@ -14,6 +14,7 @@ from torch import nn
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, fan_out_small_linear
 from pipeline.networks.network import Network
+from pipeline.params.size import Size, sides
 
 # convolutions by stage
 NETWORKS = {
@@ -26,7 +27,7 @@ NETWORKS = {
 WIDTHS = (64, 128, 256, 512, 512)
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network `name`; `size` decides on the fourth max-pool.
 
     Raises:
@@ -39,7 +40,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
     for k, (count, width) in enumerate(zip(NETWORKS[name], WIDTHS, strict=True)):
         blocks = []
         for index in range(count):
-            pooled = index == 0 and 1 <= k <= (4 if size >= 64 else 3)
+            pooled = index == 0 and 1 <= k <= (4 if min(sides(size)) >= 64 else 3)
             block = nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.BatchNorm2d(width))
             blocks.append(nn.Sequential(nn.MaxPool2d(2), *block) if pooled else block)
             inputs = width

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, fan_out
 from pipeline.networks.network import Network, Norms, Tap, Unit
+from pipeline.params.size import Size
 
 # depth and factor
 NETWORKS = {"wrn_16_1": (16, 1), "wrn_16_2": (16, 2), "wrn_40_1": (40, 1), "wrn_40_2": (40, 2)}
@@ -83,7 +84,7 @@ class WideStage(nn.Sequential):
         return {f"{self.before}_pre": first.bn1}
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network `name`; images of any size.
 
     Raises:

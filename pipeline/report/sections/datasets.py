@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.data.raw.place import located
+from pipeline.params.size import sides
 from pipeline.params.views import Stack
 from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.picture import png
@@ -33,7 +34,7 @@ def _dataset(dataset: Dataset) -> Markup:
             ("source", meta.source),
             ("classes", str(len(meta.classes))),
             *((f"{split} samples", f"{number:,}") for split, number in meta.samples.items()),
-            ("image", text.TIMES.join(str(length) for length in (meta.channels, meta.size, meta.size))),
+            ("image", text.TIMES.join(str(length) for length in (meta.channels, *sides(meta.size)))),
             ("mean", ", ".join(f"{value:.3f}" for value in meta.mean)),
             ("std", ", ".join(f"{value:.3f}" for value in meta.std)),
             ("views", ", ".join(space.space.replace("_", " ") for space in spaces)),

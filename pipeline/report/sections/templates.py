@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from pipeline.params.size import sides
 from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.picture import png
 from pipeline.report.results import PLACES, Field, Results, Table
@@ -32,7 +33,7 @@ def section(results: Results) -> Markup:
 
 
 def _gallery(table: Table) -> Markup:
-    field, size = table.teacher.field(table.feature), table.teacher.dataset.prepared.meta.size
+    field, size = table.teacher.field(table.feature), sides(table.teacher.dataset.prepared.meta.size)
     places = np.stack([table.arrays[name] for name in PLACES], axis=2)  # (G, P, 3)
     rows = [
         _row(table, int(group), exemplars, field)
@@ -48,18 +49,22 @@ def _gallery(table: Table) -> Markup:
     )
 
 
-def _seen(feature: str, field: Field, size: int) -> str:
+def _seen(feature: str, field: Field, size: tuple[int, int]) -> str:
     """Return what a pixel of the map sees, in words."""
     height, width = (int((spans[:, 1] - spans[:, 0]).max()) + 1 for spans in (field.rows, field.columns))
-    narrow = [bool((spans[:, 1] - spans[:, 0] + 1 < size).any()) for spans in (field.rows, field.columns)]
+    narrow = [
+        bool((spans[:, 1] - spans[:, 0] + 1 < side).any())
+        for spans, side in zip((field.rows, field.columns), size, strict=True)
+    ]
     if not any(narrow):
         return f"A pixel of {feature} sees the whole image; the dot is its place."
+    seen, whole_size = (text.TIMES.join(map(str, sizes)) for sizes in ((height, width), size))
     words = (
-        f"A pixel of {feature} sees at most {height}{text.TIMES}{width} of the {size}{text.TIMES}{size} pixels of an "
+        f"A pixel of {feature} sees at most {seen} of the {whole_size} pixels of an "
         "image: they are framed, the others are faded"
     )
     # Fields at a border are cut, so a map may hold both whole images and parts of one.
-    whole = height == size and width == size
+    whole = (height, width) == size
     return words + (", and where it sees the whole image a dot is its place." if whole else ".")
 
 
@@ -84,25 +89,33 @@ def _row(table: Table, group: int, exemplars: NDArray[np.int64], field: Field) -
 
 def _exemplar(table: Table, sample: int, row: int, column: int, field: Field) -> Markup:
     """Return a training image on which the field of a place of the map is marked."""
-    split, size = table.teacher.dataset.prepared.split("train"), table.teacher.dataset.prepared.meta.size
+    split, size = (
+        table.teacher.dataset.prepared.split("train"),
+        sides(table.teacher.dataset.prepared.meta.size),
+    )
     title = (
         f"{table.teacher.dataset.classes[split.labels[sample]]}, sample {sample}, row {row}, column {column}"
     )
     return Markup(
-        '<svg viewBox="0 0 {0} {0}" role="img"><title>{1}</title>'
-        '<image width="{0}" height="{0}" preserveAspectRatio="none" href="{2}"/>{3}</svg>'
+        '<svg viewBox="0 0 {0} {1}" role="img"><title>{2}</title>'
+        '<image width="{0}" height="{1}" preserveAspectRatio="none" href="{3}"/>{4}</svg>'
     ).format(
-        size, title, png(np.asarray(split.images[sample]), LARGEST, COLORS), _mark(field, row, column, size)
+        size[1],
+        size[0],
+        title,
+        png(np.asarray(split.images[sample]), LARGEST, COLORS),
+        _mark(field, row, column, size),
     )
 
 
-def _mark(field: Field, row: int, column: int, size: int) -> Markup:
+def _mark(field: Field, row: int, column: int, size: tuple[int, int]) -> Markup:
     """Return a frame around what a place sees, or, where that is the whole image, a dot at the place."""
     (top, bottom), (left, right) = field.rows[row].tolist(), field.columns[column].tolist()
     height, width = bottom - top + 1, right - left + 1
-    if height == width == size:
-        x, y = (column + 0.5) * size / len(field.columns), (row + 0.5) * size / len(field.rows)
-        return Markup('<circle cx="{:g}" cy="{:g}" r="{:g}"/>').format(x, y, size / 16)
+    tall, wide = size
+    if (height, width) == size:
+        x, y = (column + 0.5) * wide / len(field.columns), (row + 0.5) * tall / len(field.rows)
+        return Markup('<circle cx="{:g}" cy="{:g}" r="{:g}"/>').format(x, y, min(size) / 16)
     return Markup(
-        '<path d="M0 0H{0}V{0}H0zM{1} {2}v{4}h{3}v-{4}z"/><rect x="{1}" y="{2}" width="{3}" height="{4}"/>'
-    ).format(size, left, top, width, height)
+        '<path d="M0 0H{0}V{5}H0zM{1} {2}v{4}h{3}v-{4}z"/><rect x="{1}" y="{2}" width="{3}" height="{4}"/>'
+    ).format(wide, left, top, width, height, tall)
