@@ -66,7 +66,7 @@ def main(
     with distributed.building(out, where.ranks) as scratch:
         inputs = hashing.content_hash(teacher.trained_from(meta.fingerprint, meta.mean, meta.std))
         job = Job(scratch, where, identity, f"teacher {teacher.teacher}", teacher.stage, inputs)
-        train(job, spec, teacher.recipe, teacher.views, prepared, teacher.seed, anchors)
+        train(job, spec, teacher.recipe, teacher.views, prepared, teacher.seed, anchors, teacher.head)
 
 
 if __name__ == "__main__":

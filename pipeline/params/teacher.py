@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.params.base import StageBlock
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import ViewParams
-from pipeline.params.weights import Weights
+from pipeline.params.weights import Head, Weights
 
 
 class TrainBlock(StageBlock):
@@ -21,6 +21,7 @@ class TrainBlock(StageBlock):
         network: a network of that family.
         source: hash of the network's code where that is not its family's.
         weights: where its first weights come from.
+        head: where its classifier comes from.
         seed: seed of init, order and views.
         recipe: how it is trained.
         anchors: shares of its training after which a checkpoint is kept.
@@ -33,6 +34,7 @@ class TrainBlock(StageBlock):
     network: str
     source: str
     weights: Weights
+    head: Head
     seed: int
     recipe: Recipe
     anchors: tuple[float, ...]

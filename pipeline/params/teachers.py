@@ -14,7 +14,7 @@ from pipeline.params.numbers import Names, Seed
 from pipeline.params.plug import Plug
 from pipeline.params.teacher import anchor_name
 from pipeline.params.views import Slots, ViewParams
-from pipeline.params.weights import WeightsPlug
+from pipeline.params.weights import Head, WeightsPlug
 
 
 class FeatureParams(Block):
@@ -37,6 +37,8 @@ class TeacherParams(Block):
         network: a network by name, "family/name" ("timm/convnext_tiny"), or an import path ("pipeline.own.nets:build").
         weights: where its first weights come from: "imagenet" are the library's pretrained ones, a path those of a file
             (safetensors, or a state dict of torch); with `recipe.epochs: 0` they stay.
+        head: "linear" fits the classifier to what the network gives before it is trained (or kept): for backbones
+            without one for these classes.
         licence: of its weights, in your words; it is recorded, and changes nothing that is made.
         seed: seed of its init, order and views.
         recipe: a key of `recipes`, with changes if there are any; left out, it is CRD's recipe for CIFAR-100.
@@ -52,6 +54,7 @@ class TeacherParams(Block):
     dataset: str
     network: str
     weights: WeightsPlug = Plug.of("none")
+    head: Head = "own"
     licence: str = ""
     seed: Seed = 0
     recipe: Plug | None = None

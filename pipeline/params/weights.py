@@ -42,6 +42,8 @@ class WeightsFile(FileSettings):
     sha256: str
 
 
+# Where a teacher's classifier comes from: with the weights, or fitted to what the network gives.
+Head = Literal["own", "linear"]
 # What blocks of stages hold.
 Weights = Literal["none", "imagenet"] | WeightsFile
 

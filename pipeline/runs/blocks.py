@@ -136,6 +136,7 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         network=spec.network,
         source=spec.source,
         weights=spec.weights,
+        head=teacher.head,
         seed=teacher.seed,
         recipe=project.recipe("teachers", name),
         anchors=teacher.anchors,

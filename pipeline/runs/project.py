@@ -35,7 +35,7 @@ from pipeline.params.size import sides
 from pipeline.params.students import StudentParams
 from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.views import Slots, ViewParams, view_params
-from pipeline.params.weights import Weights, WeightsFile, file_settings, is_file, library
+from pipeline.params.weights import Head, Weights, WeightsFile, file_settings, is_file, library
 from pipeline.runs import demands, taught
 from pipeline.runs.composition import Composition
 from pipeline.runs.rehearsal import feature_shape, rehearse
@@ -138,7 +138,8 @@ class Project:
         )
         weights: Weights = "none"
         if not isinstance(network, AssistantParams):
-            weights = self._weights(network.weights, f"{kind}.{name}.weights")
+            head = network.head if isinstance(network, TeacherParams) else "own"
+            weights = self._weights(network.weights, f"{kind}.{name}.weights", head)
         if not isinstance(weights, WeightsFile):
             with placed(f"{kind}.{name}.weights"):
                 pretrained.check(family, known, weights, images.channels)
@@ -166,14 +167,16 @@ class Project:
                 self._architectures[key] = architecture(spec)
         return self._architectures[key]
 
-    def _weights(self, weights: Plug, where: str) -> Weights:
+    def _weights(self, weights: Plug, where: str, head: Head) -> Weights:
         """Return where first weights come from; a file has its hash, so that another one is another network."""
         if not is_file(weights):
             return library(weights)
         settings = file_settings(weights, where)
         if weights.name not in self._files:
             self._files[weights.name] = own_weights.sha256(weights.name)
-        return WeightsFile(path=weights.name, sha256=self._files[weights.name], **settings.model_dump())
+        classifier = "fresh" if head == "linear" else settings.classifier
+        fields = settings.model_dump() | {"classifier": classifier}
+        return WeightsFile(path=weights.name, sha256=self._files[weights.name], **fields)
 
     def check_weights(self, kind: Kind, name: str) -> None:
         """Check that a file's weights fit a teacher or student; nothing is read for others.

@@ -13,7 +13,8 @@ from pipeline.networks.spec import NetworkSpec
 from pipeline.params.anchors import check_anchors
 from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.params.views import ViewParams
-from pipeline.training import assembly
+from pipeline.params.weights import Head
+from pipeline.training import assembly, linear_head
 from pipeline.training.assembly import Assembly, Job, Subject
 from pipeline.training.balance import label_term
 from pipeline.training.batches import Views
@@ -61,13 +62,14 @@ def train(
     prepared: Prepared,
     seed: int,
     anchors: Mapping[str, float] | None = None,
+    head: Head = "own",
 ) -> None:
     """Train a network on labels and leave its result in the job's scratch folder; see `prepare`.
 
     Raises:
         DivergedError: the loss is not finite.
     """
-    assembly.train(prepare(job, spec, recipe, views, prepared, seed, anchors))
+    assembly.train(prepare(job, spec, recipe, views, prepared, seed, anchors, head))
 
 
 def prepare(
@@ -78,6 +80,7 @@ def prepare(
     prepared: Prepared,
     seed: int,
     anchors: Mapping[str, float] | None = None,
+    head: Head = "own",
 ) -> Assembly:
     """Return the training of a network on labels, ready to run.
 
@@ -89,10 +92,13 @@ def prepare(
         prepared: the data.
         seed: seed of init, order and views.
         anchors: shares of the epochs after which weights are kept, by name.
+        head: "linear" fits the classifier first.
     """
     network = build(spec, seed)
     job.machine.place(network)
     setting = Setting.of(prepared, views, job.machine)
+    if head == "linear":
+        linear_head.fit(network, setting.plain("train"), job.machine)
     # All views there are: no store limits them.
     batches = setting.batches(recipe, seed, all_slots(setting.space, "all", job.title))
 
