@@ -17,9 +17,8 @@ from pipeline.execution import on_node, transfer
 from pipeline.execution.job import Job
 from pipeline.execution.transfer import Sent
 
-_opened: list[
-    Any
-] = []  # the repository of this process: the next job finds it read, and inputs in their places
+# The repository of this process: the next job finds it read, and inputs in their places.
+_opened: list[Any] = []
 
 
 def run(root: str, folder: Path, job: Job, sent: Sent, remote: tuple[str, dict[str, Any]]) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def repository(folder: Path, remote: str, config: dict[str, Any]) -> Any:
             settings["core"] |= {"analytics": False, "remote": remote}
             settings["remote"][remote] = config
             settings["cache"] |= {
-                "dir": str(folder.parents[1] / "cache"),
+                "dir": str(folder.parents[2] / "cache"),
                 "type": ["reflink", "hardlink", "copy"],
             }
         repo.close()

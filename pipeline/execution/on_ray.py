@@ -102,9 +102,8 @@ class RayExecutor:
         if self._cpu:
             carried["STILLHOUSE_DEVICE"] = "cpu"
         elif carried.get("STILLHOUSE_DEVICE", "").startswith("cuda:"):
-            carried["STILLHOUSE_DEVICE"] = (
-                "cuda"  # the only one that the task sees, whatever number it has here
-            )
+            # The only one that the task sees, whatever number it has here.
+            carried["STILLHOUSE_DEVICE"] = "cuda"
         theirs = replace(job, environment={**carried, **job.environment})
         note = self._folder / f"{job.log.stem}.json"
         gpu = job.gpu and self._gpus > 0

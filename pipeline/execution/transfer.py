@@ -56,7 +56,7 @@ class Transfer:
         """Return what a node needs of the project to run its stages, as a tar file."""
         root, content = Path(self._repo.root_dir), io.BytesIO()
         sources = [path for package in PACKAGES for path in (root / package).rglob("*") if _is_source(path)]
-        with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        with tarfile.open(fileobj=content, mode="w:gz", dereference=True) as archive:
             for path in [*sources, *(root / name for name in FILES if (root / name).is_file())]:
                 archive.add(path, path.relative_to(root).as_posix())
         return content.getvalue()

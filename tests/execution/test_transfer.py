@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -77,7 +78,7 @@ def test_all_that_stages_before_a_job_have_made_arrives_elsewhere(
     assert sent["cached"].keys() == {"made", "folder", "inputs.json"}
     assert sent["files"] == {"metrics.json": b'["metrics.json"]'}
 
-    there = tmp_path / "cache" / "work" / "1"
+    there = tmp_path / "node" / "work" / "host" / "1"
     there.mkdir(parents=True)
     (there / "dvc.yaml").write_text(DVC_YAML)
     monkeypatch.setattr(apart, "_opened", [])
@@ -139,18 +140,44 @@ def test_a_node_unpacks_the_sources_once_and_takes_away_what_has_ended(
     here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(nodes.CACHE, str(tmp_path / "node"))
-    old = tmp_path / "node/work/999999999"
-    old.mkdir(parents=True)
+    monkeypatch.setattr(nodes.socket, "gethostname", lambda: "one.host-2")
+    work = tmp_path / "node/work"
+    ended, alive, elsewhere, others = (
+        work / name
+        for name in ("one.host-2/999999999-a", f"one.host-2/{os.getppid()}-a", "two/999999999-a", "one.host-2/note")
+    )  # fmt: skip
+    for folder in (ended, alive, elsewhere, others):
+        folder.mkdir(parents=True)
+    (tmp_path / "linked.py").write_text("pass\n")
+    (tmp_path / "here/pipeline/linked.py").symlink_to(tmp_path / "linked.py")
     archive = sender(here).archive()
     with tarfile.open(fileobj=BytesIO(archive)) as content:
-        assert sorted(content.getnames()) == [".dvcignore", "dvc.yaml", "pipeline/source.py"]
+        names = sorted(content.getnames())
+    assert names == [".dvcignore", "dvc.yaml", "pipeline/linked.py", "pipeline/source.py"]
 
     folder = Path(nodes.workspace(archive))
     assert (folder / "pipeline/source.py").read_text() == "pass\n"
-    assert not old.exists()
+    assert (folder / "pipeline/linked.py").read_text() == "pass\n"
+    assert folder.stat().st_mode & 0o077 == 0
+    assert not ended.exists()
+    assert alive.exists()
+    assert elsewhere.exists()
+    assert others.exists()
     (folder / "kept").touch()
     assert nodes.workspace(archive) == str(folder)
     assert (folder / "kept").exists()
+
+
+def test_other_sources_are_never_those_of_an_earlier_process_of_this_number(
+    here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(nodes.CACHE, str(tmp_path / "node"))
+    sending = sender(here)
+    before = Path(nodes.workspace(sending.archive()))
+    (tmp_path / "here/pipeline/source.py").write_text("edited\n")
+    after = Path(nodes.workspace(sending.archive()))
+    assert (after / "pipeline/source.py").read_text() == "edited\n"
+    assert not before.exists()
 
 
 class Place:
