@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.raw import place
 from pipeline.errors import StillhouseError
-from pipeline.execution import on_node, transfer
+from pipeline.execution import locks, on_node, transfer
 from pipeline.execution.job import Job
 from pipeline.execution.transfer import Sent
 
-_opened: list[
-    Any
-] = []  # the repository of this process: the next job finds it read, and inputs in their places
+# The repository of this process: the next job finds it read, and inputs in their places.
+_opened: list[Any] = []
 
 
 def run(root: str, folder: Path, job: Job, sent: Sent, remote: tuple[str, dict[str, Any]]) -> dict[str, Any]:
@@ -37,13 +37,15 @@ def run(root: str, folder: Path, job: Job, sent: Sent, remote: tuple[str, dict[s
     """
     from dvc.exceptions import DvcException
 
+    failure: str | None = None
     here = replace(
         job,
         folder=folder / job.folder.relative_to(root),
         log=folder / "logs" / job.log.name,
-        environment={**job.environment, "DVC_ROOT": str(folder)},
+        environment={**job.environment, **_own(), "DVC_ROOT": str(folder)},
         marks=(),
     )
+    made: Sent = {"cached": {}, "files": {}}
     try:
         repo = repository(folder, *remote)
         transfer.pull(repo, repo.index.outs, sent, remote[0])
@@ -52,9 +54,11 @@ def run(root: str, folder: Path, job: Job, sent: Sent, remote: tuple[str, dict[s
             out.remove()
 
         failure = on_node.run(here, None)
-        made = {"cached": {}, "files": {}} if failure else _kept(repo, stages, remote[0])
+        if failure:  # of several in one process others may have ended well
+            stages = [stage for stage in stages if len(stages) > 1 and _has_result(stage)]
+        made = _kept(repo, stages, remote[0])
     except (StillhouseError, DvcException, OSError) as error:
-        failure, made = " ".join(str(error).split()), {"cached": {}, "files": {}}
+        failure = failure or locks.text(error)
     log = here.log.read_bytes() if here.log.exists() else b""
     return {"failure": failure, "log": log, "sent": made}
 
@@ -69,7 +73,7 @@ def repository(folder: Path, remote: str, config: dict[str, Any]) -> Any:
             settings["core"] |= {"analytics": False, "remote": remote}
             settings["remote"][remote] = config
             settings["cache"] |= {
-                "dir": str(folder.parents[1] / "cache"),
+                "dir": str(folder.parents[2] / "cache"),
                 "type": ["reflink", "hardlink", "copy"],
             }
         repo.close()
@@ -79,14 +83,17 @@ def repository(folder: Path, remote: str, config: dict[str, Any]) -> Any:
 
 def look(folder: str, remote: str, config: dict[str, Any], probe: str) -> str | None:
     """Return why this node cannot use the remote; None where it can."""
-    from dvc.exceptions import DvcException
-
     os.chdir(folder)
-    try:
-        transfer.readable(repository(Path(folder), remote, config), remote, probe)
-    except (DvcException, OSError) as error:
-        return f"cannot read the DVC remote '{remote}': {' '.join(str(error).split()).rstrip('.')}"
-    return None
+    return transfer.unusable(repository(Path(folder), remote, config), remote, probe)
+
+
+def _own() -> dict[str, str]:
+    """Return the variables of this node that hold for it alone: where raw files lie."""
+    return {name: os.environ[name] for name in (place.VARIABLE,) if name in os.environ}
+
+
+def _has_result(stage: Any) -> bool:
+    return bool(stage.outs) and all(Path(out.fs_path).exists() for out in stage.outs)
 
 
 def _kept(repo: Any, stages: list[Any], remote: str) -> Sent:

@@ -166,18 +166,26 @@ def look_apart(archive: bytes, remote: str, config: dict[str, Any], probe: str) 
 
 
 def workspace(archive: bytes) -> str:
-    """Return this process's folder of the project's sources, after it has taken away those of processes that ended."""
+    """Return this process's folder of the project's sources, after it has taken away those of processes that ended.
+
+    Its name holds the process, since each works alone; the host, since several may share a home; and the sources, since
+    another process may have had this number before, with others.
+    """
+    import hashlib
     import io
     import tarfile
 
     base = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "stillhouse") / "work"
-    folder = base / str(os.getpid())
+    mine = base / socket.gethostname()
+    folder = mine / f"{os.getpid()}-{hashlib.sha256(archive).hexdigest()[:12]}"
     if not folder.exists():
-        base.mkdir(parents=True, exist_ok=True)
-        for old in base.iterdir():
-            if not _lives(int(old.name.partition(".")[0])):
+        mine.mkdir(parents=True, exist_ok=True)
+        for old in mine.iterdir():
+            process = old.name.partition("-")[0]
+            if process.isdigit() and (int(process) == os.getpid() or not _lives(int(process))):
                 shutil.rmtree(old, ignore_errors=True)
         part = folder.with_suffix(".part")
+        part.mkdir(mode=0o700)  # it will hold the remote's settings, of which some are secrets
         with tarfile.open(fileobj=io.BytesIO(archive)) as content:
             content.extractall(part, filter="data")
         part.rename(folder)

@@ -102,9 +102,8 @@ class RayExecutor:
         if self._cpu:
             carried["STILLHOUSE_DEVICE"] = "cpu"
         elif carried.get("STILLHOUSE_DEVICE", "").startswith("cuda:"):
-            carried["STILLHOUSE_DEVICE"] = (
-                "cuda"  # the only one that the task sees, whatever number it has here
-            )
+            # The only one that the task sees, whatever number it has here.
+            carried["STILLHOUSE_DEVICE"] = "cuda"
         theirs = replace(job, environment={**carried, **job.environment})
         note = self._folder / f"{job.log.stem}.json"
         gpu = job.gpu and self._gpus > 0
@@ -164,16 +163,17 @@ class RayExecutor:
         self._running.clear()
         self._ray.shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
-        if self._transfer is not None:
-            self._transfer.close()
 
     def _probed(self) -> dict[str, str]:
         if self._transfer is None:
             arguments: tuple[object, ...] = (str(self._root), str(self._folder))
             needs = f"{self._root} from one shared disk, or --through a DVC remote"
             return nodes.probed(self._ray, nodes.look, arguments, needs)
-        arguments = (self._archive, self._transfer.remote, self._transfer.config, self._transfer.probe)
-        return nodes.probed(self._ray, nodes.look_apart, arguments, "to reach the remote")
+        with self._transfer.probe() as probe:
+            arguments = (self._archive, self._transfer.remote, self._transfer.config, probe)
+            return nodes.probed(
+                self._ray, nodes.look_apart, arguments, "a DVC remote that they can read and write"
+            )
 
     def _count(self) -> None:
         """Count the cluster's cores and GPUs: nodes come and go."""
@@ -202,12 +202,13 @@ class RayExecutor:
     def _received(self, job: Job, result: dict[str, Any], transfer: Transfer) -> str | None:
         """Put what a node has made into its place here, and return why the job has failed."""
         job.log.write_bytes(result["log"])
-        if result["failure"]:
-            return str(result["failure"])
+        failure: str | None = result["failure"]
         try:
             transfer.receive(job, result["sent"])
         except MachineError as error:
-            return str(error)
+            return failure or str(error)
+        if failure:
+            return failure
         for mark in job.marks:
             mark.leave()
         return None

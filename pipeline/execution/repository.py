@@ -207,7 +207,6 @@ class Repository:
 
         Raises:
             ParamsError: there is no such remote.
-            MachineError: nothing can be written there.
         """
         return Transfer(self._repo, self._stages, self._graph, remote)
 

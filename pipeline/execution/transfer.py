@@ -12,7 +12,8 @@ from __future__ import annotations
 import io
 import tarfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pipeline.execution import locks
 from pipeline.execution.job import Job
 
 FILES = ("dvc.yaml", "params.yaml", ".dvcignore")
+DEFAULT = "default"  # stands for the remote that `dvc push` takes
 Sent = dict[str, dict[str, Any]]  # "cached": hash and size by path; "files": content by path
 
 
@@ -33,30 +35,34 @@ class Transfer:
         repo: a `dvc.repo.Repo`.
         stages: its stages, by name.
         graph: of all stages, in which those that a stage depends on are its successors.
-        remote: the DVC remote's name.
+        remote: the DVC remote's name, or "default" for the one that is DVC's default.
 
     Raises:
         ParamsError: there is no such remote.
-        MachineError: nothing can be written there.
     """
 
     def __init__(self, repo: Any, stages: Mapping[str, Any], graph: Any, remote: str) -> None:
-        self.remote = remote
         self._repo, self._stages, self._graph = repo, stages, graph
+        self._there: set[Any] = set()  # hashes of what this run knows to be in the remote: to ask takes time
         known = repo.config["remote"]
+        if remote == DEFAULT and remote not in known:
+            remote = repo.config["core"].get("remote", remote)
         if remote not in known:
             names = ", ".join(sorted(known)) or "none"
             raise ParamsError(
                 f"DVC has no remote '{remote}'; there is {names}. Add it with: dvc remote add {remote} ADDRESS"
             )
-        self.config = dict(known[remote])
-        self.probe = self._probe()
+        self.remote = remote
+        # DVC's strings are of types of its own.
+        self.config = {
+            name: str(value) if isinstance(value, str) else value for name, value in known[remote].items()
+        }
 
     def archive(self) -> bytes:
         """Return what a node needs of the project to run its stages, as a tar file."""
         root, content = Path(self._repo.root_dir), io.BytesIO()
         sources = [path for package in PACKAGES for path in (root / package).rglob("*") if _is_source(path)]
-        with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        with tarfile.open(fileobj=content, mode="w:gz", dereference=True) as archive:
             for path in [*sources, *(root / name for name in FILES if (root / name).is_file())]:
                 archive.add(path, path.relative_to(root).as_posix())
         return content.getvalue()
@@ -70,7 +76,8 @@ class Transfer:
             MachineError: DVC does not know an out's hash, or the remote takes nothing.
         """
         outs = [out for stage in self._before(job) for out in stage.outs]
-        push(self._repo, outs, self.remote)
+        push(self._repo, [out for out in outs if out.hash_info not in self._there], self.remote)
+        self._there |= {out.hash_info for out in outs if out.use_cache}
         return described(outs, Path(self._repo.root_dir))
 
     def receive(self, job: Job, sent: Sent) -> None:
@@ -80,12 +87,27 @@ class Transfer:
             MachineError: the remote does not have it.
         """
         outs = [out for name in job.stages for out in self._stages[name].outs]
-        pull(self._repo, outs, sent, self.remote)
+        self._there |= pull(self._repo, outs, sent, self.remote)
 
-    def close(self) -> None:
-        """Take the probe out of the remote."""
-        store = _store(self._repo, self.remote)
-        store.fs.remove(self.probe)
+    @contextmanager
+    def probe(self) -> Iterator[str]:
+        """Have a file in the remote within the block, and give its path there: nodes look whether they can read it.
+
+        Raises:
+            MachineError: nothing can be written there.
+        """
+        try:
+            store = _store(self._repo, self.remote)
+            path = _written(store)
+        except Exception as error:  # what the store's own library raises
+            raise MachineError(
+                f"Nothing can be written to the DVC remote '{self.remote}': {locks.text(error)}. Look with: "
+                "dvc remote list"
+            ) from None
+        try:
+            yield path
+        finally:
+            _removed(store, path)
 
     def _before(self, job: Job) -> list[Any]:
         """Return all stages that a job's stages depend on, directly or not."""
@@ -97,27 +119,18 @@ class Transfer:
                     waiting.append(stage)
         return list(seen.values())
 
-    def _probe(self) -> str:
-        """Write a file into the remote, and return its path there: a node that reads it may use the remote."""
-        from dvc.exceptions import DvcException
 
-        try:
-            store = _store(self._repo, self.remote)
-            path: str = store.fs.join(store.path, f"stillhouse-{uuid.uuid4().hex}")
-            store.fs.makedirs(store.path, exist_ok=True)
-            store.fs.pipe_file(path, b"stillhouse")
-        except (DvcException, OSError) as error:
-            raise MachineError(
-                f"Nothing can be written to the DVC remote '{self.remote}': {locks.text(error)}. Look with: "
-                "dvc remote list"
-            ) from None
-        return path
-
-
-def readable(repo: Any, remote: str, probe: str) -> None:
-    """Read what another machine has written into a remote; raises what DVC or the system raises."""
-    store = _store(repo, remote)
-    store.fs.cat_file(probe)
+def unusable(repo: Any, remote: str, probe: str) -> str | None:
+    """Return why a remote cannot be read, where another machine has written a probe, or written to; None if it can."""
+    doing = "read"
+    try:
+        store = _store(repo, remote)
+        store.fs.cat_file(probe)
+        doing = "write to"
+        _removed(store, _written(store))
+    except Exception as error:  # what the store's own library raises
+        return f"cannot {doing} the DVC remote '{remote}': {locks.text(error)}"
+    return None
 
 
 def push(repo: Any, outs: Iterable[Any], remote: str) -> None:
@@ -136,8 +149,8 @@ def push(repo: Any, outs: Iterable[Any], remote: str) -> None:
     _move(repo, remote, "pushed to", lambda store, cache: _copied(cache, store, digests, cache))
 
 
-def pull(repo: Any, outs: Iterable[Any], sent: Sent, remote: str) -> None:
-    """Get outs out of a remote, and put all that was sent into its place.
+def pull(repo: Any, outs: Iterable[Any], sent: Sent, remote: str) -> set[Any]:
+    """Get outs out of a remote, put all that was sent into its place, and return the outs' hashes.
 
     Args:
         repo: a `dvc.repo.Repo`.
@@ -170,6 +183,7 @@ def pull(repo: Any, outs: Iterable[Any], sent: Sent, remote: str) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         with writing(root / name) as part:
             part.write_bytes(content)
+    return digests
 
 
 def described(outs: Iterable[Any], root: Path) -> Sent:
@@ -188,11 +202,9 @@ def described(outs: Iterable[Any], root: Path) -> Sent:
 
 def _move(repo: Any, remote: str, what: str, copied: Callable[[Any, Any], set[Any]]) -> None:
     """Copy between a remote and the cache, by a function of both that returns what it could not copy."""
-    from dvc.exceptions import DvcException
-
     try:
         left = copied(_store(repo, remote), repo.cache.local)
-    except (DvcException, OSError) as error:
+    except Exception as error:  # what the store's own library raises
         reason = locks.text(error)
     else:
         if not left:
@@ -238,6 +250,19 @@ def _checked_out(out: Any) -> None:
 
 def _store(repo: Any, remote: str) -> Any:
     return repo.cloud.get_remote_odb(remote, "push")
+
+
+def _written(store: Any) -> str:
+    """Write a file of this call's own into a store, and return its path there."""
+    path: str = store.fs.join(store.path, f"stillhouse-{uuid.uuid4().hex}")
+    store.fs.makedirs(store.path, exist_ok=True)
+    store.fs.pipe_file(path, b"stillhouse")
+    return path
+
+
+def _removed(store: Any, path: str) -> None:
+    with suppress(Exception):  # a store may keep all that it has: DVC passes over what is not its own
+        store.fs.remove(path)
 
 
 def _name(out: Any, root: Path) -> str:

@@ -249,13 +249,13 @@ def test_nodes_without_the_folder_run_a_project_through_a_remote(tmp_path: Path,
             project.run, "python", "-m", "stages.run", "--executor", "ray", "--address", apart.address,
             "--through", "store",
         )  # fmt: skip
-        _until(lambda: run.done() or list(tmp_path.glob("second/work/*/logs/*")))
+        _until(lambda: run.done() or list(tmp_path.glob("second/work/*/*/logs/*")))
         assert not run.done(), run.result()
         apart.remove_node(lost, allow_graceful=False)
         assert "15 ran" in run.result()
 
     # The nodes have worked where the project is not, and nothing of theirs is left in the remote.
-    assert list(tmp_path.glob("first/work/*/artifacts/teachers/ada"))
+    assert list(tmp_path.glob("first/work/*/*/artifacts/teachers/ada"))
     assert not list((tmp_path / "remote").rglob("stillhouse-*"))
     assert not list(project.folder.rglob("ray-*"))
     assert "up to date" in project.run("dvc", "status")
@@ -311,7 +311,10 @@ def test_a_retry_waits_while_a_lost_node_still_writes_its_note(
 def test_ray_chooses_the_gpus(tmp_path: Path) -> None:
     from stages.run import _executor, _Options
 
-    options = _Options(None, "0,1", None, "ray", "127.0.0.1:9", 1.0, [], False, False)
+    options = _Options(
+        jobs=None, devices="0,1", cohort=None, executor="ray", address="127.0.0.1:9", gpu_share=1.0, through=None,
+        slurm=[], keep_going=False, force=False,
+    )  # fmt: skip
     with pytest.raises(MachineError, match="--devices is '0,1', but Ray chooses"):
         _executor(cast(Repository, SimpleNamespace(folder=tmp_path)), options)
 
