@@ -51,8 +51,12 @@ def main(
         raise ParamsError(f"{student.folder} was not distilled, and has no teacher that a card could name.")
     measured = publication.metrics(artifacts, run, seeds_of(params))
     facts = publication.facts_of(student, student.inputs, measured, params)
-    given = {"base_model": base_model, "dataset": dataset, "licence": licence}
-    facts = replace(facts, **{name: text for name, text in given.items() if text is not None})
+    facts = replace(
+        facts,
+        base_model=facts.base_model if base_model is None else base_model,
+        dataset=facts.dataset if dataset is None else dataset,
+        licence=facts.licence if licence is None else licence,
+    )
 
     publication.require_empty(out)
     with publish.building(out) as scratch:

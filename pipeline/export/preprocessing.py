@@ -14,17 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.data.layout import Meta
+from pipeline.data.layout import AS_STORED, Decoding, Meta
 from pipeline.data.raw import image_files, regular
 from pipeline.errors import DataError
 from pipeline.params.base import Block
+from pipeline.params.size import Size, sides
 
 FILE = "preprocessing.json"
 INPUT, OUTPUT = "image", "logits"  # names in a graph of ONNX
 ORDER = (
-    "decode the first frame, 8 bits a channel, and drop an alpha channel",
+    "decode the first frame as `decoding` says, 8 bits a channel, and drop an alpha channel",
     "convert to the mode",
-    "resize the short side to `resize`, bilinear with antialiasing",
+    "resize to cover `resize` in its own proportions (a number: its short side), bilinear with antialiasing",
     "crop the center, height x width",
     "divide by 255, subtract mean, divide by std, per channel, float32",
     "put channels first: (batch, channels, height, width)",
@@ -41,10 +42,11 @@ class Preprocessing(Block):
         channels: of an image.
         height: of an image, in pixels.
         width: of an image, in pixels.
-        resize: pixels that the short side is resized to.
+        resize: the size that an image is resized to cover, in its own proportions: of a number, its short side.
         mean: per channel in [0, 1].
         std: per channel.
         classes: their names, in the order of the logits.
+        decoding: what is done to a file when it is decoded, beside the rest.
         order: what is done, step by step, in words.
         format: of the model beside it; these three are empty where there is none.
         model: its file.
@@ -55,10 +57,11 @@ class Preprocessing(Block):
     channels: int = Field(ge=1)
     height: int = Field(ge=1)
     width: int = Field(ge=1)
-    resize: int = Field(ge=1)
+    resize: Size
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+    decoding: Decoding = AS_STORED
     order: tuple[str, ...] = ORDER
     format: str = ""
     model: str = ""
@@ -82,12 +85,16 @@ class Preprocessing(Block):
             )
         # A source that is no folder of images says nothing of files: theirs become images of the same size.
         resize = meta.files.resize if meta.files else settings.get("resize") or meta.size
+        height, width = sides(meta.size)
         return cls(
             mode="L" if meta.channels == 1 else "RGB",
             channels=meta.channels,
-            height=meta.size,
-            width=meta.size,
+            height=height,
+            width=width,
             resize=resize,
+            decoding=Decoding.model_validate(
+                {key: settings[key] for key in Decoding.model_fields if key in settings}
+            ),
             mean=meta.mean,
             std=meta.std,
             classes=meta.classes,
@@ -104,8 +111,8 @@ class Preprocessing(Block):
         Raises:
             DataError: the file is missing or damaged, or no image.
         """
-        image = image_files.decode(str(path), _content(path), self.channels, SAME)
-        return image_files.array(image_files.plain(str(path), image, self.resize, self.height))
+        image = image_files.decode(str(path), _content(path), self.channels, SAME, self.decoding)
+        return image_files.array(image_files.plain(str(path), image, self.resize, (self.height, self.width)))
 
     def normalized(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what a network reads, float32 (B, C, H, W), of images uint8 (B, C, H, W).

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.export.student import Student
 from pipeline.networks.catalogue import family_of
+from pipeline.params.size import sides
 from pipeline.params.teachers import TeacherParams
 
 # Of the checkpoint whose configuration the model had, and not of this one.
@@ -56,7 +57,7 @@ def write_config(student: Student, path: Path) -> None:
         "mean": list(shown.mean),
         "std": list(shown.std),
         "interpolation": "bilinear",
-        "crop_pct": shown.height / shown.resize,
+        "crop_pct": shown.height / sides(shown.resize)[0],
         "crop_mode": "center",
         "num_classes": len(shown.classes),
     }

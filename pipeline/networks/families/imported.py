@@ -1,7 +1,7 @@
 """Any network by its import path, "package.module:function", as a teacher or a student.
 
-The function is called with `num_classes`, `channels` and `size` (height and width), with those of them that it takes,
-and returns a module that maps images (B, channels, size, size) to logits (B, num_classes). Its last operation must be
+The function is called with `num_classes`, `channels` and `size` (a number, or height and width), with those of them that
+it takes, and returns a module that maps images (B, channels, H, W) to logits (B, num_classes). Its last operation must be
 one `nn.Linear`, which becomes our classifier: `pooled` is what that reads, and `final` the last map before it.
 
 Every module inside that gives a map is a tap by its path, "layer3.1.conv2"; one that is called several times is none.
@@ -34,6 +34,7 @@ from pipeline.errors import MachineError, ParamsError
 from pipeline.networks import pretrained
 from pipeline.networks.network import Network, Tap
 from pipeline.networks.tracing import Place, last_linear, patches, places_of, tried, with_patches
+from pipeline.params.size import Size, sides
 
 NETWORKS: tuple[str, ...] = ()
 OPEN = True  # takes names that NETWORKS does not list
@@ -156,7 +157,7 @@ def source(name: str) -> str:
     return content_hash(hashes)
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network of an import path.
 
     Raises:
@@ -167,7 +168,7 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
     # On the CPU also where only shapes count: what is tried below must be able to run.
     with torch.device("cpu"):
         model = _made(name, {"num_classes": classes, "channels": channels, "size": size})
-        calls, logits = tried(name, model, (channels, size, size))
+        calls, logits = tried(name, model, (channels, *sides(size)))
 
     if not isinstance(logits, Tensor) or logits.shape != (1, classes):
         found = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
@@ -176,12 +177,12 @@ def build(name: str, size: int, channels: int, classes: int, weights: str) -> Ne
             "num_classes."
         )
     last = last_linear(name, calls, logits)
-    places = places_of(name, model, calls, (size, size))
+    places = places_of(name, model, calls, sides(size))
 
     parent, _, attribute = last.path.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Identity())
     assert isinstance(last.module, nn.Linear)
-    network = ImportedNetwork(name, model, last.module, places, (channels, size, size))
+    network = ImportedNetwork(name, model, last.module, places, (channels, *sides(size)))
     network.library_names = {key: f"model.{key}" for key in model.state_dict()} | {
         f"{last.path}.{key}": f"classifier.{key}" for key in last.module.state_dict()
     }
@@ -205,7 +206,7 @@ def _not_importable(name: str, error: BaseException) -> ParamsError:
     )
 
 
-def _made(name: str, values: Mapping[str, int]) -> nn.Module:
+def _made(name: str, values: Mapping[str, Size]) -> nn.Module:
     """Import the function, call it with those of `values` that it takes, and return the module."""
     path, attribute = _parted(name)
     root = str(closure.root())

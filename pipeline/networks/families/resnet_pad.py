@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.networks import pretrained
 from pipeline.networks.blocks import Activated, Stage, conv_bn, convolve, fan_out
 from pipeline.networks.network import Network, Tap
+from pipeline.params.size import Size
 
 # Blocks a stage: depth 6n+2 has three stages of n blocks.
 NETWORKS = {
@@ -46,7 +47,7 @@ class Padded(nn.Module):
         return y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.added - before))
 
 
-def build(name: str, size: int, channels: int, classes: int, weights: str) -> Network:
+def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
     """Build the network `name`; images of any size.
 
     Raises:
