@@ -1,8 +1,8 @@
 """Any network by its import path, "package.module:function", as a teacher or a student.
 
-The function is called with `num_classes`, `channels` and `size` (a number, or height and width), with those of them that
-it takes, and returns a module that maps images (B, channels, H, W) to logits (B, num_classes). Its last operation must be
-one `nn.Linear`, which becomes our classifier: `pooled` is what that reads, and `final` the last map before it.
+The function is called with `num_classes`, `channels` and `size` (a number, or height and width), with those of them
+that it takes, and returns a module that maps images (B, channels, H, W) to logits (B, num_classes). Its last operation
+must be one `nn.Linear`, which becomes our classifier: `pooled` is what that reads, and `final` the last map before it.
 
 Every module inside that gives a map is a tap by its path, "layer3.1.conv2"; one that is called several times is none.
 The last map of each of the last four resolutions is `stage1` to `stage4`, and the one before them `stem`, unless the
