@@ -50,8 +50,10 @@ def main(
     ] = Path("artifacts/params"),
 ) -> None:
     """Write the class and the probabilities of every image of FOLDER."""
+    from pipeline.errors import ParamsError
+
     if (student is None) == (model is None):
-        raise typer.BadParameter("give one of the two", param_hint="--student or --model")
+        raise ParamsError("Expected one model. Give --student or --model, and not both.")
 
     with command.loading():
         from pipeline.export.prediction import Predictor, images_below

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts.hashing import file_hash
-from pipeline.errors import DamagedArtifactError, MachineError, MissingArtifactError
+from pipeline.errors import DamagedArtifactError, MachineError, MissingArtifactError, ParamsError
 from pipeline.export.preprocessing import FILE, INPUT, OUTPUT, Preprocessing
 from pipeline.params.base import load
 
@@ -41,6 +41,8 @@ def require_to_make(formats: Iterable[str]) -> None:
 def opened(path: Path) -> Model:
     """Open an exported file; it runs on the CPU.
 
+    A program of torch.export must be one's own: torch loads it with pickle. ONNX holds no code.
+
     Raises:
         MachineError: what runs it is not installed.
         DamagedArtifactError: it cannot be read.
@@ -58,13 +60,15 @@ def located(path: Path) -> tuple[Path, Preprocessing]:
 
     Raises:
         MissingArtifactError: there is no exported file.
+        ParamsError: it is a program of torch.export, which may be another's and may run code when it is loaded.
         DamagedArtifactError: it is not the one that has passed the gate.
     """
     if path.is_dir() and not (path / FILE).exists():
-        exported = [path / file for file in FILES.values() if (path / file).exists()]
+        files = [FILES[kind] for kind in ("onnx", "int8")]
+        exported = [path / file for file in files if (path / file).exists()]
         if not exported:
             raise MissingArtifactError(
-                f"{path} holds no exported model, expected {' or '.join(FILES.values())}. {_MAKE}"
+                f"{path} holds no exported model, expected {' or '.join(files)}. {_MAKE}"
             )
         path = exported[0]
     folder = path if path.is_dir() else path.parent
@@ -73,7 +77,12 @@ def located(path: Path) -> tuple[Path, Preprocessing]:
     model = folder / preprocessing.model
     if path.is_file() and path.name != model.name:
         raise MissingArtifactError(f"{folder / FILE} is of {model.name}, not of {path.name}. {_MAKE}")
-    if model.suffix not in _TO_RUN or file_hash(model) != preprocessing.hash:
+    if model.suffix != ".onnx":
+        raise ParamsError(
+            f"{model} is a program of torch.export, and to load one may run code that is in it. Give a file of ONNX, "
+            "or the student itself."
+        )
+    if file_hash(model) != preprocessing.hash:
         raise DamagedArtifactError(
             f"{model} is not the file that has passed the gate: it does not have the hash that {FILE} names. {_MAKE}"
         )

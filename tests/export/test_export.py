@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from training_fixtures import World
 
-from pipeline.artifacts import closure
+from pipeline.artifacts import closure, publish
+from pipeline.artifacts.hashing import file_hash
 from pipeline.errors import (
     DamagedArtifactError,
     MachineError,
@@ -25,6 +26,7 @@ from pipeline.errors import (
     UnknownNameError,
 )
 from pipeline.export import formats, gate, models
+from pipeline.export.preprocessing import FILE, Preprocessing
 from pipeline.export.student import Student, best_seed
 from pipeline.networks.weights import load
 from pipeline.params.exports import ExportParams
@@ -56,7 +58,12 @@ def images(world: World, count: int) -> tuple[NDArray[np.uint8], NDArray[np.floa
 def exported(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the export of a student with letKD's layer, in all formats."""
     out = tmp_path_factory.mktemp("exports") / "letkd"
+    # What a killed export has left goes into no other.
+    publish.scratch(out).mkdir()
+    (publish.scratch(out) / "half.onnx").touch()
     run_stage(world, "pair/letkd", out, seed="0")
+    assert {path.name for path in out.iterdir()} == {"export.json", "int8", "onnx", "program"}
+    assert [path.name for path in out.parent.iterdir()] == ["letkd"]
     return out
 
 
@@ -122,11 +129,20 @@ def test_calibration_images_are_training_images(world: World) -> None:
 def test_each_format_has_its_preprocessing(world: World, exported: Path) -> None:
     meta = world.prepared.meta
     for kind, file in models.FILES.items():
-        model, found = models.located(exported / file)
-        assert (model, found.format) == (exported / file, kind)
+        place = exported / file
+        found = Preprocessing.model_validate_json((place.parent / FILE).read_text())
+        assert (found.format, found.model, found.hash) == (kind, place.name, file_hash(place))
         assert (found.mode, found.shape, found.resize) == ("L", (1, 8, 8), 8)
         assert (found.mean, found.std, found.classes) == (meta.mean, meta.std, meta.classes)
+    assert models.located(exported / "int8/model.onnx")[0] == exported / "int8/model.onnx"
     assert models.located(exported)[0] == models.located(exported / "onnx")[0] == exported / "onnx/model.onnx"
+
+
+def test_a_program_may_run_code_and_is_opened_by_the_gate_alone(exported: Path) -> None:
+    for place in (exported / "program", exported / models.FILES["program"]):
+        with pytest.raises(ParamsError) as error:
+            models.located(place)
+        one_line(error, "is a program of torch.export, and to load one may run code")
 
 
 def test_the_record_has_what_the_gate_has_found(world: World, exported: Path) -> None:
@@ -226,8 +242,6 @@ def test_int8_may_differ_in_logits_and_gain() -> None:
 
 def histories(folder: Path, world: World, top1: dict[int, list[float]]) -> Path:
     """Write students that have these histories and nothing else that is theirs."""
-    from pipeline.artifacts.hashing import file_hash
-
     for seed, values in top1.items():
         place = folder / str(seed)
         place.mkdir(parents=True)

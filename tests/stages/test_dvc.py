@@ -267,6 +267,37 @@ def test_an_edit_of_an_assistant_reruns_what_comes_after_it(tmp_path: Path) -> N
 # ------------------------------------------------------------------ code
 
 
+def test_an_export_reruns_with_its_students_and_its_settings_alone(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    runs = {"kd": ONE["runs"]["kd"], "hot": {"methods": {"kd": {"temperature": 3.0}}, "slots": 2}}
+    project = make(
+        tmp_path,
+        ONE | {"runs": runs, "distill": ["ada-sam/kd", "ada-sam/hot"], "exports": {"ada-sam/kd": None}},
+    )
+    assert {"export@ada-sam/kd", "report"} <= project.repro()
+    folder = project.folder / "artifacts/exports/ada-sam/kd"
+    assert {path.name for path in folder.iterdir()} == {"export.json", "int8", "onnx", "program"}
+
+    # Another run's students, and what spells out a default.
+    project.edit(lambda params: params["runs"]["hot"]["methods"].update(kd={"temperature": 2.0}))
+    project.edit(lambda params: params["exports"].update({"ada-sam/kd": {"seed": "best"}}))
+    ran = project.repro()
+    assert "distill@ada-sam/hot-0" in ran
+    assert not {name for name in ran if name.startswith("export")}
+
+    project.edit(lambda params: params["exports"].update({"ada-sam/kd": {"formats": ["program"]}}))
+    # The report shows params.yaml as it is.
+    assert project.repro() == {"params", "export@ada-sam/kd", "report"}
+    assert {path.name for path in folder.iterdir()} == {"export.json", "program"}
+
+    project.edit(lambda params: params["students"]["sam"].update(recipe={"quick": {"epochs": 2}}))
+    assert "export@ada-sam/kd" in project.repro("export@ada-sam/kd")
+    project.append("pipeline/export/gate.py", "\n\nNOTED = True\n")
+    assert project.repro("export@ada-sam/kd") == {"params", "export@ada-sam/kd"}
+
+
 def test_code_reruns_what_names_it(project: Project) -> None:
     """Plug-ins that nobody names, one table, one encoding, one method; a setting of runs; what is measured."""
     for file in (

@@ -302,7 +302,8 @@ MOMENTS = {
 def test_every_stage_is_killed(plant: Plant) -> None:
     makes = re.compile(r"publish\.\w|distributed\.building")
     made = {path.stem for path in (root() / "stages").glob("*.py") if makes.search(path.read_text())}
-    assert {plant.jobs[name].stage for name in MOMENTS} == made - {"command"}
+    # Exports hold latencies, so no two are alike: tests/export has what a killed one leaves.
+    assert {plant.jobs[name].stage for name in MOMENTS} == made - {"command", "export", "publish"}
 
 
 @pytest.mark.parametrize(
