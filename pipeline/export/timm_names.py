@@ -21,9 +21,11 @@ _OF_ANOTHER = (
 
 
 def is_of_timm(student: Student) -> bool:
-    """Say whether timm can read the student: it has none of our layers."""
-    spec = student.spec
-    return spec.family == "timm" and not spec.inserted and spec.classifier_width is None
+    """Say whether timm can read the student: timm has a name for each of its weights."""
+    spec, network = student.spec, student.network
+    # A distilled transformer has two classifiers for timm, and one for us.
+    named = set(network.library_names.values()) == network.state_dict().keys()
+    return spec.family == "timm" and spec.classifier_width is None and named
 
 
 def on_hub(teacher: TeacherParams) -> str:
@@ -40,11 +42,8 @@ def on_hub(teacher: TeacherParams) -> str:
 
 def weights(student: Student) -> dict[str, Tensor]:
     """Return the weights by timm's names."""
-    # An attribute of a module is a module or a tensor to the type checker.
-    network: Any = student.network
-    state: dict[str, Tensor] = dict(network.model.state_dict())
-    place = network.model.pretrained_cfg["classifier"]
-    return state | {f"{place}.{name}": x for name, x in network.classifier.state_dict().items()}
+    state = student.network.state_dict()
+    return {name: state[ours] for name, ours in student.network.library_names.items()}
 
 
 def write_config(student: Student, path: Path) -> None:
@@ -62,6 +61,7 @@ def write_config(student: Student, path: Path) -> None:
         "num_classes": len(shown.classes),
     }
 
+    # An attribute of a module is a module or a tensor to the type checker.
     network: Any = student.network
     arguments: dict[str, Any] = {"in_chans": shown.channels}
     if network.model.pretrained_cfg["fixed_input_size"]:

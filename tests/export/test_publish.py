@@ -202,11 +202,17 @@ def test_timm_builds_what_is_timms(
     assert load_file(tmp_path / "model.safetensors").keys() == loaded.state_dict().keys()
 
 
-def test_a_student_with_our_layers_is_not_timms(measured: World) -> None:
+def test_a_student_that_timm_has_no_names_for_is_not_timms(measured: World) -> None:
+    pytest.importorskip("timm")
     student = student_of(measured)
-    spec = student.spec.model_copy(update={"family": "timm"})
-    assert timm_names.is_of_timm(replace(student, spec=spec))
-    assert not timm_names.is_of_timm(replace(student, spec=spec.model_copy(update={"classifier_width": 3})))
+
+    def is_of_timm(network: str, **changes: Any) -> bool:
+        spec = NetworkSpec(family="timm", network=network, size=32, channels=3, classes=10, **changes)
+        return timm_names.is_of_timm(replace(student, spec=spec, network=build(spec, 0)))
+
+    assert is_of_timm("resnet10t")
+    assert not is_of_timm("resnet10t", classifier_width=3)
+    assert not is_of_timm("deit_tiny_distilled_patch16_224")  # whose two classifiers are one for us
     assert not timm_names.is_of_timm(student)
 
 
