@@ -14,9 +14,9 @@ from typing import Any
 
 from pipeline.data.raw import place
 from pipeline.errors import StillhouseError
-from pipeline.execution import locks, on_node, transfer
+from pipeline.execution import locks, on_node, remote_store
 from pipeline.execution.job import Job
-from pipeline.execution.transfer import Sent
+from pipeline.execution.remote_store import Sent
 
 # The repository of this process: the next job finds it read, and inputs in their places.
 _opened: list[Any] = []
@@ -48,8 +48,11 @@ def run(root: str, folder: Path, job: Job, sent: Sent, remote: tuple[str, dict[s
     made: Sent = {"cached": {}, "files": {}}
     try:
         repo = repository(folder, *remote)
-        transfer.pull(repo, repo.index.outs, sent, remote[0])
-        stages = [stage for stage in repo.index.stages if stage.addressing in job.stages]
+        remote_store.pull(repo, repo.index.outs, sent, remote[0])
+        names = {
+            name.rpartition(":")[2] for name in job.stages
+        }  # of a run in a subfolder, "../dvc.yaml:NAME"
+        stages = [stage for stage in repo.index.stages if stage.addressing in names]
         for out in (out for stage in stages for out in stage.outs):
             out.remove()
 
@@ -84,7 +87,7 @@ def repository(folder: Path, remote: str, config: dict[str, Any]) -> Any:
 def look(folder: str, remote: str, config: dict[str, Any], probe: str) -> str | None:
     """Return why this node cannot use the remote; None where it can."""
     os.chdir(folder)
-    return transfer.unusable(repository(Path(folder), remote, config), remote, probe)
+    return remote_store.unusable(repository(Path(folder), remote, config), remote, probe)
 
 
 def _own() -> dict[str, str]:
@@ -102,5 +105,5 @@ def _kept(repo: Any, stages: list[Any], remote: str) -> Sent:
     for out in outs:
         out.save()
         out.commit()
-    transfer.push(repo, outs, remote)
-    return transfer.described(outs, Path(repo.root_dir))
+    remote_store.push(repo, outs, remote)
+    return remote_store.described(outs, Path(repo.root_dir))

@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 from dvc_project import ONE, make
 from execution_fixtures import PATIENCE
+from run_fixtures import left, recorded
 
 from pipeline.errors import MachineError
 from pipeline.execution import nodes, on_node, on_ray
@@ -260,6 +261,12 @@ def test_nodes_without_the_folder_run_a_project_through_a_remote(tmp_path: Path,
     assert not list(project.folder.rglob("ray-*"))
     assert "up to date" in project.run("dvc", "status")
     assert project.repro() == set()
+
+    (tmp_path / "other").mkdir()
+    by_dvc = make(tmp_path / "other", ONE)
+    by_dvc.repro()
+    assert recorded(project) == recorded(by_dvc)
+    assert left(project) == left(by_dvc)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from error_fixtures import one_line
 
 from pipeline.errors import MachineError, ParamsError
-from pipeline.execution import apart, nodes, transfer
+from pipeline.execution import apart, nodes, remote_store
 from pipeline.execution.divided import DividedExecutor
 from pipeline.execution.done import Mark
 from pipeline.execution.job import Ended, Job, Progress
@@ -88,7 +88,7 @@ def test_all_that_stages_before_a_job_have_made_arrives_elsewhere(
     assert "cannot read the DVC remote 'store'" in str(apart.look(str(node), "store", sending.config, probe))
     assert not list((tmp_path / "store").rglob("stillhouse*"))
     with apart.repository(node, "store", sending.config) as repo:
-        transfer.pull(repo, repo.index.outs, sent, "store")
+        remote_store.pull(repo, repo.index.outs, sent, "store")
         for name in ("made", "metrics.json", "folder/list.json", "folder/deep/file", "inputs.json"):
             assert (node / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
 
@@ -113,10 +113,12 @@ def node(here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_of_several_in_one_process_those_come_back_that_ended_well(
     here: Any, node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a node's raw files are where it says, whatever the machine of the run says of its own."""
-    root, sending = tmp_path / "here", sender(here)
+    """A node's raw files are where it says, and the run may have been called in a subfolder."""
+    root = tmp_path / "here"
+    monkeypatch.chdir(root / "folder")
+    sending = sender(here)
     both = replace(
-        job(root, "second", "third"),
+        job(root, "../dvc.yaml:second", "../dvc.yaml:third"),
         environment={"STILLHOUSE_RAW": "/here", "OMP_NUM_THREADS": "1"},
         marks=(Mark(root / "mark.json", "key", (root / "end",)),),
     )
@@ -149,7 +151,7 @@ def test_of_several_in_one_process_those_come_back_that_ended_well(
     assert not both.marks[0].holds()
 
     # One that fails alone brings nothing, whatever it has left; a retry brings all.
-    alone = replace(both, stages=("third",))
+    alone = replace(both, stages=("../dvc.yaml:third",))
     (root / "end").unlink()
     seen.clear()
     result = apart.run(str(root), node, alone, sent, ("store", sending.config))
@@ -164,7 +166,7 @@ def test_the_remote_is_asked_once_for_what_it_has(
 ) -> None:
     pushed: list[set[str]] = []
     monkeypatch.setattr(
-        transfer,
+        remote_store,
         "push",
         lambda repo, outs, remote: pushed.append({str(out) for out in outs if out.use_cache}),
     )
@@ -173,6 +175,17 @@ def test_the_remote_is_asked_once_for_what_it_has(
     assert sending.send(job(tmp_path / "here", "second")) == first
     sending.send(job(tmp_path / "here", "third"))
     assert pushed == [{"made", "folder"}, set(), {"inputs.json"}]
+
+
+def test_a_stage_of_another_file_is_told(here: Any, tmp_path: Path) -> None:
+    """Nodes get the project's dvc.yaml alone."""
+    from dvc.repo import Repo
+
+    (tmp_path / "here/sub").mkdir()
+    (tmp_path / "here/sub/dvc.yaml").write_text("stages: {other: {cmd: make, outs: [made]}}\n")
+    with Repo(here.root_dir) as repo, pytest.raises(MachineError) as error:
+        sender(repo).send(job(tmp_path / "here", "sub/dvc.yaml:other"))
+    assert "sub/dvc.yaml:other is no stage of" in one_line(error.value)
 
 
 def test_a_file_that_the_remote_has_lost_is_one_line(here: Any, tmp_path: Path) -> None:
@@ -184,7 +197,7 @@ def test_a_file_that_the_remote_has_lost_is_one_line(here: Any, tmp_path: Path) 
     (tmp_path / "here/made").unlink()
     sent["cached"]["made"] = ({"md5": digest}, {})
     with pytest.raises(MachineError) as error:
-        transfer.pull(here, here.index.outs, sent, "store")
+        remote_store.pull(here, here.index.outs, sent, "store")
     assert "1 of its files are missing" in one_line(error.value)
 
 
@@ -233,7 +246,7 @@ def test_what_the_library_of_a_store_raises_is_one_line(
         with pytest.raises(MachineError) as error, sender(repo, "s3").probe():
             pass
         assert "'s3': Unable to locate credentials" in one_line(error.value)
-        assert "cannot read the DVC remote 's3'" in str(transfer.unusable(repo, "s3", "bucket/x/probe"))
+        assert "cannot read the DVC remote 's3'" in str(remote_store.unusable(repo, "s3", "bucket/x/probe"))
         with pytest.raises(MachineError) as error:
             sender(repo, "s3").send(job(tmp_path / "here", "second"))
         assert "Unable to locate credentials" in one_line(error.value)
@@ -248,7 +261,7 @@ def test_what_the_library_of_a_store_raises_is_one_line(
 def test_a_remote_that_a_node_can_read_alone_is_told(here: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("stillhouse")
     with configure(here, store={"url": str(tmp_path / "file" / "below")}) as repo:
-        fault = transfer.unusable(repo, "store", str(tmp_path / "file"))
+        fault = remote_store.unusable(repo, "store", str(tmp_path / "file"))
     assert "cannot write to the DVC remote 'store'" in str(fault)
 
 
