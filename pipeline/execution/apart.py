@@ -49,9 +49,8 @@ def run(root: str, folder: Path, job: Job, sent: Sent, remote: tuple[str, dict[s
     try:
         repo = repository(folder, *remote)
         remote_store.pull(repo, repo.index.outs, sent, remote[0])
-        names = {
-            name.rpartition(":")[2] for name in job.stages
-        }  # of a run in a subfolder, "../dvc.yaml:NAME"
+        # Those of a run in a subfolder are "../dvc.yaml:NAME".
+        names = {name.rpartition(":")[2] for name in job.stages}
         stages = [stage for stage in repo.index.stages if stage.addressing in names]
         for out in (out for stage in stages for out in stage.outs):
             out.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -159,6 +160,13 @@ def test_of_several_in_one_process_those_come_back_that_ended_well(
     result = apart.run(str(root), node, both, sent, ("store", sending.config))
     assert executor._received(both, result, sending) is None
     assert both.marks[0].holds()
+
+    # What the remote has lost meanwhile is no result.
+    both.marks[0].file.unlink()
+    for cache in (tmp_path / "store", root / ".dvc/cache"):
+        shutil.rmtree(cache)
+    assert "Outs cannot be pulled from" in str(executor._received(both, result, sending))
+    assert not both.marks[0].file.exists()
 
 
 def test_the_remote_is_asked_once_for_what_it_has(
