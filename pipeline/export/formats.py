@@ -10,6 +10,7 @@ of ONNX is quantized for every runtime that reads the format, and needs no compi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +119,13 @@ def write_int8(graph: Path, path: Path, images: Iterable[NDArray[np.float32]]) -
     # fewer nodes would be known without them.
     folded = path.with_suffix(".folded")
     quant_pre_process(str(graph), str(folded), skip_symbolic_shape=True)
-    quantize_static(str(folded), str(path), _reader(images), quant_format=QuantFormat.QDQ, per_channel=True)
+    logging.disable(logging.WARNING)  # a line for each norm, whose weights have one axis
+    try:
+        quantize_static(
+            str(folded), str(path), _reader(images), quant_format=QuantFormat.QDQ, per_channel=True
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     publish.remove(folded)
 
 
