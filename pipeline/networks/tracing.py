@@ -195,7 +195,7 @@ def patches(x: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return the patch tokens of `x` (B, N, C) as a map (B, C, H, W)."""
     height, width = grid
     patches = x[:, x.shape[1] - height * width :]
-    return patches.transpose(1, 2).unflatten(2, (height, width))
+    return patches.transpose(1, 2).reshape(x.shape[0], -1, height, width)
 
 
 def with_patches(x: Tensor, map_: Tensor, grid: tuple[int, int]) -> Tensor:

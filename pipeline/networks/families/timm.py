@@ -114,7 +114,7 @@ class TimmNetwork(Network):
             return features.permute(0, 3, 1, 2) if is_last else features
         height, width = last.shape[2:]
         tokens = features[:, -height * width :]  # (B, H * W, C), without the class token
-        return tokens.transpose(1, 2).unflatten(2, (height, width))
+        return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
 
 
 def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
