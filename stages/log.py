@@ -45,12 +45,18 @@ def main(
     if out is not None and to == To.MLFLOW:
         raise typer.BadParameter("MLflow writes where --uri says.", param_hint="--out")
 
+    from pipeline.errors import MissingArtifactError
     from pipeline.tracking import live
     from pipeline.tracking.histories import histories
 
     folder = out or Path("dvclive" if to == To.DVCLIVE else "runs")
     patterns = names or []
     found = histories(artifacts, patterns)
+    if patterns and not found and not follow:
+        raise MissingArtifactError(
+            f"{artifacts} has no training that fits {', '.join(patterns)}. Give a folder below it, or a pattern such "
+            "as 'students/*/kd/*'."
+        )
     if to == To.DVCLIVE:
         changed = live.write(found, folder)
     else:

@@ -49,6 +49,7 @@ def run(job: Job, note: Path | None) -> str | None:
 def _executor(job: Job) -> LocalExecutor:
     """Return this process's executor, whose server starts with the first job."""
     os.environ.update(job.environment)  # OpenMP reads its variables once, when the server imports torch
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
     # Ray blocks it, and the server would inherit that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # Which is Ray's worker: jobs would import it once more.

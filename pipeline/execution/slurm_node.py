@@ -40,6 +40,7 @@ class NodeJob:
         job, node = self.job, socket.gethostname()
         if not job.folder.is_dir():
             return f"Node {node} has no folder {job.folder}. Keep the project on a file system that all nodes share."
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
         if os.environ.get("SUBMITIT_EXECUTOR") == "local":
             # There Ctrl-C would kill this process after a second, and its command would live on.
             signal.signal(signal.SIGTERM, signal.default_int_handler)

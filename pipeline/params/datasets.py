@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.params.base import Block, StageBlock
-from pipeline.params.plug import Plug, Plugs
+from pipeline.params.plug import OrderedPlugs, Plug
 
 
 class DatasetParams(Block):
@@ -18,7 +18,7 @@ class DatasetParams(Block):
     """
 
     source: Plug
-    views: Plugs = (Plug.of("plain"),)
+    views: OrderedPlugs = (Plug.of("plain"),)
 
 
 class PrepareBlock(StageBlock):

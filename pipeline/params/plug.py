@@ -70,7 +70,25 @@ def _as_mapping(several: tuple[Plug, ...]) -> dict[str, dict[str, Any]]:
     return {plug.name: plug.settings for plug in several}
 
 
-# Several that act together, in their order: a name, or a mapping of names to settings.
+def _listed(content: Any) -> tuple[Any, ...]:
+    is_list = isinstance(content, (list, tuple)) and content
+    if not is_list or not all(isinstance(one, Mapping) and len(one) == 1 for one in content):
+        return _several(content)
+    names = [name for one in content for name in one]
+    if len(set(names)) < len(names):
+        raise ValueError("Expected each name once")
+    return tuple(content)
+
+
+def _as_list(several: tuple[Plug, ...]) -> list[dict[str, dict[str, Any]]]:
+    return [{plug.name: plug.settings} for plug in several]
+
+
+# Several that act together: a name, or a mapping of names to settings.
 Plugs = Annotated[
     tuple[Plug, ...], BeforeValidator(_several), PlainSerializer(_as_mapping), Field(min_length=1)
+]
+# Several that act one after another. A json has them as a list: it sorts the keys of a mapping, and the order counts.
+OrderedPlugs = Annotated[
+    tuple[Plug, ...], BeforeValidator(_listed), PlainSerializer(_as_list), Field(min_length=1)
 ]

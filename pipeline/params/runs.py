@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pipeline.params.base import Block, OrEmpty
-from pipeline.params.plug import Plug, Plugs
+from pipeline.params.plug import OrderedPlugs, Plug, Plugs
 from pipeline.params.views import Slots
 
 
@@ -31,4 +31,4 @@ class RunParams(Block):
     transform: Plug | None = None
     schedule: Plug = Plug.of("final")
     recipe: OrEmpty[dict[str, Any]] = {}
-    views: Plugs | None = None
+    views: OrderedPlugs | None = None

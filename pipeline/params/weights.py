@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, field_serializer, field_validator
 
 from pipeline.params.base import Block, validate
 from pipeline.params.plug import Plug
@@ -28,6 +28,18 @@ class FileSettings(Block):
     key: str | None = None
     names: dict[str, str | None] = {}
     classifier: Literal["given", "fresh"] = "given"
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _of_pairs(cls, names: Any) -> Any:
+        pairs = isinstance(names, (list, tuple)) and all(
+            isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in names
+        )
+        return dict(names) if pairs else names
+
+    @field_serializer("names")
+    def _in_order(self, names: dict[str, str | None]) -> list[tuple[str, str | None]]:
+        return list(names.items())  # a json sorts the keys of a mapping
 
 
 class WeightsFile(FileSettings):

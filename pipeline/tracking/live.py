@@ -14,6 +14,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 from pipeline.artifacts import publish
+from pipeline.errors import ParamsError
 from pipeline.tracking.histories import History
 
 METRICS, PLOTS = "metrics.json", Path("plots/metrics")
@@ -25,12 +26,24 @@ def write(histories: Sequence[History], folder: Path) -> int:
     Args:
         histories: the trainings; what the folder holds of others stays.
         folder: the folder.
+
+    Raises:
+        ParamsError: it has a dvc.yaml that is not of this command.
     """
+    _refuse_another(folder / "dvc.yaml")
     changed = sum(_write(history, folder / history.name) for history in histories)
     names = sorted(path.parent.relative_to(folder).as_posix() for path in folder.rglob(METRICS))
     if names:
         _put(folder / "dvc.yaml", _listing(names))
     return changed
+
+
+def _refuse_another(listing: Path) -> None:
+    content = YAML(typ="safe").load(listing) if listing.exists() else None
+    if not set(content or ()) <= {"metrics", "plots"}:
+        raise ParamsError(
+            f"{listing} is not of this command and is not replaced. Give another folder by --out."
+        )
 
 
 def _write(history: History, folder: Path) -> bool:

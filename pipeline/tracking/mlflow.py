@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from pipeline.tracking.settings import flat
 
 NAME, DIGEST = "stillhouse.training", "stillhouse.history"  # tags of a run
 METRICS, PARAMS, LENGTH = 1000, 100, 500  # what MLflow takes in a call, and letters of a param
+
+REFUSED = re.compile(r"[^\w./: -]")  # in a name
 
 
 def export(histories: Sequence[History], uri: str | None, experiment: str) -> int:
@@ -55,7 +58,7 @@ def _holds(client: Any, experiment: str, history: History) -> bool:
 def _log(client: Any, experiment: str, history: History) -> None:
     from mlflow.entities import Metric, Param
 
-    params = [Param(key, value[:LENGTH]) for key, value in flat(history.settings).items()]
+    params = [Param(REFUSED.sub("_", key), value[:LENGTH]) for key, value in flat(history.settings).items()]
     metrics = [
         Metric(column, value, 0, epoch)
         for column, series in history.series().items()
@@ -63,12 +66,15 @@ def _log(client: Any, experiment: str, history: History) -> None:
     ]
 
     run = client.create_run(experiment, run_name=history.name, tags={NAME: history.name}).info.run_id
-    for part in _parts(params, PARAMS):
-        client.log_batch(run, params=part)
-    for part in _parts(metrics, METRICS):
-        client.log_batch(run, metrics=part)
-
-    client.set_tag(run, DIGEST, history.digest)  # last: a run that was cut short is made again
+    try:
+        for part in _parts(params, PARAMS):
+            client.log_batch(run, params=part)
+        for part in _parts(metrics, METRICS):
+            client.log_batch(run, metrics=part)
+        client.set_tag(run, DIGEST, history.digest)  # last: a run that was cut short is made again
+    except BaseException:
+        client.set_terminated(run, "FAILED")
+        raise
     client.set_terminated(run)
 
 

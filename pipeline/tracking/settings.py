@@ -39,8 +39,9 @@ def _pairs(value: Any, name: str) -> Iterator[tuple[str, str]]:
             for key, part in value.items():
                 yield from _pairs(part, f"{name}.{key}" if name else str(key))
         case list() if any(isinstance(part, dict) for part in value):
-            for part in value:  # methods: a mapping of one name each
-                yield from _pairs(part, name)
+            for part in value:  # methods: a mapping of one name each; parts of views say their own
+                own = part.get("space") if isinstance(part, dict) else None
+                yield from _pairs(part, f"{name}.{own}" if own else name)
         case None:
             pass
         case _:

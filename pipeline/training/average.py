@@ -41,7 +41,11 @@ class Average:
     @cached_property
     def _tensors(self) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
         """The averaged tensors, those that they follow, and pairs of what is no average; from the first step on."""
-        pairs = list(zip(self.network.state_dict().values(), self.trained.state_dict().values(), strict=True))
+        both = zip(self.network.state_dict().values(), self.trained.state_dict().values(), strict=True)
+        # A module that stands in several places is there under each of its names.
+        pairs = list(
+            {average.data_ptr(): (average, weight) for average, weight in both if average.numel()}.values()
+        )
         floating = [pair for pair in pairs if pair[0].is_floating_point()]
         counts = [pair for pair in pairs if not pair[0].is_floating_point()]
         return [a for a, _ in floating], [w for _, w in floating], counts

@@ -232,6 +232,11 @@ GOOD = "path,label,split\na/0.png,a,train\na/1.png,a,val\nb/10.png,b,train\nb/11
             "line 6: it has the path 'a/0.png', as line 2 has, expected each once",
         ),
         (GOOD + "../x.png,a,train\n", "line 6: it has the path '../x.png', expected one that starts from"),
+        (GOOD + "a/..,a,train\n", "line 6: it has the path '.', expected one that starts from"),
+        (
+            GOOD + "labels.csv/x,a,train\n",
+            "line 6: it has the path 'labels.csv/x', which cannot be read (Not a directory)",
+        ),
         (
             GOOD + "/etc/passwd,a,train\n",
             "line 6: it has the path '/etc/passwd', expected one that starts from",

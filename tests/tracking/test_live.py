@@ -8,10 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from error_fixtures import one_line
 from feature_fixtures import run_stage
 from history_fixtures import ROWS, finished, running
 from ruamel.yaml import YAML
 
+from pipeline.errors import ParamsError
 from pipeline.tracking import live
 from pipeline.tracking.histories import histories
 from stages import log
@@ -38,6 +40,16 @@ def test_a_training_grows_as_dvclive_writes_it(tmp_path: Path) -> None:
     assert [row["step"] for row in table(own / "plots/metrics/ce.tsv")] == ["1", "2", "3"]
     metrics = json.loads((own / "metrics.json").read_text())
     assert (metrics["step"], metrics["top1"]) == (3, 30.0)
+
+
+def test_a_dvc_yaml_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+    finished(tmp_path / "artifacts/teachers/big")
+    (tmp_path / "dvc.yaml").write_text("stages: {mine: {cmd: ls}}\n")
+    with pytest.raises(ParamsError) as error:
+        live.write(histories(tmp_path / "artifacts"), tmp_path)
+    assert "is not of this command" in one_line(error.value)
+    assert (tmp_path / "dvc.yaml").read_text() == "stages: {mine: {cmd: ls}}\n"
+    assert not (tmp_path / "teachers").exists()
 
 
 def test_what_stays_is_not_touched(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from pipeline.networks.network import build
 from pipeline.params.recipe import Recipe
 from pipeline.training import loop
 from pipeline.training.alone import train
+from pipeline.training.average import Average
 from pipeline.training.distill import Distillation
 from pipeline.training.loop import Training
 from pipeline.training.optimizer import recipe_optimizer, undecayed
@@ -307,3 +308,14 @@ def test_label_smoothing_of_a_distilled_student_is_of_the_term_ce_alone(smoothin
     torch.testing.assert_close(terms["ce"].detach(), ce)
     torch.testing.assert_close(terms["kd"].detach(), kd)
     torch.testing.assert_close(loss.detach(), 0.1 * ce + 0.9 * kd)
+
+
+def test_a_module_that_stands_in_several_places_is_averaged_once() -> None:
+    shared = nn.Linear(1, 1, bias=False)
+    network = nn.ModuleList([shared, shared, shared])
+    average = Average(network, 0.5)
+    before = shared.weight.item()
+    with torch.no_grad():
+        shared.weight += 1.0
+    average.update()
+    assert average.network[0].weight.item() == pytest.approx(before + 0.5)

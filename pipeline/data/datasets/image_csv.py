@@ -185,7 +185,7 @@ def _row(table: Path, line: int, cells: dict[str, str]) -> Row:
 
     # In one form, so that a file that is named twice is found.
     path = os.path.normpath(path)
-    if "\0" in path or Path(path).is_absolute() or Path(path).parts[0] == os.pardir:
+    if "\0" in path or Path(path).is_absolute() or Path(path).parts[:1] in ((), (os.pardir,)):
         raise _wrong(table, line, f"has the path {_shown(path)}", f"one that starts from {table.parent}")
     return Row(line, path, label, cells.get(SPLIT, ""))
 
@@ -199,6 +199,11 @@ def _find(listing: Listing, table: Path, row: Row) -> None:
             row.line,
             f"has the path {_shown(row.path)}, which does not exist",
             f"a file in {listing.root}",
+        ) from None
+    except OSError as error:
+        reason = f"which cannot be read ({error.strerror})"
+        raise _wrong(
+            table, row.line, f"has the path {_shown(row.path)}, {reason}", f"a file in {listing.root}"
         ) from None
 
 

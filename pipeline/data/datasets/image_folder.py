@@ -15,7 +15,6 @@ out of its size x size center.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +68,7 @@ def listed(config: Config) -> Listed | None:
 def _given(config: Config, listing: Listing) -> tuple[list[str], FileSplit, FileSplit]:
     """Return classes, training and test images of a folder that holds these two splits."""
     root = listing.root
-    there = [name for name in TEST if os.path.lexists(root / name)]
+    there = [name for name in TEST if (root / name).is_dir() or (root / name).is_symlink()]
     expected = (TRAIN, splits.test_name(there, config.test, str(root)))
     content = (
         "a folder for each class in it. Put the data there, or set split: 0.2 for classes without splits"
