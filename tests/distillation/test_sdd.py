@@ -146,7 +146,8 @@ def test_of_the_whole_image_it_is_its_base(base: str) -> None:
 
 FAMILIES = {"resnet": "resnet8", "wrn": "wrn_16_1", "vgg": "vgg8", "mobilenetv1": "mobilenetv1",
             "mobilenetv2": "mobilenetv2_half", "shufflenetv1": "shufflenetv1", "shufflenetv2": "shufflenetv2",
-            "torchvision_resnet": "resnet18", "torchvision_mobilenetv2": "mobilenet_v2"}  # fmt: skip
+            "torchvision_resnet": "resnet18", "torchvision_mobilenetv2": "mobilenet_v2", "resnet_pad": "resnet20_pad",
+            "imported": "torchvision.models:resnet18"}  # fmt: skip
 
 
 @pytest.mark.cpu
