@@ -539,19 +539,19 @@ def test_every_setting_of_a_recipe_side_by_side(
     from pipeline.training import loop
     from pipeline.training.loop import Training
 
-    recipe = LEARN.model_copy(update=EVERYTHING)
+    recipe = LEARN.model_copy(update=EVERYTHING | {"epochs": 2})
 
     def ready(run: str, folder: str, where: Machine) -> Assembly:
-        phases = {"methods": (Plug.model_validate("prokd"),)} if run == "prokd" else {}
+        phases = {"methods": (Plug.of("prokd", labels=1.0),)} if run == "prokd" else {}
         inputs = world.inputs("kd" if phases else run, recipe=recipe, **phases)
         return distill.prepare(inputs, job(world.path(f"scratch/{folder}-{run}"), run, machine=where))
 
-    runs = ("kd", "slkd", "prokd")
+    runs = {"kd": 1, "prokd": 3}  # epochs before the interruption, which is within ProKD's second phase
     assert assembly.run([ready(run, "beside", capturing()) for run in runs]) == [None] * len(runs)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
-        patch.setattr(Training, "_keep", cut_off_after(Training._keep, 3))
-        for run in runs:
+    for run, epochs in runs.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
+            patch.setattr(Training, "_keep", cut_off_after(Training._keep, epochs))
             with pytest.raises(KeyboardInterrupt):
                 assembly.train(ready(run, "resumed", capturing()))
     where = eager(monkeypatch)
