@@ -14,7 +14,8 @@ class Gathered:
     """Values by name of the samples of one epoch. They stay on their device, so that no step waits for it.
 
     Args:
-        samples: number of training samples; each has a place, and is seen once an epoch at most.
+        samples: number of training samples; each has a place. One that is seen again in an epoch, as balanced
+            sampling has it, counts once.
     """
 
     def __init__(self, samples: int) -> None:
