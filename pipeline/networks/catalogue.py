@@ -13,7 +13,7 @@ from pipeline import plugin
 from pipeline.errors import UnknownNameError, foreign, unknown_name
 
 IMPORTED = "imported"  # the family of import paths
-_SHOWN = 4  # names of a family in an error; the largest family has more than a line of them
+_SHOWN = 2  # names of a family in an error: all families share a line
 
 
 def family_of(name: str) -> tuple[str, str]:
@@ -71,7 +71,7 @@ def _unknown(name: str, families: list[str]) -> UnknownNameError:
 
 def _listed(family: str, module: ModuleType) -> str:
     if getattr(module, "OPEN", False):
-        form = getattr(module, "FORM", f"{family}/NAME")
-        return f"{family} ('{form}' for any {form.rpartition('/')[2]} that it has)"
+        form = getattr(module, "FORM", None)
+        return f"{family} ('{form}')" if form else f"{family} ('{family}/NAME' for any NAME that it has)"
     first, more = list(module.NETWORKS)[:_SHOWN], len(module.NETWORKS) - _SHOWN
     return f"{family} ({' '.join(first)}{f' and {more} more' if more > 0 else ''})"

@@ -119,8 +119,10 @@ def test_weights_and_what_they_switch_off_change_nothing() -> None:
 
 SMALL = {
     "mobilenetv1": "mobilenetv1",
+    "imported": "torchvision.models:resnet18",
     "mobilenetv2": "mobilenetv2_half",
     "resnet": "resnet8",
+    "resnet_pad": "resnet20_pad",
     "shufflenetv1": "shufflenetv1",
     "shufflenetv2": "shufflenetv2",
     "timm": "convnext_atto",

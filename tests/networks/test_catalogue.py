@@ -42,7 +42,7 @@ def test_an_open_family_is_named() -> None:
             [
                 "'resnet8x5'. Did you mean 'resnet8x4'",
                 "wrn (wrn_16_1 ",
-                "resnet14 resnet20 resnet32 and 10 more",
+                "resnet8 resnet14 and 12 more",
             ],
         ),
         ("resnet/resnet8x5", ["'resnet/resnet8x5'. Did you mean 'resnet8x4'"]),

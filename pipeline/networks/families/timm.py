@@ -180,7 +180,8 @@ def _take_classifier(name: str, model: nn.Module) -> nn.Linear:
     place = config["classifier"]
     if not isinstance(place, str) and len(place) == PAIR:
         pair = [model.get_submodule(each) for each in place]
-        if all(isinstance(each, nn.Linear) for each in pair):
+        # Within a head of several layers a classifier is one of them.
+        if all(isinstance(each, nn.Linear) for each in pair) and not any("." in each for each in place):
             return _joined(model, place, pair)
     classifier = model.get_submodule(place) if isinstance(place, str) else None
     if not isinstance(classifier, nn.Linear):
