@@ -13,7 +13,7 @@ from error_fixtures import one_line
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from table_fixtures import MapStream, digit_maps, pixel_rows
+from table_fixtures import MapStream, apart, digit_maps, pixel_rows
 from threadpoolctl import threadpool_limits
 
 from pipeline.errors import DivergedError, ParamsError
@@ -88,10 +88,12 @@ def test_a_start_from_a_sample_serves_as_well(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("streamed", [True, False])
 def test_the_engine_is_scikit_learns_from_the_same_start(streamed: bool, offset: float) -> None:
     """To 1e-5, from the store and from memory, and far from the origin."""
-    stream = digit_maps(200)
+    stream = apart(digit_maps(60))
     stream.values += np.float32(offset)
     x = pixel_rows(stream)
-    first = x[:: len(x) // 20][:20]
+    # Among unlike pixels: in all iterations the second center is farther than the nearest by 3e-4 at least.
+    unlike = np.sort(np.unique((x - offset).round(1), axis=0, return_index=True)[1])
+    first = x[unlike[:: len(unlike) // 20][:20]]
     known = KMeans(20, init=first, n_init=1, max_iter=7, tol=0).fit(x)
     mean = x.mean(axis=0)
     moved = Pixels.of(stream, "stage3").map(lambda values: (values - mean).astype(np.float32), 12)
