@@ -356,11 +356,15 @@ def test_the_shell_is_the_user_s(
 def interrupted_soon() -> Iterator[None]:
     """Interrupt this process once it waits for another within the block."""
     waiting = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell in the background has it ignored
     waiting.start()
     try:
         yield
     finally:
         waiting.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def _is_bash(shell: str) -> bool:
