@@ -44,7 +44,7 @@ class StudentBlock(StageBlock):
     dataset: str
     family: str
     network: str
-    source: str
+    source: str = ""
     weights: Weights
     recipe: Recipe
     views: ViewParams

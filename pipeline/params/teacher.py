@@ -32,7 +32,7 @@ class TrainBlock(StageBlock):
     dataset: str
     family: str
     network: str
-    source: str
+    source: str = ""
     weights: Weights
     head: Head
     seed: int
