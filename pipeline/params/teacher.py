@@ -34,7 +34,7 @@ class TrainBlock(StageBlock):
     network: str
     source: str = ""
     weights: Weights
-    head: Head
+    head: Head = "own"
     seed: int
     recipe: Recipe
     anchors: tuple[float, ...]
