@@ -54,6 +54,8 @@ def main(
 
     if (student is None) == (model is None):
         raise ParamsError("Expected one model. Give --student or --model, and not both.")
+    if out.is_dir():  # to publish a file is to replace what is in its place
+        raise ParamsError(f"{out} is a folder, expected a CSV file to make. Give another one by --out.")
 
     with command.loading():
         from pipeline.export.prediction import Predictor, images_below

@@ -219,3 +219,12 @@ def test_a_file_that_has_not_passed_the_gate_is_refused(exported: Path, tmp_path
     with pytest.raises(MissingArtifactError) as missing:
         models.located(tmp_path / "empty")
     one_line(missing, "holds no exported model")
+
+
+def test_a_folder_is_not_replaced_by_the_table(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/one.png").write_bytes(b"an image")
+    with pytest.raises(ParamsError) as error:
+        predict.main(tmp_path / "photos", out=tmp_path / "photos", model=tmp_path / "onnx")
+    assert "is a folder, expected a CSV file" in one_line(error.value)
+    assert (tmp_path / "photos/one.png").read_bytes() == b"an image"
