@@ -54,12 +54,12 @@ def main(
         from pipeline.export.export import described, require_replaceable, write
         from pipeline.export.student import Student, chosen_seed
 
-    # Before the output is touched: a slip in an option must not cost what is there.
     number = chosen_seed(run, folder, settings, params)
     student = Student.open(folder / str(number), settings.weights, params)
     require_replaceable(out)
     torch.set_num_threads(1)
-    with publish.building(out) as scratch:
+    # Neither a slip in an option nor a gate that is not passed costs what is there.
+    with publish.building(out, keep=True) as scratch:
         try:
             record = write(student, settings, scratch)
         except BaseException:

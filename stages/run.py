@@ -185,7 +185,7 @@ def _ray(repository: Repository, options: _Options) -> tuple[Executor, int]:
     cohort = GPU_COHORT if executor.gpus else 1
     if transfer is None:
         return executor, cohort
-    return DividedExecutor(local.LocalExecutor(local.slots(), cpu=True), executor), cohort
+    return DividedExecutor(local.LocalExecutor(options.jobs or local.slots(), cpu=True), executor), cohort
 
 
 def _slurm(repository: Repository, options: _Options) -> tuple[Executor, int]:

@@ -41,19 +41,21 @@ def publish(built: Path, out: Path) -> None:
 
 
 @contextmanager
-def building(out: Path, *, resume: bool = False) -> Iterator[Path]:
+def building(out: Path, *, resume: bool = False, keep: bool = False) -> Iterator[Path]:
     """Give a scratch folder and publish it as `out` at the end of the block.
 
     Args:
         out: the folder to make. A stale one is unlinked at the start, so that it exists only when whole.
         resume: keep what an interrupted run has left in the scratch folder, except half-written files.
+        keep: leave a stale one until the new one is whole.
 
     Raises:
         MachineError: another run is making it.
     """
     folder = scratch(out)
     with _locked(out), _naming(out):
-        remove(out)
+        if not keep:
+            remove(out)
         if not resume:
             remove(folder)
         folder.mkdir(parents=True, exist_ok=True)

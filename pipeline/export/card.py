@@ -51,6 +51,7 @@ class Facts:
         timm: timm reads the weights.
         base_model: the teacher on the Hub; "" where it is not there, or not known to be.
         licence: of the weights; "" where it is not known.
+        code: the import path of a network whose code is not in the folder; "" of any other.
     """
 
     run: str
@@ -67,6 +68,7 @@ class Facts:
     timm: bool
     base_model: str
     licence: str
+    code: str = ""
 
     @property
     def library(self) -> str:
@@ -86,8 +88,8 @@ def card(facts: Facts) -> str:
 def front_matter(facts: Facts) -> dict[str, Any]:
     """Return what the Hub reads of a card."""
     content: dict[str, Any] = {"library_name": facts.library, "pipeline_tag": "image-classification"}
-    if _IDENTIFIER.fullmatch(facts.licence):
-        content["license"] = facts.licence
+    if _IDENTIFIER.fullmatch(facts.licence.lower()):
+        content["license"] = facts.licence.lower()
     elif facts.licence:
         content |= {"license": "other", "license_name": facts.licence}
     if facts.base_model:
@@ -136,6 +138,10 @@ def _page(facts: Facts) -> str:
     shape, shown = "x".join(map(str, facts.preprocessing.shape)), facts.preprocessing
     rows = [f"| {rule} | {_cell(found)} |" for rule, found in _estimates(facts)]
     own = facts.metrics[facts.seed]["top1" if facts.weights == "last" else "best_top1"]
+    code = (
+        f"The code of the network, `{facts.code}`, is not in this folder: it must be importable.\n\n"
+        * bool(facts.code)
+    )
     licence = facts.licence or "Not known: none was given for the teacher's weights or for these."
     return f"""\
 # {facts.run}
@@ -152,7 +158,7 @@ The last epoch is the primary figure. The best one was chosen on `{facts.chooser
 
 ## Use
 
-```python
+{code}```python
 {_TIMM if facts.timm else _OURS}```
 
 It reads images of {shape}, normalized: `preprocessing.json` says how a file becomes one, step by step, and has the

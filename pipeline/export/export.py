@@ -42,7 +42,7 @@ def write(student: Student, settings: ExportParams, folder: Path) -> dict[str, A
         "weights": student.weights,
         "weights_hash": student.trained.weights[student.weights],
         "inputs_hash": student.trained.inputs,
-        "network": student.spec.model_dump(mode="json"),
+        "network": student.architecture,
         "data": student.prepared.meta.fingerprint,
         "samples": student.prepared.meta.samples["test"],
         "threads": 1,

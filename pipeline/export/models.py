@@ -75,8 +75,10 @@ def located(path: Path) -> tuple[Path, Preprocessing]:
     preprocessing = load(Preprocessing, folder / FILE, _EXPORT)
 
     model = folder / preprocessing.model
-    if path.is_file() and path.name != model.name:
+    if not path.is_dir() and path.name != model.name:
         raise MissingArtifactError(f"{folder / FILE} is of {model.name}, not of {path.name}. {_MAKE}")
+    if model.suffix not in _TO_RUN:
+        raise ParamsError(f"{model} is no exported file, expected one of ONNX. {_MAKE}")
     if model.suffix != ".onnx":
         raise ParamsError(
             f"{model} is a program of torch.export, and to load one may run code that is in it. Give a file of ONNX, "

@@ -11,11 +11,12 @@ from safetensors.torch import save as to_bytes
 from pipeline.artifacts import publish, seal
 from pipeline.artifacts.hashing import content_hash, file_hash
 from pipeline.artifacts.publish import read_json
-from pipeline.errors import DamagedArtifactError, ParamsError
+from pipeline.errors import DamagedArtifactError, ParamsError, StaleArtifactError
 from pipeline.export import timm_names
 from pipeline.export.card import Facts, card
 from pipeline.export.preprocessing import FILE
 from pipeline.export.student import Student
+from pipeline.networks.catalogue import IMPORTED
 from pipeline.networks.trained import Trained
 from pipeline.params.base import load as load_block
 from pipeline.params.sections import Sections
@@ -58,8 +59,16 @@ def facts_of(
         inputs: what it was trained from.
         measured: of every seed of its run; see `metrics`.
         params: folder of the blocks of params.yaml.
+
+    Raises:
+        StaleArtifactError: params.yaml does not have its teacher any more.
     """
-    teacher = load_block(Sections, params / "project.json").teachers[inputs.teacher]
+    teacher = load_block(Sections, params / "project.json").teachers.get(inputs.teacher)
+    if teacher is None:
+        raise StaleArtifactError(
+            f"{student.folder} was distilled from '{inputs.teacher}', which is no teacher of params.yaml now. Make it "
+            "again with: dvc repro"
+        )
     meta = student.prepared.meta
     return Facts(
         run=f"{inputs.pair}/{inputs.run}",
@@ -75,7 +84,8 @@ def facts_of(
         preprocessing=student.preprocessing,
         timm=timm_names.is_of_timm(student),
         base_model=timm_names.on_hub(teacher),
-        licence=teacher.model_dump(mode="json").get("licence", ""),
+        licence=teacher.licence,
+        code=student.spec.network if student.spec.family == IMPORTED else "",
     )
 
 
@@ -113,7 +123,7 @@ def write(student: Student, inputs: RunInputs, facts: Facts, params: Path, folde
             "num_classes": student.spec.classes,
             "label_names": list(student.preprocessing.classes),
             "library_name": facts.library,
-            "network": student.spec.model_dump(mode="json"),
+            "network": student.architecture,
         }
         publish.write_json(folder / CONFIG, config)
 
@@ -135,7 +145,7 @@ def _provenance(student: Student, inputs: RunInputs, facts: Facts, params: Path)
             "weights": student.weights,
             "file": student.trained.weights[student.weights],
             "inputs": student.trained.inputs,
-            "network": student.spec.model_dump(mode="json"),
+            "network": student.architecture,
         },
         "teacher": {"name": inputs.teacher, "file": inputs.teacher_weights, "licence": facts.licence},
         "store": {name: stored.digest for name, stored in {**inputs.stored, **inputs.copies}.items()},
@@ -146,6 +156,6 @@ def _provenance(student: Student, inputs: RunInputs, facts: Facts, params: Path)
         "code": inputs.code,
         "params": content_hash(read_json(params / "project.json", "dvc repro params")),
         "commit": now.commit,
-        "changed": list(now.changed),
+        "changed": bool(now.changed),  # and not which files: their names are nobody's business
         "versions": now.versions,
     }

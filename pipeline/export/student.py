@@ -52,6 +52,11 @@ class Student:
     spec: NetworkSpec
     preprocessing: Preprocessing
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What the network is, without the file that its first weights came from: its path is of one machine."""
+        return self.spec.model_copy(update={"weights": "none"}).model_dump(mode="json")
+
     @classmethod
     def open(cls, folder: Path, weights: str, params: Path) -> Self:
         """Open what a training left.

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.export.preprocessing import Preprocessing
 from pipeline.export.student import Student
 from pipeline.networks.catalogue import family_of
 from pipeline.params.size import sides
@@ -46,6 +47,14 @@ def weights(student: Student) -> dict[str, Tensor]:
     return {name: state[ours] for name, ours in student.network.library_names.items()}
 
 
+def _crop(shown: Preprocessing) -> dict[str, Any]:
+    """Return the crop in timm's words, which has them for a `resize` in the proportions of the image alone."""
+    tall, wide = sides(shown.resize)
+    if tall * shown.width != wide * shown.height:
+        return {}
+    return {"crop_pct": shown.height / tall, "crop_mode": "center"}
+
+
 def write_config(student: Student, path: Path) -> None:
     """Write the `config.json` from which `timm.create_model("local-dir:...")` builds the student."""
     from timm.models._hub import save_config_for_hf
@@ -56,8 +65,7 @@ def write_config(student: Student, path: Path) -> None:
         "mean": list(shown.mean),
         "std": list(shown.std),
         "interpolation": "bilinear",
-        "crop_pct": shown.height / sides(shown.resize)[0],
-        "crop_mode": "center",
+        **_crop(shown),
         "num_classes": len(shown.classes),
     }
 

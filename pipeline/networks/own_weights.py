@@ -92,9 +92,8 @@ def fitted(network: Network, settings: FileSettings, state: Mapping[str, Tensor]
         ParamsError: names are missing, unexpected, or of another shape, or the mapping of names is wrong.
     """
     own = network.state_dict()
-    renamed = _renamed(
-        _unwrapped(state, own), settings.names, {**network.library_names, **{name: name for name in own}}
-    )
+    known = {**network.library_names, **{name: name for name in own}}
+    renamed = _renamed(_unwrapped(state, known), settings.names, known)
 
     if settings.classifier == "fresh":
         renamed = {name: x for name, x in renamed.items() if not name.startswith("classifier.")}

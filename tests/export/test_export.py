@@ -194,6 +194,14 @@ def test_nothing_is_written_where_an_export_is_not_the_student(
     )
     assert list(tmp_path.iterdir()) == []
 
+    former = tmp_path / "kd" / "export.json"
+    former.parent.mkdir()
+    former.write_text("{}")
+    with pytest.raises(gate.GateError):
+        run_stage(world, "pair/kd", tmp_path / "kd", formats="program", seed="0")
+    assert former.read_text() == "{}"  # what had passed the gate before is still there
+    assert sorted(tmp_path.rglob("*")) == [former.parent, former]
+
 
 def test_a_comparison_is_that_of_plain_formulas() -> None:
     rng = np.random.default_rng(0)

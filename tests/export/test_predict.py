@@ -215,6 +215,14 @@ def test_a_file_that_has_not_passed_the_gate_is_refused(exported: Path, tmp_path
     with pytest.raises(MissingArtifactError) as missing:
         models.located(tmp_path / "other.onnx")
     one_line(missing, "is of model.onnx, not of other.onnx")
+    with pytest.raises(MissingArtifactError) as missing:
+        models.located(tmp_path / "slip.onnx")
+    one_line(missing, "is of model.onnx, not of slip.onnx")
+    shown = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps(shown | {"model": "model.safetensors"}))
+    with pytest.raises(ParamsError) as published:
+        models.located(tmp_path)
+    one_line(published, "model.safetensors is no exported file, expected one of ONNX")
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingArtifactError) as missing:
         models.located(tmp_path / "empty")

@@ -20,7 +20,7 @@ from scipy import stats
 from training_fixtures import World
 
 from pipeline.artifacts.hashing import content_hash, file_hash
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError
+from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.export import publication, timm_names
 from pipeline.export.card import card, front_matter
 from pipeline.export.preprocessing import Preprocessing
@@ -29,6 +29,7 @@ from pipeline.networks.network import build
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import load
 from pipeline.params.teachers import TeacherParams
+from pipeline.params.weights import WeightsFile
 from pipeline.runs.inputs import RunInputs
 from stages import evaluate, publish
 
@@ -134,10 +135,50 @@ def test_provenance_has_the_hashes_of_all(measured: World, published: Path) -> N
     assert shown.hash == file_hash(published / "model.safetensors")
 
 
+def test_no_path_of_this_machine_is_published(measured: World, tmp_path: Path) -> None:
+    """Of a student that started from a file, or beside files that git does not know."""
+    student = student_of(measured)
+    file = WeightsFile(path="/home/somebody/secret.pt", sha256="0" * 64)
+    student = replace(student, spec=student.spec.model_copy(update={"weights": file}))
+    assert isinstance(student.inputs, RunInputs)
+    facts = facts_of(measured)
+    publication.write(student, student.inputs, facts, measured.path("artifacts/params"), tmp_path)
+    for path in tmp_path.iterdir():
+        content = path.read_bytes()
+        assert b"secret" not in content, path
+        assert str(measured.root).encode() not in content, path
+    assert isinstance(json.loads((tmp_path / "provenance.json").read_text())["changed"], bool)
+
+
+def test_a_card_says_whose_code_is_not_there(measured: World) -> None:
+    facts = facts_of(measured)
+    assert "not in this folder" not in card(facts)
+    assert "`own.nets:build`, is not in this folder" in card(replace(facts, code="own.nets:build"))
+
+
+def test_a_teacher_that_params_do_not_have_any_more_is_told(measured: World) -> None:
+    student = student_of(measured)
+    assert isinstance(student.inputs, RunInputs)
+    inputs = student.inputs.model_copy(update={"teacher": "gone"})
+    with pytest.raises(StaleArtifactError) as error:
+        publication.facts_of(student, inputs, {}, measured.path("artifacts/params"))
+    one_line(error, "was distilled from 'gone'", "dvc repro")
+
+
+@pytest.mark.parametrize(
+    ("resize", "crop"), [((60, 80), 48 / 60), (64, None), ((60, 81), None), ((48, 64), 1.0)]
+)
+def test_timm_is_told_a_crop_that_it_can_say(measured: World, resize: Any, crop: float | None) -> None:
+    change = {"height": 48, "width": 64, "resize": resize}
+    shown = student_of(measured).preprocessing.model_copy(update=change)
+    assert timm_names._crop(shown).get("crop_pct") == crop
+
+
 @pytest.mark.parametrize(
     ("licence", "expected"),
     [
         ("mit", {"license": "mit"}),
+        ("MIT", {"license": "mit"}),
         ("Research only, ask us", {"license": "other", "license_name": "Research only, ask us"}),
         ("", {}),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,25 @@ def paired(num_classes):
         def forward(self, x):
             return super().forward(x), x
     return Paired(num_classes)
+
+
+def aided(num_classes):
+    class Aided(Net):
+        def forward(self, x):
+            y = super().forward(x)
+            return (y, x) if self.training else y
+    return Aided(num_classes)
+
+
+def wrapped(num_classes):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = Net(num_classes)
+
+        def forward(self, x):
+            return self.backbone(x)
+    return Wrapped()
 
 
 def broken(num_classes):
@@ -282,6 +302,30 @@ def test_what_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(ParamsError) as error:
             imported.source(name)
         one_line(error, "is no import path")
+
+
+def test_other_outputs_in_training_are_refused(nets: str) -> None:
+    network = build(spec_of(f"{nets}:aided"), 0)
+    assert network.eval()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(ParamsError) as error:
+        network.train()(torch.zeros(2, 1, 8, 8))
+    one_line(error, "returns tuple in training", "Switch its auxiliary outputs off")
+
+
+def test_its_own_state_dict_is_read_whatever_its_only_child_is_called(nets: str, tmp_path: Path) -> None:
+    spec = spec_of(f"{nets}:wrapped")
+    plain = importlib.import_module(nets).wrapped(10)
+    torch.save(plain.state_dict(), tmp_path / "own.pt")
+    file = WeightsFile(path=str(tmp_path / "own.pt"), sha256=own_weights.sha256(str(tmp_path / "own.pt")))
+    network = build(spec.model_copy(update={"weights": file}), 0).eval()
+    images = torch.randn(3, 1, 8, 8)
+    torch.testing.assert_close(network(images), plain.eval()(images))
+
+
+def test_an_installed_network_is_of_its_package_s_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = imported.source("torchvision.models:resnet18")
+    monkeypatch.setattr(imported.metadata, "version", lambda name: "0.0")
+    assert imported.source("torchvision.models:resnet18") != before
 
 
 def test_heads_and_compilation_are_refused(nets: str) -> None:

@@ -22,6 +22,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,7 +91,12 @@ class ImportedNetwork(Network):
             for path, names in at.items():
                 offer = self._offer(tap, names)
                 hooks.enter_context(self.model.get_submodule(path).register_forward_hook(offer))
-            pooled: Tensor = self.model(x)
+            pooled = self.model(x)
+        if not isinstance(pooled, Tensor):  # it was tried in evaluation
+            raise ParamsError(
+                f"Network '{self.name}' returns {type(pooled).__name__} in training, expected logits alone. Switch its "
+                "auxiliary outputs off."
+            )
         return tap("logits", self.classifier(tap("pooled", pooled)))
 
     def _offer(self, tap: Tap, names: list[str]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
@@ -151,10 +157,17 @@ def source(name: str) -> str:
             found = importlib.util.find_spec(module)
             if found is None or found.origin is None or not Path(found.origin).is_file():
                 raise ModuleNotFoundError(f"No module named '{module}'")
-            hashes = {module: closure.code_hash(Path(found.origin))}
+            hashes = {module: closure.code_hash(Path(found.origin)), "version": _version(module)}
     except Exception as error:  # of the user's file: a slip in its syntax, another encoding
         raise _not_importable(name, error) from None
     return content_hash(hashes)
+
+
+def _version(module: str) -> str:
+    """Return the version of the package that a module was installed with; "" where it has none."""
+    package = module.partition(".")[0]
+    found = metadata.packages_distributions().get(package, [])
+    return ", ".join(f"{name} {metadata.version(name)}" for name in sorted(set(found)))
 
 
 def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:
