@@ -37,9 +37,8 @@ from pipeline.errors import LostRankError, MachineError
 from pipeline.progress import Advance
 
 TIMEOUT = 600.0  # seconds: the first rank evaluates and writes while the others wait
-STANDSTILL = (
-    600.0  # seconds without a unit of anybody's work after which a rank that has done its own gives up
-)
+# Seconds without a unit of anybody's work after which a rank that has done its own gives up.
+STANDSTILL = 600.0
 GRACE = 5.0  # seconds in which torchrun ends a rank whose fellow has died
 _AGAIN = "Run the same command again: a training or an extraction resumes where it stopped."
 T = TypeVar("T")

@@ -28,9 +28,8 @@ def export(histories: Sequence[History], uri: str | None, experiment: str) -> in
     Raises:
         MachineError: MLflow is not installed, or refuses.
     """
-    os.environ.setdefault(
-        "MLFLOW_DISABLE_TELEMETRY", "true"
-    )  # before the import, unless the user has decided
+    # Before the import, unless the user has decided.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
