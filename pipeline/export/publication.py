@@ -66,8 +66,8 @@ def facts_of(
     teacher = load_block(Sections, params / "project.json").teachers.get(inputs.teacher)
     if teacher is None:
         raise StaleArtifactError(
-            f"{student.folder} was distilled from '{inputs.teacher}', which is no teacher of params.yaml now. Make it "
-            "again with: dvc repro"
+            f"{student.folder} was distilled from '{inputs.teacher}', which is no teacher of params.yaml now. "
+            "Distill it from one that is there: dvc repro"
         )
     meta = student.prepared.meta
     return Facts(

@@ -46,7 +46,7 @@ from pipeline.params.matchings import MatchingParams
 from pipeline.tables import table
 from pipeline.training import checkpoint, result
 from pipeline.training.alone import train
-from pipeline.training.optimizer import sgd
+from pipeline.training.optimizer import recipe_optimizer
 
 CPU = torch.device("cpu")
 HINT = "dvc repro fit_table@T-words"
@@ -273,7 +273,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def resumed(folder: Path) -> Any:
     """Return a checkpoint's state, and all that it fills."""
     path, student = folder / "checkpoint.safetensors", build(STUDENT, 9)
-    optimizer = sgd(list(student.parameters()), RECIPE)
+    optimizer = recipe_optimizer(list(student.parameters()), RECIPE)
     told = checkpoint.state(path)
     checkpoint.restore(path, {"student": student}, optimizer)
     momentum = [optimizer.state[x]["momentum_buffer"].clone() for x in student.parameters()]
