@@ -34,7 +34,14 @@ class ScaleFlip(Block):
     flip: bool = True
 
 
+def _name(model: type[Block]) -> str:
+    # The literal that tags it in the union is also its name in params.yaml.
+    name: str = get_args(model.model_fields["space"].annotation)[0]
+    return name
+
+
 BOX_SPACES = (Plain, ScaleFlip)
+BOXLESS = tuple(_name(model) for model in SPACES)  # names of those for images without boxes
 BoxViews = Annotated[Plain | ScaleFlip, Field(discriminator="space")]
 
 
@@ -51,7 +58,7 @@ def box_views(views: Sequence[Plug], where: str) -> BoxViews:
     """
     spaces: dict[str, type[Plain | ScaleFlip]] = {_name(model): model for model in BOX_SPACES}
     for plug in views:
-        if plug.name not in spaces and plug.name in map(_name, SPACES):
+        if plug.name not in spaces and plug.name in BOXLESS:
             raise ParamsError(
                 f"params.yaml: {where} has '{plug.name}', which moves no boxes, and the data set has some. Give "
                 f"{' or '.join(spaces)}."
@@ -59,7 +66,9 @@ def box_views(views: Sequence[Plug], where: str) -> BoxViews:
         if plug.name not in spaces:
             raise unknown_name(f"view space of {where}:", plug.name, spaces)
     if len(views) > 1:
-        raise ParamsError(f"params.yaml: {where} stacks several spaces, which data sets with boxes cannot. Give one.")
+        raise ParamsError(
+            f"params.yaml: {where} stacks several spaces, which data sets with boxes cannot. Give one."
+        )
 
     (plug,) = views
     place = f"{where}.{plug.name}"
@@ -75,14 +84,8 @@ def check_boxless(views: Sequence[Plug], where: str) -> None:
         ParamsError: it is one.
     """
     for plug in views:
-        if plug.name in map(_name, BOX_SPACES) and plug.name not in map(_name, SPACES):
+        if plug.name == _name(ScaleFlip):
             raise ParamsError(
                 f"params.yaml: {where} has '{plug.name}', which is for images with boxes, and the data set has none. "
-                f"Give one of {', '.join(map(_name, SPACES))}."
+                f"Give one of {', '.join(BOXLESS)}."
             )
-
-
-def _name(model: type[Block]) -> str:
-    # The literal that tags it in the union is also its name in params.yaml.
-    name: str = get_args(model.model_fields["space"].annotation)[0]
-    return name
