@@ -7,8 +7,12 @@ task alone.
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Literal
+
+from pipeline.artifacts.publish import read_json
+from pipeline.errors import DamagedArtifactError, MissingArtifactError
 
 Task = Literal["classification", "detection"]
 CLASSIFICATION: Task = "classification"
@@ -17,6 +21,8 @@ DETECTION: Task = "detection"
 # By stage.
 _OF_DETECTION = {
     "prepare_data": "pipeline.detection.preparation",
+    "train_teacher": "pipeline.training.detectors",
+    "evaluate": "pipeline.evaluation.detectors",
 }
 
 
@@ -24,6 +30,15 @@ def task_of(source: ModuleType) -> Task:
     """Return what networks learn of the data of a source."""
     task: Task = getattr(source, "TASK", CLASSIFICATION)
     return task
+
+
+def told(path: Path) -> Task:
+    """Return the task that a json of a stage, or of prepared data, says; one that says none is of classification."""
+    try:
+        content = read_json(path, "dvc repro")
+    except (DamagedArtifactError, MissingArtifactError):
+        return CLASSIFICATION  # whose reader says what is wrong
+    return DETECTION if isinstance(content, dict) and content.get("task") == DETECTION else CLASSIFICATION
 
 
 def module(stage: str) -> str:

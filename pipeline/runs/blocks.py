@@ -48,6 +48,9 @@ def blocks(project: Project) -> dict[str, Block]:
     for name in (*project.views, *project.box_views):
         every[f"datasets/{name}"] = _prepare(project, name)
     for name in params.teachers:
+        if detection.is_detector(project, name):
+            every |= _detector(project, name)
+            continue
         every |= _teacher(project, name)
         every[f"teachers/{name}/asked"] = asked(project, name)
     for name in params.students:
@@ -65,6 +68,13 @@ def blocks(project: Project) -> dict[str, Block]:
     for name in params.exports:
         every[f"exports/{name}"] = _export(project, name)
     return every
+
+
+def unasked(project: Project) -> list[str]:
+    """Return the names of blocks that are null: their stages, of which DVC has one a teacher, make nothing."""
+    return [
+        f"teachers/{name}/{block}" for name in detection.detectors(project) for block in ("extract", "check")
+    ]
 
 
 def asked(project: Project, teacher: str) -> AskedBlock:
@@ -164,6 +174,19 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         f"teachers/{name}/extract": _coded(project, extract, ["stages.extract_features", family, *encodings]),
         f"teachers/{name}/check": _coded(project, check, ["stages.check_features", family, *encodings]),
         f"teachers/{name}/evaluate": _coded(project, evaluate, ["stages.evaluate", family]),
+    }
+
+
+def _detector(project: Project, name: str) -> dict[str, Block]:
+    """Return what training and evaluation of a detector depend on."""
+    evaluate = CodeBlock(stage=f"evaluate_teacher@{name}", teacher=name)
+    modules = {stage: [f"stages.{stage}", tasks.module(stage)] for stage in ("train_teacher", "evaluate")}
+    return {
+        f"teachers/{name}/train": _coded(
+            project, detection.train_block(project, name), modules["train_teacher"]
+        ),
+        f"teachers/{name}/evaluate": _coded(project, evaluate, modules["evaluate"]),
+        f"teachers/{name}/asked": detection.asked(project, name),
     }
 
 

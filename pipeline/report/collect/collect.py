@@ -109,6 +109,8 @@ class _Collector:
         """Return the teachers by name, those that are whole."""
         teachers = {}
         for name, entry in self.blocks.sections.teachers.items():
+            if self.blocks.task(entry.dataset) != CLASSIFICATION:
+                continue
             what, stage = f"teacher {name}, with its tables and codes", f"evaluate_teacher@{name}"
             if entry.dataset not in datasets:
                 self.omissions.add(what, stage, f"Its data set {entry.dataset} is left out.")
