@@ -12,12 +12,14 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import progress
 from pipeline.artifacts import publish
 from pipeline.data.annotated import CHANNELS, AnnotatedConfig, AnnotatedSource, AnnotatedSplit
 from pipeline.data.file_index import record_type
 from pipeline.data.layout import files_path, image_hash, index_hash, meta_path
+from pipeline.data.preparation import save
 from pipeline.data.raw import image_files, record
 from pipeline.data.raw.listing import Listed
 from pipeline.detection.layout import ARRAYS, IMAGES, Meta, array_path, fingerprinting
@@ -65,15 +67,17 @@ def prepare(
     """
     splits = {"train": source.train, "test": source.test}
     for split, raw in splits.items():
-        if not len(raw.annotations.labels):
-            raise DataError(f"Data set '{name}' has no box in {split}, expected one at least. Add boxes.")
+        if raw.annotations.crowd.all():
+            raise DataError(
+                f"Data set '{name}' has no box of a single object in {split}, expected one at least. Add boxes."
+            )
 
     total = sum(len(raw.sizes) for raw in splits.values())
     fingerprint, listing = {}, {}
     with publish.building(out) as folder, progress.bar(f"prepare {name}", total) as advance:
         for split, raw in splits.items():
             for key, (dtype, _) in ARRAYS.items():
-                np.save(array_path(folder, split, key), getattr(raw.annotations, key).astype(dtype))
+                save(array_path(folder, split, key), getattr(raw.annotations, key).astype(dtype))
             kept = folder / IMAGES if source.root is None else None
             fingerprint[split], listing[split] = _list(raw, source, files_path(folder, split), kept, advance)
 
@@ -109,7 +113,7 @@ def _list(
             for row, facts in zip(rows, pool.map(partial(_facts, raw, kept), rows), strict=True):
                 records[row] = (names[row], *facts)
             advance(len(rows))
-    np.save(path, records)
+    save(path, records)
 
     digest, listed = fingerprinting(source.classes, raw.annotations), index_hash()
     digest.update(np.ascontiguousarray(records["hash"]).data)
@@ -117,7 +121,7 @@ def _list(
     return digest.hexdigest(), listed.hexdigest()
 
 
-def _facts(raw: AnnotatedSplit, kept: Path | None, row: int) -> tuple[int, int, int, np.ndarray]:
+def _facts(raw: AnnotatedSplit, kept: Path | None, row: int) -> tuple[int, int, int, NDArray[np.uint8]]:
     """Return bytes, height, width and hash of an image, decoded for once; keep its file where it has none."""
     content, place = raw.images.content(row), raw.images.place(row)
     image = image_files.decode(place, content, CHANNELS)

@@ -164,7 +164,11 @@ WRONG: list[tuple[Callable[[Content], Any], tuple[str, ...]]] = [
     (entry("annotations", 0, iscrowd=2), ("iscrowd 2, expected 0 or 1",)),
     (entry("annotations", 0, area=-1), ("area -1",)),
     (entry("annotations", 0, area="x"), ("area 'x'",)),
-    (lambda content: content.update(annotations=[]), ("no box in train",)),
+    (lambda content: content.update(annotations=[]), ("no box of a single object in train",)),
+    (
+        lambda content: content.update(annotations=content["annotations"][1:2]),
+        ("no box of a single object in train",),
+    ),
 ]
 
 

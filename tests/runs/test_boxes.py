@@ -152,5 +152,3 @@ def test_data_with_boxes_go_through_every_stage(tmp_path: Path) -> None:
     # An edit of detection reruns detectors, and no classifier.
     made.append("pipeline/detection/images.py", "\nMORE = 1\n")
     assert made.repro() == {"params", "train_teacher@finder", "evaluate_teacher@finder", "report"}
-    made.edit(lambda params: params["datasets"]["toys"]["source"]["shapes"].update(seed=1))
-    assert "train_teacher@reader" not in made.repro()
