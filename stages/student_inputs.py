@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +19,15 @@ def main(
 ) -> None:
     """Write the json of inputs of the student of BLOCK."""
     from pipeline.artifacts import publish
+    from pipeline.params import tasks
     from pipeline.params.base import load
     from pipeline.params.students import StudentBlock
+
+    if tasks.told(block) == tasks.DETECTION:
+        content = importlib.import_module(tasks.module("student_inputs")).student_inputs(block, data, code)
+        with publish.replacing(out):
+            publish.write_json(out, content)
+        return
 
     student = load(StudentBlock, block)
 

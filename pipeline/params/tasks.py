@@ -22,6 +22,8 @@ DETECTION: Task = "detection"
 _OF_DETECTION = {
     "prepare_data": "pipeline.detection.preparation",
     "train_teacher": "pipeline.training.detectors",
+    "student_inputs": "pipeline.runs.detector_inputs",
+    "pretrain_student": "pipeline.training.detectors",
     "evaluate": "pipeline.evaluation.detectors",
 }
 
@@ -39,6 +41,11 @@ def told(path: Path) -> Task:
     except (DamagedArtifactError, MissingArtifactError):
         return CLASSIFICATION  # whose reader says what is wrong
     return DETECTION if isinstance(content, dict) and content.get("task") == DETECTION else CLASSIFICATION
+
+
+def modules() -> dict[str, str]:
+    """Return the modules that stages run for detection, by stage."""
+    return dict(_OF_DETECTION)
 
 
 def module(stage: str) -> str:

@@ -54,7 +54,8 @@ def blocks(project: Project) -> dict[str, Block]:
         every |= _teacher(project, name)
         every[f"teachers/{name}/asked"] = asked(project, name)
     for name in params.students:
-        every[f"students/{name}"] = _student(project, name)
+        learns_boxes = detection.learns_boxes(project, name)
+        every[f"students/{name}"] = (detection.student_block if learns_boxes else _student)(project, name)
 
     for name in params.copies:
         every[f"copies/{name}"] = _copy(project, name)

@@ -178,6 +178,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
     sizes = {
         name: 3 * _weight_bytes(build(_spec(project, "students", name, metas[student.dataset]), 0))
         for name, student in params.students.items()  # init, last, best
+        if not detection.learns_boxes(project, name)
     }
     # Seven files: three weights, network.json, history.csv, training.json, inputs.json.
     for name, size in sizes.items():

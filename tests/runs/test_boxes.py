@@ -51,7 +51,12 @@ PARAMS: Params = {
     "tables": {"words": {"kmeans": {"feature": "last", "clusters": 4}}},
     "distill": [],
 }
-STUDENT = {"dataset": "toys", "network": "resnet8", "recipe": "quick"}
+STUDENT = {
+    "dataset": "toys",
+    "network": "faster_rcnn_resnet10x0.25",
+    "recipe": "quick",
+    "detector": DETECTOR,
+}
 
 
 def edited(place: str, value: Any) -> Params:
@@ -81,7 +86,19 @@ def test_a_detector_gets_a_block_of_its_own_kind() -> None:
 
 
 WRONG: list[tuple[str, Any, tuple[str, ...]]] = [
-    ("students", {"sam": STUDENT}, ("students.sam has the data set 'toys', which has boxes", "dvc repro params")),
+    ("students", {"sam": STUDENT | {"network": "resnet8"}}, ("Unknown detector of students.sam.network: 'resnet8'",)),
+    ("students", {"sam": STUDENT | {"weights": "imagenet"}}, ("students.sam.weights is 'imagenet'", "drawn")),
+    ("students", {"sam": STUDENT | {"detector": {"anchor": 8}}}, ("unknown key 'students.sam.detector.anchor'",)),
+    (
+        "students",
+        {"sam": STUDENT | {"recipe": {"quick": {"label_smoothing": 0.1}}}},
+        ("the recipe of students.sam has label_smoothing",),
+    ),
+    (
+        "students",
+        {"sam": STUDENT | {"dataset": "digits", "network": "resnet8"}},
+        ("students.sam.detector has settings of detectors", "'digits' has no boxes"),
+    ),
     (
         "assistants",
         {"a": {"teacher": "finder", "network": "resnet8", "recipe": "quick", "follows": "teacher"}},

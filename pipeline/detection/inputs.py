@@ -1,0 +1,53 @@
+"""What a detector that learns as a student is trained from; see `pipeline/runs/inputs.py` for those of classifiers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pipeline.detection.prepared import Prepared
+from pipeline.detection.spec import DetectorSpec
+from pipeline.errors import StaleArtifactError
+from pipeline.params.base import Block
+from pipeline.params.recipe import Recipe
+
+
+class DetectorInputs(Block):
+    """What a student alone is trained from.
+
+    Attributes:
+        task: what tells it from a classifier's.
+        student: key of `students`.
+        dataset: key of `datasets`.
+        network: the student, and the views that it sees.
+        recipe: how it is trained.
+        data: folder of the prepared data.
+        fingerprint: of the data, by split.
+        code: hash by file of what its stages run for data with boxes, and of its plug-ins.
+    """
+
+    task: Literal["detection"] = "detection"
+    student: str
+    dataset: str
+    network: DetectorSpec
+    recipe: Recipe
+    data: str
+    fingerprint: dict[str, str]
+    code: dict[str, str]
+
+    def of_seed(self, seed: int) -> dict[str, Any]:
+        """Return what the student of a seed is trained from, as json holds it."""
+        return self.model_dump(mode="json") | {"seed": seed}
+
+
+def check_data(inputs: DetectorInputs, prepared: Prepared) -> None:
+    """Refuse prepared data that are not those that `inputs` names.
+
+    Raises:
+        StaleArtifactError: a fingerprint, the normalization or the number of classes differs.
+    """
+    meta, network = prepared.meta, inputs.network
+    found = (meta.fingerprint, meta.mean, meta.std, len(meta.classes))
+    if found != (inputs.fingerprint, network.mean, network.std, network.classes):
+        raise StaleArtifactError(
+            f"{inputs.data} is not the data that this run was resolved with. Run: dvc repro"
+        )
