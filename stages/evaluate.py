@@ -57,6 +57,8 @@ def main(
             # By name: what evaluates detectors is in the hash of their own blocks alone.
             evaluator = importlib.import_module(tasks.module("evaluate"))
             measured, arrays = evaluator.evaluate(folder, folder_of_data, inputs, where)
+            if "run" in inputs:
+                measured |= importlib.import_module(tasks.module("compare")).compare(folder, inputs, where)
         else:
             measured, arrays = evaluate(folder, folder_of_data, inputs, where)
         if run is not None:

@@ -8,6 +8,7 @@ from pipeline.detection.prepared import Prepared
 from pipeline.detection.spec import DetectorSpec
 from pipeline.errors import StaleArtifactError
 from pipeline.params.base import Block
+from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 
 
@@ -51,3 +52,36 @@ def check_data(inputs: DetectorInputs, prepared: Prepared) -> None:
         raise StaleArtifactError(
             f"{inputs.data} is not the data that this run was resolved with. Run: dvc repro"
         )
+
+
+class DetectorRunInputs(DetectorInputs):
+    """What a distilled student is trained from, beside what every student is.
+
+    Attributes:
+        pair: key of `pairs`.
+        run: key of `runs`.
+        seed: of init, order, views and sampled boxes.
+        teacher: key of `teachers`.
+        methods: the methods with their settings, in their order, defaults filled in.
+        transform: the transform with its settings, or None.
+        features: taps of the teacher that are read.
+        weights_folder: of the teacher.
+        weights: hash of the teacher's last weights.
+        matchings: path and hash of the matchings that are read, by their keys.
+    """
+
+    pair: str
+    run: str
+    seed: int
+    teacher: str
+    methods: tuple[Plug, ...]
+    transform: Plug | None
+    features: tuple[str, ...]
+    weights_folder: str
+    weights: str
+    matchings: dict[str, tuple[str, str]]
+
+    @property
+    def schedule(self) -> Plug:
+        """The teacher as it is at the end of its training."""
+        return Plug.of("final")

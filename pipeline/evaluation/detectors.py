@@ -26,7 +26,7 @@ from pipeline.networks.trained import Trained
 
 Metrics = dict[str, float | int | str]
 # Of a student's inputs: what its metrics say of the run.
-PASSED_ON = ("dataset", "student", "seed")
+PASSED_ON = ("dataset", "pair", "run", "teacher", "student", "seed")
 
 
 def evaluate(
@@ -78,6 +78,8 @@ def evaluate(
         **others,
     }
     origin = {"weights": trained.weights["last"], "inputs": trained.inputs, "fingerprint": split.fingerprint}
+    if inputs.get("methods"):
+        metrics["methods"] = " + ".join(name for plug in inputs["methods"] for name in plug)
     passed = {key: inputs[key] for key in PASSED_ON if key in inputs}
     return metrics | passed, arrays | {key: np.array(value) for key, value in origin.items()}
 

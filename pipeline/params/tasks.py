@@ -24,7 +24,11 @@ _OF_DETECTION = {
     "train_teacher": "pipeline.training.detectors",
     "student_inputs": "pipeline.runs.detector_inputs",
     "pretrain_student": "pipeline.training.detectors",
+    "match_channels": "pipeline.matching.detectors",
+    "inputs": "pipeline.runs.detector_inputs",
+    "distill": "pipeline.training.detector_distillation",
     "evaluate": "pipeline.evaluation.detectors",
+    "compare": "pipeline.runs.detector_comparison",  # of evaluate, where there is a teacher
 }
 
 

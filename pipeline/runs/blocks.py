@@ -28,7 +28,7 @@ from pipeline.params.tasks import DETECTION
 from pipeline.params.teacher import TrainBlock
 from pipeline.params.teachers import CodeBlock, ExtractBlock
 from pipeline.params.teaching import TEACHER, Drop
-from pipeline.runs import demands, detection, taught
+from pipeline.runs import demands, detection, detector_runs, taught
 from pipeline.runs.project import Kind, Project
 
 S = TypeVar("S", bound=StageBlock)
@@ -61,7 +61,10 @@ def blocks(project: Project) -> dict[str, Block]:
         every[f"copies/{name}"] = _copy(project, name)
     for name in params.assistants:
         every[f"assistants/{name}"] = _assistant(project, name)
-    for name in params.pairs:
+    for name, pair in params.pairs.items():
+        if detection.learns_boxes(project, pair.student):
+            every |= _detectors(project, name)
+            continue
         every[f"pairs/{name}"] = _pair(project, name)
         every[f"matchings/{name}"] = _match(project, name)
     for name in params.borrowed:
@@ -187,7 +190,17 @@ def _detector(project: Project, name: str) -> dict[str, Block]:
             project, detection.train_block(project, name), modules["train_teacher"]
         ),
         f"teachers/{name}/evaluate": _coded(project, evaluate, modules["evaluate"]),
-        f"teachers/{name}/asked": detection.asked(project, name),
+        f"teachers/{name}/asked": detector_runs.asked(project, name),
+    }
+
+
+def _detectors(project: Project, name: str) -> dict[str, Block]:
+    """Return what a pair of detectors consists of, and how its channels are matched."""
+    match = detector_runs.match_block(project, name)
+    modules = ["stages.match_channels", tasks.module("match_channels")]
+    return {
+        f"pairs/{name}": detector_runs.pair_block(project, name),
+        f"matchings/{name}": _coded(project, match, modules if match.recipes else []),
     }
 
 

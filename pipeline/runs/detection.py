@@ -9,9 +9,9 @@ from pipeline.detection.detector_settings import DetectorSettings
 from pipeline.detection.spec import DetectorBlock, DetectorStudentBlock
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.params.base import validate
+from pipeline.params.matchings import BorrowedParams
 from pipeline.params.recipe import Recipe
 from pipeline.params.students import StudentParams
-from pipeline.params.tables import AskedBlock
 from pipeline.params.tasks import DETECTION
 from pipeline.params.teachers import TeacherParams
 from pipeline.params.weights import DRAWN
@@ -49,12 +49,15 @@ def check(project: Project) -> None:
         ParamsError: it is something that is there for classification alone; the message says what.
     """
     params = project.params
-    for name, pair in params.pairs.items():
-        if learns_boxes(project, pair.student):
-            raise ParamsError(
-                f"params.yaml: pairs.{name} has the student '{pair.student}', which finds boxes, and nothing is "
-                "distilled of these yet. Remove it, then: dvc repro params"
-            )
+    for section, entries in (("borrowed", params.borrowed), ("exports", params.exports)):
+        for name, entry in entries.items():
+            pair = entry.pair if isinstance(entry, BorrowedParams) else name.partition("/")[0]
+            student = params.pairs[pair].student
+            if learns_boxes(project, student):
+                raise ParamsError(
+                    f"params.yaml: {section}.{name} has the student '{student}', which finds boxes, and there is no "
+                    "such thing of these. Remove it, then: dvc repro params"
+                )
     for name, copy in params.copies.items():
         if is_detector(project, copy.teacher):
             raise ParamsError(
@@ -127,12 +130,6 @@ def student_block(project: Project, name: str) -> DetectorStudentBlock:
         recipe=recipe,
         views=project.box_views[student.dataset],
     )
-
-
-def asked(project: Project, name: str) -> AskedBlock:
-    """Return what runs ask of a detector's store: nothing."""
-    nothing = dict.fromkeys(project.params.tables)
-    return AskedBlock(teacher=name, tables=nothing, codes=nothing, matched=())
 
 
 def _check_network(network: TeacherParams | StudentParams, recipe: Recipe, where: str) -> None:

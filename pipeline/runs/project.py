@@ -321,10 +321,11 @@ class Project:
         return self._runs[pair, run]
 
     def distilled(self) -> Iterator[tuple[str, str, RunBlock]]:
-        """Give pair, run and block of all that `distill` asks for."""
+        """Give pair, run and block of all that `distill` asks for, those of detectors left out."""
         for item in self.params.distill:
             pair, _, run = item.partition("/")
-            yield pair, run, self.run(pair, run)
+            if self.tasks[self.params.students[self.params.pairs[pair].student].dataset] == CLASSIFICATION:
+                yield pair, run, self.run(pair, run)
 
     def _run(self, pair: str, run: str) -> RunBlock:
         names, settings = self.params.pairs[pair], self.params.run(pair, run)

@@ -6,7 +6,7 @@ Stages run it by its name (`pipeline/params/tasks.py`). Its steps are eager, in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,11 +68,15 @@ class Losses:
 
     def __call__(self, views: BoxViews, read: Taps, clock: Clock) -> tuple[Tensor, Terms]:
         """Return the loss and its terms, by torchvision's names."""
-        with keyed(self.machine.device, self.seed, "boxes", self._epoch, self._step), self.machine.autocast():
-            losses, _ = self.network.losses(views.images, views.targets)
-        self._step += 1
-        terms = {name: loss.float() for name, loss in losses.items()}
+        terms, _ = self.computed(views)
         return torch.stack([*terms.values()]).sum(), terms
+
+    def computed(self, views: BoxViews, record: Collection[str] = ()) -> tuple[Terms, Taps]:
+        """Return the losses of the next step by torchvision's names, float32, and the taps of `record`."""
+        with keyed(self.machine.device, self.seed, "boxes", self._epoch, self._step), self.machine.autocast():
+            losses, taps = self.network.losses(views.images, views.targets, record)
+        self._step += 1
+        return {name: loss.float() for name, loss in losses.items()}, taps
 
 
 @dataclass(frozen=True)
@@ -213,8 +217,6 @@ def prepare(
     steps = len(batches)
     if steps and recipe.iterations is not None:  # others are checked already
         check_anchors([*anchors.values()], recipe, f"anchors of {job.title}", steps)
-    epochs = recipe.num_epochs(steps)
-    apart = math.ceil(epochs / EVALUATED) or 1
 
     return assembly.assemble(
         job,
@@ -225,8 +227,14 @@ def prepare(
         (Phase("main", recipe),),
         anchors={name: recipe.epochs_of(share, steps) for name, share in anchors.items()} if steps else {},
         measure=MEASURE,
-        evaluated=lambda done: done % apart == 0 or done == epochs,
+        evaluated=evaluated(recipe.num_epochs(steps)),
     )
+
+
+def evaluated(epochs: int) -> Callable[[int], bool]:
+    """Return which of so many epochs are evaluated, by how many are done at their end."""
+    apart = math.ceil(epochs / EVALUATED) or 1
+    return lambda done: done % apart == 0 or done == epochs
 
 
 def check_options(processes: int, *, compiled: bool) -> None:

@@ -169,3 +169,48 @@ def test_data_with_boxes_go_through_every_stage(tmp_path: Path) -> None:
     # An edit of detection reruns detectors, and no classifier.
     made.append("pipeline/detection/images.py", "\nMORE = 1\n")
     assert made.repro() == {"params", "train_teacher@finder", "evaluate_teacher@finder", "report"}
+
+
+KCD: Params = {"student_tap": "stage4_pre", "teacher_feature": "stage4_pre"}
+MIMICRY: Params = {
+    "source": "online",
+    "methods": {"mimicry": KCD | {"reduction": "sum", "weights": {"mimic": 1e-4}}},
+}
+
+
+@pytest.mark.slow
+def test_a_detector_is_distilled_by_every_stage(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    params = PARAMS | {
+        "teachers": {"finder": TEACHER | {"seed": 7}},
+        "students": {"small": STUDENT},
+        "pairs": {"pair": {"teacher": "finder", "student": "small"}},
+        "matchings": {"kcd": KCD},
+        "runs": {
+            "mimic": MIMICRY,
+            "kcd": MIMICRY | {"transform": {"permutation": {"features": ["stage4_pre"]}}},
+        },
+        "tables": {},
+        "distill": ["pair/mimic", "pair/kcd"],
+    }
+    made = make(tmp_path, params)
+    ran = made.repro()
+    assert {
+        "pretrain_student@small-0",
+        "match_channels@pair",
+        "distill@pair/kcd-0",
+        "evaluate@pair/kcd-0",
+    } <= ran
+    for path in ("pretrained/small/0", "students/pair/mimic/0", "students/pair/kcd/0"):
+        assert 0 <= json.loads((tmp_path / f"artifacts/metrics/{path}.json").read_text())["AP"] <= 100
+    assert not made.repro()
+
+    # A method's edit reruns its students, and another teacher all that learn from it.
+    made.append("pipeline/distillation/methods/mimicry.py", "\nMORE = 1\n")
+    students = {f"{stage}@pair/{run}-0" for stage in ("distill", "evaluate") for run in ("mimic", "kcd")}
+    assert made.repro() == {"params", "inputs@pair", "report"} | students
+    params["teachers"]["finder"]["seed"] = 8
+    made.write(params)
+    ran = made.repro()
+    assert {"match_channels@pair"} | students <= ran
+    assert not {"pretrain_student@small-0", "prepare_data@toys", "train_teacher@reader"} & ran
