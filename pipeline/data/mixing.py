@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import seeding
@@ -178,12 +179,13 @@ class MixedImages:
         return finish
 
 
-def _beta(alpha: float) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _beta(alpha: float) -> NDArray[np.int64]:
     """Return quantiles of Beta(alpha, alpha) at equal distances, in 65536ths."""
     from scipy.special import betaincinv
 
     places = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    return np.rint(betaincinv(alpha, alpha, places) * _WHOLE).astype(np.int64)
+    shares: NDArray[np.int64] = np.rint(betaincinv(alpha, alpha, places) * _WHOLE).astype(np.int64)
+    return shares
 
 
 def _boxes(share: Tensor, y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -84,9 +84,13 @@ def _readers(
             yield f"method '{name}'"
     if composition.schedule.needs(composition.schedule_config).label:
         yield f"schedule '{run.schedule.name}'"
-    if run.transform is not None and composition.transform is not None:
-        if composition.transform.needs(composition.transform_config).label:
-            yield f"transform '{run.transform.name}'"
+    transform = composition.transform
+    if (
+        run.transform is not None
+        and transform is not None
+        and transform.needs(composition.transform_config).label
+    ):
+        yield f"transform '{run.transform.name}'"
 
     yield from (f"encoding '{name}'" for name in encodings_of(run.features) if reads_label(name))
     # Sub-classes are those of a class.
