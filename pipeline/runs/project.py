@@ -238,7 +238,8 @@ class Project:
         network, where = getattr(self.params, kind)[name], f"{kind}.{name}.recipe"
         recipe = self.params.recipe(network.recipe, where)
         owner = self.params.teachers[network.teacher] if isinstance(network, AssistantParams) else network
-        mixing.check_recipe(recipe, self.views[owner.dataset], where)
+        if owner.dataset in self.views:  # those of boxes mix no images
+            mixing.check_recipe(recipe, self.views[owner.dataset], where)
         return recipe
 
     # What a teacher's store holds, and what is fitted to it
