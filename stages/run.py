@@ -122,7 +122,7 @@ def _run(repository: Repository, stages: list[Stage], options: _Options) -> None
     executor, cohort = _executor(repository, options)
 
     start = time.monotonic()
-    with interrupt.deferred() as stopping, closing(executor), view(len(stages)) as shown:
+    with interrupt.deferred() as stopping, closing(executor), view([stage.name for stage in stages]) as shown:
         scheduler = Scheduler(
             stages, repository, executor, shown,
             cohort=options.cohort or cohort, keep_going=options.keep_going, force=options.force,

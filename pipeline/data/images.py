@@ -22,9 +22,10 @@ from torch import Tensor
 from pipeline.compute.resident import shared
 from pipeline.data.file_index import Box, FileIndex
 from pipeline.data.image_array import ImageArray
+from pipeline.data.mixing import MixedImages, mixed
 from pipeline.data.prepared import Split
 from pipeline.data.raw import image_files
-from pipeline.data.views import StackSpace, ViewSpace, cropped, view_ids
+from pipeline.data.views import StackSpace, ViewSpace, cropped, mixing, view_ids
 from pipeline.params.size import sides
 
 
@@ -88,6 +89,15 @@ class ResidentImages:
             ids: the view that each sample of the split shows, int64 (N,).
             rows: the samples, int64 (B,), on the device.
         """
+        own = self._unmixed(ids, rows)
+        mixes = mixing(self.space)
+        if mixes is None:
+            return own
+        height, width = own.shape[2:]
+        draw = mixes.draw(ids[rows], rows, len(self.images), (height, width))
+        return mixed(own, self._unmixed(ids, draw.partner), draw)
+
+    def _unmixed(self, ids: Tensor, rows: Tensor) -> Tensor:
         return self.space.apply(self.images.index_select(0, rows), ids[rows], rows)
 
 
@@ -192,7 +202,7 @@ def open_images(split: Split, space: ViewSpace, device: torch.device) -> tuple[I
     labels = torch.from_numpy(np.array(split.labels)).to(device)
     images = split.images
     if isinstance(images, FileIndex):
-        return DecodedImages(images, space, device), labels
+        return stream_images(split, space, device), labels
     return ResidentImages(
         shared(split.fingerprint, device, lambda: images.block(0, len(images))), space
     ), labels
@@ -201,8 +211,17 @@ def open_images(split: Split, space: ViewSpace, device: torch.device) -> tuple[I
 def stream_images(split: Split, space: ViewSpace, device: torch.device) -> Images:
     """Open a split for one pass: memory does not depend on the number of samples."""
     if isinstance(split.images, FileIndex):
-        return DecodedImages(split.images, space, device)
-    return MappedImages(split.images, space, device)
+        return with_partners(DecodedImages(split.images, space, device), split, space)
+    return with_partners(MappedImages(split.images, space, device), split, space)
+
+
+def with_partners(images: Images, split: Split, space: ViewSpace) -> Images:
+    """Return images that are read batch by batch, mixed with others where the space mixes them."""
+    mixes, files = mixing(space), split.images
+    if mixes is None:
+        return images
+    height, width = sides(files.size) if isinstance(files, FileIndex) else files.pixels.shape[2:]
+    return MixedImages(images, mixes, len(split), (height, width))
 
 
 def views(images: Images, slot: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

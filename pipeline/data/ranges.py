@@ -16,9 +16,9 @@ from torch import Tensor
 from pipeline.compute import streams
 from pipeline.data.file_index import FileIndex
 from pipeline.data.image_array import ImageArray
-from pipeline.data.images import DecodedImages, Forward, Images, MappedImages
+from pipeline.data.images import DecodedImages, Forward, Images, MappedImages, ResidentImages, with_partners
 from pipeline.data.prepared import Split
-from pipeline.data.views import ViewSpace, view_ids
+from pipeline.data.views import ViewSpace, mixing, view_ids
 
 SHARE = 4  # images may take so many times less than what is free on a GPU
 BLOCK_BYTES = 64 << 20  # of images that are copied at a time
@@ -53,6 +53,8 @@ class ResidentRanges:
         """Cut views out of the images; see `Ranges.take`."""
         if slot != self._slot:
             self._ids, self._slot = self._of(slot), slot
+        if mixing(self.space) is not None:
+            return ResidentImages(self.images, self.space).views(self._ids, self._rows[start:stop])
         return self.space.apply(self.images[start:stop], self._ids[start:stop], self._rows[start:stop])
 
     def _of(self, slot: int) -> Tensor:
@@ -115,10 +117,13 @@ def open_ranges(split: Split, space: ViewSpace, device: torch.device) -> Ranges:
 
 def open_rows(split: Split, space: ViewSpace, device: torch.device) -> Images:
     """Open a split for few samples, or for many that do not fit on the device."""
+    images: Images
     if isinstance(split.images, FileIndex):
-        return DecodedImages(split.images, space, device)
-    kind = MappedImages if device.type == "cpu" else ReadAheadImages
-    return kind(split.images, space, device)
+        images = DecodedImages(split.images, space, device)
+    else:
+        kind = MappedImages if device.type == "cpu" else ReadAheadImages
+        images = kind(split.images, space, device)
+    return with_partners(images, split, space)
 
 
 def copied(images: ImageArray, device: torch.device) -> Tensor:

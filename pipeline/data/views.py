@@ -19,12 +19,16 @@ from pipeline.compute.precision import full_products
 from pipeline.data.color import ColorJitterSpace
 from pipeline.data.draws import hashed, uniform
 from pipeline.data.erasing import RandomErasingSpace
+from pipeline.data.mixing import MixingSpace
 from pipeline.data.rand_augment import RandAugmentSpace
 from pipeline.errors import ParamsError
 from pipeline.params.size import Size, shown, sides
 from pipeline.params.views import (
     ColorJitter,
     CropFlip,
+    CutMix,
+    Mixup,
+    MixupOrCutMix,
     Plain,
     RandAugment,
     RandomErasing,
@@ -51,7 +55,7 @@ class ViewSpace(Protocol):
     count: int | None
 
     def apply(self, image: Tensor, view: Tensor, index: Tensor) -> Tensor:
-        """Return the views `view` of images.
+        """Return the views `view` of images; of a space that mixes samples, what is mixed (`pipeline.data.mixing`).
 
         Args:
             image: uint8 (B, C, H, W).
@@ -264,6 +268,12 @@ def cropped(space: ViewSpace) -> RandomResizedCropSpace | None:
     return first if isinstance(first, RandomResizedCropSpace) else None
 
 
+def mixing(space: ViewSpace) -> MixingSpace | None:
+    """Return what mixes the views of samples with each other, if anything does: the last of a stack."""
+    last = space.parts[-1][1] if isinstance(space, StackSpace) else space
+    return last if isinstance(last, MixingSpace) else None
+
+
 def view_space(params: ViewParams) -> ViewSpace:
     """Return the view space that `params` describe."""
     match params:
@@ -275,6 +285,8 @@ def view_space(params: ViewParams) -> ViewSpace:
             return RandAugmentSpace(params)
         case RandomErasing():
             return RandomErasingSpace(params)
+        case Mixup() | CutMix() | MixupOrCutMix():
+            return MixingSpace(params)
         case CropFlip():
             return CropFlipSpace(params)
         case RandomResizedCrop():

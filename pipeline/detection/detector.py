@@ -184,15 +184,16 @@ def build(
         classes: K, without the background.
         seed: of the drawn parameters.
         settings: torchvision's where there are none.
-        loaded: weights of the backbone will be filled in, which decides what is frozen by default.
+        loaded: weights are filled in afterwards (`first_weights.fill`), which decides what is frozen by default.
 
     Raises:
         UnknownNameError: there is no such network.
     """
-    settings = settings or DetectorSettings()
+    settings = (settings or DetectorSettings()).resolved(loaded)
     model, backbone = parts(network)
-    norm: Norm = settings.norm or ("frozen" if loaded else "batch")
-    frozen = settings.frozen_stages if settings.frozen_stages is not None else 2 * loaded
+    norm, frozen = settings.norm, settings.frozen_stages
+    assert norm is not None
+    assert frozen is not None
 
     with seeding.scope(seed, "network"):
         body = Body(BACKBONES[backbone], partial(_norm, norm))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -41,3 +41,13 @@ class DetectorSettings(Block):
     sampled_proposals: int = Field(default=512, ge=2, le=100_000)
     lowest_score: float = Field(default=0.05, ge=0, lt=1)
     detections: int = Field(default=100, ge=1, le=10_000)
+
+    def resolved(self, loaded: bool) -> Self:
+        """Return these settings without null.
+
+        Args:
+            loaded: weights are loaded, not drawn.
+        """
+        norm: Norm = self.norm or ("frozen" if loaded else "batch")
+        frozen = (2 if loaded else 0) if self.frozen_stages is None else self.frozen_stages
+        return self.model_copy(update={"norm": norm, "frozen_stages": frozen})

@@ -24,11 +24,11 @@ Example:
     ...
     ...     def forward(self, student: Taps, batch: Batch) -> Terms:
     ...         s, t = student["logits"], batch.teacher["logits"]
-    ...         return {"ce": F.cross_entropy(s, batch.label), "logits": F.mse_loss(s, t)}
+    ...         return {"ce": batch.cross_entropy(s), "logits": F.mse_loss(s, t)}
     >>> Config(weights={"logits": 0.5}).weights
     {'ce': 1.0, 'logits': 0.5}
     >>> Method.needs(Config())
-    Needs(student=('logits',), teacher=('logits',), tables=(), network=False, matchings=())
+    Needs(student=('logits',), teacher=('logits',), tables=(), network=False, matchings=(), label=False)
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Self, TypeVar
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from pydantic import field_validator
 from torch import Tensor, nn
 
 from pipeline import seeding
+from pipeline.data.mixing import Mixture
 from pipeline.errors import ParamsError
 from pipeline.matching.matching import Matching
 from pipeline.networks.architecture import Architecture
@@ -146,6 +148,7 @@ class Needs:
         tables: fitted tables, by the names of `tables` in params.yaml.
         network: whether it reads the teacher's own modules (its classifier for SimKD, its BN for OFD).
         matchings: assignments of the teacher's channels to the student's.
+        label: whether it reads `Batch.label`, one class a sample: then views must not mix samples.
     """
 
     student: tuple[str, ...] = ("logits",)
@@ -153,6 +156,7 @@ class Needs:
     tables: tuple[str, ...] = ()
     network: bool = False
     matchings: tuple[Wanted, ...] = ()
+    label: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """Return what either reads, in the order of first mention."""
@@ -162,6 +166,7 @@ class Needs:
             tuple(dict.fromkeys(self.tables + other.tables)),
             self.network or other.network,
             tuple(dict.fromkeys(self.matchings + other.matchings)),
+            self.label or other.label,
         )
 
 
@@ -222,7 +227,8 @@ class Batch:
 
     Attributes:
         image: normalized views (B, C, H, W).
-        label: labels, int64 (B,).
+        label: labels, int64 (B,); what a method compares with them itself says so in its needs, for where views are
+            mixed these are one of two.
         index: positions of the samples in the training split, int64 (B,).
         teacher: needed features by name, (B, ...), without gradients.
         epoch: the epoch, counted from 0 within the phase, int64 ().
@@ -230,6 +236,7 @@ class Batch:
         step: the step, counted from 0 over all phases, int64 ().
         phase: the phase's name.
         seed: of the run.
+        mixture: the second label of each sample, where views are mixed.
     """
 
     image: Tensor
@@ -241,6 +248,17 @@ class Batch:
     step: Tensor
     phase: str
     seed: int
+    mixture: Mixture | None = None
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """Return the cross-entropy of the labels, a scalar: the mean over the batch, of both labels where it is mixed.
+
+        Args:
+            logits: (B, K).
+        """
+        if self.mixture is None:
+            return F.cross_entropy(logits, self.label)
+        return self.mixture.mean(lambda label: F.cross_entropy(logits, label, reduction="none"), self.label)
 
     def uniform(self, *shape: int, draw: int = 0) -> Tensor:
         """Return float32 draws from [0, 1), of any shape; they are a function of seed, step and `draw` alone.

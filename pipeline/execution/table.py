@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipeline.execution.estimate import Estimate, Running
 from pipeline.execution.job import Job, Progress
 from pipeline.execution.lines import Lines, clock, counted, plain
 
@@ -26,6 +27,7 @@ class _Row:
     Attributes:
         place: where.
         start: of the job.
+        stages: that it runs.
         progress: how far it is, if it says so.
         since: when it said first that it does what it does now.
         before: what was done then: a training resumes from a checkpoint.
@@ -34,6 +36,7 @@ class _Row:
 
     place: str
     start: float
+    stages: tuple[str, ...] = ()
     progress: Progress | None = None
     since: float = 0.0
     before: int = 0
@@ -45,14 +48,19 @@ class _Row:
             self.since, self.before = now, progress.done
         self.progress = progress
 
+    def seconds_left(self, now: float) -> float | None:
+        """Return how long it needs for what it does now; None where nobody knows."""
+        each = self.progress
+        if each is None or self.recording or not self.before < each.done < each.total:
+            return None
+        return (now - self.since) * (each.total - each.done) / (each.done - self.before)
+
     def left(self, now: float) -> str:
         """Say how long it needs for what it does now; nothing where nobody knows."""
-        each = self.progress
         if self.recording:
             return "recording"
-        if each is None or not self.before < each.done < each.total:
-            return ""
-        return f"{clock((now - self.since) * (each.total - each.done) / (each.done - self.before))} left"
+        seconds = self.seconds_left(now)
+        return "" if seconds is None else f"{clock(seconds)} left"
 
     @property
     def what(self) -> str:
@@ -66,15 +74,15 @@ class _Row:
 class Table(Lines):
     """What runs now, how far it is and how long it will take, below the lines of what has ended."""
 
-    def __init__(self, total: int, live: Live) -> None:
-        super().__init__(total)
-        self._live = live
+    def __init__(self, names: Collection[str], live: Live) -> None:
+        super().__init__(len(names))
+        self._live, self._estimate = live, Estimate(names)
         self._rows: dict[str, _Row] = {}
         self._start = time.monotonic()
 
     def started(self, job: Job, place: str) -> None:
         """Add a row."""
-        self._rows[job.name] = _Row(place, time.monotonic())
+        self._rows[job.name] = _Row(place, time.monotonic(), job.stages or (job.name,))
         self._draw()
 
     def moved(self, progress: Mapping[str, Progress | None]) -> None:
@@ -93,6 +101,7 @@ class Table(Lines):
     def settled(self, name: str, state: str, reason: str = "", seconds: float | None = None) -> None:
         """Print a line, and count the stage."""
         super().settled(name, state, reason, seconds)
+        self._estimate.settle(name, seconds, counts=state not in ("failed", "skipped", "stopped"))
         self._draw()
 
     def ended(self, job: Job) -> None:
@@ -111,11 +120,21 @@ class Table(Lines):
         number = max(1, height - 2)  # the footer and the cursor have lines of their own
         footer = Text(style="bold", no_wrap=True, overflow="ellipsis")
         footer.append(f"{self._settled} of {counted(self._total, 'stage')}, {clock(now - self._start)}")
+        left = self._estimate.left(now - self._start, self._running(now))
+        if left is not None:
+            footer.append(f", {'at least' if left.least else 'about'} {clock(left.seconds)} left")
         if len(self._rows) > number:
             footer.append(f", {len(self._rows) - number} more run")
         if self._failed:
             footer.append(f", {self._failed} failed", "red")
         return Group(_grid(list(self._rows.items())[:number], now, width), footer)
+
+    def _running(self, now: float) -> dict[str, Running]:
+        return {
+            name: Running(now - row.start, row.seconds_left(now))
+            for row in self._rows.values()
+            for name in row.stages
+        }
 
 
 def _grid(rows: Sequence[tuple[str, _Row]], now: float, width: int) -> RenderableType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,15 +17,15 @@ LISTED = 8  # names in a line of the summary
 
 
 @contextmanager
-def view(total: int, console: Console | None = None) -> Iterator[View]:
-    """Show a run of `total` stages within the block.
+def view(stages: Collection[str], console: Console | None = None) -> Iterator[View]:
+    """Show a run of stages within the block.
 
     Args:
-        total: all stages, those that are up to date too.
+        stages: their names, those that are up to date too.
         console: the terminal; by default standard error, if it is one.
     """
     if console is None and not sys.stderr.isatty():
-        yield Lines(total)
+        yield Lines(len(stages))
         return
     from rich.console import Console
     from rich.live import Live
@@ -37,7 +37,7 @@ def view(total: int, console: Console | None = None) -> Iterator[View]:
     with Live(
         console=console, transient=True, refresh_per_second=4, redirect_stdout=sys.stdout.isatty()
     ) as live:
-        yield Table(total, live)
+        yield Table(stages, live)
 
 
 def summary(outcome: Outcome, seconds: float) -> list[str]:

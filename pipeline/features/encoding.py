@@ -132,6 +132,11 @@ def encodings_of(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(encoding for name in names for encoding in Feature.parse(name).encodings))
 
 
+def reads_label(encoding: str) -> bool:
+    """Return whether an encoding reads the class of a sample."""
+    return "label" in _reads(encoding)
+
+
 def _reads(encoding: str) -> tuple[str, ...]:
     reads: tuple[str, ...] = getattr(plugin.load("encodings", encoding), "READS", ())
     return reads

@@ -13,6 +13,8 @@ from pipeline.params.plug import Plug
 
 Slots = Annotated[int, Field(ge=0, le=100_000)] | Literal["all"]
 Strength = Annotated[float, Field(ge=0, le=10)]
+Alpha = Annotated[float, Field(ge=0.01, le=100)]
+Probability = Annotated[float, Field(gt=0, le=1)]
 
 
 def ratio_within(ratio: tuple[float, float]) -> tuple[float, float]:
@@ -159,9 +161,62 @@ class RandomErasing(Block):
         return ratio_within(ratio)
 
 
-SPACES = (Plain, CropFlip, RandomResizedCrop, RotateFlip, ColorJitter, RandAugment, RandomErasing)
+class Mixup(Block):
+    """Mixup: every pixel and the label are a mean of two samples' ones: an unbounded number of views.
+
+    Attributes:
+        alpha: of Beta(alpha, alpha), which the first sample's share is drawn from.
+        probability: that a sample is mixed.
+    """
+
+    space: Literal["mixup"]
+    alpha: Alpha = 0.2
+    probability: Probability = 1.0
+
+
+class CutMix(Block):
+    """CutMix: a box shows another sample, and the label is mixed by its area: an unbounded number of views.
+
+    Attributes:
+        alpha: of Beta(alpha, alpha), which the share outside the box is drawn from.
+        probability: that a sample is mixed.
+    """
+
+    space: Literal["cutmix"]
+    alpha: Alpha = 1.0
+    probability: Probability = 1.0
+
+
+class MixupOrCutMix(Block):
+    """One of both, drawn for each sample: an unbounded number of views. The defaults are DeiT's.
+
+    Attributes:
+        mixup: alpha of mixup.
+        cutmix: alpha of CutMix.
+        switch: share of the mixed samples that CutMix has.
+        probability: that a sample is mixed.
+    """
+
+    space: Literal["mixup_or_cutmix"]
+    mixup: Alpha = 0.8
+    cutmix: Alpha = 1.0
+    switch: float = Field(default=0.5, gt=0, lt=1)
+    probability: Probability = 1.0
+
+
+Mixing = Mixup | CutMix | MixupOrCutMix
+SPACES = (
+    Plain,
+    CropFlip,
+    RandomResizedCrop,
+    RotateFlip,
+    ColorJitter,
+    RandAugment,
+    RandomErasing,
+    *get_args(Mixing),
+)
 PartParams = Annotated[
-    Plain | CropFlip | RandomResizedCrop | RotateFlip | ColorJitter | RandAugment | RandomErasing,
+    Plain | CropFlip | RandomResizedCrop | RotateFlip | ColorJitter | RandAugment | RandomErasing | Mixing,
     Field(discriminator="space"),
 ]
 
@@ -178,9 +233,23 @@ class Stack(Block):
 
 
 ViewParams = Annotated[
-    Plain | CropFlip | RandomResizedCrop | RotateFlip | ColorJitter | RandAugment | RandomErasing | Stack,
+    Plain
+    | CropFlip
+    | RandomResizedCrop
+    | RotateFlip
+    | ColorJitter
+    | RandAugment
+    | RandomErasing
+    | Mixing
+    | Stack,
     Field(discriminator="space"),
 ]
+
+
+def mixing(views: ViewParams) -> Mixing | None:
+    """Return what mixes the samples of a view space with each other; None where nothing does."""
+    last = views.parts[-1] if isinstance(views, Stack) else views
+    return last if isinstance(last, Mixing) else None
 
 
 def view_params(views: Sequence[Plug], where: str) -> ViewParams:
@@ -206,7 +275,21 @@ def view_params(views: Sequence[Plug], where: str) -> ViewParams:
                 f"params.yaml: {where} has 'random_resized_crop' after '{parts[0].space}', expected it first, because "
                 "it is cut out of the whole photograph. Put it so."
             )
+        if isinstance(part, Mixing) and part is not parts[-1]:
+            raise _not_last(part, parts[number + 1], where)
     return Stack(space="stack", parts=parts)
+
+
+def _not_last(part: Mixing, following: PartParams, where: str) -> ParamsError:
+    if isinstance(following, Mixing):
+        return ParamsError(
+            f"params.yaml: {where} has both '{part.space}' and '{following.space}', expected one, because a label is "
+            "mixed of two. Name mixup_or_cutmix alone, which draws one of both for each sample."
+        )
+    return ParamsError(
+        f"params.yaml: {where} has '{part.space}' before '{following.space}', expected it last, because it mixes what "
+        "samples show in the end. Put it so."
+    )
 
 
 def _part(views: Plug, where: str) -> PartParams:

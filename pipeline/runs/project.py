@@ -38,7 +38,7 @@ from pipeline.params.tasks import CLASSIFICATION, DETECTION, Task, task_of
 from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.views import Slots, ViewParams, view_params
 from pipeline.params.weights import Head, Weights, WeightsFile, file_settings, is_file, library
-from pipeline.runs import demands, taught
+from pipeline.runs import demands, mixing, taught
 from pipeline.runs.composition import Composition
 from pipeline.runs.rehearsal import feature_shape, rehearse
 from pipeline.tables.table import TableConfig
@@ -230,8 +230,17 @@ class Project:
         self._fitting.add(key)
 
     def recipe(self, kind: Kind, name: str) -> Recipe:
-        """Return how a teacher, student or assistant is trained."""
-        return self.params.recipe(getattr(self.params, kind)[name].recipe, f"{kind}.{name}.recipe")
+        """Return how a teacher, student or assistant is trained.
+
+        Raises:
+            ParamsError: it does not go together with the views of the data set.
+        """
+        network, where = getattr(self.params, kind)[name], f"{kind}.{name}.recipe"
+        recipe = self.params.recipe(network.recipe, where)
+        owner = self.params.teachers[network.teacher] if isinstance(network, AssistantParams) else network
+        if owner.dataset in self.views:  # those of boxes mix no images
+            mixing.check_recipe(recipe, self.views[owner.dataset], where)
+        return recipe
 
     # What a teacher's store holds, and what is fitted to it
 
@@ -368,14 +377,11 @@ class Project:
 
         # First what is there at all: its errors say what to add, the rehearsal's only what does not fit.
         demands.check_run(self, pair, block, needs.student, where)
+        stand_ins = self._stand_ins(names.teacher, needs.tables)
         with placed(f"{where} (of pair {pair})"):
-            rehearse(
-                composition,
-                self.spec("students", names.student),
-                known,
-                self._stand_ins(names.teacher, needs.tables),
-                self._blank,
-            )
+            rehearse(composition, self.spec("students", names.student), known, stand_ins, self._blank)
+        shown = views or self.views[dataset]
+        mixing.check_run(composition, block, shown, stand_ins, self.params.matchings, where)
         return block
 
     def _blank(self, spec: NetworkSpec) -> Network:

@@ -50,7 +50,7 @@ class CrossEntropy:
         with self.machine.autocast():
             logits = self.network(views.image)
         # In float32, whatever the forward pass was computed in.
-        loss = label_term(logits.float(), views.label, self.smoothing, self.weights)
+        loss = label_term(logits.float(), views.label, self.smoothing, self.weights, views.mixture)
         return loss, {"ce": loss}
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.data.mixing import Mixture
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.params.recipe import Recipe
 
@@ -53,21 +54,32 @@ def class_weights(
 
 
 def label_term(
-    logits: Tensor, label: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+    logits: Tensor,
+    label: Tensor,
+    smoothing: float = 0.0,
+    weights: Tensor | None = None,
+    mixture: Mixture | None = None,
 ) -> Tensor:
     """Return the cross-entropy of labels: the mean over the batch of each sample's, times what its class weighs.
+
+    A sample of two labels has the mean of both losses, by what the labels count.
 
     Args:
         logits: (B, K).
         label: int64 (B,).
         smoothing: share of each label that is spread over all classes.
         weights: of the classes (K,); None weighs all alike.
+        mixture: the second labels, where samples are mixed.
     """
-    if weights is None:
+    if weights is None and mixture is None:
         return F.cross_entropy(logits, label, label_smoothing=smoothing)
+
     # torch's own weights divide by what the batch weighs, which differs between batches and between ranks.
-    rows = F.cross_entropy(logits, label, label_smoothing=smoothing, reduction="none")
-    return (weights.index_select(0, label) * rows).mean()
+    def rows(label: Tensor) -> Tensor:
+        losses = F.cross_entropy(logits, label, label_smoothing=smoothing, reduction="none")
+        return losses if weights is None else weights.index_select(0, label) * losses
+
+    return rows(label).mean() if mixture is None else mixture.mean(rows, label)
 
 
 def by_class(labels: NDArray[np.int64]) -> tuple[Tensor, ...]:

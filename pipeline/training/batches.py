@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline import seeding
 from pipeline.compute.distributed import ALONE, Ranks
 from pipeline.data.images import Images, ResidentImages, views
+from pipeline.data.mixing import MixingSpace, Mixture
 from pipeline.data.normalize import Normalize
 from pipeline.data.views import slot_of
 from pipeline.params.recipe import cut
@@ -109,6 +110,7 @@ class Views:
         image: normalized (B, C, H, W).
         label: int64 (B,).
         share: of the global batch, which the ranks divide among them; 1 in one process.
+        mixture: the second label of each sample, where views are mixed.
     """
 
     slot: Tensor
@@ -116,6 +118,7 @@ class Views:
     image: Tensor
     label: Tensor
     share: float = 1.0
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class Batches:
         ranks: who divide each batch among them.
         groups: samples by class, int64 (n,) each on the CPU, that are drawn equally often; without any, each sample
             comes once an epoch.
+        mixing: how the images mix samples; None where they do not.
     """
 
     images: Images
@@ -144,6 +148,7 @@ class Batches:
     drop_last: bool = False
     ranks: Ranks = ALONE
     groups: tuple[Tensor, ...] = ()
+    mixing: MixingSpace | None = None
 
     @property
     def device(self) -> torch.device:
@@ -265,7 +270,17 @@ class Feed:
         else:
             image = self._held.get("image", size)
         label = batches.labels.index_select(0, rows)
-        return Views(self._slot, rows, batches.normalize(image), label, self._shares[number])
+        mixture = self._mixture(rows, image)
+        return Views(self._slot, rows, batches.normalize(image), label, self._shares[number], mixture)
+
+    def _mixture(self, rows: Tensor, image: Tensor) -> Mixture | None:
+        """Return the second labels of samples (B,) and what they count, which the images (B, C, H, W) were mixed by."""
+        batches = self.batches
+        if batches.mixing is None:
+            return None
+        height, width = image.shape[2:]
+        draw = batches.mixing.draw(self._slot, rows, len(batches.labels), (height, width))
+        return Mixture(batches.labels.index_select(0, draw.partner), draw.coefficient)
 
 
 class Held:

@@ -111,6 +111,7 @@ class Distillation(nn.Module):
             step=clock.step,
             phase=self.epoch.phase,
             seed=self.seed,
+            mixture=views.mixture,
         )
 
         with self.machine.autocast():
@@ -135,9 +136,10 @@ class Distillation(nn.Module):
             if not self._checked:
                 self.method.check(taught)
             computed = self.method(seen, taught)
-            own = seen is not taps or self.smoothing or self.class_weights is not None
-            if own and LABELS in computed:
-                computed[LABELS] = label_term(taps["logits"], views.label, self.smoothing, self.class_weights)
+            if LABELS in computed and self._own_labels(views, changed=seen is not taps):
+                computed[LABELS] = label_term(
+                    taps["logits"], views.label, self.smoothing, self.class_weights, views.mixture
+                )
             if lesson.terms is not None:
                 # Terms that do not count are not in the history either.
                 computed = {name: term for name, term in computed.items() if name in lesson.terms}
@@ -153,6 +155,11 @@ class Distillation(nn.Module):
     def diagnose(self) -> dict[str, float]:
         """Return what method and schedule say of the epoch that has ended."""
         return self.method.diagnose() | self.schedule.diagnose()
+
+    def _own_labels(self, views: Views, *, changed: bool) -> bool:
+        """Return whether `ce` is not what methods make of it: of other logits, or with what the recipe or views add."""
+        weighed = bool(self.smoothing) or self.class_weights is not None
+        return changed or weighed or views.mixture is not None
 
     def _features(self, views: Views, read: Taps) -> Taps:
         of = (views.slot, views.index, views.image, views.label)

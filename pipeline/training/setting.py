@@ -11,7 +11,7 @@ from pipeline.compute.machine import Machine
 from pipeline.data.images import open_images
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
-from pipeline.data.views import ViewSpace, num_slots, view_space
+from pipeline.data.views import ViewSpace, mixing, num_slots, view_space
 from pipeline.evaluation.accuracy import top
 from pipeline.evaluation.forward import PlainSplit, logits
 from pipeline.networks.network import Network
@@ -43,7 +43,16 @@ class Setting:
         images, labels = open_images(split, self.space, self.machine.device)
         groups = balance.by_class(split.labels) if recipe.sampling == "balanced" else ()
         return Batches(
-            images, labels, slots, self.normalize, seed, recipe.batch_size, recipe.drop_last, groups=groups
+            images,
+            labels,
+            slots,
+            self.normalize,
+            seed,
+            recipe.batch_size,
+            recipe.drop_last,
+            groups=groups,
+            # Plain views are not mixed.
+            mixing=None if slots == 0 else mixing(self.space),
         )
 
     def class_weights(self, recipe: Recipe, title: str) -> Tensor | None:

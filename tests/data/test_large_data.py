@@ -15,6 +15,7 @@ import pytest
 import torch
 from device_fixtures import current, here
 from feature_fixtures import features_of, run_stage
+from mixing_fixtures import EITHER, mixtures
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from prepared_fixtures import edit_meta
@@ -30,6 +31,7 @@ from pipeline.data.layout import Meta
 from pipeline.data.normalize import Normalize
 from pipeline.data.preparation import prepare
 from pipeline.data.prepared import Prepared, Split
+from pipeline.data.ranges import open_ranges
 from pipeline.data.views import RandomResizedCropSpace, cropped, view_ids, view_space
 from pipeline.errors import DataError, ParamsError
 from pipeline.features import manifest as manifests
@@ -306,6 +308,24 @@ def test_what_is_stacked_on_a_random_box_changes_the_box_of_the_whole_photograph
     expected = view_space(jitter).apply(all_views(split, CROPS, 2), torch.full_like(index, 2), index)
     assert torch.equal(found, expected)
     assert not torch.equal(found, all_views(split, CROPS, 2))
+
+
+@pytest.mark.usefixtures("device")
+def test_photographs_are_mixed_as_they_are_shown_with_all_that_is_cut_out_of_them(prepared: Prepared) -> None:
+    split, device = prepared.split("train"), current().device
+    space = view_space(Stack(space="stack", parts=(CROPS, EITHER)))
+    batches = torch.randperm(26, generator=seeding.generator("order")).split(7)
+    for slot in (0, 3):
+        # A random box is drawn alike alone and in a stack.
+        expected = mixtures(all_views(split, CROPS, slot).cpu().numpy(), slot, EITHER)
+        for images in (open_images(split, space, device)[0], stream_images(split, space, device)):
+            for index, view in views(images, slot, batches):
+                np.testing.assert_array_equal(view.cpu().numpy(), expected.pixels[index.numpy()])
+        taken = open_ranges(split, space, device)
+        for start, stop in ((0, 10), (10, 20), (20, 26)):
+            np.testing.assert_array_equal(
+                taken.take(slot, start, stop).cpu().numpy(), expected.pixels[start:stop]
+            )
 
 
 class Recorder:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from device_fixtures import current, here
 from error_fixtures import one_line
 from safetensors.torch import load as load_tensors
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from training_fixtures import CLASSES, KNOWN, RECIPE, Assembled, assemble, frozen_teacher
 
 from pipeline import plugin, seeding
+from pipeline.data.mixing import Mixture
 from pipeline.distillation import method, schedule, transform
 from pipeline.distillation.method import BaseMethod, Batch, MethodConfig, Terms
 from pipeline.distillation.methods import fitnet, kd
@@ -246,6 +248,28 @@ def test_terms_are_a_function_of_seed_and_batch(name: str) -> None:
     second = steps(build(name))
     for (_, one), (_, other) in zip(first, second, strict=True):
         assert {key: x.item() for key, x in one.items()} == {key: x.item() for key, x in other.items()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_labels_of_mixed_samples_count_or_the_method_says_that_it_reads_one(name: str) -> None:
+    first, second = build(name), build(name)
+    reads = first.needs.label or any("per_class" in arrays for arrays in first.context.tables.values())
+    same = []
+    for phase in first.method.phases(RECIPE):
+        batch = first.batch(phase=phase.name)
+        partner, coefficient = (batch.label + 1) % CLASSES, here(torch.linspace(0.1, 0.8, len(batch.label)))
+        one = replace(batch, mixture=Mixture(partner, coefficient))
+        # Which of two labels is called the sample's own is a matter of words.
+        other = replace(batch, label=partner, mixture=Mixture(batch.label, 1 - coefficient))
+        terms = first.method(first.taps(one), one)
+        swapped = second.method(second.taps(other), other)
+        same += [torch.allclose(terms[term], swapped[term], rtol=1e-5, atol=1e-6) for term in terms]
+        if "ce" in terms:
+            logits = first.taps(batch)["logits"]
+            parts = [F.cross_entropy(logits, x, reduction="none") for x in (batch.label, partner)]
+            expected = (coefficient * parts[0] + (1 - coefficient) * parts[1]).mean()
+            torch.testing.assert_close(terms["ce"], expected, rtol=1e-5, atol=1e-6)
+    assert all(same) != reads
 
 
 @pytest.mark.parametrize("name", CASES)

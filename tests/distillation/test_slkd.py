@@ -31,6 +31,7 @@ from training_fixtures import (
 )
 
 from pipeline import seeding
+from pipeline.data.mixing import Mixture
 from pipeline.distillation.method import Batch
 from pipeline.distillation.schedules.self_learning import Config, Schedule
 from pipeline.distillation.transform import TeacherTransform, TransformConfig
@@ -118,6 +119,27 @@ def test_the_published_form_is_the_formula() -> None:
         assert terms[f"slt{number}_kd"].item() == pytest.approx(kl(t, c, 4), rel=1e-4)
     assert terms["fused_kd"].item() == pytest.approx(kl(fused, s, 4), rel=1e-4)
     assert list(terms) == ["slt1_ce", "slt1_kd", "slt2_ce", "slt2_kd", "fused_ce", "fused_kd", "ce", "kd"]
+
+
+def test_every_network_learns_from_both_labels_of_mixed_samples() -> None:
+    objective, schedule, found, batch = made()
+    partner, share = (batch.label + 1) % CLASSES, here(torch.linspace(0.1, 0.9, 5))
+    views = replace(views_of(batch), mixture=Mixture(partner, share))
+    objective.source = FixedSource(batch.teacher)
+    _, terms = objective(views, {}, clock())
+    networks = {"ce": found.student, "fused_ce": found.student}
+    networks |= {f"slt{number}_ce": network for number, network in enumerate(schedule.networks, start=1)}
+    assert {name for name in terms if name.endswith("ce")} == networks.keys()
+    for name, network in networks.items():
+        logits = network(batch.image).double()
+        # One by one: of a sample its own label counts its share, and its partner's the rest.
+        rows = [
+            w * ce([row], [own]) + (1 - w) * ce([row], [other])
+            for row, own, other, w in zip(
+                logits.tolist(), batch.label.tolist(), partner.tolist(), share.tolist(), strict=True
+            )
+        ]
+        assert terms[name].item() == pytest.approx(sum(rows) / 5, rel=1e-4), name
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,13 @@ def job(name: str) -> Job:
     return Job(name, ("true",), Path(), Path("log"))
 
 
+def names(number: int) -> list[str]:
+    """Return the names of stages that no test starts."""
+    return [f"unknown@{index}" for index in range(number)]
+
+
 def test_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with view(5) as shown:
+    with view(names(5)) as shown:
         shown.started(job("a"), "cpu")
         shown.moved({"a": Progress("training", 1, 2)})
         shown.recording(job("a"))
@@ -80,7 +85,7 @@ def test_lines_off_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_row_says_where_how_far_and_how_long(clock: Clock) -> None:
     screen = Screen()
-    with view(9, screen.console) as shown:
+    with view(names(9), screen.console) as shown:
         assert isinstance(shown, table.Table)
         shown.started(job("train_teacher@big"), "GPU 0")
         clock.now += 10
@@ -95,7 +100,7 @@ def test_a_row_says_where_how_far_and_how_long(clock: Clock) -> None:
 
 def test_a_new_bar_of_a_job_is_timed_anew(clock: Clock) -> None:
     screen = Screen()
-    with view(1, screen.console) as shown:
+    with view(names(1), screen.console) as shown:
         assert isinstance(shown, table.Table)
         shown.started(job("fit"), "cpu")
         shown.moved({"fit": Progress("k-means", 0, 10)})
@@ -110,7 +115,7 @@ def test_a_new_bar_of_a_job_is_timed_anew(clock: Clock) -> None:
 
 def test_a_job_is_recorded_and_its_row_is_taken_away(clock: Clock) -> None:
     screen = Screen()
-    with view(2, screen.console) as shown:
+    with view(names(2), screen.console) as shown:
         assert isinstance(shown, table.Table)
         shown.started(job("a"), "cpu")
         shown.recording(job("a"))
@@ -120,10 +125,29 @@ def test_a_job_is_recorded_and_its_row_is_taken_away(clock: Clock) -> None:
         assert screen.lines(shown) == ["1 of 2 stages, 0:00, 1 failed"]
 
 
+def test_the_last_line_says_how_long_the_others_will_take(clock: Clock) -> None:
+    screen = Screen()
+    with view([*(f"distill@{index}" for index in range(4)), "report"], screen.console) as shown:
+        assert isinstance(shown, table.Table)
+        shown.started(
+            Job("distill@0-1", ("true",), Path(), Path("log"), stages=("distill@0", "distill@1")), "cpu"
+        )
+        clock.now += 60
+        shown.settled("distill@0", "ran", "", 60.0)
+        shown.settled("distill@1", "failed", "no", 60.0)
+        shown.ended(job("distill@0-1"))
+        shown.started(job("distill@2"), "cpu")
+        clock.now += 20
+        shown.moved({})
+        assert screen.lines(shown)[-1] == "2 of 5 stages, 1:20, at least 1:40 left, 1 failed"
+        shown.settled("report", "unchanged")
+        assert screen.lines(shown)[-1] == "3 of 5 stages, 1:20, about 1:40 left, 1 failed"
+
+
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 110, 200])
 def test_rows_fit_any_terminal(clock: Clock, width: int) -> None:
     screen = Screen(width, height=12)
-    with view(58, screen.console) as shown:
+    with view(names(58), screen.console) as shown:
         assert isinstance(shown, table.Table)
         for index in range(16):
             name = f"distill@a-long-name-of-a-pair-of-networks/with-a-run-{index:02}"
@@ -142,7 +166,7 @@ def test_rows_fit_any_terminal(clock: Clock, width: int) -> None:
 
 def test_names_are_printed_as_they_are(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen()
-    with view(1, screen.console) as shown:
+    with view(names(1), screen.console) as shown:
         assert isinstance(shown, table.Table)
         shown.started(job(HOSTILE), "[blue]cpu")
         shown.moved({HOSTILE: Progress("[bold]t", 0, 0, "\x1b[2J")})
@@ -159,7 +183,7 @@ def test_prints_stand_above_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     screen, mine = Screen(), io.StringIO()
     monkeypatch.setattr(mine, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdout", mine)
-    with view(1, screen.console) as shown:
+    with view(names(1), screen.console) as shown:
         shown.started(job("a"), "cpu")
         print("[red]from elsewhere")
         print("a warning", file=sys.stderr)
@@ -172,7 +196,7 @@ def test_prints_stand_above_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lines_go_into_the_file_that_the_user_names(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen()
-    with view(1, screen.console) as shown:
+    with view(names(1), screen.console) as shown:
         shown.settled("a", "ran", "", 2.0)
     assert capsys.readouterr().out == "[1/1] a: ran in 2.0 s\n"
     assert "ran in" not in screen.text

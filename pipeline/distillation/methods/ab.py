@@ -16,7 +16,6 @@ phase, and in the first one RepDistiller keeps the statistics of what it does no
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline import seeding
@@ -82,7 +81,7 @@ class Method(BaseMethod[Config]):
             ]
             terms["boundary"] = SCALE * torch.stack(places).sum()
         if batch.phase != FIRST:
-            terms["ce"] = F.cross_entropy(student["logits"], batch.label)
+            terms["ce"] = batch.cross_entropy(student["logits"])
         return terms
 
 

@@ -44,7 +44,7 @@ class Method(BaseMethod[Config]):
         for tap, feature in self.config.pairs.items():
             s, t = smaller(student[tap], batch.teacher[feature])
             places.append((attention(s) - attention(t)).square().mean())
-        return {"ce": F.cross_entropy(student["logits"], batch.label), "attention": torch.stack(places).sum()}
+        return {"ce": batch.cross_entropy(student["logits"]), "attention": torch.stack(places).sum()}
 
 
 def attention(x: Tensor) -> Tensor:

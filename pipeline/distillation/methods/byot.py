@@ -66,11 +66,11 @@ class Method(BaseMethod[Config]):
         p = F.softmax(student["logits"].detach() / temperature, dim=1)  # (B, K)
         pooled = student["pooled"].detach()  # (B, D)
 
-        ce = F.cross_entropy(student["logits"], batch.label)
+        ce = batch.cross_entropy(student["logits"])
         # Without heads the terms are 0, and stay terms: the history has one set of columns.
         terms = {"ce": ce, "ce_shallow": 0 * ce, "soft": 0 * ce, "feature": 0 * ce}
         for position, head in self.heads(student, ("logits", "pooled")).items():
-            terms["ce_shallow"] = terms["ce_shallow"] + F.cross_entropy(head["logits"], batch.label)
+            terms["ce_shallow"] = terms["ce_shallow"] + batch.cross_entropy(head["logits"])
             terms["soft"] = terms["soft"] + F.cross_entropy(head["logits"] / temperature, p)
             if position in self.projectors:
                 guided = self.projectors[position](head["pooled"])  # (B, D)

@@ -74,8 +74,8 @@ class Method(BaseMethod[Config]):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Return the student's logits, its tap and the teacher's feature."""
-        return config.needs
+        """Return the student's logits, its tap and the teacher's feature, and the label."""
+        return config.needs | Needs(student=(), label=True)
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `contrast`, the sum of both directions."""
@@ -88,7 +88,7 @@ class Method(BaseMethod[Config]):
         contrast = self.teacher.contrast(s, rows) + self.student.contrast(t, rows)
         self.student.remember(s, batch.index)
         self.teacher.remember(t, batch.index)
-        return {"ce": F.cross_entropy(student["logits"], batch.label), "contrast": contrast}
+        return {"ce": batch.cross_entropy(student["logits"]), "contrast": contrast}
 
 
 class Memory(nn.Module):

@@ -57,7 +57,7 @@ class Method(BaseMethod[Config]):
         temperature = self.config.least + self.config.span * torch.sigmoid(theta)
 
         log_p, log_q = (F.log_softmax(x / temperature, dim=1) for x in (t, s))
-        return {"ce": F.cross_entropy(s, batch.label), "kd": log_kl(log_q, log_p, temperature)}
+        return {"ce": batch.cross_entropy(s), "kd": log_kl(log_q, log_p, temperature)}
 
     def diagnose(self) -> dict[str, float]:
         """Return the temperature that the epoch ended with."""

@@ -46,7 +46,7 @@ class Method(BaseMethod[Config]):
         temperature = self.config.temperature
         p_s, p_t = (F.softmax(x / temperature, dim=1) for x in (student["logits"], batch.teacher["logits"]))
         return {
-            "ce": F.cross_entropy(student["logits"], batch.label),
+            "ce": batch.cross_entropy(student["logits"]),
             "inter": temperature**2 * (1 - pearson(p_s, p_t)).mean(),
             "intra": temperature**2 * (1 - pearson(p_s.T, p_t.T)).mean(),
         }

@@ -13,8 +13,6 @@ taken in log-space, so that probabilities that underflow still have a gradient.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-
 from pipeline.distillation.losses import log_kl, one_against_others
 from pipeline.distillation.method import (
     BaseMethod,
@@ -48,8 +46,8 @@ class Method(BaseMethod[Config]):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Return the logits of both."""
-        return Needs(student=("logits",), teacher=("logits",))
+        """Return the logits of both, and the label."""
+        return Needs(student=("logits",), teacher=("logits",), label=True)
 
     def weights(self, batch: Batch) -> StepWeights:
         """Return the weights of an epoch: those of `target` and `others` grow over the first ones."""
@@ -63,7 +61,7 @@ class Method(BaseMethod[Config]):
             for x in (student["logits"], batch.teacher["logits"])
         )
         return {
-            "ce": F.cross_entropy(student["logits"], batch.label),
+            "ce": batch.cross_entropy(student["logits"]),
             "target": log_kl(s, t, temperature),
             "others": log_kl(s_rest, t_rest, temperature),
         }

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from itertools import permutations
 
-import torch.nn.functional as F
-
 from pipeline.distillation.heads import Heads, HeadsConfig
 from pipeline.distillation.losses import soft_kl
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
@@ -41,12 +39,12 @@ class Method(BaseMethod[Config]):
         shallow = [taps["logits"] for taps in self.heads(student, ("logits",)).values()]
         every = [student["logits"], *shallow]  # each (B, K)
 
-        ce = F.cross_entropy(student["logits"], batch.label)
+        ce = batch.cross_entropy(student["logits"])
         # What teaches is detached: a classifier learns from the others, and is not pulled by its pupils.
         pairs = (soft_kl(learner, teacher.detach(), 1.0) for teacher, learner in permutations(every, 2))
         return {
             "ce": ce,
             # Sums start at 0 * ce: without heads they are tensors too.
-            "ce_shallow": sum((F.cross_entropy(z, batch.label) for z in shallow), 0 * ce),
+            "ce_shallow": sum((batch.cross_entropy(z) for z in shallow), 0 * ce),
             "synergy": sum(pairs, 0 * ce),
         }

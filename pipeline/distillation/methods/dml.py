@@ -59,7 +59,7 @@ class Method(BaseMethod[Config]):
             peers = [peer(batch.image) for peer in self.peers]
         every = [s, *(z.to(s.dtype) for z in peers)]
 
-        labels = [F.cross_entropy(z, batch.label) for z in every]
+        labels = [batch.cross_entropy(z) for z in every]
         log_p = [F.log_softmax(z, dim=1) for z in every]
         mutual = []
         for learner, log_q in enumerate(log_p):

@@ -22,7 +22,6 @@ from collections.abc import Hashable
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.distillation.epoch_values import Gathered
@@ -111,7 +110,7 @@ class Method(BaseMethod[Config]):
 
         t, tau = batch.teacher["logits"], self.config.temperature  # (B, K)
         terms: Terms = {
-            "ce": F.cross_entropy(student["logits"], batch.label),
+            "ce": batch.cross_entropy(student["logits"]),
             "kd": soft_kl_rows(student["logits"], t, tau).mean(),
         }
         if shallow:

@@ -8,8 +8,6 @@ that fade; here the heads are DSKD's, and w = 1 is a choice, because DSKD does n
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-
 from pipeline.distillation.heads import Heads, HeadsConfig
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
 from pipeline.networks.network import Taps
@@ -35,10 +33,10 @@ class Method(BaseMethod[Config]):
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `ce_shallow`, the sum over the heads."""
-        ce = F.cross_entropy(student["logits"], batch.label)
+        ce = batch.cross_entropy(student["logits"])
         shallow = self.heads(student, ("logits",)).values()
         # The sum starts at 0 * ce: without heads it is a tensor too.
         return {
             "ce": ce,
-            "ce_shallow": sum((F.cross_entropy(x["logits"], batch.label) for x in shallow), 0 * ce),
+            "ce_shallow": sum((batch.cross_entropy(x["logits"]) for x in shallow), 0 * ce),
         }

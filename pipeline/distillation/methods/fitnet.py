@@ -91,6 +91,6 @@ class Method(BaseMethod[Config]):
         hint = (batch.teacher[self.config.teacher_feature] - self.mean) / self.scale  # (B, C, H, W)
         guided = self.regressor(student[self.config.student_tap])  # (B, C, H, W)
         return {
-            "ce": F.cross_entropy(student["logits"], batch.label),
+            "ce": batch.cross_entropy(student["logits"]),
             "hint": F.mse_loss(guided, hint),
         }

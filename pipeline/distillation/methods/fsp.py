@@ -15,7 +15,6 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.distillation.method import BaseMethod, Batch, Context, Needs, Terms, Weights
@@ -81,7 +80,7 @@ class Method(BaseMethod[Config]):
             ]
             terms["flow"] = torch.stack(flows).sum()
         if batch.phase != FIRST:
-            terms["ce"] = F.cross_entropy(student["logits"], batch.label)
+            terms["ce"] = batch.cross_entropy(student["logits"])
         return terms
 
 

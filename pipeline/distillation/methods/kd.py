@@ -8,8 +8,6 @@ use 1 and 1; ImageNet 0.5 and 0.5 with T = 1. KCD's "CE + 16 KL" is 1 and 1 here
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-
 from pipeline.distillation.losses import soft_kl
 from pipeline.distillation.method import BaseMethod, Batch, MethodConfig, Needs, Terms, Weights
 from pipeline.networks.network import Taps
@@ -38,4 +36,4 @@ class Method(BaseMethod[Config]):
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce` and `kd`."""
         s, t = student["logits"], batch.teacher["logits"]  # (B, K), (B, K)
-        return {"ce": F.cross_entropy(s, batch.label), "kd": soft_kl(s, t, self.config.temperature)}
+        return {"ce": batch.cross_entropy(s), "kd": soft_kl(s, t, self.config.temperature)}

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Self
 
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -120,7 +119,7 @@ class Method(BaseMethod[Config]):
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce`, and `words` and `subclasses` where a place learns them."""
-        terms: dict[str, Tensor] = {"ce": F.cross_entropy(student["logits"], batch.label)}
+        terms: dict[str, Tensor] = {"ce": batch.cross_entropy(student["logits"])}
         for tap, place in self.config.places.items():
             loss = self.targets[tap](student[f"{tap}.scores"], batch.teacher[place.source], batch.label)
             kind = self.kinds[tap]

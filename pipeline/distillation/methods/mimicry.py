@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch.nn.functional as F
-
 from pipeline.distillation.method import (
     BaseMethod,
     Batch,
@@ -72,4 +70,4 @@ class Method(BaseMethod[Config]):
         s, t = student[self.config.student_tap], batch.teacher[self.config.teacher_feature]  # (B, C, H, W)
         per_sample = (s - t).square().flatten(1).sum(dim=1)  # (B,)
         mimic = per_sample.mean() / (s[0].numel() if self.config.reduction == "mean" else 1)
-        return {"ce": F.cross_entropy(student["logits"], batch.label), "mimic": mimic}
+        return {"ce": batch.cross_entropy(student["logits"]), "mimic": mimic}

@@ -100,7 +100,7 @@ class Method(BaseMethod[Config]):
                 t = F.adaptive_avg_pool2d(t, (s.shape[2], s.shape[3]))
             target = torch.maximum(t, self.get_buffer(_margin_of(tap)))
             places.append(2.0 ** (number - count) * partial(s, target))
-        return {"ce": F.cross_entropy(student["logits"], batch.label), "overhaul": torch.stack(places).sum()}
+        return {"ce": batch.cross_entropy(student["logits"]), "overhaul": torch.stack(places).sum()}
 
 
 def partial(student: Tensor, target: Tensor) -> Tensor:

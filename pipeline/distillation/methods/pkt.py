@@ -11,7 +11,6 @@ Several processes each compare the samples of their own part of the batch.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.distillation.method import BaseMethod, Batch, Needs, Terms, Weights
@@ -47,7 +46,7 @@ class Method(BaseMethod[Config]):
         s = neighbors(student[self.config.student_tap])  # (B, B)
         t = neighbors(batch.teacher[self.config.teacher_feature])
         divergence = (t * ((t + LEAST).log() - (s + LEAST).log())).mean()
-        return {"ce": F.cross_entropy(student["logits"], batch.label), "probability": divergence}
+        return {"ce": batch.cross_entropy(student["logits"]), "probability": divergence}
 
 
 def neighbors(x: Tensor) -> Tensor:

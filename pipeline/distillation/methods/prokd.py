@@ -56,7 +56,7 @@ class Method(BaseMethod[Config]):
         """Return `logits` in the phase of the teacher, then `ce`."""
         s = student["logits"]  # (B, K)
         if batch.phase != FIRST:
-            return {"ce": F.cross_entropy(s, batch.label)}
+            return {"ce": batch.cross_entropy(s)}
         factors = self.config.temperatures
         phi = (1 + factors * batch.epoch // batch.epochs) / factors
         return {"logits": F.mse_loss(s, phi * batch.teacher["logits"])}

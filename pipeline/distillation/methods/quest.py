@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
@@ -91,4 +90,4 @@ class Method(BaseMethod[Config]):
         for tap, place in self.config.places.items():
             scores = self.predictors[tap](student[tap])  # (B, K, H, W)
             words.append(self.targets[tap](scores, batch.teacher[place.source], batch.label))
-        return {"ce": F.cross_entropy(student["logits"], batch.label), "words": torch.stack(words).sum()}
+        return {"ce": batch.cross_entropy(student["logits"]), "words": torch.stack(words).sum()}

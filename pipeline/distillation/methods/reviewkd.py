@@ -89,7 +89,7 @@ class Method(BaseMethod[Config]):
         for tap, feature in reversed([*self.config.pairs.items(), (LAST, LAST)]):
             learned, passed = self.levels[key(tap)](_pixels(student[tap]), passed)
             levels.append(hierarchical(learned, _pixels(batch.teacher[feature])))
-        return {"ce": F.cross_entropy(student["logits"], batch.label), "review": torch.stack(levels).sum()}
+        return {"ce": batch.cross_entropy(student["logits"]), "review": torch.stack(levels).sum()}
 
 
 class Level(nn.Module):

@@ -46,7 +46,7 @@ class Method(BaseMethod[Config]):
         s = student[self.config.student_tap].flatten(1)  # (B, D_S)
         t = batch.teacher[self.config.teacher_feature].flatten(1)  # (B, D_T)
         return {
-            "ce": F.cross_entropy(student["logits"], batch.label),
+            "ce": batch.cross_entropy(student["logits"]),
             "distance": F.smooth_l1_loss(distances(s), distances(t)),
             "angle": F.smooth_l1_loss(angles(s), angles(t)),
         }

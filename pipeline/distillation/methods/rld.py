@@ -50,8 +50,8 @@ class Method(BaseMethod[Config]):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Return the logits of both."""
-        return Needs(student=("logits",), teacher=("logits",))
+        """Return the logits of both, and the label."""
+        return Needs(student=("logits",), teacher=("logits",), label=True)
 
     def weights(self, batch: Batch) -> StepWeights:
         """Return the weights of an epoch: those of the teacher's terms grow over the first ones."""
@@ -66,7 +66,7 @@ class Method(BaseMethod[Config]):
         wrong = t < t.gather(1, batch.label[:, None])  # (B, K): what stands below the label
         q_s, q_t = (F.log_softmax(x.masked_fill(~wrong, FAR), dim=1) for x in (s, t))
         return {
-            "ce": F.cross_entropy(student["logits"], batch.label),
+            "ce": batch.cross_entropy(student["logits"]),
             "confidence": log_kl(*pairs, temperature),
             "correlation": log_kl(q_s, q_t, temperature),
         }

@@ -112,8 +112,8 @@ class Method(BaseMethod[Config]):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Return the student's logits, the last maps of both, and the teacher's classifier."""
-        return Needs(("logits", PLACE), (PLACE,), network=True)
+        """Return the student's logits, the last maps of both, the teacher's classifier and the label."""
+        return Needs(("logits", PLACE), (PLACE,), network=True, label=True)
 
     def weights(self, batch: Batch) -> StepWeights:
         """Return the weights of an epoch: those of the teacher's terms grow over the first ones."""
@@ -132,7 +132,7 @@ class Method(BaseMethod[Config]):
         right = t.argmax(dim=2) == batch.label[:, None]  # (B, R)
         consistent = right == (whole.argmax(dim=1) == batch.label)[:, None]
         return {
-            "ce": F.cross_entropy(student["logits"], batch.label),
+            "ce": batch.cross_entropy(student["logits"]),
             "consistent": torch.where(consistent, losses, 0.0).sum() / losses.numel(),
             "complementary": torch.where(consistent, 0.0, losses).sum() / losses.numel(),
         }

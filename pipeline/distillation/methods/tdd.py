@@ -80,15 +80,16 @@ class Method(BaseMethod[Config]):
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
-        """Return the logits of both, the places and their tables."""
-        return Needs(("logits", *config.places), ("logits",), tuple(dict.fromkeys(config.places.values())))
+        """Return the logits of both, the places and their tables, and the label."""
+        tables = tuple(dict.fromkeys(config.places.values()))
+        return Needs(("logits", *config.places), ("logits",), tables, label=True)
 
     def forward(self, student: Taps, batch: Batch) -> Terms:
         """Return `ce`, `kd` and `coarse`, the sum over the places."""
         s, t = student["logits"], batch.teacher["logits"]  # (B, K), (B, K)
         places = [self.heads[key(tap)](student[tap], batch.label) for tap in self.config.places]
         return {
-            "ce": F.cross_entropy(s, batch.label),
+            "ce": batch.cross_entropy(s),
             "kd": soft_kl(s, t, self.config.temperature),
             "coarse": torch.stack(places).sum(),
         }

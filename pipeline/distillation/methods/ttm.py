@@ -46,4 +46,4 @@ class Method(BaseMethod[Config]):
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)  # (B,)
         if self.config.weighted:
             divergence = powered.exp().sum(dim=1) * divergence
-        return {"ce": F.cross_entropy(student["logits"], batch.label), "matching": divergence.mean()}
+        return {"ce": batch.cross_entropy(student["logits"]), "matching": divergence.mean()}

@@ -63,7 +63,7 @@ class Method(BaseMethod[Config]):
         for tap, feature in self.config.pairs.items():
             s, t = smaller(student[tap], batch.teacher[feature])
             places.append(self.predictors[key(tap)](s, t))
-        ce = F.cross_entropy(student["logits"], batch.label)
+        ce = batch.cross_entropy(student["logits"])
         return {"ce": ce, "information": torch.stack(places).sum()}
 
 

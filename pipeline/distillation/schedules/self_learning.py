@@ -22,7 +22,6 @@ from itertools import combinations
 from typing import Literal, Self, TypeVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -163,7 +162,7 @@ class Fused(TeacherSchedule[FC]):
             return Teaching((*lessons, Lesson(taught, config.beta, "fused", config.student_weights)))
 
         terms = {
-            "fused_ce": F.cross_entropy(s, batch.label),
+            "fused_ce": batch.cross_entropy(s),
             "fused_kd": soft_kl(s, target, config.temperature),
         }
         weights = {f"fused_{name}": config.beta * x for name, x in config.student_weights.items()}
@@ -213,7 +212,7 @@ class Schedule(Fused[Config]):
         terms: Terms = {}
         weights: dict[str, float | Tensor] = {}
         for number, c in enumerate(learned, start=1):
-            terms[f"slt{number}_ce"] = F.cross_entropy(c, batch.label)
+            terms[f"slt{number}_ce"] = batch.cross_entropy(c)
             terms[f"slt{number}_kd"] = soft_kl(c, t, config.temperature)
             weights |= {f"slt{number}_{name}": weight for name, weight in config.weights.items()}
 
