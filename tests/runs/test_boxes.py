@@ -209,8 +209,7 @@ def test_a_detector_is_distilled_by_every_stage(tmp_path: Path) -> None:
     made.append("pipeline/distillation/methods/mimicry.py", "\nMORE = 1\n")
     students = {f"{stage}@pair/{run}-0" for stage in ("distill", "evaluate") for run in ("mimic", "kcd")}
     assert made.repro() == {"params", "inputs@pair", "report"} | students
-    params["teachers"]["finder"]["seed"] = 8
-    made.write(params)
+    made.edit(lambda content: content["teachers"]["finder"].update(seed=8))
     ran = made.repro()
     assert {"match_channels@pair"} | students <= ran
     assert not {"pretrain_student@small-0", "prepare_data@toys", "train_teacher@reader"} & ran
