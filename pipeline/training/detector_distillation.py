@@ -39,7 +39,8 @@ from pipeline.training.cohort import Member
 from pipeline.training.detectors import MEASURE, BoxSetting, Losses, check_options, evaluated
 from pipeline.training.step import Clock, Terms
 
-__all__ = ["check_options", "distill", "prepare"]
+# What the stage calls, and tests.
+__all__ = ["Distillation", "check_options", "distill", "prepare"]
 
 
 class Distillation(nn.Module):

@@ -134,7 +134,17 @@ def test_what_detectors_lack_is_refused_before_anything_runs(
 
 @pytest.mark.parametrize(
     "stage",
-    ["prepare_data", "train_teacher", "evaluate", "extract_features", "check_features", "teacher_inputs"],
+    [
+        *(
+            "prepare_data",
+            "train_teacher",
+            "evaluate",
+            "extract_features",
+            "check_features",
+            "teacher_inputs",
+        ),
+        *("student_inputs", "pretrain_student", "match_channels", "inputs", "distill"),
+    ],
 )
 def test_an_edit_of_detection_reruns_no_classifier(stage: str) -> None:
     files = {path.as_posix() for path in closure.closure([f"stages.{stage}"])}
@@ -142,12 +152,16 @@ def test_an_edit_of_detection_reruns_no_classifier(stage: str) -> None:
         "pipeline/detection/",
         "pipeline/training/detectors",
         "pipeline/training/box_",
+        "pipeline/training/detector_",
         "pipeline/evaluation/boxes",
+        "pipeline/matching/detectors",
+        "pipeline/runs/detector_",
+        "pipeline/distillation/map_lesson",
     )
     assert not {file for file in files if file.startswith(own)}
 
 
-@pytest.mark.parametrize("stage", ["prepare_data", "train_teacher", "evaluate"])
+@pytest.mark.parametrize("stage", [stage for stage in tasks.modules() if not stage.endswith("inputs")])
 def test_what_a_stage_runs_of_detection_is_in_its_hash(stage: str) -> None:
     files = {path.as_posix() for path in closure.closure([tasks.module(stage)])}
     assert "pipeline/detection/prepared.py" in files or "pipeline/detection/layout.py" in files
@@ -208,7 +222,7 @@ def test_a_detector_is_distilled_by_every_stage(tmp_path: Path) -> None:
     # A method's edit reruns its students, and another teacher all that learn from it.
     made.append("pipeline/distillation/methods/mimicry.py", "\nMORE = 1\n")
     students = {f"{stage}@pair/{run}-0" for stage in ("distill", "evaluate") for run in ("mimic", "kcd")}
-    assert made.repro() == {"params", "inputs@pair", "report"} | students
+    assert made.repro() == {"params", "student_inputs@small", "inputs@pair", "report"} | students
     made.edit(lambda content: content["teachers"]["finder"].update(seed=8))
     ran = made.repro()
     assert {"match_channels@pair"} | students <= ran
