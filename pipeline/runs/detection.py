@@ -8,11 +8,10 @@ from __future__ import annotations
 from pipeline.detection.detector_settings import DetectorSettings
 from pipeline.detection.spec import DetectorBlock
 from pipeline.errors import ParamsError, unknown_name
-from pipeline.params.base import validate
+from pipeline.params.base import placed, validate
 from pipeline.params.recipe import Recipe
 from pipeline.params.tables import AskedBlock
 from pipeline.params.tasks import DETECTION
-from pipeline.params.weights import DRAWN
 from pipeline.runs.project import Project
 
 # Of a teacher, what says something of its store, and of a recipe, what weighs labels.
@@ -72,11 +71,10 @@ def train_block(project: Project, name: str) -> DetectorBlock:
             f"params.yaml: {where}.{given[0]} is about what is stored of a teacher, and of a detector nothing is. Drop "
             "it, then: dvc repro params"
         )
-    if teacher.head != "own" or teacher.weights.name != DRAWN:
-        key, value = ("head", teacher.head) if teacher.head != "own" else ("weights", teacher.weights.name)
+    if teacher.head != "own":
         raise ParamsError(
-            f"params.yaml: {where}.{key} is '{value}', and a detector starts from weights that are drawn. Drop it, "
-            "then: dvc repro params"
+            f"params.yaml: {where}.head is '{teacher.head}', which is about a classifier, and a detector has none. "
+            "Drop it, then: dvc repro params"
         )
 
     recipe = project.recipe("teachers", name)
@@ -88,16 +86,21 @@ def train_block(project: Project, name: str) -> DetectorBlock:
             )
 
     # Only now: torchvision takes a second to import, which those pay who name a detector.
+    from pipeline.detection import first_weights
     from pipeline.detection.detector import NETWORKS
 
     if teacher.network not in NETWORKS:
         raise unknown_name(f"detector of {where}.network:", teacher.network, NETWORKS)
+    weights = project.detector_weights(name)
+    with placed(f"{where}.weights"):
+        first_weights.check(teacher.network, weights)
     return DetectorBlock(
         stage=f"train_teacher@{name}",
         teacher=name,
         dataset=teacher.dataset,
         network=teacher.network,
         settings=validate(DetectorSettings, teacher.detector, f"{where}.detector"),
+        weights=weights,
         seed=teacher.seed,
         recipe=recipe,
         anchors=teacher.anchors,
