@@ -26,10 +26,16 @@ def main(
     if out.suffix != ".zarr":
         raise typer.BadParameter(f"{out} does not end in .zarr", param_hint="--out")
 
-    from pipeline.params.base import load as load_block
+    from pipeline.params.base import load_asked
     from pipeline.params.teachers import ExtractBlock
 
-    extract = load_block(ExtractBlock, block)
+    extract = load_asked(ExtractBlock, block)
+    if extract is None:  # a detector, of which nothing is stored
+        from pipeline.artifacts import publish
+
+        with publish.building(out) as scratch:
+            publish.write_json(scratch / "zarr.json", None)
+        return
     name = extract.teacher
     # After the block is read: a mistake in it is reported once, and not by every process.
     command.spread("stages.extract_features", processes)

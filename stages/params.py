@@ -32,13 +32,15 @@ def main(
 
     with command.loading():
         from pipeline.runs import check
-        from pipeline.runs.blocks import blocks
+        from pipeline.runs.blocks import blocks, unasked
         from pipeline.runs.raw_files import changes
 
     project = check.project(parsed)
     with publish.building(out) as scratch:
         for name, block in blocks(project).items():
             publish.write_json(scratch / f"{name}.json", block.model_dump(mode="json"))
+        for name in unasked(project):
+            publish.write_json(scratch / f"{name}.json", None)
         # The very bytes: while params.yaml has them, what DVC makes of it needs no other check.
         (scratch / CHECKED).write_bytes(content.encode("utf-8"))
         publish.write_json(scratch / PASSED, True)

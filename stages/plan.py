@@ -69,12 +69,16 @@ def main(
 
     from pipeline.errors import MachineError
     from pipeline.runs.check import project
+    from pipeline.runs.detection import detectors
     from pipeline.runs.planning import plan
     from pipeline.runs.raw_files import changes
 
     checked = project(content)
     command.warn(changes(checked.params, prepared))
-    names = {teacher.dataset for teacher in checked.params.teachers.values()}
+    left_out = detectors(checked)
+    if left_out:
+        command.warn([f"The plan knows no costs of detectors, and leaves out: {', '.join(left_out)}."])
+    names = {teacher.dataset for name, teacher in checked.params.teachers.items() if name not in left_out}
     names |= {student.dataset for student in checked.params.students.values()}
     found = plan(checked, {name: _meta(prepared, name) for name in sorted(names)})
     state = _state(params)

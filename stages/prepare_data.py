@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ import typer
 from stages import command
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    from pipeline.data.dataset import DatasetConfig, Source
     from pipeline.data.raw.listing import Listed
 
 MOST_NAMED = 20  # damaged files that are told by name
@@ -27,9 +31,9 @@ def main(
     from pipeline import plugin
     from pipeline.artifacts import publish
     from pipeline.errors import DataError
+    from pipeline.params import tasks
     from pipeline.params.base import load, validate
     from pipeline.params.datasets import PrepareBlock
-    from pipeline.params.size import shown
 
     asked = load(PrepareBlock, block)
     plug = plugin.load("datasets", asked.source)
@@ -40,19 +44,32 @@ def main(
         raise DataError(f"{out} exists and holds no prepared data. Remove it, or give another --out.")
     publish.remove(out)  # at once: a source that cannot be opened leaves no stale data behind
 
-    from pipeline.data.preparation import prepare
     from pipeline.data.raw import place
 
     if raw is not None:
         os.environ[place.VARIABLE] = str(raw)  # where each reader of raw files looks, in every stage
 
     with _forced(asked.stage):
-        source = plug.open_source(config)
-        meta = prepare(source, asked.source, config, out, made_by=asked.stage)
+        if tasks.task_of(plug) == tasks.DETECTION:
+            # By name: what detection writes is in the hash of its own data sets alone.
+            writer = importlib.import_module(tasks.module("prepare_data"))
+            listed = writer.run(plug, config, asked.source, out, asked.stage)
+        else:
+            listed = _prepare(plug, config, asked.source, out, asked.stage)
+    if listed is not None:
+        _print_raw(out, listed, asked.stage)
+
+
+def _prepare(plug: ModuleType, config: DatasetConfig, name: str, out: Path, made_by: str) -> Listed | None:
+    """Prepare images with one label each, say what they are, and return the raw files, where there are any."""
+    from pipeline.data.preparation import prepare
+    from pipeline.params.size import shown
+
+    source: Source = plug.open_source(config)
+    meta = prepare(source, name, config, out, made_by=made_by)
     counts = ", ".join(f"{split} {number}" for split, number in meta.samples.items())
     print(f"{out}: {meta.channels}x{shown(meta.size)}, {len(meta.classes)} classes, {counts}")
-    if source.listed is not None:
-        _print_raw(out, source.listed, asked.stage)
+    return source.listed
 
 
 def _print_raw(out: Path, listed: Listed, stage: str) -> None:

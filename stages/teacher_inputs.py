@@ -6,11 +6,14 @@ A table's stage depends on its own json alone, so another feature in the store r
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stages import command
+
+if TYPE_CHECKING:
+    from pipeline.params.tables import AskedBlock
 
 
 def main(
@@ -31,6 +34,10 @@ def main(
     from pipeline.params.tables import AskedBlock, EncodeInputs, FitInputs, Source
 
     asked = load(AskedBlock, block)
+    if publish.read_json(store / "zarr.json", f"dvc repro extract_features@{asked.teacher}") is None:
+        _write_nothing(asked, out, chain)  # of a detector nothing is stored
+        command.mark(mark)
+        return
     # Only the manifest is read: the stage depends on zarr.json alone, and not on gigabytes of features.
     stored = contents.read(store, f"dvc repro extract_features@{asked.teacher}")
 
@@ -73,6 +80,20 @@ def main(
         with publish.replacing(chain):
             publish.write_json(chain, begin)
     command.mark(mark)
+
+
+def _write_nothing(asked: AskedBlock, out: Path, chain: Path | None) -> None:
+    """Write inputs of which none is asked for."""
+    from pipeline.artifacts import publish
+
+    with publish.building(out) as scratch:
+        for kind, names in (("tables", asked.tables), ("codes", asked.codes)):
+            for name in names:
+                _write(scratch / kind / f"{name}.json", None)
+        publish.write_json(scratch / "matched.json", {})
+    if chain is not None:
+        with publish.replacing(chain):
+            publish.write_json(chain, None)
 
 
 def _write(path: Path, block: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +24,23 @@ def main(
     deterministic: command.Deterministic = False,
 ) -> None:
     """Train the teacher of BLOCK on labels and keep its init, last, best and anchor weights."""
+    from pipeline.params import tasks
     from pipeline.params.base import load
     from pipeline.params.teacher import TrainBlock, anchor_name
+
+    if tasks.told(block) == tasks.DETECTION:
+        with command.loading():
+            from pipeline.compute.machine import machine
+
+            # By name: what trains detectors is in the hash of their own blocks alone.
+            trainer = importlib.import_module(tasks.module("train_teacher"))
+        trainer.check_options(processes, compiled=compiled)
+        # Images differ in size, so no step can be repeated as it was.
+        where = machine(
+            device, precision, channels_last=channels_last, steps="eager", deterministic=deterministic
+        )
+        trainer.train_teacher(block, data, out, where)
+        return
 
     teacher = load(TrainBlock, block)
     # After the block is read: a mistake in it is reported once, and not by every process.

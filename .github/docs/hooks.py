@@ -25,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import method_table
 
 from pipeline import plugin
+from pipeline.detection.detector_settings import DetectorSettings
+from pipeline.params.detection import ScaleFlip
 from pipeline.params.plug import Plug, plugs
 from pipeline.params.sections import Sections
 from pipeline.params.views import SPACES
@@ -112,6 +114,18 @@ def views() -> str:
     return "\n".join(parts)
 
 
+def box_views() -> str:
+    """Return the views of images with boxes alone, as `views` does."""
+    (name,) = get_args(ScaleFlip.model_fields["space"].annotation)
+    text = inspect.cleandoc(ScaleFlip.__doc__ or "").partition("\n\nAttributes:")[0]
+    return f"### `{name}`\n\n{text}\n\n{table(ScaleFlip, hidden=('space',))}"
+
+
+def detector() -> str:
+    """Return the table of a detector's settings."""
+    return table(DetectorSettings)
+
+
 def presets(paper: str = "") -> str:
     """Return a table of all presets; of one paper, its tables with their rows, runs and open ends."""
     if paper:
@@ -161,6 +175,8 @@ GENERATED: dict[str, Callable[..., str]] = {
     "modules": modules,
     "networks": networks,
     "views": views,
+    "box_views": box_views,
+    "detector": detector,
     "methods": method_table.table,
     "presets": presets,
 }

@@ -48,6 +48,67 @@ def record_type(path_bytes: int) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True)
+class FileList:
+    """The files of a split, each compared with its hash when it is read.
+
+    Attributes:
+        folder: the prepared data, for errors.
+        made_by: the DVC stage that made them, for errors.
+        root: the folder that the paths start from, as the settings of the source give it.
+        records: `record_type` (N,), mapped from disk.
+    """
+
+    folder: Path
+    made_by: str
+    root: Path
+    records: NDArray[Any]
+
+    @cached_property
+    def here(self) -> Path:
+        """The folder that the paths start from, on this machine."""
+        return place.located(self.root)
+
+    @property
+    def again(self) -> str:
+        """The command that lists the files anew."""
+        return advice.forced(f"dvc repro {self.made_by}")
+
+    def path(self, row: int) -> Path:
+        """Return where the file of sample `row` is."""
+        # Paths are bytes on disk and need not be valid UTF-8.
+        return self.here / os.fsdecode(self.records["path"][row])
+
+    def content(self, row: int) -> bytes:
+        """Return the bytes of the file of sample `row`.
+
+        Raises:
+            DataError: the file is missing, or is not the one that was listed.
+        """
+        path = self.path(row)
+        try:
+            content = regular.read(path, self.again)
+        except FileNotFoundError:
+            # Where the raw data are missing as a whole, one file's name says too little.
+            if not self.here.is_dir():
+                raise DataError(
+                    f"{self.here} does not exist, and {self.folder} only lists the images there. Put the raw files "
+                    f"of the data set into {self.here}, then run the same command again.{place.hint(self.root)}"
+                ) from None
+            raise DataError(
+                f"{path} does not exist, but {self.folder} lists it. Put the file back, or list the files anew "
+                f"with: {self.again}"
+            ) from None
+
+        if image_hash(content) != self.records["hash"][row].tobytes():
+            listed = f"({self.records['bytes'][row]:,} bytes)"
+            raise DataError(
+                f"{path} has {len(content):,} bytes that are not those of the file that {self.folder} lists {listed}. "
+                f"Put that file back, or list the files anew with: {self.again}"
+            )
+        return content
+
+
+@dataclass(frozen=True)
 class FileIndex:
     """The images of a split, decoded when they are asked for.
 
@@ -67,15 +128,20 @@ class FileIndex:
     channels: int
     size: Size
 
+    @cached_property
+    def listed(self) -> FileList:
+        """The files themselves."""
+        return FileList(self.folder, self.made_by, Path(self.files.root), self.records)
+
     @property
     def root(self) -> Path:
         """The folder that the paths start from, as the settings of the source give it."""
-        return Path(self.files.root)
+        return self.listed.root
 
-    @cached_property
+    @property
     def here(self) -> Path:
         """The folder that the paths start from, on this machine."""
-        return place.located(self.root)
+        return self.listed.here
 
     def __len__(self) -> int:
         return len(self.records)
@@ -95,9 +161,9 @@ class FileIndex:
         Raises:
             DataError: the file is missing, is not the one that was indexed, or is no image.
         """
-        path = self._path(row)
-        content = self._content(row, path)
-        image = image_files.decode(str(path), content, self.channels, self._again, self.files.decoding)
+        path = self.listed.path(row)
+        content = self.listed.content(row)
+        image = image_files.decode(str(path), content, self.channels, self.listed.again, self.files.decoding)
         if box is None:
             return image_files.array(image_files.plain(str(path), image, self.files.resize, self.size))
 
@@ -108,34 +174,3 @@ class FileIndex:
         if box.mirrored:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image_files.array(image)
-
-    @property
-    def _again(self) -> str:
-        return advice.forced(f"dvc repro {self.made_by}")
-
-    def _path(self, row: int) -> Path:
-        # Paths are bytes on disk and need not be valid UTF-8.
-        return self.here / os.fsdecode(self.records["path"][row])
-
-    def _content(self, row: int, path: Path) -> bytes:
-        try:
-            content = regular.read(path, self._again)
-        except FileNotFoundError:
-            # Where the raw data are missing as a whole, one file's name says too little.
-            if not self.here.is_dir():
-                raise DataError(
-                    f"{self.here} does not exist, and {self.folder} only lists the images there. Put the raw files "
-                    f"of the data set into {self.here}, then run the same command again.{place.hint(self.root)}"
-                ) from None
-            raise DataError(
-                f"{path} does not exist, but {self.folder} lists it. Put the file back, or list the files anew "
-                f"with: {self._again}"
-            ) from None
-
-        if image_hash(content) != self.records["hash"][row].tobytes():
-            listed = f"({self.records['bytes'][row]:,} bytes)"
-            raise DataError(
-                f"{path} has {len(content):,} bytes that are not those of the file that {self.folder} lists {listed}. "
-                f"Put that file back, or list the files anew with: {self._again}"
-            )
-        return content

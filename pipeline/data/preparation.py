@@ -87,7 +87,7 @@ def prepare(
             fingerprint, listing, counts = file_scan.index(folder, source, mask, advance, measure=measure)
 
         for split, values in labels.items():
-            _save(labels_path(folder, split), values)
+            save(labels_path(folder, split), values)
 
         mean, std = _normalization(source, config, counts)
         meta = Meta(
@@ -212,12 +212,13 @@ class _Writer:
     def finish(self) -> str:
         """Write the hashes of all images; return that of class names, shape, labels and images."""
         hashes = np.concatenate(self._hashes)
-        _save(self._hashes_path, hashes)
+        save(self._hashes_path, hashes)
         self._hash.update(hashes.data)
         return self._hash.hexdigest()
 
 
-def _save(path: Path, array: NDArray[Any]) -> None:
+def save(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as an npy file."""
     content = io.BytesIO()  # numpy writes to a file itself, and does not say why when it cannot
     np.save(content, array)
     path.write_bytes(content.getvalue())

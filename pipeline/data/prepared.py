@@ -108,6 +108,11 @@ class Prepared:
 
 def _read_meta(path: Path, hint: str) -> Meta:
     content = read_json(path, hint)
+    if isinstance(content, dict) and "task" in content:
+        raise StaleArtifactError(
+            f"{path.parent} holds data for {content['task']}, expected images with one label each. Name another data "
+            "set in params.yaml, then: dvc repro"
+        )
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version != SCHEMA:
         raise StaleArtifactError(
@@ -142,7 +147,7 @@ def _open_split(folder: Path, split: str, meta: Meta) -> Split:
         images = ImageArray(images_path(folder, split), meta.made_by, pixels, hashes)
     else:
         path, marks = files_path(folder, split), meta.files.marks
-        records = _open_records(path, number, (meta.listing or {}).get(split), hint)
+        records = open_records(path, number, (meta.listing or {}).get(split), hint)
         hashes = records["hash"]
         images = FileIndex(folder, meta.made_by, meta.files, records, meta.channels, meta.size)
 
@@ -156,8 +161,19 @@ def _open_split(folder: Path, split: str, meta: Meta) -> Split:
     return Split(split, images, labels, meta.fingerprint[split], meta.classes, folder, meta.made_by)
 
 
-def _open_records(path: Path, number: int, expected: str | None, hint: str) -> NDArray[Any]:
-    """Map the list of files, and compare it with its hash."""
+def open_records(path: Path, number: int, expected: str | None, hint: str) -> NDArray[Any]:
+    """Map a list of files, and compare it with its hash.
+
+    Args:
+        path: the list.
+        number: of its records.
+        expected: its hash.
+        hint: the command that makes it.
+
+    Raises:
+        MissingArtifactError: there is no such file.
+        DamagedArtifactError: it holds something else.
+    """
     # Paths are as long as the longest of them.
     width = re.search(r"'path', '\|S(\d{1,6})'", header(path, hint)[0])
     records = open_array(path, record_type(int(width[1]) if width else 1), (number,), hint)

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -31,6 +31,17 @@ _COUNTER = "num_batches_tracked"  # counts steps and changes nothing here; old f
 _SHOWN = 4  # names in an error
 
 State = dict[str, Tensor]
+
+
+class Fillable(Protocol):
+    """What a file's tensors are fitted to: a network, or the part of one that the file has."""
+
+    @property
+    def library_names(self) -> Mapping[str, str]:
+        """Our name of each tensor, by the one that the library has for it."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Return tensors by our names."""
 
 
 def sha256(path: str) -> str:
@@ -80,7 +91,7 @@ def read(path: str, settings: FileSettings) -> State:
     return state
 
 
-def fitted(network: Network, settings: FileSettings, state: Mapping[str, Tensor]) -> State:
+def fitted(network: Fillable, settings: FileSettings, state: Mapping[str, Tensor]) -> State:
     """Return a file's tensors by the network's names, complete and of its shapes.
 
     Args:
@@ -91,7 +102,7 @@ def fitted(network: Network, settings: FileSettings, state: Mapping[str, Tensor]
     Raises:
         ParamsError: names are missing, unexpected, or of another shape, or the mapping of names is wrong.
     """
-    own = network.state_dict()
+    own = dict(network.state_dict())
     known = {**network.library_names, **{name: name for name in own}}
     renamed = _renamed(_unwrapped(state, known), settings.names, known)
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
@@ -19,12 +20,13 @@ from pipeline.artifacts.system import system_error
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError
 from pipeline.networks.network import Network, build
 from pipeline.networks.spec import NetworkSpec
-from pipeline.params.base import validate
+from pipeline.params.base import Block, validate
 
+B = TypeVar("B", bound=Block)
 _DIGEST = "digest"  # of the metadata of a weights file, and of a network's json
 
 
-def save_spec(spec: NetworkSpec, folder: Path) -> None:
+def save_spec(spec: Block, folder: Path) -> None:
     """Write `network.json`, from which `load` builds the network again."""
     content = spec.model_dump(mode="json")
     text = json.dumps(content | {_DIGEST: content_hash(content)}, indent=2, sort_keys=True)
@@ -45,6 +47,24 @@ def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
         MissingArtifactError: a file is not there.
         DamagedArtifactError: the weights cannot be read or are not this network's.
     """
+    spec = read_spec(NetworkSpec, folder)
+    # Nothing is fetched that is overwritten at once.
+    network = build(spec.model_copy(update={"weights": "none"}), 0)
+    load_weights(network, folder / f"{weights}.safetensors")
+    return network.eval(), spec
+
+
+def read_spec(model: type[B], folder: Path) -> B:
+    """Read `network.json`.
+
+    Args:
+        model: of what it holds.
+        folder: of weights.
+
+    Raises:
+        MissingArtifactError: it is not there.
+        DamagedArtifactError: it is not what was written, or of another form.
+    """
     path = folder / "network.json"
     content = read_json(path, "dvc repro")
     if not isinstance(content, dict) or content.pop(_DIGEST, None) != content_hash(content):
@@ -52,13 +72,9 @@ def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
             f"{path} is damaged: it does not have the hash that it was written with. Delete it, then: dvc repro"
         )
     try:
-        spec = validate(NetworkSpec, content, "", str(path))
+        return validate(model, content, "", str(path))
     except ParamsError as error:
         raise DamagedArtifactError(f"{error} Delete it, then: dvc repro") from None
-    # Nothing is fetched that is overwritten at once.
-    network = build(spec.model_copy(update={"weights": "none"}), 0)
-    load_weights(network, folder / f"{weights}.safetensors")
-    return network.eval(), spec
 
 
 def load_weights(network: nn.Module, path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from pipeline.params.base import Block, StageBlock
 from pipeline.params.plug import OrderedPlugs, Plug
+from pipeline.params.tasks import CLASSIFICATION, Task
 
 
 class DatasetParams(Block):
@@ -28,8 +31,16 @@ class PrepareBlock(StageBlock):
         dataset: key of `datasets`.
         source: a file of `pipeline/data/datasets`.
         settings: the settings of the source.
+        task: what networks learn of the data.
     """
 
     dataset: str
     source: str
     settings: dict[str, Any]
+    task: Task = CLASSIFICATION
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Classification is what there was before there was anything else.
+        content: dict[str, Any] = write(self)
+        return {key: x for key, x in content.items() if key != "task" or x != CLASSIFICATION}

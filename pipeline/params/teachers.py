@@ -49,6 +49,7 @@ class TeacherParams(Block):
         compression: compression of the chunks; half-zero maps shrink by 1.7 with zstd, logits hardly.
         tables: settings of table recipes that differ for this teacher, by key of `tables`. A table that is named
             here is made whether a run reads it or not.
+        detector: of a data set with boxes, how the detector is built.
     """
 
     dataset: str
@@ -63,6 +64,7 @@ class TeacherParams(Block):
     checkpoints: Names = Field(default=("last",), min_length=1)
     compression: Literal["none", "zstd"] = "none"
     tables: OrEmpty[dict[str, OrEmpty[dict[str, Any]]]] = {}
+    detector: OrEmpty[dict[str, Any]] = {}
 
     @field_validator("anchors")
     @classmethod

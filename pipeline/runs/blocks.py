@@ -14,6 +14,7 @@ from pipeline import plugin
 from pipeline.artifacts import closure
 from pipeline.features.encoding import Feature, encodings_of, tables_of
 from pipeline.networks.spec import NetworkSpec
+from pipeline.params import tasks
 from pipeline.params.base import Block, StageBlock
 from pipeline.params.copies import CopyBlock, TaughtParams
 from pipeline.params.datasets import PrepareBlock
@@ -23,10 +24,11 @@ from pipeline.params.pairs import PairBlock
 from pipeline.params.recipe import Recipe
 from pipeline.params.students import StudentBlock
 from pipeline.params.tables import AskedBlock, EncodeBlock, FitBlock, Matched
+from pipeline.params.tasks import DETECTION
 from pipeline.params.teacher import TrainBlock
 from pipeline.params.teachers import CodeBlock, ExtractBlock
 from pipeline.params.teaching import TEACHER, Drop
-from pipeline.runs import demands, taught
+from pipeline.runs import demands, detection, taught
 from pipeline.runs.project import Kind, Project
 
 S = TypeVar("S", bound=StageBlock)
@@ -41,9 +43,14 @@ def blocks(project: Project) -> dict[str, Block]:
     params = project.params
     # What others build on comes first: a mistake is reported where it stands, not at what reads it.
     every: dict[str, Block] = {"project": params}
-    for name in project.views:  # which looks at the settings of sources and views
+    detection.check(project)
+    # Which looks at the settings of sources and views.
+    for name in (*project.views, *project.box_views):
         every[f"datasets/{name}"] = _prepare(project, name)
     for name in params.teachers:
+        if detection.is_detector(project, name):
+            every |= _detector(project, name)
+            continue
         every |= _teacher(project, name)
         every[f"teachers/{name}/asked"] = asked(project, name)
     for name in params.students:
@@ -61,6 +68,13 @@ def blocks(project: Project) -> dict[str, Block]:
     for name in params.exports:
         every[f"exports/{name}"] = _export(project, name)
     return every
+
+
+def unasked(project: Project) -> list[str]:
+    """Return the names of blocks that are null: their stages, of which DVC has one a teacher, make nothing."""
+    return [
+        f"teachers/{name}/{block}" for name in detection.detectors(project) for block in ("extract", "check")
+    ]
 
 
 def asked(project: Project, teacher: str) -> AskedBlock:
@@ -109,11 +123,12 @@ def asked(project: Project, teacher: str) -> AskedBlock:
 
 
 def _prepare(project: Project, name: str) -> PrepareBlock:
-    source = project.params.datasets[name].source
+    source, task = project.params.datasets[name].source, project.tasks[name]
     block = PrepareBlock(
-        stage=f"prepare_data@{name}", dataset=name, source=source.name, settings=source.settings
+        stage=f"prepare_data@{name}", dataset=name, source=source.name, settings=source.settings, task=task
     )
-    return _coded(project, block, ["stages.prepare_data", plugin.module("datasets", source.name)])
+    modules = ["stages.prepare_data", plugin.module("datasets", source.name)]
+    return _coded(project, block, [*modules, *([tasks.module("prepare_data")] if task == DETECTION else [])])
 
 
 def _teacher(project: Project, name: str) -> dict[str, Block]:
@@ -159,6 +174,19 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         f"teachers/{name}/extract": _coded(project, extract, ["stages.extract_features", family, *encodings]),
         f"teachers/{name}/check": _coded(project, check, ["stages.check_features", family, *encodings]),
         f"teachers/{name}/evaluate": _coded(project, evaluate, ["stages.evaluate", family]),
+    }
+
+
+def _detector(project: Project, name: str) -> dict[str, Block]:
+    """Return what training and evaluation of a detector depend on."""
+    evaluate = CodeBlock(stage=f"evaluate_teacher@{name}", teacher=name)
+    modules = {stage: [f"stages.{stage}", tasks.module(stage)] for stage in ("train_teacher", "evaluate")}
+    return {
+        f"teachers/{name}/train": _coded(
+            project, detection.train_block(project, name), modules["train_teacher"]
+        ),
+        f"teachers/{name}/evaluate": _coded(project, evaluate, modules["evaluate"]),
+        f"teachers/{name}/asked": detection.asked(project, name),
     }
 
 

@@ -30,7 +30,7 @@ from pipeline.params.pairs import RunBlock
 from pipeline.params.recipe import cut
 from pipeline.params.tables import EncodeBlock
 from pipeline.params.teachers import TeacherParams
-from pipeline.runs import blocks, taught
+from pipeline.runs import blocks, detection, taught
 from pipeline.runs.project import Kind, Project
 
 CHECKSUM_BYTES = 4
@@ -139,7 +139,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
     """Plan all of params.yaml.
 
     Args:
-        project: params.yaml, checked.
+        project: params.yaml, checked. Its detectors are left out.
         metas: what the prepared data say of themselves, by data set.
 
     Raises:
@@ -152,6 +152,8 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
     costs: list[Cost] = []
     paid: list[BreakEven] = []
     for name, teacher in params.teachers.items():
+        if detection.is_detector(project, name):
+            continue  # nothing is stored of it
         meta = metas[teacher.dataset]
         network = build(_spec(project, "teachers", name, meta), 0)
         own = [reader for reader in readers if reader.teacher == name]

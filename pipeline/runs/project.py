@@ -26,6 +26,7 @@ from pipeline.networks.spec import LARGEST, NetworkSpec
 from pipeline.params.assistants import AssistantParams
 from pipeline.params.base import placed, validate
 from pipeline.params.course import check_course
+from pipeline.params.detection import BoxViews, box_views, check_boxless
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.pairs import RunBlock
 from pipeline.params.plug import Plug
@@ -33,6 +34,7 @@ from pipeline.params.recipe import Recipe
 from pipeline.params.sections import Sections, changed, merged
 from pipeline.params.size import sides
 from pipeline.params.students import StudentParams
+from pipeline.params.tasks import CLASSIFICATION, DETECTION, Task, task_of
 from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.views import Slots, ViewParams, view_params
 from pipeline.params.weights import Head, Weights, WeightsFile, file_settings, is_file, library
@@ -74,19 +76,34 @@ class Project:
     # Data
 
     @cached_property
+    def tasks(self) -> Mapping[str, Task]:
+        """What networks learn of each data set.
+
+        Raises:
+            UnknownNameError: there is no such source.
+        """
+        known = {}
+        for name, dataset in self.params.datasets.items():
+            with placed(f"datasets.{name}.source"):
+                known[name] = task_of(plugin.load("datasets", dataset.source.name))
+        return known
+
+    @cached_property
     def images(self) -> Mapping[str, ImageFacts]:
-        """What the images of each data set are like, by its settings alone.
+        """What the images of each data set without boxes are like, by its settings alone.
 
         Raises:
             UnknownNameError: there is no such source.
             ParamsError: its settings are wrong, or its images too large.
         """
         known = {}
-        for name, dataset in self.params.datasets.items():
-            with placed(f"datasets.{name}.source"):
-                module = plugin.load("datasets", dataset.source.name)
-            place = f"datasets.{name}.source.{dataset.source.name}"
-            known[name] = module.image(validate(module.Config, dataset.source.settings, place))
+        for name, task in self.tasks.items():
+            source = self.params.datasets[name].source
+            module, place = plugin.load("datasets", source.name), f"datasets.{name}.source.{source.name}"
+            config = validate(module.Config, source.settings, place)
+            if task != CLASSIFICATION:
+                continue
+            known[name] = module.image(config)
             # A network is probed with one, which must not fill the memory.
             longest = max(sides(known[name].size))
             if longest > LARGEST:
@@ -98,19 +115,34 @@ class Project:
 
     @cached_property
     def views(self) -> Mapping[str, ViewParams]:
-        """The view space of each data set.
+        """The view space of each data set without boxes.
 
         Raises:
             UnknownNameError: there is no such space.
             ParamsError: its settings are wrong, or its padding is too large for the images.
         """
         spaces = {}
-        for name, dataset in self.params.datasets.items():
-            where = f"datasets.{name}.views"
+        for name in self.images:
+            dataset, where = self.params.datasets[name], f"datasets.{name}.views"
+            check_boxless(dataset.views, where)
             spaces[name] = view_params(dataset.views, where)
             check_size(spaces[name], self.images[name].size, where)
             check_channels(spaces[name], self.images[name].channels, where)
         return spaces
+
+    @cached_property
+    def box_views(self) -> Mapping[str, BoxViews]:
+        """The view space of each data set with boxes.
+
+        Raises:
+            UnknownNameError: there is no such space.
+            ParamsError: its settings are wrong.
+        """
+        return {
+            name: box_views(self.params.datasets[name].views, f"datasets.{name}.views")
+            for name, task in self.tasks.items()
+            if task == DETECTION
+        }
 
     def images_of(self, teacher: str) -> ImageFacts:
         """Return what the images of a teacher's data set are like."""
@@ -167,6 +199,15 @@ class Project:
                 self._architectures[key] = architecture(spec)
         return self._architectures[key]
 
+    def detector_weights(self, teacher: str) -> Weights:
+        """Return where a detector's first weights come from.
+
+        Raises:
+            DataError: a file is not there.
+            ParamsError: a setting of it is wrong.
+        """
+        return self._weights(self.params.teachers[teacher].weights, f"teachers.{teacher}.weights", "own")
+
     def _weights(self, weights: Plug, where: str, head: Head) -> Weights:
         """Return where first weights come from; a file has its hash, so that another one is another network."""
         if not is_file(weights):
@@ -206,7 +247,8 @@ class Project:
         network, where = getattr(self.params, kind)[name], f"{kind}.{name}.recipe"
         recipe = self.params.recipe(network.recipe, where)
         owner = self.params.teachers[network.teacher] if isinstance(network, AssistantParams) else network
-        mixing.check_recipe(recipe, self.views[owner.dataset], where)
+        if owner.dataset in self.views:  # those of boxes mix no images
+            mixing.check_recipe(recipe, self.views[owner.dataset], where)
         return recipe
 
     # What a teacher's store holds, and what is fitted to it

@@ -7,9 +7,11 @@ from pathlib import Path
 from pipeline import plugin
 from pipeline.data.prepared import Prepared
 from pipeline.data.raw import record
+from pipeline.detection import prepared as boxes
 from pipeline.errors import StillhouseError
 from pipeline.params.base import validate
 from pipeline.params.sections import Sections
+from pipeline.params.tasks import DETECTION, task_of
 
 
 def changes(params: Sections, prepared: Path, most: int | None = None) -> list[str]:
@@ -23,14 +25,14 @@ def changes(params: Sections, prepared: Path, most: int | None = None) -> list[s
     lines = []
     for name, dataset in params.datasets.items():
         folder, source = prepared / name, dataset.source
+        module = plugin.load("datasets", source.name)
+        reader = boxes.Prepared if task_of(module) == DETECTION else Prepared
         try:
-            meta = Prepared.open(folder).meta
+            meta = reader.open(folder).meta
         except (StillhouseError, OSError):
             continue
         if meta.source == source.name:
-            config = validate(
-                plugin.load("datasets", source.name).Config, source.settings, f"datasets.{name}.source"
-            )
+            config = validate(module.Config, source.settings, f"datasets.{name}.source")
             line = record.change(folder, meta, config, most)
             lines += [line] if line else []
     return lines

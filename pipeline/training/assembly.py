@@ -6,8 +6,9 @@ Several may run in one process (`run`): each ends as it would have ended alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -16,13 +17,12 @@ from pipeline.compute import distributed
 from pipeline.compute.machine import Machine
 from pipeline.errors import StillhouseError
 from pipeline.networks.network import Network
-from pipeline.networks.spec import NetworkSpec
+from pipeline.params.base import Block
 from pipeline.params.recipe import Phase
 from pipeline.training import loop, result
 from pipeline.training.average import Average
-from pipeline.training.batches import Batches
+from pipeline.training.batches import Sampled
 from pipeline.training.loop import AVERAGE, Row, Training
-from pipeline.training.setting import Setting
 from pipeline.training.step import Objective
 
 
@@ -58,10 +58,18 @@ class Subject:
         frozen: networks that run beside it and learn nothing.
     """
 
-    network: Network
-    spec: NetworkSpec
+    network: nn.Module
+    spec: Block
     beside: Mapping[str, nn.Module] = field(default_factory=dict)
     frozen: Iterable[Network] = ()
+
+
+class Evaluating(Protocol):
+    """Knows how a network is evaluated at an epoch's end."""
+
+    def evaluation(self, network: Any) -> Callable[[], dict[str, float]]:
+        """Return the function that gives the history's columns of it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -106,13 +114,15 @@ def assemble(
     job: Job,
     subject: Subject,
     objective: Objective,
-    setting: Setting,
-    batches: Batches,
+    setting: Evaluating,
+    batches: Sampled,
     phases: tuple[Phase, ...],
     *,
     diagnose: Callable[[], dict[str, float]] = dict,
     anchors: Mapping[str, int] | None = None,
     finish: Callable[[], None] = lambda: None,
+    measure: str = "top1",
+    evaluated: Callable[[int], bool] = bool,
 ) -> Assembly:
     """Make a training ready, which leaves in the job's scratch folder init, last, best and anchor weights.
 
@@ -120,12 +130,14 @@ def assemble(
         job: where it runs.
         subject: what is trained.
         objective: what a step minimizes.
-        setting: the data.
+        setting: the data, as it is evaluated.
         batches: the training batches.
         phases: parts of the training, in their order; the last one says whether an average of the weights is kept.
         diagnose: what an epoch showed beside its terms.
         anchors: epochs after which weights are kept, by name.
         finish: called before the result is written.
+        measure: the column of the history that picks the best epoch.
+        evaluated: which epochs are evaluated, by how many are done at their end.
     """
     machine, network = job.machine, subject.network
     folder = result.begin(job.scratch, job.identity, subject.spec, machine.ranks, anchors)
@@ -152,7 +164,7 @@ def assemble(
     training = Training(
         modules=modules,
         objective=objective,
-        batches=replace(batches, ranks=machine.ranks),
+        batches=batches.divided(machine.ranks),
         phases=phases,
         evaluate=lambda: evaluate() | diagnose(),
         save=save,
@@ -162,6 +174,8 @@ def assemble(
         anchors=anchors or {},
         captured=machine.captured and machine.ranks.size == 1,
         fused=machine.fused,
+        measure=measure,
+        evaluated=evaluated,
         average=average,
     )
     if machine.captured and machine.ranks.size > 1:
@@ -171,6 +185,6 @@ def assemble(
 
     def write(history: list[Row]) -> None:
         finish()
-        result.finish(job.scratch, history, save, machine, job.made_by, job.inputs)
+        result.finish(job.scratch, history, save, machine, job.made_by, job.inputs, measure)
 
     return Assembly(training, write)

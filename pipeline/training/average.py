@@ -10,9 +10,7 @@ import copy
 from functools import cached_property
 
 import torch
-from torch import Tensor
-
-from pipeline.networks.network import Network
+from torch import Tensor, nn
 
 
 class Average:
@@ -26,7 +24,7 @@ class Average:
         network: a network with the averaged weights.
     """
 
-    def __init__(self, trained: Network, decay: float) -> None:
+    def __init__(self, trained: nn.Module, decay: float) -> None:
         self.trained, self.decay = trained, decay
         self.network = copy.deepcopy(trained).requires_grad_(False)
 

@@ -9,7 +9,8 @@ copied in before a step (`Feed.advance`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +23,81 @@ from pipeline.data.normalize import Normalize
 from pipeline.data.views import slot_of
 from pipeline.params.recipe import cut
 from pipeline.training.balance import evenly
+
+
+class Feeding(Protocol):
+    """Gives the batches of one epoch after another.
+
+    Attributes:
+        fixed: what is copied in stays at one address.
+        sizes: samples of each batch; of one that is divided, of this rank's part.
+        parts: the samples of each batch of the epoch, int64 (B,) on the CPU.
+    """
+
+    fixed: bool
+    sizes: list[int]
+    parts: list[Tensor]
+
+    def start(self, epoch: int, length: int | None = None) -> None:
+        """Begin an epoch; see `Feed.start`."""
+        ...
+
+    def advance(self, number: int) -> None:
+        """Bring what is not on the device for the batch `number`, the next one."""
+        ...
+
+    def views(self, number: int) -> Any:
+        """Return the next batch: what an objective reads, with `index` int64 (B,) and `share` as `Views` has them."""
+        ...
+
+
+class Sampled(Protocol):
+    """The training split as batches, whatever an image and its label are."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """Who divide each batch among them."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Samples a batch."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        ...
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples of each batch of an epoch."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        ...
+
+    def slot(self, epoch: int) -> int:
+        """Return the slot that `epoch` shows."""
+        ...
+
+    def feed(self, *, fixed: bool) -> Feeding:
+        """Return what gives the batches."""
+        ...
+
+    def plain_image(self) -> Tensor:
+        """Return the first normalized image (1, C, H, W)."""
+        ...
+
+    def divided(self, ranks: Ranks) -> Self:
+        """Return the same batches, which these ranks divide."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -75,9 +151,31 @@ class Batches:
     mixing: MixingSpace | None = None
 
     @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self.labels.device
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    @property
     def sizes(self) -> list[int]:
         """Samples of each batch of an epoch."""
         return cut(len(self.labels), self.batch_size, self.drop_last)
+
+    def feed(self, *, fixed: bool) -> Feed:
+        """Return what gives the batches."""
+        return Feed(self, fixed=fixed)
+
+    def plain_image(self) -> Tensor:
+        """Return the first normalized image (1, C, H, W)."""
+        return self.normalize(self.images.begin(0, torch.tensor([0]))())
+
+    def divided(self, ranks: Ranks) -> Self:
+        """Return the same batches, which these ranks divide."""
+        return replace(self, ranks=ranks)
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""

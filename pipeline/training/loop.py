@@ -36,13 +36,14 @@ from pipeline.networks.network import Network, Rest
 from pipeline.params.recipe import Epoch, Phase
 from pipeline.training import checkpoint
 from pipeline.training.average import Average
-from pipeline.training.batches import Batches, Feed
+from pipeline.training.batches import Sampled
 from pipeline.training.optimizer import recipe_optimizer, undecayed
 from pipeline.training.step import Captured, Objective, Step, take
 
 AVERAGE = "average"  # among a training's modules
 CHECKPOINT_SECONDS = 10.0  # at least, between checkpoints: short epochs would wait for the disk
 Row = dict[str, float | int | str]
+_SHOWN = {"top1": "top-1"}  # columns whose name is not what people call it
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Training:
         objective: what a step minimizes.
         batches: the training split; of several ranks that divide it, the first evaluates and keeps the checkpoint.
         phases: in their order.
-        evaluate: gives the columns of the history that belong to an epoch's end; "top1" picks the best epoch.
+        evaluate: gives the columns of the history that belong to an epoch's end; `measure` picks the best epoch.
         save: called with "best" when an epoch is the best so far, and with the names of anchors.
         scratch: folder of the checkpoint.
         identity: of everything that the training depends on; a checkpoint of another one is not used.
@@ -62,12 +63,14 @@ class Training:
         anchors: epochs done, over all phases, after which `save` is called, by name.
         captured: replay steps as a CUDA graph where they can be captured.
         fused: update all parameters by one kernel, at a learning rate that lies on the device; as `captured` needs it.
+        measure: the column that picks the best epoch, the largest first.
+        evaluated: which epochs are evaluated, by how many are done at their end.
         average: of the student over the steps, whose network is the module "average" too; None where none is kept.
     """
 
     modules: Mapping[str, nn.Module]
     objective: Objective
-    batches: Batches
+    batches: Sampled
     phases: tuple[Phase, ...]
     evaluate: Callable[[], dict[str, float]]
     save: Callable[[str], None]
@@ -77,6 +80,8 @@ class Training:
     anchors: Mapping[str, int] = field(default_factory=dict)
     captured: bool = False
     fused: bool = False
+    measure: str = "top1"
+    evaluated: Callable[[int], bool] = bool
     average: Average | None = None
 
     @property
@@ -115,7 +120,7 @@ class Training:
         history.extend(self.ranks.agree(self._done(path) if self.ranks.first else []))
         # What was frozen from the start stays so in every phase.
         trained = {id(x) for module in self.modules.values() for x in module.parameters() if x.requires_grad}
-        feed = Feed(self.batches, fixed=self.captured)
+        feed = self.batches.feed(fixed=self.captured)
         done, taken, saved = 0, 0, time.monotonic()
         for place, phase in enumerate(self.phases):
             recipe, steps = phase.recipe, len(self.batches)
@@ -129,6 +134,7 @@ class Training:
             step = Step(
                 self.title,
                 self.objective,
+                self.batches,
                 feed,
                 optimizer,
                 self.ranks,
@@ -164,7 +170,7 @@ class Training:
 
         if not any(phase.recipe.trains for phase in self.phases):
             return
-        samples = len(batches.labels)
+        samples = batches.samples
         if samples < 2:
             raise DataError(
                 f"{self.title}: the training split has {samples} sample, expected 2 or more, because a batch norm "
@@ -188,7 +194,7 @@ class Training:
 
     def plain_image(self) -> Tensor:
         """Return the first normalized image (1, C, H, W)."""
-        return self.batches.normalize(self.batches.images.begin(0, torch.tensor([0]))())
+        return self.batches.plain_image()
 
     def _done(self, path: Path) -> list[Row]:
         """Return the history of the checkpoint that training resumes from."""
@@ -202,12 +208,13 @@ class Training:
         means = self._means(step.names, step.terms, epoch)
         self.ranks.share_statistics(self.modules)
         self._check_weights(epoch, len(step))
+        done = before + epoch.number + 1
         return {
-            "epoch": before + epoch.number + 1,
+            "epoch": done,
             "phase": epoch.phase,
             "learning_rate": step.rates[-1],
             **means,
-            **self.ranks.agree(self.evaluate() if self.ranks.first else {}),
+            **self.ranks.agree(self.evaluate() if self.ranks.first and self.evaluated(done) else {}),
             # The history's speed is that of training, without evaluation.
             "seconds": step.seconds,
             "images_per_second": step.images / step.seconds,
@@ -244,7 +251,8 @@ class Training:
 
     def _keep(self, history: list[Row]) -> None:
         # Of equal epochs the first is the best, here as in the summary.
-        if float(history[-1]["top1"]) > max((float(row["top1"]) for row in history[:-1]), default=-1.0):
+        values = measured(history, self.measure)
+        if self.measure in history[-1] and values[-1] > max(values[:-1], default=-1.0):
             self.save("best")
         for name, epochs in self.anchors.items():
             if len(history) == epochs:
@@ -261,6 +269,11 @@ class Training:
                     parameters.append(parameter)
         free = undecayed(self.modules.values(), phase.recipe.undecayed)
         return recipe_optimizer(parameters, phase.recipe, fused=self.fused, undecayed=free)
+
+
+def measured(history: Sequence[Row], measure: str) -> list[float]:
+    """Return a column of a history, of the epochs that have it."""
+    return [float(row[measure]) for row in history if measure in row]
 
 
 Outcome = list[Row] | StillhouseError  # the history, or why there is none
@@ -282,7 +295,7 @@ def _together(trainings: Sequence[Training]) -> list[Outcome]:
     histories: list[list[Row]] = [[] for _ in trainings]
     outcomes: list[Outcome] = [*histories]
     title = trainings[0].title if len(trainings) == 1 else f"{len(trainings)} students"
-    device = trainings[0].batches.labels.device
+    device = trainings[0].batches.device
 
     with ExitStack() as stack:
         total = sum(training.num_epochs for training in trainings)
@@ -313,8 +326,11 @@ def _together(trainings: Sequence[Training]) -> list[Outcome]:
                     del running[number]
 
             done = sum(map(len, histories))
-            best = max((float(history[-1]["top1"]) for history in histories if history), default=0.0)
-            advance(done - shown, note=f"top-1 {best:.2f}")
+            measure = trainings[0].measure
+            best = max(
+                (values[-1] for history in histories if (values := measured(history, measure))), default=0.0
+            )
+            advance(done - shown, note=f"{_SHOWN.get(measure, measure)} {best:.2f}")
             shown = done
 
             # Now, when all have been made ready: what an epoch's end takes, its evaluation above all, is not timed.

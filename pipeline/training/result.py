@@ -20,8 +20,8 @@ from pipeline.artifacts.publish import read_json, write_json
 from pipeline.compute.distributed import ALONE, Ranks
 from pipeline.compute.machine import Machine
 from pipeline.errors import DamagedArtifactError, MissingArtifactError
-from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import read_weights, save_spec, save_weights
+from pipeline.params.base import Block
 from pipeline.training import checkpoint
 from pipeline.training.loop import Row
 
@@ -32,7 +32,7 @@ CHECKPOINT = "checkpoint.safetensors"
 def begin(
     scratch: Path,
     identity: str,
-    spec: NetworkSpec,
+    spec: Block,
     ranks: Ranks = ALONE,
     anchors: Mapping[str, int] | None = None,
 ) -> Path:
@@ -143,6 +143,7 @@ def finish(
     machine: Machine,
     made_by: str,
     inputs: str = "",
+    measure: str = "top1",
 ) -> None:
     """Write the last weights (the best ones too, where no epoch ran), the history and its summary.
 
@@ -155,6 +156,7 @@ def finish(
         machine: where it was trained.
         made_by: DVC's name of the stage.
         inputs: hash of what it was trained from.
+        measure: the column that picks the best epoch.
     """
     machine.ranks.wait()  # a rank that is lost by now must not cost the checkpoint
     if not machine.ranks.first:
@@ -172,7 +174,8 @@ def finish(
 
     seconds = sum(float(row["seconds"]) for row in history)
     images = sum(float(row["images_per_second"]) * float(row["seconds"]) for row in history)
-    best = max(history, key=lambda row: float(row["top1"]), default=None)
+    measured = [row for row in history if measure in row]
+    best = max(measured, key=lambda row: float(row[measure]), default=None)
 
     summary = {
         "made_by": made_by,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from pipeline.errors import StillhouseError
 from pipeline.networks.network import Taps
 from pipeline.params.recipe import Epoch
 from pipeline.training.average import Average
-from pipeline.training.batches import Feed, Held, Views
+from pipeline.training.batches import Feeding, Held, Sampled
 from pipeline.training.optimizer import set_rate
 
 Terms = dict[str, Tensor]  # scalars by name
@@ -82,8 +82,14 @@ class Objective(Protocol):
         """
         ...
 
-    def __call__(self, views: Views, read: Taps, clock: Clock) -> tuple[Tensor, Terms]:
-        """Return the loss and its terms, scalars by name."""
+    def __call__(self, views: Any, read: Taps, clock: Clock) -> tuple[Tensor, Terms]:
+        """Return the loss and its terms, scalars by name.
+
+        Args:
+            views: a batch of the training, mostly `Views`.
+            read: what `begin` has read.
+            clock: where the step stands.
+        """
         ...
 
 
@@ -93,6 +99,7 @@ class Step:
     Args:
         title: of the training.
         objective: what is minimized.
+        batches: the training split.
         feed: gives the batches.
         optimizer: of the phase.
         ranks: who divide each batch.
@@ -112,17 +119,18 @@ class Step:
         self,
         title: str,
         objective: Objective,
-        feed: Feed,
+        batches: Sampled,
+        feed: Feeding,
         optimizer: Optimizer,
         ranks: Ranks,
         *,
         clip: float | None = None,
         average: Average | None = None,
     ) -> None:
-        self.title, self.objective, self.feed = title, objective, feed
+        self.title, self.objective, self.batches, self.feed = title, objective, batches, feed
         self.optimizer, self.ranks = optimizer, ranks
         self.clip, self.average = clip, average
-        self.device = feed.batches.labels.device
+        self.device = batches.device
         self.key: Hashable = None
         self.names: list[str] = []
         self.rates: Sequence[float] = ()
@@ -141,7 +149,7 @@ class Step:
     @property
     def images(self) -> int:
         """Number of images that the epoch shows, to all ranks."""
-        return sum(self.feed.batches.sizes[: len(self)])
+        return sum(self.batches.sizes[: len(self)])
 
     def start(self, epoch: Epoch, before: int, rates: Sequence[float], taken: int) -> None:
         """Begin an epoch.
@@ -158,7 +166,7 @@ class Step:
         self.feed.start(whole, len(rates))
         set_rate(self.optimizer, rates[0])
         self._clock.set(epoch.number, taken)
-        self._slot = self.feed.batches.slot(whole)
+        self._slot = self.batches.slot(whole)
 
         key = epoch.phase, self.objective.start(epoch)
         if key != self.key:
@@ -199,7 +207,7 @@ class Step:
 
         # To None: what has no gradient in this step is left alone, by weight decay too.
         self.optimizer.zero_grad(set_to_none=True)
-        (loss * views.share).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        (loss * views.share).backward()
         self.ranks.sum_gradients(self._parameters)
         if self.clip is not None:
             clip_grad_norm_(self._parameters, self.clip)

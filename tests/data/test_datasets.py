@@ -31,6 +31,7 @@ from raw_fixtures import idx, python2_pickle
 
 from pipeline import plugin
 from pipeline.artifacts.publish import scratch
+from pipeline.data.annotated import AnnotatedConfig
 from pipeline.data.dataset import ArraySplit, DatasetConfig, Source
 from pipeline.data.datasets import cifar, digits, fashion_mnist, image_folder, tiny_imagenet
 from pipeline.data.image_array import ImageArray
@@ -46,6 +47,7 @@ from pipeline.errors import (
     ParamsError,
 )
 from pipeline.params.base import validate
+from pipeline.params.tasks import CLASSIFICATION, DETECTION, task_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +73,24 @@ def random_source(num: int = 40, size: int = 5, channels: int = 2, classes: int 
 # --- The contract -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", plugin.names("datasets"))
+SOURCES = {
+    task: [name for name in plugin.names("datasets") if task_of(plugin.load("datasets", name)) == task]
+    for task in (CLASSIFICATION, DETECTION)
+}
+
+
+@pytest.mark.parametrize("name", SOURCES[DETECTION])
+def test_a_plugin_of_boxes_has_config_and_open_source(name: str) -> None:
+    module = plugin.load("datasets", name)
+    assert issubclass(module.Config, AnnotatedConfig)
+    assert callable(module.open_source)
+    assert not hasattr(module, "image")
+    assert module.__doc__
+    with pytest.raises(ParamsError, match=r"unknown key 'here\.maen'.*'mean'"):
+        validate(module.Config, {"maen": [0.5, 0.5, 0.5], "path": "x"}, "here")
+
+
+@pytest.mark.parametrize("name", SOURCES[CLASSIFICATION])
 def test_a_plugin_has_config_and_open_source(name: str) -> None:
     module = plugin.load("datasets", name)
     assert issubclass(module.Config, DatasetConfig)
@@ -93,7 +112,7 @@ OPENED: dict[str, tuple[str | None, list[dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", plugin.names("datasets"))
+@pytest.mark.parametrize("name", SOURCES[CLASSIFICATION])
 def test_facts_of_images_are_known_without_files_and_are_those_of_prepared_data(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

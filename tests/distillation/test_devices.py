@@ -223,7 +223,7 @@ def test_a_whole_step_of_the_loop_keeps_to_its_device(params: ViewParams) -> Non
     labels = torch.zeros(18, dtype=torch.int64, device=META)
     batches = Batches(images, labels, 0, Normalize((0.5,), (0.5,), META), 0, len(batch.label))
     optimizer = recipe_optimizer(list(objective.student.parameters()), RECIPE)
-    taken = Step("meta", objective, Feed(batches), optimizer, ALONE)
+    taken = Step("meta", objective, batches, Feed(batches), optimizer, ALONE)
     # The first slot's views are known: to find those of another one reads values, once an epoch.
     taken.start(Epoch("main", 0, 1), 0, [0.05] * 3, 0)
     optimizer.step = lambda: None  # type: ignore[method-assign]

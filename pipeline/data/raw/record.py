@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from pipeline import plugin
 from pipeline.artifacts import advice, publish
-from pipeline.data.dataset import DatasetConfig
-from pipeline.data.layout import Meta
 from pipeline.data.raw.listing import Listed
 from pipeline.data.raw.place import located
 from pipeline.errors import DataError
@@ -36,6 +35,20 @@ class Record(Block):
     skipped: tuple[str, ...]
 
 
+class Made(Protocol):
+    """What `meta.json` of prepared data of any kind says of their making."""
+
+    @property
+    def source(self) -> str:
+        """The plug-in that the data came from."""
+        ...
+
+    @property
+    def made_by(self) -> str:
+        """The DVC stage that made them."""
+        ...
+
+
 def write(folder: Path, listed: Listed, skipped: Sequence[str]) -> None:
     """Write the record of the raw files into prepared data."""
     record = Record(count=listed.count, digest=listed.digest, skipped=tuple(skipped))
@@ -51,7 +64,7 @@ def read(folder: Path) -> Record:
     return Record.model_validate_json((folder / FILE).read_bytes())
 
 
-def change(folder: Path, meta: Meta, config: DatasetConfig, most: int | None = None) -> str | None:
+def change(folder: Path, meta: Made, config: Block, most: int | None = None) -> str | None:
     """Say what has changed of the raw files since they were prepared.
 
     Args:

@@ -10,11 +10,13 @@ from pipeline.errors import StaleArtifactError
 from pipeline.params import checks, document
 from pipeline.params.base import load
 from pipeline.params.copies import CopyBlock
+from pipeline.params.datasets import PrepareBlock
 from pipeline.params.matchings import MatchBlock
 from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock
 from pipeline.params.sections import Sections
 from pipeline.params.tables import AskedBlock
+from pipeline.params.tasks import Task
 from pipeline.params.teacher import TrainBlock
 from pipeline.params.teachers import CodeBlock
 
@@ -61,6 +63,10 @@ class Blocks:
             raise StaleArtifactError(
                 f"{self.folder} was made from other settings than {path} has now. Run: {HINT}"
             )
+
+    def task(self, dataset: str) -> Task:
+        """Return what networks learn of a data set."""
+        return load(PrepareBlock, self.folder / "datasets" / f"{dataset}.json", HINT).task
 
     def training(self, teacher: str) -> TrainBlock:
         """Return how a teacher is trained."""

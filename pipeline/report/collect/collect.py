@@ -17,6 +17,7 @@ from pipeline.errors import MissingArtifactError
 from pipeline.params.datasets import DatasetParams
 from pipeline.params.pairs import PairBlock, RunBlock
 from pipeline.params.sections import ALONE
+from pipeline.params.tasks import CLASSIFICATION
 from pipeline.params.views import view_params
 from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.checked import checked
@@ -96,6 +97,8 @@ class _Collector:
         """Return the data sets by name."""
         datasets = {}
         for name, entry in self.blocks.sections.datasets.items():
+            if self.blocks.task(name) != CLASSIFICATION:
+                continue  # nothing here draws boxes
             opened = partial(self._dataset, name, entry)
             dataset = self.omissions.whole(f"data set {name}", f"prepare_data@{name}", opened)
             if dataset is not None:
@@ -106,6 +109,8 @@ class _Collector:
         """Return the teachers by name, those that are whole."""
         teachers = {}
         for name, entry in self.blocks.sections.teachers.items():
+            if self.blocks.task(entry.dataset) != CLASSIFICATION:
+                continue
             what, stage = f"teacher {name}, with its tables and codes", f"evaluate_teacher@{name}"
             if entry.dataset not in datasets:
                 self.omissions.add(what, stage, f"Its data set {entry.dataset} is left out.")

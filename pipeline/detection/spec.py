@@ -1,0 +1,84 @@
+"""What a detector is and how it is trained: what its stage depends on, and what stands beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.detection.detector_settings import DetectorSettings
+from pipeline.detection.layout import Meta
+from pipeline.params.base import Block, StageBlock
+from pipeline.params.detection import BoxViews
+from pipeline.params.recipe import Recipe
+from pipeline.params.weights import Weights
+
+
+class DetectorSpec(Block):
+    """Everything that is needed to build a detector again beside its weights, and to show it an image.
+
+    Attributes:
+        task: what tells it from a classifier's.
+        network: its name.
+        classes: number of classes, without the background.
+        settings: how it is built, without null, since the weights beside it do not say where the first ones came from.
+        views: of which it is evaluated on the plain one.
+        mean: normalization of the images.
+        std: as `mean`.
+    """
+
+    task: Literal["detection"] = "detection"
+    network: str
+    classes: int = Field(ge=1, le=1_000_000)
+    settings: DetectorSettings
+    views: BoxViews
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class DetectorBlock(StageBlock):
+    """What `train_teacher` depends on where the teacher is a detector.
+
+    Attributes:
+        task: what tells it from a classifier's.
+        teacher: key of `teachers`.
+        dataset: key of `datasets`.
+        network: a detector's name.
+        settings: how it is built.
+        weights: where its first weights come from.
+        seed: seed of init, order, views and sampled boxes.
+        recipe: how it is trained.
+        anchors: shares of its training after which a checkpoint is kept.
+        views: what it sees.
+    """
+
+    task: Literal["detection"] = "detection"
+    teacher: str
+    dataset: str
+    network: str
+    settings: DetectorSettings
+    weights: Weights = "none"
+    seed: int
+    recipe: Recipe
+    anchors: tuple[float, ...]
+    views: BoxViews
+
+    def spec(self, meta: Meta) -> DetectorSpec:
+        """Return the detector of some data."""
+        return DetectorSpec(
+            network=self.network,
+            classes=len(meta.classes),
+            settings=self.settings.resolved(self.weights != "none"),
+            views=self.views,
+            mean=meta.mean,
+            std=meta.std,
+        )
+
+    def trained_from(self, fingerprint: Mapping[str, str]) -> dict[str, Any]:
+        """Return all that a training by this block depends on, as json holds it.
+
+        Args:
+            fingerprint: of the data, by split.
+        """
+        return {"teacher": self.model_dump(mode="json"), "data": dict(fingerprint)}

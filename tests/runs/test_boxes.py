@@ -1,0 +1,155 @@
+"""What params.yaml may ask for of data sets with boxes, what is refused, and what an edit reruns."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc_project import make
+from error_fixtures import one_line
+
+from pipeline.artifacts import closure
+from pipeline.detection.spec import DetectorBlock
+from pipeline.errors import StillhouseError
+from pipeline.params import tasks
+from pipeline.params.detection import ScaleFlip
+from pipeline.runs.blocks import blocks, unasked
+from pipeline.runs.check import check, project
+
+Params = dict[str, Any]
+DETECTOR = {
+    "pyramid_width": 16,
+    "head_width": 16,
+    "smallest_anchor": 8,
+    "proposals": 20,
+    "sampled_anchors": 32,
+    "sampled_proposals": 16,
+}
+TEACHER = {
+    "dataset": "toys",
+    "network": "faster_rcnn_resnet10x0.25",
+    "recipe": "quick",
+    "detector": DETECTOR,
+}
+PARAMS: Params = {
+    "seeds": [0],
+    "recipes": {"quick": {"epochs": 1, "batch_size": 2, "learning_rate": 0.02, "milestones": []}},
+    "datasets": {
+        "toys": {
+            "source": {"shapes": {"train": 4, "test": 2, "smallest": 48, "largest": 64}},
+            "views": {"scale_flip": {"short": [48], "longest": 96}},
+        },
+        "digits": {"source": "digits"},
+    },
+    "teachers": {
+        "finder": TEACHER,
+        "reader": {"dataset": "digits", "network": "resnet8", "recipe": "quick"},
+    },
+    "tables": {"words": {"kmeans": {"feature": "last", "clusters": 4}}},
+    "distill": [],
+}
+STUDENT = {"dataset": "toys", "network": "resnet8", "recipe": "quick"}
+
+
+def edited(place: str, value: Any) -> Params:
+    """Return the params with another value at a place, "teachers.finder.network"."""
+    content = deepcopy(PARAMS)
+    *path, last = place.split(".")
+    at = content
+    for key in path:
+        at = at.setdefault(key, {})
+    at[last] = value
+    return content
+
+
+def test_a_detector_gets_a_block_of_its_own_kind() -> None:
+    made = project(PARAMS)
+    every = blocks(made)
+    train = every["teachers/finder/train"]
+    assert isinstance(train, DetectorBlock)
+    assert train.views == ScaleFlip(space="scale_flip", short=(48,), longest=96)
+    assert train.settings.smallest_anchor == 8
+    assert unasked(made) == ["teachers/finder/extract", "teachers/finder/check"]
+    asked = every["teachers/finder/asked"].model_dump()
+    assert (asked["tables"], asked["codes"], asked["matched"]) == ({"words": None}, {"words": None}, ())
+    assert every["datasets/toys"].model_dump()["task"] == "detection"
+    # As it was before there was any other task.
+    assert "task" not in every["datasets/digits"].model_dump()
+
+
+WRONG: list[tuple[str, Any, tuple[str, ...]]] = [
+    ("students", {"sam": STUDENT}, ("students.sam has the data set 'toys', which has boxes", "dvc repro params")),
+    (
+        "assistants",
+        {"a": {"teacher": "finder", "network": "resnet8", "recipe": "quick", "follows": "teacher"}},
+        ("assistants.a has the teacher 'finder', which finds boxes",),
+    ),
+    ("teachers.reader.detector", DETECTOR, ("teachers.reader.detector has settings", "'digits' has no boxes")),
+    ("teachers.finder.features", {"logits": {}}, ("teachers.finder.features is about what is stored",)),
+    ("teachers.finder.tables", {"words": {}}, ("teachers.finder.tables is about what is stored",)),
+    ("teachers.finder.checkpoints", ["best"], ("teachers.finder.checkpoints is about what is stored",)),
+    ("teachers.finder.head", "linear", ("teachers.finder.head is 'linear'", "classifier")),
+    ("teachers.finder.weights", "imagenet", ("teachers.finder.weights", "has no 'imagenet' weights")),
+    ("teachers.finder.weights", "missing.pt", ("missing.pt do not exist",)),
+    ("teachers.finder.network", "resnet8", ("Unknown detector of teachers.finder.network: 'resnet8'", "retinanet")),
+    ("teachers.finder.detector", {"anchor": 8}, ("unknown key 'teachers.finder.detector.anchor'",)),
+    ("teachers.finder.detector", {"proposals": 0}, ("teachers.finder.detector.proposals",)),
+    ("recipes.quick.sampling", "balanced", ("the recipe of teachers.finder has sampling",)),
+    ("recipes.quick.label_smoothing", 0.1, ("the recipe of teachers.finder has label_smoothing",)),
+    ("datasets.toys.views", "crop_flip", ("datasets.toys.views has 'crop_flip', which moves no boxes",)),
+    ("datasets.digits.views", "scale_flip", ("datasets.digits.views has 'scale_flip'", "the data set has none")),
+    ("datasets.toys.source", {"shapes": {"smallest": 200}}, ("datasets.toys.source.shapes",)),
+    ("datasets.toys.source", {"shapes": {"holdout": 0.1}}, ("unknown key 'datasets.toys.source.shapes.holdout'",)),
+    ("datasets.toys.source", {"coco": {}}, ("'datasets.toys.source.coco.path' is missing",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "value", "parts"), WRONG, ids=[place for place, _, _ in WRONG])
+def test_what_detectors_lack_is_refused_before_anything_runs(
+    place: str, value: Any, parts: tuple[str, ...]
+) -> None:
+    with pytest.raises(StillhouseError) as error:
+        check(edited(place, value))
+    one_line(error, *parts)
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["prepare_data", "train_teacher", "evaluate", "extract_features", "check_features", "teacher_inputs"],
+)
+def test_an_edit_of_detection_reruns_no_classifier(stage: str) -> None:
+    files = {path.as_posix() for path in closure.closure([f"stages.{stage}"])}
+    own = (
+        "pipeline/detection/",
+        "pipeline/training/detectors",
+        "pipeline/training/box_",
+        "pipeline/evaluation/boxes",
+    )
+    assert not {file for file in files if file.startswith(own)}
+
+
+@pytest.mark.parametrize("stage", ["prepare_data", "train_teacher", "evaluate"])
+def test_what_a_stage_runs_of_detection_is_in_its_hash(stage: str) -> None:
+    files = {path.as_posix() for path in closure.closure([tasks.module(stage)])}
+    assert "pipeline/detection/prepared.py" in files or "pipeline/detection/layout.py" in files
+    if stage != "prepare_data":
+        assert {"pipeline/detection/detector.py", "pipeline/detection/views.py"} <= files
+
+
+@pytest.mark.slow
+def test_data_with_boxes_go_through_every_stage(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    made = make(tmp_path, PARAMS)
+    ran = made.repro()
+    assert {"prepare_data@toys", "train_teacher@finder", "evaluate_teacher@finder", "report"} <= ran
+    metrics = json.loads((tmp_path / "artifacts/metrics/teachers/finder.json").read_text())
+    assert 0 <= metrics["AP"] <= 100
+    assert "finder" not in (tmp_path / "artifacts/report/index.html").read_text()
+    assert not made.repro()
+
+    # An edit of detection reruns detectors, and no classifier.
+    made.append("pipeline/detection/images.py", "\nMORE = 1\n")
+    assert made.repro() == {"params", "train_teacher@finder", "evaluate_teacher@finder", "report"}
