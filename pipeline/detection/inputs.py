@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pipeline.detection import first_weights
+from pipeline.detection.detector import Detector, build
 from pipeline.detection.prepared import Prepared
 from pipeline.detection.spec import DetectorSpec
 from pipeline.errors import StaleArtifactError
 from pipeline.params.base import Block
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
+from pipeline.params.weights import Weights
 
 
 class DetectorInputs(Block):
@@ -20,6 +23,7 @@ class DetectorInputs(Block):
         student: key of `students`.
         dataset: key of `datasets`.
         network: the student, and the views that it sees.
+        first_weights: where its first weights come from.
         recipe: how it is trained.
         data: folder of the prepared data.
         fingerprint: of the data, by split.
@@ -30,6 +34,7 @@ class DetectorInputs(Block):
     student: str
     dataset: str
     network: DetectorSpec
+    first_weights: Weights = "none"
     recipe: Recipe
     data: str
     fingerprint: dict[str, str]
@@ -38,6 +43,20 @@ class DetectorInputs(Block):
     def of_seed(self, seed: int) -> dict[str, Any]:
         """Return what the student of a seed is trained from, as json holds it."""
         return self.model_dump(mode="json") | {"seed": seed}
+
+
+def first(inputs: DetectorInputs, seed: int) -> Detector:
+    """Return the student of a seed as it is before it is trained.
+
+    Raises:
+        ParamsError: a file's weights do not fit.
+        MachineError: the library's weights cannot be fetched.
+        StaleArtifactError: a file of weights has changed since params.yaml was checked.
+    """
+    network = inputs.network
+    detector = build(network.network, network.classes, seed, network.settings)
+    first_weights.fill(detector, inputs.first_weights)
+    return detector
 
 
 def check_data(inputs: DetectorInputs, prepared: Prepared) -> None:

@@ -12,6 +12,7 @@ from pipeline.detection.layout import Meta
 from pipeline.params.base import Block, StageBlock
 from pipeline.params.detection import BoxViews
 from pipeline.params.recipe import Recipe
+from pipeline.params.weights import Weights
 
 
 class DetectorSpec(Block):
@@ -21,7 +22,7 @@ class DetectorSpec(Block):
         task: what tells it from a classifier's.
         network: its name.
         classes: number of classes, without the background.
-        settings: how it is built.
+        settings: how it is built, without null, since the weights beside it do not say where the first ones came from.
         views: of which it is evaluated on the plain one.
         mean: normalization of the images.
         std: as `mean`.
@@ -45,6 +46,7 @@ class DetectorBlock(StageBlock):
         dataset: key of `datasets`.
         network: a detector's name.
         settings: how it is built.
+        weights: where its first weights come from.
         seed: seed of init, order, views and sampled boxes.
         recipe: how it is trained.
         anchors: shares of its training after which a checkpoint is kept.
@@ -56,6 +58,7 @@ class DetectorBlock(StageBlock):
     dataset: str
     network: str
     settings: DetectorSettings
+    weights: Weights = "none"
     seed: int
     recipe: Recipe
     anchors: tuple[float, ...]
@@ -66,7 +69,7 @@ class DetectorBlock(StageBlock):
         return DetectorSpec(
             network=self.network,
             classes=len(meta.classes),
-            settings=self.settings,
+            settings=self.settings.resolved(self.weights != "none"),
             views=self.views,
             mean=meta.mean,
             std=meta.std,
@@ -90,6 +93,7 @@ class DetectorStudentBlock(StageBlock):
         dataset: key of `datasets`.
         network: a detector's name.
         settings: how it is built.
+        weights: where its first weights come from.
         recipe: how it is trained.
         views: what it sees.
     """
@@ -99,6 +103,7 @@ class DetectorStudentBlock(StageBlock):
     dataset: str
     network: str
     settings: DetectorSettings
+    weights: Weights = "none"
     recipe: Recipe
     views: BoxViews
 
@@ -107,7 +112,7 @@ class DetectorStudentBlock(StageBlock):
         return DetectorSpec(
             network=self.network,
             classes=len(meta.classes),
-            settings=self.settings,
+            settings=self.settings.resolved(self.weights != "none"),
             views=self.views,
             mean=meta.mean,
             std=meta.std,

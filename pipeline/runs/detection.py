@@ -8,14 +8,14 @@ from __future__ import annotations
 from pipeline.detection.detector_settings import DetectorSettings
 from pipeline.detection.spec import DetectorBlock, DetectorStudentBlock
 from pipeline.errors import ParamsError, unknown_name
-from pipeline.params.base import validate
+from pipeline.params.base import placed, validate
 from pipeline.params.matchings import BorrowedParams
 from pipeline.params.recipe import Recipe
 from pipeline.params.students import StudentParams
 from pipeline.params.tasks import DETECTION
 from pipeline.params.teachers import TeacherParams
-from pipeline.params.weights import DRAWN
-from pipeline.runs.project import Project
+from pipeline.params.weights import Weights
+from pipeline.runs.project import Kind, Project
 
 # Of a teacher, what says something of its store, and of a recipe, what weighs labels.
 _STORED = ("features", "checkpoints", "compression", "tables")
@@ -95,17 +95,18 @@ def train_block(project: Project, name: str) -> DetectorBlock:
         )
     if teacher.head != "own":
         raise ParamsError(
-            f"params.yaml: {where}.head is '{teacher.head}', and a detector starts from heads that are drawn. Drop "
-            "it, then: dvc repro params"
+            f"params.yaml: {where}.head is '{teacher.head}', which is about a classifier, and a detector has none. "
+            "Drop it, then: dvc repro params"
         )
     recipe = project.recipe("teachers", name)
-    _check_network(teacher, recipe, where)
+    weights = _check_network(project, "teachers", name, recipe)
     return DetectorBlock(
         stage=f"train_teacher@{name}",
         teacher=name,
         dataset=teacher.dataset,
         network=teacher.network,
         settings=validate(DetectorSettings, teacher.detector, f"{where}.detector"),
+        weights=weights,
         seed=teacher.seed,
         recipe=recipe,
         anchors=teacher.anchors,
@@ -120,31 +121,35 @@ def student_block(project: Project, name: str) -> DetectorStudentBlock:
         f"students.{name}",
         project.recipe("students", name),
     )
-    _check_network(student, recipe, where)
+    weights = _check_network(project, "students", name, recipe)
     return DetectorStudentBlock(
         stage=f"student_inputs@{name}",
         student=name,
         dataset=student.dataset,
         network=student.network,
         settings=validate(DetectorSettings, student.detector, f"{where}.detector"),
+        weights=weights,
         recipe=recipe,
         views=project.box_views[student.dataset],
     )
 
 
-def _check_network(network: TeacherParams | StudentParams, recipe: Recipe, where: str) -> None:
-    if network.weights.name != DRAWN:
-        raise ParamsError(
-            f"params.yaml: {where}.weights is '{network.weights.name}', and a detector starts from weights that are "
-            "drawn. Drop it, then: dvc repro params"
-        )
+def _check_network(project: Project, kind: Kind, name: str, recipe: Recipe) -> Weights:
+    """Check network and recipe of a detector, and return where its first weights come from."""
+    network: TeacherParams | StudentParams = getattr(project.params, kind)[name]
+    where = f"{kind}.{name}"
     check_recipe(recipe, where)
 
     # Only now: torchvision takes a second to import, which those pay who name a detector.
+    from pipeline.detection import first_weights
     from pipeline.detection.detector import NETWORKS
 
     if network.network not in NETWORKS:
         raise unknown_name(f"detector of {where}.network:", network.network, NETWORKS)
+    weights = project.detector_weights(kind, name)
+    with placed(f"{where}.weights"):
+        first_weights.check(network.network, weights)
+    return weights
 
 
 def check_recipe(recipe: Recipe, where: str) -> None:

@@ -41,6 +41,7 @@ def resolve_student(block: DetectorStudentBlock, data: Path, code: Path) -> Dete
         student=block.student,
         dataset=block.dataset,
         network=block.spec(meta),
+        first_weights=block.weights,
         recipe=block.recipe,
         data=str(data),
         fingerprint=meta.fingerprint,
@@ -75,8 +76,9 @@ def _run(
     settings, weights = pair.runs[run], places["weights"]
     code = _code(places["code"], ["detection/distill", "detection/compare", *settings.plugins])
     return DetectorRunInputs(
-        **student.model_dump(exclude={"code", "recipe", "network"}),
+        **student.model_dump(exclude={"code", "recipe", "network", "first_weights"}),
         network=student.network,
+        first_weights=student.first_weights,
         recipe=settings.recipe,
         code=student.code | code,
         pair=pair.pair,

@@ -11,8 +11,8 @@ from pipeline import seeding
 from pipeline.artifacts import advice
 from pipeline.compute.machine import Machine
 from pipeline.detection.architecture import architecture
-from pipeline.detection.detector import Detector, build
-from pipeline.detection.inputs import DetectorRunInputs
+from pipeline.detection.detector import Detector
+from pipeline.detection.inputs import DetectorRunInputs, first
 from pipeline.detection.weights import load
 from pipeline.distillation import map_lesson
 from pipeline.distillation.transform import TeacherTransform
@@ -77,7 +77,7 @@ def _matching(inputs: DetectorRunInputs, key: str) -> Matching:
     path, spec = Path(name), inputs.network
     check_file(path, expected)
     matching = Matching.load(path, RESOLVED)
-    theta0 = build(spec.network, spec.classes, matching.origin.seed, spec.settings).state_dict()
+    theta0 = first(inputs, matching.origin.seed).state_dict()
     if state_digest(theta0) != matching.origin.theta0:
         raise StaleArtifactError(
             f"{path} is of another student: {spec.network} of seed {matching.origin.seed} does not start from the "

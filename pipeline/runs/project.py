@@ -199,6 +199,15 @@ class Project:
                 self._architectures[key] = architecture(spec)
         return self._architectures[key]
 
+    def detector_weights(self, kind: Kind, name: str) -> Weights:
+        """Return where a detector's first weights come from.
+
+        Raises:
+            DataError: a file is not there.
+            ParamsError: a setting of it is wrong.
+        """
+        return self._weights(getattr(self.params, kind)[name].weights, f"{kind}.{name}.weights", "own")
+
     def _weights(self, weights: Plug, where: str, head: Head) -> Weights:
         """Return where first weights come from; a file has its hash, so that another one is another network."""
         if not is_file(weights):

@@ -20,8 +20,8 @@ from pipeline.compute import distributed
 from pipeline.compute.machine import Machine
 from pipeline.detection import average_precision
 from pipeline.detection.architecture import architecture
-from pipeline.detection.detector import Detector, build
-from pipeline.detection.inputs import DetectorRunInputs, check_data
+from pipeline.detection.detector import Detector
+from pipeline.detection.inputs import DetectorRunInputs, check_data, first
 from pipeline.detection.prepared import Prepared
 from pipeline.distillation import combination, map_lesson
 from pipeline.distillation.combination import LABELS
@@ -157,7 +157,7 @@ def prepare(inputs: DetectorRunInputs, job: Job) -> Assembly:
     check_data(inputs, prepared)
     spec, machine = inputs.network, job.machine
     sources = DetectorSources.of(inputs, machine)
-    student = build(spec.network, spec.classes, inputs.seed, spec.settings)
+    student = first(inputs, inputs.seed)
     machine.place(student)
 
     composition = Composition.of(inputs, f"runs.{inputs.run}")

@@ -18,7 +18,7 @@ from pipeline.artifacts import closure, hashing, publish
 from pipeline.compute import distributed
 from pipeline.compute.machine import Machine
 from pipeline.data.normalize import Normalize
-from pipeline.detection import average_precision
+from pipeline.detection import average_precision, first_weights
 from pipeline.detection.detector import Detector, build
 from pipeline.detection.images import BoxImages
 from pipeline.detection.inputs import DetectorInputs, check_data
@@ -34,6 +34,7 @@ from pipeline.params.base import load
 from pipeline.params.detection import BoxViews as Views
 from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.params.teacher import anchor_name
+from pipeline.params.weights import Weights
 from pipeline.training import assembly, cohort
 from pipeline.training.assembly import Assembly, Job, Subject
 from pipeline.training.box_batches import BoxBatches, BoxViews
@@ -140,7 +141,11 @@ def train_teacher(path: Path, data: Path, out: Path, machine: Machine) -> None:
         inputs = hashing.content_hash(block.trained_from(prepared.meta.fingerprint))
         job = Job(scratch, machine, identity, f"teacher {block.teacher}", block.stage, inputs)
         anchors = {anchor_name(share): share for share in block.anchors}
-        assembly.train(prepare(job, block.spec(prepared.meta), block.recipe, prepared, block.seed, anchors))
+        assembly.train(
+            prepare(
+                job, block.spec(prepared.meta), block.recipe, prepared, block.seed, anchors, block.weights
+            )
+        )
 
 
 def pretrain_students(
@@ -177,7 +182,9 @@ def pretrain_students(
             f"pretrain_student@{student.student}-{seed}",
         )
         job = Job(scratch, machine, identity, title, made_by, hashing.content_hash(student.of_seed(seed)))
-        return prepare(job, student.network, student.recipe, opened[student.data], seed, {})
+        return prepare(
+            job, student.network, student.recipe, opened[student.data], seed, {}, student.first_weights
+        )
 
     def finish(student: DetectorInputs, seed: int, scratch: Path) -> None:
         publish.write_json(scratch / "inputs.json", student.of_seed(seed))
@@ -197,7 +204,13 @@ def pretrain_students(
 
 
 def prepare(
-    job: Job, spec: DetectorSpec, recipe: Recipe, prepared: Prepared, seed: int, anchors: dict[str, float]
+    job: Job,
+    spec: DetectorSpec,
+    recipe: Recipe,
+    prepared: Prepared,
+    seed: int,
+    anchors: dict[str, float],
+    weights: Weights = "none",
 ) -> Assembly:
     """Return the training of a detector, ready to run.
 
@@ -208,8 +221,15 @@ def prepare(
         prepared: the data.
         seed: seed of init, order, views and sampled boxes.
         anchors: shares of the epochs after which weights are kept, by name.
+        weights: where its first weights come from.
+
+    Raises:
+        ParamsError: a file's weights do not fit.
+        MachineError: the library's weights cannot be fetched.
+        StaleArtifactError: a file of weights has changed since params.yaml was checked.
     """
     network = build(spec.network, spec.classes, seed, spec.settings)
+    first_weights.fill(network, weights)
     job.machine.place(network)
     setting = BoxSetting.of(prepared, spec.views, job.machine)
     batches = setting.batches(recipe, seed)

@@ -25,8 +25,10 @@ from pipeline.detection.spec import DetectorBlock
 from pipeline.detection.views import BoxSpace
 from pipeline.detection.weights import load
 from pipeline.errors import MachineError
+from pipeline.networks import own_weights
 from pipeline.params.detection import ScaleFlip
 from pipeline.params.recipe import Recipe
+from pipeline.params.weights import WeightsFile
 from pipeline.training import checkpoint, detectors
 from pipeline.training.box_batches import BoxBatches
 
@@ -95,6 +97,24 @@ def test_weights_are_those_of_the_detector_that_its_json_builds(trained: Path) -
     assert spec.classes == 3
     for name, x in drawn.state_dict().items():
         assert torch.equal(x, first.state_dict()[name]), name
+
+
+def test_a_training_may_start_from_a_file_and_then_keeps_its_norms(data: Path, tmp_path: Path) -> None:
+    frozen = SETTINGS.model_copy(update={"norm": "frozen"})
+    other = build(BLOCK.network, 3, 5, frozen)
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    file = WeightsFile(path=str(tmp_path / "other.pt"), sha256=own_weights.sha256(str(tmp_path / "other.pt")))
+    detectors.train_teacher(block_in(tmp_path, weights=file), data, tmp_path / "out", CPU)
+
+    first, _ = load(tmp_path / "out/weights", "init")
+    last, spec = load(tmp_path / "out/weights", "last")
+    assert (spec.settings.norm, spec.settings.frozen_stages) == ("frozen", 2)
+    for name, x in other.state_dict().items():
+        assert torch.equal(x, first.state_dict()[name]), name
+        trained = not name.startswith(("model.backbone.body.conv1", "model.backbone.body.layer1")) and (
+            ".bn" not in name and "downsample.1" not in name
+        )
+        assert torch.equal(x, last.state_dict()[name]) is not trained, name
 
 
 def test_a_resumed_training_ends_in_the_same_bits(

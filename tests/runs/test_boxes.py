@@ -87,7 +87,7 @@ def test_a_detector_gets_a_block_of_its_own_kind() -> None:
 
 WRONG: list[tuple[str, Any, tuple[str, ...]]] = [
     ("students", {"sam": STUDENT | {"network": "resnet8"}}, ("Unknown detector of students.sam.network: 'resnet8'",)),
-    ("students", {"sam": STUDENT | {"weights": "imagenet"}}, ("students.sam.weights is 'imagenet'", "drawn")),
+    ("students", {"sam": STUDENT | {"weights": "imagenet"}}, ("students.sam.weights", "has no 'imagenet' weights")),
     ("students", {"sam": STUDENT | {"detector": {"anchor": 8}}}, ("unknown key 'students.sam.detector.anchor'",)),
     (
         "students",
@@ -108,8 +108,9 @@ WRONG: list[tuple[str, Any, tuple[str, ...]]] = [
     ("teachers.finder.features", {"logits": {}}, ("teachers.finder.features is about what is stored",)),
     ("teachers.finder.tables", {"words": {}}, ("teachers.finder.tables is about what is stored",)),
     ("teachers.finder.checkpoints", ["best"], ("teachers.finder.checkpoints is about what is stored",)),
-    ("teachers.finder.head", "linear", ("teachers.finder.head is 'linear'", "drawn")),
-    ("teachers.finder.weights", "imagenet", ("teachers.finder.weights is 'imagenet'", "drawn")),
+    ("teachers.finder.head", "linear", ("teachers.finder.head is 'linear'", "classifier")),
+    ("teachers.finder.weights", "imagenet", ("teachers.finder.weights", "has no 'imagenet' weights")),
+    ("teachers.finder.weights", "missing.pt", ("missing.pt do not exist",)),
     ("teachers.finder.network", "resnet8", ("Unknown detector of teachers.finder.network: 'resnet8'", "retinanet")),
     ("teachers.finder.detector", {"anchor": 8}, ("unknown key 'teachers.finder.detector.anchor'",)),
     ("teachers.finder.detector", {"proposals": 0}, ("teachers.finder.detector.proposals",)),
