@@ -25,7 +25,7 @@ from pipeline.detection.prepared import Prepared
 from pipeline.detection.weights import load
 from pipeline.distillation import map_lesson
 from pipeline.distillation.methods import mimicry
-from pipeline.errors import MachineError, StaleArtifactError, StillhouseError
+from pipeline.errors import MachineError, ParamsError, StaleArtifactError, StillhouseError
 from pipeline.matching.matching import Matching
 from pipeline.params import tasks
 from pipeline.params.recipe import Epoch
@@ -38,6 +38,7 @@ from pipeline.training.detector_distillation import Distillation
 from pipeline.training.detectors import Losses
 from pipeline.training.step import Clock
 from stages import distill, evaluate, inputs, match_channels, pretrain_student, student_inputs, train_teacher
+from stages import publish as publish_student
 
 pytest.importorskip("pycocotools")
 Params = dict[str, Any]
@@ -285,6 +286,13 @@ def test_a_teacher_or_a_matching_that_is_another_is_refused(world: World, tmp_pa
     with pytest.raises(MachineError) as refused:
         distill.main([world.inputs("kcd")], [tmp_path / "out"], device="cpu", processes=2)
     one_line(refused, "one process")
+
+
+def test_a_detector_is_not_published(world: World, tmp_path: Path) -> None:
+    (tmp_path / "params").symlink_to(world.folder / "params")
+    with pytest.raises(ParamsError) as error:
+        publish_student.main("pair/kcd", out=tmp_path / "out", artifacts=tmp_path)
+    one_line(error, "The student of pair/kcd finds boxes")
 
 
 def run_of(**changes: Any) -> Params:

@@ -16,8 +16,10 @@ from pipeline.detection.detector import build
 from pipeline.detection.spec import DetectorStudentBlock
 from pipeline.detection.weights import load
 from pipeline.errors import MachineError, StaleArtifactError
+from pipeline.networks import own_weights
 from pipeline.params import tasks
 from pipeline.params.recipe import Recipe
+from pipeline.params.weights import WeightsFile
 from pipeline.training import checkpoint
 from stages import evaluate, pretrain_student, student_inputs
 
@@ -74,6 +76,15 @@ def test_every_seed_starts_elsewhere_and_says_what_it_was_trained_from(
             "seed": seed
         }
     assert len({file_hash(folder / "weights/init.safetensors") for folder in trained}) == 2
+
+
+def test_a_student_may_start_from_a_file(trained: list[Path], inputs: Path, tmp_path: Path) -> None:
+    path = trained[1] / "weights/last.safetensors"
+    file = WeightsFile(path=str(path), sha256=own_weights.sha256(str(path))).model_dump(mode="json")
+    publish.write_json(tmp_path / "inputs.json", json.loads(inputs.read_text()) | {"first_weights": file})
+    pretrain_student.main([tmp_path / "inputs.json"], [0], [tmp_path / "out"], device="cpu")
+    init, last = load(tmp_path / "out/weights", "init")[0], load(trained[1] / "weights")[0]
+    assert all(torch.equal(x, init.state_dict()[name]) for name, x in last.state_dict().items())
 
 
 def test_a_resumed_student_ends_in_the_same_bits(
