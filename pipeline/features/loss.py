@@ -40,7 +40,8 @@ class Loss:
         rows: number of views that were compared.
         mass: the teacher's probability, at temperature 1, of the kept classes; the mean of the views.
         top1: share of the views whose most probable class is still the same.
-        kl: mean and 99th percentile of KL(live || read) in nats, by temperature.
+        kl: by temperature, in nats, of KL(live || read) the mean and the 99th percentile ("high"); and as their scale
+            "flat", the mean of KL(live || uniform), which keeping nothing would lose.
     """
 
     kept: int
@@ -54,7 +55,10 @@ class Loss:
 
     def __str__(self) -> str:
         """Say it in one line."""
-        kl = ", ".join(f"{x['mean']:.2g} (99 %: {x['high']:.2g}) at T = {t}" for t, x in self.kl.items())
+        kl = ", ".join(
+            f"{x['mean']:.2g} of {x['flat']:.2g} (99 %: {x['high']:.2g}) at T = {t}"
+            for t, x in self.kl.items()
+        )
         return (
             f"{self.kept} of {self.classes} logits are kept, {self.bytes} bytes a view for {self.whole}. They have "
             f"{100 * self.mass:.2f} % of the probability; of {self.rows} views {100 * self.top1:.1f} % keep their most "
@@ -117,7 +121,12 @@ def _loss(live: Tensor, read: Tensor, kept: StoredTop, temperatures: Iterable[fl
     kl: dict[str, dict[str, float]] = {}
     for temperature in sorted({1.0, *temperatures}):
         lost = _kl(read / temperature, live / temperature)
-        kl[f"{temperature:g}"] = {"mean": float(lost.mean()), "high": float(lost.quantile(HIGH))}
+        flat = _kl(torch.zeros_like(live), live / temperature)
+        kl[f"{temperature:g}"] = {
+            "mean": float(lost.mean()),
+            "high": float(lost.quantile(HIGH)),
+            "flat": float(flat.mean()),
+        }
 
     largest = live.softmax(dim=1).topk(kept.kept, dim=1).values
     size = torch.finfo(getattr(torch, kept.dtype)).bits // 8

@@ -277,6 +277,8 @@ def test_the_loss_is_that_of_its_formula(small: Small) -> None:
         kl = (p * np.log(p / q)).sum(axis=1)[index.numpy()]
         # Beside it, the rounding to float16 hardly counts.
         assert test.kl[str(t)]["mean"] == pytest.approx(kl.mean(), rel=0.02)
+        entropy = -(p * np.log(p)).sum(axis=1)[index.numpy()]
+        assert test.kl[str(t)]["flat"] == pytest.approx((math.log(10) - entropy).mean(), rel=1e-4)
         assert test.kl[str(t)]["high"] == pytest.approx(np.quantile(kl, 0.99), rel=0.02)
 
 

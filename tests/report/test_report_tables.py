@@ -558,7 +558,7 @@ def test_same_tables_same_bytes(project: Project, monkeypatch: pytest.MonkeyPatc
 def test_what_the_largest_logits_lose_stands_with_the_caches(project: Project) -> None:
     assert "Largest logits" not in section(project, "caches")
     path = project.path("metrics/features/big.json")
-    kl = {"1": {"mean": 0.0625, "high": 0.5}, "4": {"mean": 0.125, "high": 0.75}}
+    kl = {"1": {"mean": 0.0625, "high": 0.5, "flat": 2.5}, "4": {"mean": 0.125, "high": 0.75, "flat": 0.25}}
     loss = {
         "kept": 16,
         "classes": 1000,
@@ -573,6 +573,6 @@ def test_what_the_largest_logits_lose_stands_with_the_caches(project: Project) -
     project.seal_check("big")
 
     text = Links(section(project, "caches")).text
-    for temperature, mean, high in (("1", "0.0625", "0.5"), ("4", "0.125", "0.75")):
-        assert f"last/test/logits16 of 100066 for 200087.50 %99.5 %{temperature}{mean}{high}" in text
+    for temperature, *numbers in (("1", "0.0625", "0.5", "2.5"), ("4", "0.125", "0.75", "0.25")):
+        assert f"last/test/logits16 of 100066 for 200087.50 %99.5 %{temperature}{''.join(numbers)}" in text
     assert "over 256 views of each split" in text

@@ -88,6 +88,7 @@ def _largest(lost: dict[str, Any]) -> Markup:
             markup.Cell(temperature, float(temperature)),
             markup.Cell(text.plain(kl["mean"]), kl["mean"]),
             markup.Cell(text.plain(kl["high"]), kl["high"]),
+            markup.Cell(text.plain(kl["flat"]), kl["flat"]),
         ]
         for array, loss in lost.items()
         for temperature, kl in loss["kl"].items()
@@ -98,7 +99,8 @@ def _largest(lost: dict[str, Any]) -> Markup:
         "Bytes are of a view, and what all its logits would take. Their probability is the teacher's own at "
         "temperature 1. 'Same first class' is the share of views whose most probable class is still the teacher's. KL, "
         "in nats, is that of the teacher's distribution from the stored one, at temperature 1 and at those that runs "
-        "read the logits at: its mean and its 99th percentile over "
+        "read the logits at: its mean and its 99th percentile, and as their scale "
+        "the mean of a uniform distribution, over "
         f"{max(loss['rows'] for loss in lost.values())} views of each split at most."
     )
     head = [
@@ -110,6 +112,7 @@ def _largest(lost: dict[str, Any]) -> Markup:
         "temperature",
         "mean KL",
         "99 % below",
+        "KL of keeping none",
     ]
     table = markup.table(head, rows, 3)
     return Markup("<h4>Largest logits</h4>{}{}").format(table, markup.note(words))
