@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from pipeline.params.base import Block, OrEmpty, StageBlock
 from pipeline.params.matchings import Wanted
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.students import StudentBlock
+from pipeline.params.top import Top
 from pipeline.params.views import ViewParams
 
 
@@ -45,6 +48,7 @@ class RunBlock(Block):
         matchings: matchings that are read.
         plugins: code that the run depends on, as "catalogue/name".
         views: what the student sees in the place of its data set's views, or None.
+        largest: of a run that learns online, the largest logits that the teacher's store would keep, by feature name.
     """
 
     methods: tuple[Plug, ...]
@@ -62,6 +66,12 @@ class RunBlock(Block):
     matchings: tuple[Wanted, ...]
     plugins: tuple[str, ...]
     views: ViewParams | None = None
+    largest: dict[str, Top] = {}
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "largest" or value}
 
 
 class PairBlock(StageBlock):

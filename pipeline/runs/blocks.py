@@ -26,9 +26,9 @@ from pipeline.params.students import StudentBlock
 from pipeline.params.tables import AskedBlock, EncodeBlock, FitBlock, Matched
 from pipeline.params.tasks import DETECTION
 from pipeline.params.teacher import TrainBlock
-from pipeline.params.teachers import CodeBlock, ExtractBlock
+from pipeline.params.teachers import CheckBlock, CodeBlock, ExtractBlock
 from pipeline.params.teaching import TEACHER, Drop
-from pipeline.runs import demands, detection, taught
+from pipeline.runs import demands, detection, taught, temperatures
 from pipeline.runs.project import Kind, Project
 
 S = TypeVar("S", bound=StageBlock)
@@ -167,7 +167,10 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         compression=teacher.compression,
     )
 
-    check = CodeBlock(stage=f"check_features@{name}", teacher=name)
+    kept = any(feature.top is not None for feature in features.values())
+    # Only where something is lost: else a run's temperature would repeat the check of a store that it says nothing of.
+    read_at = temperatures.of(project, name) if kept else ()
+    check = CheckBlock(stage=f"check_features@{name}", teacher=name, temperatures=read_at)
     evaluate = CodeBlock(stage=f"evaluate_teacher@{name}", teacher=name)
     return {
         f"teachers/{name}/train": _coded(project, train, ["stages.train_teacher", family]),

@@ -36,6 +36,7 @@ from pipeline.params.size import sides
 from pipeline.params.students import StudentParams
 from pipeline.params.tasks import CLASSIFICATION, DETECTION, Task, task_of
 from pipeline.params.teachers import FeatureParams, TeacherParams
+from pipeline.params.top import Top
 from pipeline.params.views import Slots, ViewParams, view_params
 from pipeline.params.weights import Head, Weights, WeightsFile, file_settings, is_file, library
 from pipeline.runs import demands, mixing, taught
@@ -276,9 +277,17 @@ class Project:
             # "last" and "stage3" may be one feature, which two settings cannot share.
             if resolved in known:
                 raise ParamsError(f"params.yaml: {where} has '{resolved}' twice. Name it once.")
+            if feature.top is not None:
+                demands.check_top(self, teacher, resolved, feature.top)
             known[resolved] = feature
         self._features[teacher] = known
         return known
+
+    def _largest(self, teacher: str, names: Iterable[str]) -> dict[str, Top]:
+        """Return the largest logits that a teacher's store keeps, of those features that it does not keep whole."""
+        stored = self.features(teacher)
+        kept = {name: stored[name].kept for name in names if name in stored}
+        return {name: top for name, top in kept.items() if top is not None}
 
     def slots(self, teacher: str, slots: Slots, what: str) -> int:
         """Return a number of view slots of a teacher's data set.
@@ -381,6 +390,7 @@ class Project:
             matchings=needs.matchings,
             plugins=composition.plugins,
             views=views,
+            largest=self._largest(names.teacher, needs.teacher) if online else {},
         )
 
         # First what is there at all: its errors say what to add, the rehearsal's only what does not fit.

@@ -126,6 +126,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
         teacher_network=settings.network,
         weights_folder=str(places.weights),
         weights=_weights(places.weights, loaded),
+        largest=settings.largest,
         stored={} if online else _stored(block, settings, student, places),
         copies={
             name: _copy(name, stage, settings, student, places) for name, stage in settings.copies.items()

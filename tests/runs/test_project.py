@@ -17,6 +17,7 @@ from pipeline.runs.check import check, project
 CIFAR = changed(PARAMS, "datasets.toy.source", "cifar")
 VGG = changed(changed(CIFAR, "teachers.big.network", "vgg13"), "students.small.network", "vgg8")
 WORDS = changed(PARAMS, "tables.words", {"kmeans": {"feature": "stage2", "clusters": 4}})
+LARGEST = changed(PARAMS, "teachers.big.features.logits.top", 3)
 COPY = {"teacher": "big", "student": "small"}
 ASSISTANT = {"teacher": "big", "network": "resnet8", "recipe": "quick", "follows": "teacher"}
 UNBOUNDED = changed(PARAMS, "datasets.toy.views", "random_resized_crop")
@@ -110,6 +111,16 @@ TABLES: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (WORDS, {"runs.rco.methods": place("stage2", encoding="nearest")},
      ["runs.rco learns from the codes 'stage2:nearest@words' of anchor_050, last",
       "codes are made of the last checkpoint. Set 'source: online' of the run."]),
+    # of logits whose largest alone are kept
+    (LARGEST, {"teachers.big.features.logits.top": 0}, ["'teachers.big.features.logits.top' is 0", "greater than or"]),
+    (LARGEST, {"teachers.big.features.logits.top": 10},
+     ["teachers.big.features.logits.top is 10, and the data have 10 classes. Lower it, or drop it"]),
+    (LARGEST, {"teachers.big.features.stage2.top": 3},
+     ["teachers.big.features.stage2.top is 3, and only of logits the largest can stand for all. Drop it."]),
+    (LARGEST, {"tables.words": {"moments": {"feature": "logits"}}, "teachers.big.tables": {"words": None}},
+     ["tables.words is fitted to 'logits', of which the store of teacher 'big' keeps the 3 largest alone",
+      "Drop teachers.big.features.logits.top, or name another feature."]),
+    (LARGEST, {"matchings.kcd.teacher_feature": "logits"}, ["matchings.kcd matches 'logits', of which the store"]),
     # sizes
     (WORDS, {"tables.words": {"subclasses": {"feature": "stage2", "components": 10}}, "teachers.big.tables": {
         "words": None}}, ["tables.words keeps 10 components of 'stage2' of teacher 'big'", "9 at most. Lower"]),
@@ -289,6 +300,11 @@ def test_it_is_reported_before_anything_runs(
         (PARAMS, {"matchings.other": {}}),
         (PARAMS, {"runs.kd.slots": 2, "teachers.big.features.logits.slots": 2, "distill": ["pair/kd"]}),
         (PARAMS, {"datasets.toy.views.crop_flip.padding": 7}),
+        # the largest logits: cached, online, of copies, and of classes that only the files know
+        (LARGEST, {}),
+        (LARGEST, {"runs.kd.source": "online", "copies": {"one": COPY}}),
+        (PARAMS, {"datasets.toy.source": {"image_folder": {"path": "x", "size": 8}},
+                  "teachers.big.features.logits.top": 999}),
         # views of a run's own: online; without a teacher's features; as the data set has them; unbounded
         (PARAMS, {"runs.online.views": {"crop_flip": {"fill": "reflect"}}}),
         (PARAMS, {"runs.kd": {"methods": "dsn", "views": "rotate_flip"}}),
