@@ -19,7 +19,7 @@ from pipeline.distillation.method import Known
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
 from pipeline.networks import own_weights, pretrained
-from pipeline.networks.architecture import Architecture, architecture, blank
+from pipeline.networks.architecture import Architecture, architecture, blank, check_training
 from pipeline.networks.catalogue import family_of, source_of
 from pipeline.networks.network import Network
 from pipeline.networks.spec import LARGEST, NetworkSpec
@@ -71,6 +71,7 @@ class Project:
         self._files: dict[str, str] = {}
         self._sources: dict[str, str] = {}
         self._fitting: set[str] = set()
+        self._trainable: set[str] = set()
         self._last: tuple[str, Network] | None = None
 
     # Data
@@ -207,6 +208,21 @@ class Project:
             ParamsError: a setting of it is wrong.
         """
         return self._weights(self.params.teachers[teacher].weights, f"teachers.{teacher}.weights", "own")
+
+    def check_training(self, kind: Kind, name: str) -> None:
+        """Refuse to train a teacher, student or assistant of another library that gives other outputs in training.
+
+        Raises:
+            ParamsError: it does.
+            ShapeError: it cannot read images of this size in training.
+        """
+        spec = self.spec(kind, name)
+        key = spec.model_dump_json(exclude={"weights"})
+        if key in self._trainable or not getattr(plugin.load("networks", spec.family), "OPEN", False):
+            return
+        with placed(f"{kind}.{name}.network"):
+            check_training(spec)
+        self._trainable.add(key)
 
     def _weights(self, weights: Plug, where: str, head: Head) -> Weights:
         """Return where first weights come from; a file has its hash, so that another one is another network."""
