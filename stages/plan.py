@@ -68,12 +68,14 @@ def main(
     content = read(params)
 
     from pipeline.errors import MachineError
+    from pipeline.runs import class_names
     from pipeline.runs.check import project
     from pipeline.runs.detection import detectors
     from pipeline.runs.planning import plan
     from pipeline.runs.raw_files import changes
 
     checked = project(content)
+    class_names.check(checked, prepared)
     command.warn(changes(checked.params, prepared))
     left_out = detectors(checked)
     if left_out:
