@@ -578,7 +578,10 @@ distill: []
 
     told = line("cat")
     assert told.count("\n") == 1
-    assert "params.yaml: students.small.recipe: Unknown class of class_weights of data set 'photos': 'cat'." in told
+    assert (
+        "params.yaml: students.small.recipe: Unknown class of class_weights of data set 'photos': 'cat'."
+        in told
+    )
     assert "Known: a, b." in told
     if stage is params_stage:  # a plan reads the prepared data
         assert not line("a")

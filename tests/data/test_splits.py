@@ -73,7 +73,13 @@ def test_of_several_test_splits_the_settings_name_one(tmp_path: Path) -> None:
         write_image(tmp_path / name / "a" / f"{name}.png")
     with pytest.raises(DataError) as error:
         image_folder.open_source(folder(tmp_path))
-    one_line(error, "has valid and test, expected one", "test: valid, then: dvc repro")
+    one_line(
+        error,
+        "has valid and test, expected one",
+        "set test: test, or",
+        "holdout_split: valid",
+        "then: dvc repro",
+    )
     for name in ("valid", "test", "own"):
         assert parts(folder(tmp_path, test=name))[1] == [f"{name}/a/{name}.png"]
     with pytest.raises(DataError) as error:
@@ -81,9 +87,67 @@ def test_of_several_test_splits_the_settings_name_one(tmp_path: Path) -> None:
     one_line(error, "none does not exist")
 
 
+@pytest.mark.parametrize("storage", ["copied", "indexed"])
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_one_of_several_splits_may_choose_the_epoch(tmp_path: Path, kind: str, storage: str) -> None:
+    raw, rows = tmp_path / "raw", ["path,label,split"]
+    for seed, split in enumerate(("train", "train", "val", "val", "val", "test", "own")):
+        for name in ("a", "b"):
+            path = write_image(raw / split / name / f"{seed}.png", 2 * seed + (name == "b"))
+            rows.append(f"{path.relative_to(raw)},{name},{split}")
+    (raw / "labels.csv").write_text("\n".join(rows))
+
+    def made(out: str, **settings: Any) -> Prepared:
+        module: Any = image_folder if kind == "folder" else image_csv
+        own = {} if kind == "folder" else {"labels": Path("labels.csv")}
+        config = module.Config(path=raw, size=SIZE, storage=storage, **own, **settings)
+        prepare(module.open_source(config), f"image_{kind}", config, tmp_path / out)
+        return Prepared.open(tmp_path / out)
+
+    if kind == "csv":  # whose splits must be known
+        rows = [row for row in rows if not row.endswith("own")]
+        (raw / "labels.csv").write_text("\n".join(rows))
+    chosen = made("chosen", holdout_split="val")
+    assert chosen.meta.samples == {"train": 4, "holdout": 6, "test": 2}
+    assert chosen.split("holdout").labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+    # The very images that test where that split is the test split, and nothing of it in the others.
+    as_test, other = made("as_test", test="val"), made("other", test="test")
+    assert chosen.meta.fingerprint["holdout"] == as_test.meta.fingerprint["test"]
+    assert chosen.meta.fingerprint["test"] == other.meta.fingerprint["test"]
+    assert chosen.meta.fingerprint["train"] == other.meta.fingerprint["train"]
+    assert (chosen.meta.mean, chosen.meta.std) == (other.meta.mean, other.meta.std)
+    turned = made("turned", test="val", holdout_split="test")
+    assert turned.meta.samples == {"train": 4, "holdout": 2, "test": 6}
+
+    (raw / "val" / "a" / "2.png").write_bytes(b"no image")
+    assert made("skipped", holdout_split="val", damaged="skip").meta.samples["holdout"] == 5
+
+
+def test_a_split_to_choose_by_must_be_there_and_be_another_one(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        write_image(tmp_path / name / "1.png")
+    for settings, text in (
+        ({"holdout_split": "test"}, f"{tmp_path / 'test'} does not exist"),
+        ({"holdout_split": "val"}, f"{tmp_path / 'test'} does not exist"),
+    ):
+        with pytest.raises(DataError) as error:
+            image_folder.open_source(folder(tmp_path, **settings))
+        one_line(error, text)
+    write_image(tmp_path / "test" / "a" / "1.png")
+    with pytest.raises(DataError) as error:
+        image_folder.open_source(folder(tmp_path, holdout_split="test"))
+    one_line(error, f"{tmp_path / 'test' / 'b'} does not exist")
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
+        ({"holdout_split": "val", "split": 0.2}, "It has holdout_split and split"),
+        ({"holdout_split": "val", "holdout": 0.2}, "It has holdout_split and holdout"),
+        ({"holdout_split": "val", "test": "val"}, "It has holdout_split: val, which is another split"),
+        ({"holdout_split": "train"}, "It has holdout_split: train, which is another split"),
+        ({"holdout_split": "../val"}, "'x.holdout_split' is '../val'"),
         ({"test": "val", "split": 0.2}, "It has test and split"),
         ({"test": "train"}, "It has test: train"),
         ({"test": "../val"}, "'x.test' is '../val'"),
