@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import pytest
 import torch
 from error_fixtures import one_line
+from feature_fixtures import run_stage
 from params_fixtures import refused
+from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models import mobilenet_v2, resnet18
 from training_fixtures import PARAMS, changed
 
+from pipeline.data.datasets import digits
+from pipeline.data.preparation import prepare
 from pipeline.errors import DataError, StaleArtifactError, StillhouseError
 from pipeline.networks import own_weights, weights
 from pipeline.networks.network import build
@@ -24,6 +29,8 @@ from pipeline.params.teacher import TrainBlock
 from pipeline.params.weights import WeightsFile
 from pipeline.runs.blocks import blocks
 from pipeline.runs.check import project
+from stages import params as params_stage
+from stages import plan as plan_stage
 
 SPEC = NetworkSpec(family="resnet", network="resnet8", size=8, channels=1, classes=10)
 # The names of a public ResNet for CIFAR-10, as ours.
@@ -265,6 +272,42 @@ def test_the_content_of_a_file_is_part_of_what_a_training_depends_on(tmp_path: P
     block = blocks_with("students.small.weights", {student.path: {"key": "ema"}})["students/small"]
     assert isinstance(block, StudentBlock)
     assert block.weights == student
+
+
+def test_a_plan_tells_of_a_file_that_has_changed_since_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = digits.Config(samples=100)
+    prepare(digits.open_source(config), "digits", config, tmp_path / "data" / "prepared" / "toy")
+    params = {key: PARAMS[key] for key in ("seeds", "recipes", "datasets")} | {"distill": []}
+    teacher = {"dataset": "toy", "network": "resnet8", "recipe": "quick", "features": {"logits": {}}}
+    params |= {"teachers": {"big": teacher | {"weights": "own/a.pt"}}}
+    params |= {"students": {"small": {**PARAMS["students"]["small"], "weights": "b.pt"}}}
+    YAML().dump(params, tmp_path / "params.yaml")
+    (tmp_path / "own").mkdir()
+
+    def told(stage: Any, *arguments: str) -> list[str]:
+        capsys.readouterr()
+        assert run_stage(monkeypatch, stage.main, *arguments) == 0
+        return capsys.readouterr().err.splitlines()
+
+    for seed, path in enumerate(("own/a.pt", "b.pt")):
+        torch.save(state_of(seed=seed), path)
+    assert told(plan_stage) == []  # nothing is checked yet
+    assert told(params_stage, "--out", "artifacts/params") == []
+    assert told(plan_stage) == []
+    torch.save(state_of(seed=2), "own/a.pt")
+    torch.save(state_of(seed=3), "b.pt")
+    for path, line in zip(("own/a.pt", "b.pt"), told(plan_stage), strict=True):
+        assert line.startswith(f"warning: The weights {path} have changed since params.yaml was checked.")
+        assert line.endswith("run: dvc repro --force --single-item params, then: dvc repro")
+
+    # The check takes what is there.
+    assert told(params_stage, "--out", "artifacts/params") == []
+    assert told(plan_stage) == []
+    train = json.loads((tmp_path / "artifacts" / "params" / "teachers" / "big" / "train.json").read_text())
+    assert train["weights"]["sha256"] == own_weights.sha256("own/a.pt")
 
 
 def test_a_licence_is_recorded_and_changes_no_stage() -> None:
