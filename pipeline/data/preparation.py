@@ -273,6 +273,12 @@ def _check(source: Source, name: str, config: DatasetConfig) -> None:
                 f"{source.channels} channels. Give one value a channel."
             )
 
+    if len(source.classes) < 2:
+        raise DataError(
+            f"Data set '{name}' has one class, '{source.classes[0]}', expected two or more to tell apart: add another, "
+            "then: dvc repro"
+        )
+
     splits = {"training": source.train, "test": source.test}
     if source.holdout is not None:
         splits["holdout"] = source.holdout

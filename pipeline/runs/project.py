@@ -23,6 +23,7 @@ from pipeline.networks.architecture import Architecture, architecture, blank, ch
 from pipeline.networks.catalogue import family_of, source_of
 from pipeline.networks.network import Network
 from pipeline.networks.spec import LARGEST, NetworkSpec
+from pipeline.networks.weight_file import read
 from pipeline.params.assistants import AssistantParams
 from pipeline.params.base import placed, validate
 from pipeline.params.course import check_course
@@ -251,7 +252,7 @@ class Project:
         if not self.images[getattr(self.params, kind)[name].dataset].classes:
             file = file.model_copy(update={"classifier": "fresh"})
         with placed(f"{kind}.{name}.weights"):
-            own_weights.fitted(self._blank(spec), file, own_weights.read(file.path, file))
+            own_weights.fitted(self._blank(spec), file, read(file.path, file))
         self._fitting.add(key)
 
     def recipe(self, kind: Kind, name: str) -> Recipe:

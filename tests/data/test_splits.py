@@ -428,8 +428,8 @@ def test_indexed_images_are_decoded_as_copied_ones_are(tmp_path: Path) -> None:
     """Deep and turned: an index lists the upright size, and its readers decode as its writer did."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    for number in range(4):
-        path = tmp_path / "raw" / "a" / f"{number}.png"
+    for number in range(8):
+        path = tmp_path / "raw" / ("a" if number < 4 else "b") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         deep = np.random.default_rng(number).integers(0, 1 << 16, (8, 12)).astype(np.uint16)
         Image.fromarray(deep).save(path, exif=exif)
@@ -446,7 +446,7 @@ def test_indexed_images_are_decoded_as_copied_ones_are(tmp_path: Path) -> None:
         )
         metas[storage] = prepare(image_folder.open_source(config), "image_folder", config, tmp_path / storage)
     copied, indexed = (Prepared.open(tmp_path / name).split("train").images for name in metas)
-    for row in range(2):
+    for row in range(4):
         np.testing.assert_array_equal(copied[row], indexed[row])
     assert metas["copied"].mean == metas["indexed"].mean
     records = np.load(tmp_path / "indexed" / "train_files.npy")
@@ -460,3 +460,25 @@ def test_how_files_are_decoded_is_in_an_index_only_where_it_is_not_the_default()
     turned = Files(root="x", resize=4, decoding=Decoding(orientation="apply"))
     assert turned.marks == (4, "orientation=apply")
     assert Files.model_validate(turned.model_dump(mode="json")) == turned
+
+
+def test_blanks_behind_the_commas_of_a_csv_are_no_part_of_a_label(tmp_path: Path) -> None:
+    names = [f"{name}/{number}.png" for name in ("a", "b") for number in (1, 2)]
+    for name in names:
+        write_image(tmp_path / name)
+    rows = [f'{name}, "{name[0]}, it is", train' for name in names[::2]]
+    rows += [f'{name},"{name[0]}, it is",val' for name in names[1::2]]
+    (tmp_path / "labels.csv").write_text("\n".join(["path, label, split", *rows]))
+    source = image_csv.open_source(image_csv.Config(path=tmp_path, size=SIZE, labels=Path("labels.csv")))
+    assert source.classes == ["a, it is", "b, it is"]
+    assert source.test.labels.tolist() == [0, 1]
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    for number in range(4):
+        write_image(tmp_path / "raw" / "a" / f"{number}.png", number)
+    config = folder(tmp_path / "raw", split=0.5)
+    with pytest.raises(DataError) as error:
+        prepare(image_folder.open_source(config), "image_folder", config, tmp_path / "out")
+    one_line(error, "has one class, 'a', expected two or more")
+    assert not (tmp_path / "out").exists()

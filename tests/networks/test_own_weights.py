@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -192,6 +193,58 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_wrappers_of_an_average_and_of_options_are_read(tmp_path: Path) -> None:
+    path, state = tmp_path / "a.pt", state_of()
+    averaged = torch.optim.swa_utils.AveragedModel(build(SPEC, 7))
+    assert same(read_with(file_of(path, averaged.state_dict())), state)
+    # As DeiT's and DINO's checkpoints keep their options.
+    options = argparse.Namespace(lr=0.1, data=argparse.Namespace(path="x"))
+    assert same(read_with(file_of(path, {"model": state, "args": options})), state)
+    # Others than the network's, which do not begin as its own do.
+    beside = wrapped(state, "model.") | {"criterion.weight": torch.zeros(2)}
+    assert same(read_with(file_of(path, beside, names={"criterion": None})), state)
+
+    optimizer = torch.optim.SGD(build(SPEC, 7).parameters(), lr=0.1, momentum=0.9)
+    sum(x.sum() for x in optimizer.param_groups[0]["params"]).backward()
+    optimizer.step()
+    nested = {"ema": {"module": state, "updates": 3}, "optimizer": optimizer.state_dict()}
+    line(file_of(path, nested), "There are some under ema.module: name one by the setting key")
+    assert same(read_with(file_of(path, nested, key="ema.module")), state)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: x.to_sparse(), "sparse, quantized, complex or without values in classifier.weight"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "quantized"),
+        (lambda x: x.to(torch.complex64), "complex"),
+        (lambda x: x.to("meta"), "without values"),
+        (
+            lambda x: (x * 10).to(torch.int8),
+            "of whole numbers classifier.weight. Save them as floating-point",
+        ),
+        (lambda x: x.double() * 1e300, "are not finite in classifier.weight"),
+    ],
+)
+def test_tensors_of_another_kind_are_one_line(tmp_path: Path, change: Any, told: str) -> None:
+    state = state_of()
+    line(file_of(tmp_path / "a.pt", state | {"classifier.weight": change(state["classifier.weight"])}), told)
+
+
+def test_tensors_of_eight_bits_are_read(tmp_path: Path) -> None:
+    state = state_of()
+    short = {name: x.to(torch.float8_e4m3fn) if x.is_floating_point() else x for name, x in state.items()}
+    expected = {name: x.to(state[name].dtype) for name, x in short.items()}
+    assert same(read_with(file_of(tmp_path / "a.pt", short)), expected)
+
+
+def test_a_file_without_a_classifier_is_told_what_to_do(tmp_path: Path) -> None:
+    state = {name: x for name, x in state_of().items() if not name.startswith("classifier.")}
+    line(file_of(tmp_path / "a.pt", state), "missing classifier.weight", "classifier: fresh", "head: linear")
+    assert read_with(file_of(tmp_path / "a.pt", state, classifier="fresh")).keys() > state.keys()
+
+
 class Command:
     """What a planted file holds: opened as any pickle, it runs a command."""
 
@@ -206,7 +259,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     sign = tmp_path / "owned"
     line(
         file_of(tmp_path / "a.pt", {"state_dict": state_of(), "x": Command(sign)}),
-        "cannot be read as tensors",
+        "cannot be read as tensors (it holds an object, posix.system)",
     )
     assert not sign.exists()
 

@@ -138,7 +138,7 @@ def _read(config: Config, listing: Listing, table: Path) -> Iterator[Row]:
         raise _wrong(table, line, "is no text in UTF-8", "a CSV file in that encoding") from None
     listing.note(table, content)
 
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         _check_header(config, table, header)

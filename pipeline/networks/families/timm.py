@@ -115,6 +115,8 @@ class TimmNetwork(Network):
             is_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
             return features.permute(0, 3, 1, 2) if is_last else features
         height, width = last.shape[2:]
+        if features.shape[1] < height * width:  # class tokens alone (PiT's)
+            return last
         tokens = features[:, -height * width :]  # (B, H * W, C), without the class token
         return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
 
