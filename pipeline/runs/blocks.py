@@ -140,6 +140,9 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         project.slots(name, stored.slots, f"teachers.{name}.features.{feature}.slots")
 
     project.check_weights("teachers", name)
+    recipe = project.recipe("teachers", name)
+    if recipe.trains:  # one that is kept only evaluates
+        project.check_training("teachers", name)
     family = plugin.module("networks", spec.family)
     encodings = [plugin.module("encodings", encoding) for encoding in encodings_of(features)]
 
@@ -153,7 +156,7 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         weights=spec.weights,
         head=teacher.head,
         seed=teacher.seed,
-        recipe=project.recipe("teachers", name),
+        recipe=recipe,
         anchors=teacher.anchors,
         views=views,
     )
@@ -225,6 +228,7 @@ def _student(project: Project, name: str) -> StudentBlock:
     student, spec = project.params.students[name], project.spec("students", name)
     project.architecture("students", name)  # which can read the images
     project.check_weights("students", name)
+    project.check_training("students", name)  # by runs too, whose recipes are their own
     # Without a code hash: `student_inputs` puts the hashes of the code into its json itself.
     return StudentBlock(
         stage=f"student_inputs@{name}",
@@ -241,6 +245,7 @@ def _student(project: Project, name: str) -> StudentBlock:
 
 def _copy(project: Project, name: str) -> CopyBlock:
     copy = project.params.copies[name]
+    project.check_training("teachers", copy.teacher)
     spec, recipe = project.spec("teachers", copy.teacher), project.recipe("students", copy.student)
     return _taught(project, name, copy, spec, recipe, (TEACHER,))
 
@@ -248,6 +253,7 @@ def _copy(project: Project, name: str) -> CopyBlock:
 def _assistant(project: Project, name: str) -> CopyBlock:
     assistant = project.params.assistants[name]
     project.architecture("assistants", name)  # which can read the images
+    project.check_training("assistants", name)
     spec, recipe = project.spec("assistants", name), project.recipe("assistants", name)
     return _taught(project, name, assistant, spec, recipe, assistant.teachers, assistant.drop)
 

@@ -19,10 +19,11 @@ from pipeline.distillation.method import Known
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
 from pipeline.networks import own_weights, pretrained
-from pipeline.networks.architecture import Architecture, architecture, blank
+from pipeline.networks.architecture import Architecture, architecture, blank, check_training
 from pipeline.networks.catalogue import family_of, source_of
 from pipeline.networks.network import Network
 from pipeline.networks.spec import LARGEST, NetworkSpec
+from pipeline.networks.weight_file import read
 from pipeline.params.assistants import AssistantParams
 from pipeline.params.base import placed, validate
 from pipeline.params.course import check_course
@@ -72,6 +73,7 @@ class Project:
         self._files: dict[str, str] = {}
         self._sources: dict[str, str] = {}
         self._fitting: set[str] = set()
+        self._trainable: set[str] = set()
         self._last: tuple[str, Network] | None = None
 
     # Data
@@ -209,6 +211,21 @@ class Project:
         """
         return self._weights(self.params.teachers[teacher].weights, f"teachers.{teacher}.weights", "own")
 
+    def check_training(self, kind: Kind, name: str) -> None:
+        """Refuse to train a teacher, student or assistant of another library that gives other outputs in training.
+
+        Raises:
+            ParamsError: it does.
+            ShapeError: it cannot read images of this size in training.
+        """
+        spec = self.spec(kind, name)
+        key = spec.model_dump_json(exclude={"weights"})
+        if key in self._trainable or not getattr(plugin.load("networks", spec.family), "OPEN", False):
+            return
+        with placed(f"{kind}.{name}.network"):
+            check_training(spec)
+        self._trainable.add(key)
+
     def _weights(self, weights: Plug, where: str, head: Head) -> Weights:
         """Return where first weights come from; a file has its hash, so that another one is another network."""
         if not is_file(weights):
@@ -236,7 +253,7 @@ class Project:
         if not self.images[getattr(self.params, kind)[name].dataset].classes:
             file = file.model_copy(update={"classifier": "fresh"})
         with placed(f"{kind}.{name}.weights"):
-            own_weights.fitted(self._blank(spec), file, own_weights.read(file.path, file))
+            own_weights.fitted(self._blank(spec), file, read(file.path, file))
         self._fitting.add(key)
 
     def recipe(self, kind: Kind, name: str) -> Recipe:

@@ -66,6 +66,8 @@ def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInput
         code: folder of the code's hashes.
     """
     meta = Prepared.open(data).meta
+    # Before a training, which would read it hours later.
+    block.recipe.check_classes(meta.classes, f"student {block.student}")
     spec = NetworkSpec(
         family=block.family, network=block.network, source=block.source, weights=block.weights, **meta.kind
     )
@@ -102,6 +104,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     # Again: params.yaml knows the epochs of a recipe in iterations only when the images are counted.
     samples, recipe = Prepared.open(places.data).meta.samples["train"], settings.recipe
     steps = len(cut(samples, recipe.batch_size, recipe.drop_last))
+    recipe.check_classes(Prepared.open(places.data).meta.classes, f"{block.pair}/{run}")
     check_shares(recipe, len(settings.checkpoints), f"{block.pair}/{run}", steps)
     # The weights that the run itself loads: none where a store is all that is read.
     loaded = [*(settings.checkpoints if online else ()), *(["last"] if settings.network else [])]
