@@ -28,6 +28,7 @@ from pipeline.params.tasks import DETECTION
 from pipeline.params.teacher import TrainBlock
 from pipeline.params.teachers import CodeBlock, ExtractBlock
 from pipeline.params.teaching import TEACHER, Drop
+from pipeline.params.views import weak
 from pipeline.runs import demands, detection, taught
 from pipeline.runs.project import Kind, Project
 
@@ -155,7 +156,7 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         seed=teacher.seed,
         recipe=project.recipe("teachers", name),
         anchors=teacher.anchors,
-        views=views,
+        views=weak(views),
     )
 
     extract = ExtractBlock(
@@ -232,7 +233,7 @@ def _student(project: Project, name: str) -> StudentBlock:
         source=spec.source,
         weights=spec.weights,
         recipe=project.recipe("students", name),
-        views=project.views[student.dataset],
+        views=weak(project.views[student.dataset]),
     )
 
 

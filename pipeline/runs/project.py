@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline import plugin
 from pipeline.data.dataset import ImageFacts
 from pipeline.data.views import ViewSpace, check_channels, check_size, num_slots, view_space
-from pipeline.distillation.method import Known
+from pipeline.distillation.method import Known, Needs
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
 from pipeline.networks import own_weights, pretrained
@@ -36,7 +36,7 @@ from pipeline.params.size import sides
 from pipeline.params.students import StudentParams
 from pipeline.params.tasks import CLASSIFICATION, DETECTION, Task, task_of
 from pipeline.params.teachers import FeatureParams, TeacherParams
-from pipeline.params.views import Slots, ViewParams, view_params
+from pipeline.params.views import OneView, Slots, TwoViews, ViewParams, dataset_views, view_params, weak
 from pipeline.params.weights import Head, Weights, WeightsFile, file_settings, is_file, library
 from pipeline.runs import demands, mixing, taught
 from pipeline.runs.composition import Composition
@@ -123,12 +123,18 @@ class Project:
         """
         spaces = {}
         for name in self.images:
-            dataset, where = self.params.datasets[name], f"datasets.{name}.views"
-            check_boxless(dataset.views, where)
-            spaces[name] = view_params(dataset.views, where)
-            check_size(spaces[name], self.images[name].size, where)
-            check_channels(spaces[name], self.images[name].channels, where)
+            dataset, where = self.params.datasets[name], f"datasets.{name}"
+            check_boxless(dataset.views, f"{where}.views")
+            check_boxless(dataset.strong_views or (), f"{where}.strong_views")
+            views = spaces[name] = dataset_views(dataset.views, dataset.strong_views, where)
+            self._check_images(name, weak(views), f"{where}.views")
+            if isinstance(views, TwoViews):
+                self._check_images(name, views.strong, f"{where}.strong_views")
         return spaces
+
+    def _check_images(self, dataset: str, views: OneView, where: str) -> None:
+        check_size(views, self.images[dataset].size, where)
+        check_channels(views, self.images[dataset].channels, where)
 
     @cached_property
     def box_views(self) -> Mapping[str, BoxViews]:
@@ -382,6 +388,7 @@ class Project:
             plugins=composition.plugins,
             views=views,
         )
+        _check_pairs(block, needs, views, dataset, where)
 
         # First what is there at all: its errors say what to add, the rehearsal's only what does not fit.
         demands.check_run(self, pair, block, needs.student, where)
@@ -400,13 +407,16 @@ class Project:
         return self._last[1]
 
     def _run_views(self, dataset: str, views: Sequence[Plug] | None, where: str) -> ViewParams | None:
-        """Return the views of a run's own; None where they are those of its data set."""
+        """Return the views of a run; None where they are those of its student alone."""
         if views is None:
-            return None
+            both = self.views[dataset]
+            return both if isinstance(both, TwoViews) else None
         own = view_params(views, where)
-        check_size(own, self.images[dataset].size, where)
-        check_channels(own, self.images[dataset].channels, where)
-        return None if own == self.views[dataset] else own
+        self._check_images(dataset, own, where)
+        theirs = self.views[dataset]
+        if isinstance(theirs, TwoViews):
+            return TwoViews(weak=own, strong=theirs.strong)
+        return None if own == theirs else own
 
     def borrowed(self, pair: str, teacher: str, matching: str) -> str | None:
         """Return the key of `borrowed` that asks for a matching of a pair with another teacher, if one does."""
@@ -423,6 +433,24 @@ class Project:
             "teacher_feature": self.architecture("teachers", teacher).resolved(recipe.teacher_feature),
         }
         return recipe.model_copy(update=taps)
+
+
+def _check_pairs(run: RunBlock, needs: Needs, views: ViewParams | None, dataset: str, where: str) -> None:
+    """Refuse methods that ask for a weak and a strong view where there is one."""
+    if not needs.strong:
+        return
+    names = ", ".join(plug.name for plug in run.methods)
+    if not isinstance(views, TwoViews):
+        raise ParamsError(
+            f"params.yaml: {where} ({names}) learns from a weak and a strong view of each sample, and "
+            f"datasets.{dataset} has views alone. Add strong_views to it, for instance {{crop_flip: {{}}, "
+            "rand_augment: {}}, then: dvc repro params"
+        )
+    if run.slots == 0:
+        raise ParamsError(
+            f"params.yaml: {where} ({names}) learns from a weak and a strong view of each sample, and its slots are 0, "
+            "the plain view alone. Set slots to 2 or more, then: dvc repro params"
+        )
 
 
 def _run_slots(space: ViewSpace, slots: Slots, online: bool, where: str) -> int | None:
