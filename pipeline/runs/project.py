@@ -6,7 +6,7 @@ promise, so a tap, a feature or a size that does not exist is an error here, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ from pipeline.params.matchings import MatchingParams
 from pipeline.params.pairs import RunBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
+from pipeline.params.runs import RunParams
 from pipeline.params.sections import Sections, changed, merged
 from pipeline.params.size import sides
 from pipeline.params.students import StudentParams
@@ -364,7 +365,7 @@ class Project:
 
         needs, online = composition.needs, settings.source == "online"
         dataset = self.params.students[names.student].dataset
-        views = self._run_views(dataset, settings.views, f"{where}.views")
+        views = self._run_views(dataset, settings, where)
         space = view_space(views or self.views[dataset])
         # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
         tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
@@ -406,16 +407,19 @@ class Project:
             self._last = key, blank(spec)
         return self._last[1]
 
-    def _run_views(self, dataset: str, views: Sequence[Plug] | None, where: str) -> ViewParams | None:
+    def _run_views(self, dataset: str, run: RunParams, where: str) -> ViewParams | None:
         """Return the views of a run; None where they are those of its student alone."""
-        if views is None:
-            both = self.views[dataset]
-            return both if isinstance(both, TwoViews) else None
-        own = view_params(views, where)
-        self._check_images(dataset, own, where)
         theirs = self.views[dataset]
-        if isinstance(theirs, TwoViews):
-            return TwoViews(weak=own, strong=theirs.strong)
+        own, strong = weak(theirs), theirs.strong if isinstance(theirs, TwoViews) else None
+        if run.views is not None:
+            own = view_params(run.views, f"{where}.views")
+            self._check_images(dataset, own, f"{where}.views")
+        if run.strong_views is not None:
+            strong = view_params(run.strong_views, f"{where}.strong_views")
+            self._check_images(dataset, strong, f"{where}.strong_views")
+
+        if strong is not None:
+            return TwoViews(weak=own, strong=strong)
         return None if own == theirs else own
 
     def borrowed(self, pair: str, teacher: str, matching: str) -> str | None:
@@ -444,7 +448,7 @@ def _check_pairs(run: RunBlock, needs: Needs, views: ViewParams | None, dataset:
         raise ParamsError(
             f"params.yaml: {where} ({names}) learns from a weak and a strong view of each sample, and "
             f"datasets.{dataset} has views alone. Add strong_views to it, for instance {{crop_flip: {{}}, "
-            "rand_augment: {}}, then: dvc repro params"
+            "rand_augment: {}}, or to a run with 'source: online', then: dvc repro params"
         )
     if run.slots == 0:
         raise ParamsError(

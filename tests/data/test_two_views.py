@@ -41,7 +41,7 @@ PAIRS = [
 ]
 
 
-def device_here() -> torch.device:
+def where() -> torch.device:
     return current().device
 
 
@@ -60,11 +60,11 @@ def whole(split: Split, space: Any, slot: int) -> Tensor:
     "take",
     [
         whole,
-        lambda split, space, slot: open_images(split, space, device_here())[0].begin(
+        lambda split, space, slot: open_images(split, space, where())[0].begin(
             slot, torch.arange(len(split))
         )(),
-        lambda split, space, slot: open_ranges(split, space, device_here()).take(slot, 0, len(split)),
-        lambda split, space, slot: Forward(open_rows(split, space, device_here()), len(split)).take(
+        lambda split, space, slot: open_ranges(split, space, where()).take(slot, 0, len(split)),
+        lambda split, space, slot: Forward(open_rows(split, space, where()), len(split)).take(
             slot, 0, len(split)
         ),
     ],
