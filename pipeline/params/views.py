@@ -326,9 +326,22 @@ def dataset_views(views: Sequence[Plug], strong: Sequence[Plug] | None, where: s
         ParamsError: its settings are wrong, or the spaces do not go together.
     """
     own = view_params(views, f"{where}.views")
-    if strong is None:
-        return own
-    return TwoViews(weak=own, strong=view_params(strong, f"{where}.strong_views"))
+    return own if strong is None else two_views(own, view_params(strong, f"{where}.strong_views"), where)
+
+
+def two_views(weak: OneView, strong: OneView, where: str) -> TwoViews:
+    """Return a weak and a strong view space as one.
+
+    Raises:
+        ParamsError: one of them mixes samples.
+    """
+    mixes = mixing(weak) or mixing(strong)
+    if mixes is not None:
+        raise ParamsError(
+            f"params.yaml: {where} has strong_views and '{mixes.space}', expected no mixed samples where two views of "
+            "each are shown. Drop either, then: dvc repro params"
+        )
+    return TwoViews(weak=weak, strong=strong)
 
 
 def _part(views: Plug, where: str) -> PartParams:

@@ -37,7 +37,16 @@ from pipeline.params.size import sides
 from pipeline.params.students import StudentParams
 from pipeline.params.tasks import CLASSIFICATION, DETECTION, Task, task_of
 from pipeline.params.teachers import FeatureParams, TeacherParams
-from pipeline.params.views import OneView, Slots, TwoViews, ViewParams, dataset_views, view_params, weak
+from pipeline.params.views import (
+    OneView,
+    Slots,
+    TwoViews,
+    ViewParams,
+    dataset_views,
+    two_views,
+    view_params,
+    weak,
+)
 from pipeline.params.weights import Head, Weights, WeightsFile, file_settings, is_file, library
 from pipeline.runs import demands, mixing, taught
 from pipeline.runs.composition import Composition
@@ -419,7 +428,7 @@ class Project:
             self._check_images(dataset, strong, f"{where}.strong_views")
 
         if strong is not None:
-            return TwoViews(weak=own, strong=strong)
+            return two_views(own, strong, where)
         return None if own == theirs else own
 
     def borrowed(self, pair: str, teacher: str, matching: str) -> str | None:

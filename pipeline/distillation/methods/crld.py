@@ -59,8 +59,8 @@ class Method(BaseMethod[Config]):
         within = soft_kl_rows(s, t, temperature) + soft_kl_rows(other_s, other_t, temperature)  # (B,)
         cross = soft_kl_rows(other_s, t, temperature) + soft_kl_rows(s, other_t, temperature)
         return {
-            "ce": F.cross_entropy(s, batch.label),
-            "ce_strong": F.cross_entropy(other_s, batch.label),
+            "ce": batch.cross_entropy(s),
+            "ce_strong": batch.cross_entropy(other_s),
             "within": (within * _sure(t, self.config.tau_weak)).mean(),
             "cross": (cross * _sure(other_t, self.config.tau_strong)).mean(),
         }

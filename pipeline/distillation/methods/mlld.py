@@ -77,8 +77,8 @@ class Method(BaseMethod[Config]):
         instance = instance + sum(soft_kl(*(other if t in of_strong else weak), t) for t in every)
         both = sum(_between(*views, t, of_classes=False) for views in (weak, other) for t in every)
         return {
-            "ce": F.cross_entropy(weak[0], batch.label),
-            "ce_strong": F.cross_entropy(other[0], batch.label),
+            "ce": batch.cross_entropy(weak[0]),
+            "ce_strong": batch.cross_entropy(other[0]),
             "instance": instance,
             "batch": samples * both,
             "class": classes * sum(_between(*weak, t, of_classes=True) for t in every),
