@@ -157,8 +157,8 @@ class Project:
         for name, task in self.tasks.items():
             if task == DETECTION and self.params.datasets[name].strong_views is not None:
                 raise ParamsError(
-                    f"params.yaml: datasets.{name} has strong_views, which are for images without boxes. Drop them, then: "
-                    "dvc repro params"
+                    f"params.yaml: datasets.{name} has strong_views, which are for images without boxes. Drop them, "
+                    "then: dvc repro params"
                 )
         return {
             name: box_views(self.params.datasets[name].views, f"datasets.{name}.views")
