@@ -28,6 +28,7 @@ from pipeline.params.tasks import DETECTION
 from pipeline.params.teacher import TrainBlock
 from pipeline.params.teachers import CheckBlock, CodeBlock, ExtractBlock
 from pipeline.params.teaching import TEACHER, Drop
+from pipeline.params.views import weak
 from pipeline.runs import demands, detection, taught, temperatures
 from pipeline.runs.project import Kind, Project
 
@@ -158,7 +159,7 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         seed=teacher.seed,
         recipe=recipe,
         anchors=teacher.anchors,
-        views=views,
+        views=weak(views),
     )
 
     extract = ExtractBlock(
@@ -239,7 +240,7 @@ def _student(project: Project, name: str) -> StudentBlock:
         source=spec.source,
         weights=spec.weights,
         recipe=project.recipe("students", name),
-        views=project.views[student.dataset],
+        views=weak(project.views[student.dataset]),
     )
 
 

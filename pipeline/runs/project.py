@@ -6,7 +6,7 @@ promise, so a tap, a feature or a size that does not exist is an error here, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline import plugin
 from pipeline.data.dataset import ImageFacts
 from pipeline.data.views import ViewSpace, check_channels, check_size, num_slots, view_space
-from pipeline.distillation.method import Known
+from pipeline.distillation.method import Known, Needs
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
 from pipeline.networks import own_weights, pretrained
@@ -32,13 +32,23 @@ from pipeline.params.matchings import MatchingParams
 from pipeline.params.pairs import RunBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
+from pipeline.params.runs import RunParams
 from pipeline.params.sections import Sections, changed, merged
 from pipeline.params.size import sides
 from pipeline.params.students import StudentParams
 from pipeline.params.tasks import CLASSIFICATION, DETECTION, Task, task_of
 from pipeline.params.teachers import FeatureParams, TeacherParams
 from pipeline.params.top import Top
-from pipeline.params.views import Slots, ViewParams, view_params
+from pipeline.params.views import (
+    OneView,
+    Slots,
+    TwoViews,
+    ViewParams,
+    dataset_views,
+    two_views,
+    view_params,
+    weak,
+)
 from pipeline.params.weights import Head, Weights, WeightsFile, file_settings, is_file, library
 from pipeline.runs import demands, mixing, taught
 from pipeline.runs.composition import Composition
@@ -126,12 +136,18 @@ class Project:
         """
         spaces = {}
         for name in self.images:
-            dataset, where = self.params.datasets[name], f"datasets.{name}.views"
-            check_boxless(dataset.views, where)
-            spaces[name] = view_params(dataset.views, where)
-            check_size(spaces[name], self.images[name].size, where)
-            check_channels(spaces[name], self.images[name].channels, where)
+            dataset, where = self.params.datasets[name], f"datasets.{name}"
+            check_boxless(dataset.views, f"{where}.views")
+            check_boxless(dataset.strong_views or (), f"{where}.strong_views")
+            views = spaces[name] = dataset_views(dataset.views, dataset.strong_views, where)
+            self._check_images(name, weak(views), f"{where}.views")
+            if isinstance(views, TwoViews):
+                self._check_images(name, views.strong, f"{where}.strong_views")
         return spaces
+
+    def _check_images(self, dataset: str, views: OneView, where: str) -> None:
+        check_size(views, self.images[dataset].size, where)
+        check_channels(views, self.images[dataset].channels, where)
 
     @cached_property
     def box_views(self) -> Mapping[str, BoxViews]:
@@ -141,6 +157,12 @@ class Project:
             UnknownNameError: there is no such space.
             ParamsError: its settings are wrong.
         """
+        for name, task in self.tasks.items():
+            if task == DETECTION and self.params.datasets[name].strong_views is not None:
+                raise ParamsError(
+                    f"params.yaml: datasets.{name} has strong_views, which are for images without boxes. Drop them, "
+                    "then: dvc repro params"
+                )
         return {
             name: box_views(self.params.datasets[name].views, f"datasets.{name}.views")
             for name, task in self.tasks.items()
@@ -384,7 +406,7 @@ class Project:
 
         needs, online = composition.needs, settings.source == "online"
         dataset = self.params.students[names.student].dataset
-        views = self._run_views(dataset, settings.views, f"{where}.views")
+        views = self._run_views(dataset, settings, where)
         space = view_space(views or self.views[dataset])
         # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
         tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
@@ -409,6 +431,7 @@ class Project:
             views=views,
             largest=self._largest(names.teacher, needs.teacher) if online else {},
         )
+        _check_pairs(block, needs, views, dataset, where)
 
         # First what is there at all: its errors say what to add, the rehearsal's only what does not fit.
         demands.check_run(self, pair, block, needs.student, where)
@@ -426,14 +449,20 @@ class Project:
             self._last = key, blank(spec)
         return self._last[1]
 
-    def _run_views(self, dataset: str, views: Sequence[Plug] | None, where: str) -> ViewParams | None:
-        """Return the views of a run's own; None where they are those of its data set."""
-        if views is None:
-            return None
-        own = view_params(views, where)
-        check_size(own, self.images[dataset].size, where)
-        check_channels(own, self.images[dataset].channels, where)
-        return None if own == self.views[dataset] else own
+    def _run_views(self, dataset: str, run: RunParams, where: str) -> ViewParams | None:
+        """Return the views of a run; None where they are those of its student alone."""
+        theirs = self.views[dataset]
+        own, strong = weak(theirs), theirs.strong if isinstance(theirs, TwoViews) else None
+        if run.views is not None:
+            own = view_params(run.views, f"{where}.views")
+            self._check_images(dataset, own, f"{where}.views")
+        if run.strong_views is not None:
+            strong = view_params(run.strong_views, f"{where}.strong_views")
+            self._check_images(dataset, strong, f"{where}.strong_views")
+
+        if strong is not None:
+            return two_views(own, strong, where)
+        return None if own == theirs else own
 
     def borrowed(self, pair: str, teacher: str, matching: str) -> str | None:
         """Return the key of `borrowed` that asks for a matching of a pair with another teacher, if one does."""
@@ -450,6 +479,24 @@ class Project:
             "teacher_feature": self.architecture("teachers", teacher).resolved(recipe.teacher_feature),
         }
         return recipe.model_copy(update=taps)
+
+
+def _check_pairs(run: RunBlock, needs: Needs, views: ViewParams | None, dataset: str, where: str) -> None:
+    """Refuse methods that ask for a weak and a strong view where there is one."""
+    if not needs.strong:
+        return
+    names = ", ".join(plug.name for plug in run.methods)
+    if not isinstance(views, TwoViews):
+        raise ParamsError(
+            f"params.yaml: {where} ({names}) learns from a weak and a strong view of each sample, and "
+            f"datasets.{dataset} has views alone. Add strong_views to it, for instance {{crop_flip: {{}}, "
+            "rand_augment: {}}, or to a run with 'source: online', then: dvc repro params"
+        )
+    if run.slots == 0:
+        raise ParamsError(
+            f"params.yaml: {where} ({names}) learns from a weak and a strong view of each sample, and its slots are 0, "
+            "the plain view alone. Set slots to 2 or more, then: dvc repro params"
+        )
 
 
 def _run_slots(space: ViewSpace, slots: Slots, online: bool, where: str) -> int | None:

@@ -157,7 +157,7 @@ def _stored(block: PairBlock, run: RunBlock, student: StudentInputs, places: Pla
     stored = {}
     for feature in run.features:
         store, tables, hint = _place(block, feature, places)
-        manifest = _manifest(store, student, hint)
+        manifest = _manifest(store, run, student, hint)
         # First what is stored at all, whose error names the setting to change; then what it was made from.
         contents.check_stored(store, manifest, feature, run.checkpoints, run.slots or 0)
         contents.require(store, manifest, weights=_weights(places.weights, run.checkpoints), tables=tables)
@@ -167,10 +167,10 @@ def _stored(block: PairBlock, run: RunBlock, student: StudentInputs, places: Pla
     return stored
 
 
-def _manifest(store: Path, student: StudentInputs, hint: str) -> Manifest:
+def _manifest(store: Path, run: RunBlock, student: StudentInputs, hint: str) -> Manifest:
     """Return what a store says of itself; it must hold the data and the views that the student sees."""
     manifest = manifests.read(store, hint)
-    data, mean, std, views = student.fingerprint, student.mean, student.std, student.views
+    data, mean, std, views = student.fingerprint, student.mean, student.std, run.views or student.views
     contents.require(store, manifest, data=data, mean=mean, std=std, views=views)
     return manifest
 
@@ -189,7 +189,7 @@ def _copy(name: str, stage: str, run: RunBlock, student: StudentInputs, places: 
     """Return where the logits of a copy or an assistant lie: it must have learned from what there is now."""
     taught.checked(places.copies, name, stage, _weights(places.weights, ["last"])["last"])
     store = places.copies / name / "store.zarr"
-    manifest = _manifest(store, student, f"dvc repro {stage}")
+    manifest = _manifest(store, run, student, f"dvc repro {stage}")
     contents.check_stored(store, manifest, "logits", ["last"], run.slots or 0)
     return Stored(store=str(store), digest={"last/train": manifest.features["logits"].digest["last/train"]})
 
