@@ -90,7 +90,17 @@ def test_the_command_follows_until_ctrl_c(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("tensorboard", "--follow"), ("mlflow", "--out", "x"), ("wandb",)], ids=" ".join
+    "arguments",
+    [
+        ("tensorboard", "--follow"),
+        ("mlflow", "--out", "x"),
+        ("wandb",),
+        ("dvclive", "--uri", "x"),
+        ("tensorboard", "--uri", "x"),
+        ("dvclive", "--experiment", "x"),
+        ("tensorboard", "--experiment", "stillhouse"),
+    ],
+    ids=" ".join,
 )
 def test_what_a_program_cannot_take_is_a_usage_error(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
