@@ -54,8 +54,9 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 def run_stage(world: World, folder: Path, out: Path, **options: Any) -> list[dict[str, str]]:
     if "model" not in options:
-        options = {"student": world.path("artifacts/students/pair/kd/0")} | options
-    predict.main(folder, out=out, params=world.path("artifacts/params"), **options)
+        student = world.path("artifacts/students/pair/kd/0")
+        options = {"student": student, "params": world.path("artifacts/params")} | options
+    predict.main(folder, out=out, **options)
     return rows(out)
 
 
@@ -266,6 +267,20 @@ def test_a_file_that_has_not_passed_the_gate_is_refused(exported: Path, tmp_path
     with pytest.raises(MissingArtifactError) as missing:
         models.located(tmp_path / "empty")
     one_line(missing, "holds no exported model")
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"weights": predict.Weights.LAST}, "--weights is of a student"),
+        ({"params": Path("artifacts/params")}, "--params is of a student"),
+        ({"student": Path("x")}, "Give --student or --model, and not both"),
+    ],
+)
+def test_what_an_exported_file_has_not_is_refused(tmp_path: Path, options: dict[str, Any], part: str) -> None:
+    with pytest.raises(ParamsError) as error:
+        predict.main(tmp_path, out=tmp_path / "p.csv", model=tmp_path / "onnx", **options)
+    one_line(error, part)
 
 
 def test_a_folder_is_not_replaced_by_the_table(tmp_path: Path) -> None:
