@@ -81,11 +81,21 @@ def program(network: nn.Module, shape: Sequence[int], what: str) -> ExportedProg
     example = torch.zeros(_BATCH, *shape)
     try:
         with torch.no_grad():
-            return torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
+            exported = torch.export.export(network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},))
     except StillhouseError:
         raise
     except Exception as error:  # each network fails in a way of its own
         raise _refused(what, "torch.export", error) from None
+    _forget_files(exported)
+    return exported
+
+
+def _forget_files(exported: ExportedProgram) -> None:
+    """Drop the lines of code that each operation came from: they name files of this machine, and quote them."""
+    for module in exported.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 def write_onnx(exported: ExportedProgram, path: Path, what: str) -> None:

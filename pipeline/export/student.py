@@ -54,6 +54,11 @@ class Student:
     preprocessing: Preprocessing
 
     @property
+    def title(self) -> str:
+        """Pair, run and seed, as its folder has them; what lies above is of one machine."""
+        return "/".join(self.folder.parts[-3:])
+
+    @property
     def architecture(self) -> dict[str, Any]:
         """What the network is, without the file that its first weights came from: its path is of one machine."""
         return self.spec.model_copy(update={"weights": "none"}).model_dump(mode="json")

@@ -163,6 +163,18 @@ def test_the_record_has_what_the_gate_has_found(world: World, exported: Path) ->
         assert kind == "student" or found["bytes"] == (exported / models.FILES[kind]).stat().st_size
 
 
+def test_no_path_of_this_machine_is_exported(world: World, exported: Path) -> None:
+    """Neither the code's, which torch would write beside each operation, nor the student's."""
+    found = json.loads((exported / "export.json").read_text())
+    assert found["student"] == "pair/letkd/0"
+    ours = [str(world.root), str(Path(torch.__file__).parents[1]), str(closure.root()), "network.py"]
+    files = [path for path in exported.rglob("*") if path.is_file()]
+    assert len(files) == 7
+    for path in files:
+        content = path.read_bytes()
+        assert not [text for text in ours if text.encode() in content], path
+
+
 def test_int8_alone_leaves_no_graph_that_it_was_made_from(
     world: World, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
