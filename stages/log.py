@@ -52,11 +52,13 @@ def main(
         if value is not None and to != To.MLFLOW:
             raise typer.BadParameter(f"{to} has none: it is MLflow's.", param_hint=option)
 
-    from pipeline.errors import MissingArtifactError
+    from pipeline.errors import MissingArtifactError, ParamsError
     from pipeline.tracking import live
     from pipeline.tracking.histories import histories
 
     folder = out or Path("dvclive" if to == To.DVCLIVE else "runs")
+    if to != To.MLFLOW and folder.resolve().is_relative_to(artifacts.resolve()):
+        raise ParamsError(f"{folder} is among the artifacts, which are DVC's. Give another folder by --out.")
     patterns = names or []
     found = histories(artifacts, patterns)
     if patterns and not found and not follow:

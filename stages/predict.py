@@ -65,6 +65,8 @@ def main(
     for option, value in (("--weights", weights), ("--params", params)):
         if model is not None and value is not None:
             raise ParamsError(f"{option} is of a student, and {model} is an exported file. Leave it out.")
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise ParamsError(f"{out} is no file, expected a CSV file to make. Give another one by --out.")
     if out.is_dir():  # to publish a file is to replace what is in its place
         raise ParamsError(f"{out} is a folder, expected a CSV file to make. Give another one by --out.")
 
@@ -72,6 +74,10 @@ def main(
         from pipeline.export.prediction import Predictor, images_below
 
     paths = images_below(folder)
+    if out.resolve() in {path.resolve() for path in paths}:
+        raise ParamsError(
+            f"{out} is an image of {folder}, and would be replaced. Give another file by --out."
+        )
     if student is not None:
         run, preprocessing = _of_student(student, weights or Weights.LAST, params or PARAMS)
     else:

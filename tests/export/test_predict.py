@@ -269,6 +269,30 @@ def test_a_file_that_has_not_passed_the_gate_is_refused(exported: Path, tmp_path
     one_line(missing, "holds no exported model")
 
 
+def test_a_broken_link_is_a_file_that_cannot_be_read(world: World, pngs: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "p.csv"
+    (folder / "köln 雪.png").mkdir(parents=True)  # a folder, whatever its name ends in
+    (folder / 'köln 雪.png/é, "1".png').write_bytes((pngs / "00/000.png").read_bytes())
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError) as error:
+        run_stage(world, folder, out)
+    line = one_line(error, "gone.png is a broken link", "--damaged skip")
+    assert "dvc repro" not in line
+    found = run_stage(world, folder, out, damaged=predict.Damaged.SKIP)
+    assert [row["file"] for row in found] == ['köln 雪.png/é, "1".png']
+
+
+def test_the_table_replaces_no_image(world: World, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(b"an image")
+    with pytest.raises(ParamsError) as error:
+        run_stage(world, tmp_path, tmp_path / "one.png")
+    one_line(error, "one.png is an image of", "would be replaced")
+    with pytest.raises(ParamsError) as error:
+        run_stage(world, tmp_path, Path("/dev/null"))
+    one_line(error, "/dev/null is no file")
+    assert (tmp_path / "one.png").read_bytes() == b"an image"
+
+
 @pytest.mark.parametrize(
     ("options", "part"),
     [
