@@ -134,6 +134,7 @@ def test_provenance_has_the_hashes_of_all(measured: World, published: Path) -> N
         measured.path("artifacts/teachers/big/weights/last.safetensors")
     )
     assert content["store"] == {"logits": inputs["stored"]["logits"]["digest"]}
+    assert content["copies"] == {}
     assert content["code"] == inputs["code"]
     assert content["params"] == content_hash(
         json.loads(measured.path("artifacts/params/project.json").read_text())
