@@ -267,9 +267,9 @@ def test_the_content_of_a_file_is_part_of_what_a_training_depends_on(tmp_path: P
     assert block.weights == student
 
 
-def test_a_licence_is_recorded_and_changes_no_stage() -> None:
+def test_a_licence_is_recorded_beside_inputs_and_changes_no_training() -> None:
     plain, licensed = blocks(project(PARAMS)), blocks_with("teachers.big.licence", "CC BY-NC 4.0")
-    assert [name for name in plain if plain[name] != licensed[name]] == ["project"]
+    assert [name for name in plain if plain[name] != licensed[name]] == ["project", "pairs/pair"]
     assert licensed["project"].teachers["big"].licence == "CC BY-NC 4.0"
 
 
