@@ -21,7 +21,7 @@ def main(
     matchings: Annotated[Path, typer.Option(help="Folder of the pair's matchings.")],
     evaluation: Annotated[Path, typer.Option(help="The teacher's predictions.")],
     code: Annotated[Path, typer.Option(help="Folder of the code's hashes, made by stages.code.")],
-    out: Annotated[Path, typer.Option(help="Folder to make: one json a run and seed.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: one json a run and seed, and teacher.json.")],
 ) -> None:
     """Write one json of inputs for every seed of every run that 'distill' asks of the pair of BLOCK."""
     from pipeline.artifacts import publish
@@ -30,7 +30,8 @@ def main(
 
     pair = load(PairBlock, block)
 
-    from pipeline.runs.resolve import Places, resolve_run
+    from pipeline.runs import teacher_record
+    from pipeline.runs.resolve import Places, resolve_run, resolve_teacher
 
     data = prepared / pair.student.dataset
     places = Places(data, weights, store, tables, codes, copies, matchings, evaluation, code)
@@ -39,6 +40,9 @@ def main(
             # A file for each seed: a student reruns only when its own changes.
             for seed, inputs in resolve_run(pair, run, places).items():
                 publish.write_json(scratch / run / f"{seed}.json", inputs.model_dump(mode="json"))
+        # Beside them, and in none: what a card says of the teacher trains nobody anew.
+        record = resolve_teacher(pair, weights)
+        publish.write_json(scratch / teacher_record.FILE, record.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

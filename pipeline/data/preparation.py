@@ -25,6 +25,7 @@ from pipeline.data import file_scan, histogram
 from pipeline.data.dataset import DatasetConfig, RawSplit, Source
 from pipeline.data.layout import (
     Meta,
+    Reading,
     fingerprinting,
     hashes_path,
     image_hashes,
@@ -33,6 +34,7 @@ from pipeline.data.layout import (
     meta_path,
 )
 from pipeline.data.raw import record
+from pipeline.data.raw.image_files import FileSplit
 from pipeline.data.raw.screening import screened
 from pipeline.errors import DataError, MachineError, ParamsError
 from pipeline.params.size import area, reduced, sides
@@ -104,11 +106,20 @@ def prepare(
             fingerprint=fingerprint,
             files=source.files,
             listing=listing,
+            reading=_reading(source),
         ).sealed()
         publish.write_json(meta_path(folder), meta.model_dump(mode="json"))
         if source.listed is not None:
             record.write(folder, source.listed, skipped)
     return meta
+
+
+def _reading(source: Source) -> Reading | None:
+    """Return how files become the images of copied data; None where they are indexed, or no files of any size."""
+    split = source.train
+    if source.files is not None or not isinstance(split, FileSplit) or split.resize is None:
+        return None
+    return Reading(resize=split.resize, decoding=split.decoding)
 
 
 def _copy(

@@ -81,6 +81,7 @@ class PairBlock(StageBlock):
         pair: key of `pairs`.
         teacher: key of `teachers`.
         teacher_family: a file of `pipeline/networks/families`.
+        teacher_licence: of the teacher's weights; it is recorded beside the inputs of students, and in none of them.
         student: the student.
         seeds: seeds of the students.
         runs: by name.
@@ -90,6 +91,7 @@ class PairBlock(StageBlock):
     pair: str
     teacher: str
     teacher_family: str
+    teacher_licence: str = ""
     student: StudentBlock
     seeds: tuple[int, ...]
     runs: dict[str, RunBlock]

@@ -302,6 +302,7 @@ def _pair(project: Project, name: str) -> PairBlock:
         pair=name,
         teacher=pair.teacher,
         teacher_family=project.spec("teachers", pair.teacher).family,
+        teacher_licence=params.teachers[pair.teacher].licence,
         student=_student(project, pair.student),
         seeds=params.seeds,
         runs={run: project.run(name, run) for run in params.runs_of(name)},

@@ -19,7 +19,7 @@ from pipeline.features import manifest as manifests
 from pipeline.features.manifest import Manifest
 from pipeline.matching.matching import Matching
 from pipeline.networks import taught
-from pipeline.networks.spec import NetworkSpec
+from pipeline.networks.spec import NetworkSpec, read_spec
 from pipeline.params.course import check_shares
 from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock, RunBlock
@@ -27,6 +27,7 @@ from pipeline.params.recipe import cut
 from pipeline.params.students import StudentBlock
 from pipeline.runs.inputs import RunInputs, Stored
 from pipeline.runs.student import StudentInputs
+from pipeline.runs.teacher_record import TeacherRecord
 from pipeline.tables import table
 
 
@@ -146,6 +147,17 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
         )
         for seed in block.seeds
     }
+
+
+def resolve_teacher(block: PairBlock, weights: Path) -> TeacherRecord:
+    """Return the record of a pair's teacher, whose inputs are resolved beside it.
+
+    Args:
+        block: the pair.
+        weights: the teacher's folder of weights.
+    """
+    spec = read_spec(NetworkSpec, weights)
+    return TeacherRecord.of(block.teacher, block.teacher_licence, spec, _weights(weights, ["last"])["last"])
 
 
 def _weights(folder: Path, checkpoints: Iterable[str]) -> dict[str, str]:

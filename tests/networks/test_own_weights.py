@@ -363,9 +363,9 @@ def test_a_plan_tells_of_a_file_that_has_changed_since_the_check(
     assert train["weights"]["sha256"] == own_weights.sha256("own/a.pt")
 
 
-def test_a_licence_is_recorded_and_changes_no_stage() -> None:
+def test_a_licence_is_recorded_beside_inputs_and_changes_no_training() -> None:
     plain, licensed = blocks(project(PARAMS)), blocks_with("teachers.big.licence", "CC BY-NC 4.0")
-    assert [name for name in plain if plain[name] != licensed[name]] == ["project"]
+    assert [name for name in plain if plain[name] != licensed[name]] == ["project", "pairs/pair"]
     assert licensed["project"].teachers["big"].licence == "CC BY-NC 4.0"
 
 
