@@ -23,9 +23,9 @@ def main(
 ) -> None:
     """Check a store against the live teacher; fail where rounding is no excuse. Say what its features see."""
     from pipeline.params.base import load_asked
-    from pipeline.params.teachers import CodeBlock
+    from pipeline.params.teachers import CheckBlock
 
-    asked = load_asked(CodeBlock, block)
+    asked = load_asked(CheckBlock, block)
     if asked is None:  # of a detector nothing is stored
         from pipeline.artifacts import publish
 
@@ -36,6 +36,7 @@ def main(
     hint = f"dvc repro extract_features@{asked.teacher}"
 
     with command.loading():
+        from pipeline import progress
         from pipeline.artifacts import advice, hashing, publish
         from pipeline.artifacts.seal import sealed
         from pipeline.compute.machine import machine
@@ -47,6 +48,7 @@ def main(
         from pipeline.features import manifest as manifests
         from pipeline.features.check import Live, compare, summarize
         from pipeline.features.difference import worst
+        from pipeline.features.loss import Loss, losses
         from pipeline.features.receptive import receptive_fields
         from pipeline.features.verification import verify
         from pipeline.networks.weights import load
@@ -70,11 +72,22 @@ def main(
 
         space, normalize = view_space(manifest.views), Normalize(meta.mean, meta.std, where.device)
 
-        found = []
+        found, lost = [], dict[str, Loss]()
         for checkpoint, network in networks.items():
             # In the precision of the store: what another one costs would look like damage.
             live = Live.of(network, manifest.precision, where.device, normalize)
             found += compare(store, manifest, live, checkpoint, prepared.splits, space, rows=rows)
+            lost |= losses(
+                store,
+                manifest,
+                live.exact,
+                normalize,
+                checkpoint,
+                prepared.splits,
+                space,
+                asked.temperatures,
+                rows,
+            )
 
         most = worst(found)
         # The share of what rounding explains; above 1 something else is wrong.
@@ -112,7 +125,7 @@ def main(
         shares: dict[str, float] = {}
         for one in found:
             shares[one.array] = max(one.share, shares.get(one.array, 0.0))
-        measured = {
+        measured: dict[str, object] = {
             "precision": manifest.precision,
             "largest_share": most.share,
             "largest_error": max(errors.values()),
@@ -121,6 +134,11 @@ def main(
             "error": errors,
             "share": shares,
         }
+        # Only where something is: metrics of other stores stay as they were.
+        if lost:
+            measured["lost"] = {array: asdict(loss) for array, loss in lost.items()}
+        for array, loss in lost.items():
+            progress.say(f"{array}: {loss}.")
         publish.write_json(out, sealed(measured, asked.model_dump(mode="json"), summary))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +43,7 @@ def main(
             from pipeline.compute.machine import machine
 
             # By name: what distills detectors is in their own inputs alone.
-            trainer = importlib.import_module(tasks.module("distill"))
+            trainer = tasks.load("distill")
         trainer.check_options(processes, compiled=compiled)
         hashes = closure.code_hashes(["stages.distill"]) if code is None else publish.read_json(code, CODE)
         where = machine(

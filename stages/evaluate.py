@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,10 +54,10 @@ def main(
     with publish.replacing(predictions, out):
         if finds_boxes:
             # By name: what evaluates detectors is in the hash of their own blocks alone.
-            evaluator = importlib.import_module(tasks.module("evaluate"))
+            evaluator = tasks.load("evaluate")
             measured, arrays = evaluator.evaluate(folder, folder_of_data, inputs, where)
             if "run" in inputs:
-                measured |= importlib.import_module(tasks.module("compare")).compare(folder, inputs, where)
+                measured |= tasks.load("compare").compare(folder, inputs, where)
         else:
             measured, arrays = evaluate(folder, folder_of_data, inputs, where)
         if run is not None:

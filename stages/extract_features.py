@@ -72,6 +72,7 @@ def main(
         for feature, stored in extract.features.items()
     }
 
+    largest = {feature: stored.kept for feature, stored in extract.features.items()}
     first = next(iter(teachers.values()))
     manifest = Manifest.of(
         meta,
@@ -79,7 +80,7 @@ def main(
         next(iter(loaded.values()))[1],
         {key: hashing.file_hash(weights / f"{key}.safetensors") for key in teachers},
         where.precision,
-        stored_features(requested, first, meta.channels, meta.size),
+        stored_features(requested, first, meta.channels, meta.size, largest, f"teachers.{name}"),
         teacher=name,
         made_by=extract.stage,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +21,7 @@ def main(
     matchings: Annotated[Path, typer.Option(help="Folder of the pair's matchings.")],
     evaluation: Annotated[Path, typer.Option(help="The teacher's predictions.")],
     code: Annotated[Path, typer.Option(help="Folder of the code's hashes, made by stages.code.")],
-    out: Annotated[Path, typer.Option(help="Folder to make: one json a run and seed.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: one json a run and seed, and teacher.json.")],
 ) -> None:
     """Write one json of inputs for every seed of every run that 'distill' asks of the pair of BLOCK."""
     from pipeline.artifacts import publish
@@ -33,7 +32,7 @@ def main(
     if tasks.told(block) == tasks.DETECTION:
         dataset = publish.read_json(block, "dvc repro params")["student"]["dataset"]
         of_boxes = {"data": prepared / dataset, "weights": weights, "matchings": matchings, "code": code}
-        found = importlib.import_module(tasks.module("inputs")).run_inputs(block, of_boxes)
+        found = tasks.load("inputs").run_inputs(block, of_boxes)
         with publish.building(out) as scratch:
             for name, content in found.items():
                 publish.write_json(scratch / f"{name}.json", content)
@@ -41,7 +40,8 @@ def main(
 
     pair = load(PairBlock, block)
 
-    from pipeline.runs.resolve import Places, resolve_run
+    from pipeline.runs import teacher_record
+    from pipeline.runs.resolve import Places, resolve_run, resolve_teacher
 
     data = prepared / pair.student.dataset
     places = Places(data, weights, store, tables, codes, copies, matchings, evaluation, code)
@@ -50,6 +50,9 @@ def main(
             # A file for each seed: a student reruns only when its own changes.
             for seed, inputs in resolve_run(pair, run, places).items():
                 publish.write_json(scratch / run / f"{seed}.json", inputs.model_dump(mode="json"))
+        # Beside them, and in none: what a card says of the teacher trains nobody anew.
+        record = resolve_teacher(pair, weights)
+        publish.write_json(scratch / teacher_record.FILE, record.model_dump(mode="json"))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import typer
 from stages import command
 
 SECONDS = 5.0  # between two looks
+EXPERIMENT = "stillhouse"
 
 
 class To(StrEnum):
@@ -37,7 +38,9 @@ def main(
     uri: Annotated[
         str | None, typer.Option(help="MLflow's server or store; its own default, or MLFLOW_TRACKING_URI.")
     ] = None,
-    experiment: Annotated[str, typer.Option(help="MLflow's experiment.")] = "stillhouse",
+    experiment: Annotated[
+        str | None, typer.Option(help="MLflow's experiment.", show_default=EXPERIMENT)
+    ] = None,
 ) -> None:
     """Write the histories of finished trainings; for dvclive, of those that run too."""
     if follow and to != To.DVCLIVE:
@@ -45,11 +48,17 @@ def main(
     if out is not None and to == To.MLFLOW:
         raise typer.BadParameter("MLflow writes where --uri says.", param_hint="--out")
 
-    from pipeline.errors import MissingArtifactError
+    for option, value in (("--uri", uri), ("--experiment", experiment)):
+        if value is not None and to != To.MLFLOW:
+            raise typer.BadParameter(f"{to} has none: it is MLflow's.", param_hint=option)
+
+    from pipeline.errors import MissingArtifactError, ParamsError
     from pipeline.tracking import live
     from pipeline.tracking.histories import histories
 
     folder = out or Path("dvclive" if to == To.DVCLIVE else "runs")
+    if to != To.MLFLOW and folder.resolve().is_relative_to(artifacts.resolve()):
+        raise ParamsError(f"{folder} is among the artifacts, which are DVC's. Give another folder by --out.")
     patterns = names or []
     found = histories(artifacts, patterns)
     if patterns and not found and not follow:
@@ -68,7 +77,7 @@ def main(
         else:
             from pipeline.tracking import mlflow
 
-            changed = mlflow.export(found, uri, experiment)
+            changed = mlflow.export(found, uri, experiment or EXPERIMENT)
     print(f"{changed} of {len(found)} trainings written; the others were there.", flush=True)
     if follow:
         _follow(artifacts, patterns, folder)

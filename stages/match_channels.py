@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +32,7 @@ def main(
         with command.loading():
             from pipeline.compute.machine import machine
 
-            of_boxes = importlib.import_module(tasks.module("match_channels"))
+            of_boxes = tasks.load("match_channels")
         of_boxes.match_channels(block, prepared, students, weights, out, metrics, machine(device))
         return
 

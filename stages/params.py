@@ -31,11 +31,12 @@ def main(
     parsed = parse(content, params)
 
     with command.loading():
-        from pipeline.runs import check
+        from pipeline.runs import check, class_names
         from pipeline.runs.blocks import blocks, unasked
         from pipeline.runs.raw_files import changes
 
     project = check.project(parsed)
+    class_names.check(project, prepared)
     with publish.building(out) as scratch:
         for name, block in blocks(project).items():
             publish.write_json(scratch / f"{name}.json", block.model_dump(mode="json"))

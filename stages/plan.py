@@ -69,13 +69,16 @@ def main(
     content = read(params)
 
     from pipeline.errors import MachineError
+    from pipeline.runs import class_names, weight_files
     from pipeline.runs.check import project
     from pipeline.runs.detection import detectors, learners
     from pipeline.runs.planning import plan
     from pipeline.runs.raw_files import changes
 
     checked = project(content)
+    class_names.check(checked, prepared)
     command.warn(changes(checked.params, prepared))
+    command.warn(weight_files.changes(checked, artifacts / "params"))
     left_out = [*detectors(checked), *learners(checked)]
     if left_out:
         command.warn([f"The plan knows no costs of detectors, and leaves out: {', '.join(left_out)}."])

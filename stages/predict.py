@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pipeline.export.preprocessing import Preprocessing
 
 
+PARAMS = Path("artifacts/params")
+
+
 class Weights(StrEnum):
     """Which weights of a student."""
 
@@ -39,21 +42,31 @@ def main(
         Path | None, typer.Option(help="An exported file, or its folder: artifacts/exports/PAIR/RUN/onnx.")
     ] = None,
     weights: Annotated[
-        Weights, typer.Option(help="Of the student: last, or those of its best epoch.")
-    ] = Weights.LAST,
+        Weights | None,
+        typer.Option(help="Of the student: last, or those of its best epoch.", show_default="last"),
+    ] = None,
     damaged: Annotated[
         Damaged,
         typer.Option(help="Stop at a file that cannot be read, or list and skip it."),
     ] = Damaged.REFUSE,
     params: Annotated[
-        Path, typer.Option(help="Folder of the blocks of params.yaml, which a student is read with.")
-    ] = Path("artifacts/params"),
+        Path | None,
+        typer.Option(
+            help="Folder of the blocks of params.yaml, which a student is read with.",
+            show_default="artifacts/params",
+        ),
+    ] = None,
 ) -> None:
     """Write the class and the probabilities of every image of FOLDER."""
     from pipeline.errors import ParamsError
 
     if (student is None) == (model is None):
         raise ParamsError("Expected one model. Give --student or --model, and not both.")
+    for option, value in (("--weights", weights), ("--params", params)):
+        if model is not None and value is not None:
+            raise ParamsError(f"{option} is of a student, and {model} is an exported file. Leave it out.")
+    if out.exists() and not (out.is_file() or out.is_dir()):
+        raise ParamsError(f"{out} is no file, expected a CSV file to make. Give another one by --out.")
     if out.is_dir():  # to publish a file is to replace what is in its place
         raise ParamsError(f"{out} is a folder, expected a CSV file to make. Give another one by --out.")
 
@@ -61,7 +74,14 @@ def main(
         from pipeline.export.prediction import Predictor, images_below
 
     paths = images_below(folder)
-    run, preprocessing = _of_student(student, weights, params) if student is not None else _of_file(model)
+    if out.resolve() in {path.resolve() for path in paths}:
+        raise ParamsError(
+            f"{out} is an image of {folder}, and would be replaced. Give another file by --out."
+        )
+    if student is not None:
+        run, preprocessing = _of_student(student, weights or Weights.LAST, params or PARAMS)
+    else:
+        run, preprocessing = _of_file(model)
     predictor = Predictor(run, preprocessing, skip=damaged == Damaged.SKIP)
     rows = predictor.write(folder, paths, out)
     command.warn(predictor.skipped)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +44,7 @@ def main(
             from pipeline.compute.machine import machine
 
             # By name: what trains detectors is in the inputs of their own students alone.
-            trainer = importlib.import_module(tasks.module("pretrain_student"))
+            trainer = tasks.load("pretrain_student")
         trainer.check_options(processes, compiled=compiled)
         hashes = (
             closure.code_hashes(["stages.pretrain_student"])

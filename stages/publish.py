@@ -28,10 +28,17 @@ def main(
         str | None,
         typer.Option(help="Of these weights; by default that of the teacher's, if params.yaml has it."),
     ] = None,
+    licence_link: Annotated[
+        str | None,
+        typer.Option(
+            help="Where its text is, of one that the Hub has no identifier for: https://... or LICENSE."
+        ),
+    ] = None,
     artifacts: Annotated[Path, typer.Option(help="Folder of all artifacts.")] = Path("artifacts"),
 ) -> None:
     """Write the student of PAIR/RUN as a folder to publish. Nothing is uploaded."""
     from pipeline.errors import ParamsError
+    from pipeline.export import licences
     from pipeline.params import tasks
     from pipeline.params.base import validate
     from pipeline.params.exports import ExportParams, run_name
@@ -43,37 +50,48 @@ def main(
         )
     number = int(seed) if seed.isdecimal() else seed
     settings = validate(ExportParams, {"seed": number, "weights": weights}, "", "options")
+    if licence:
+        licences.matter(licence, licence_link or "")
 
     with command.loading():
         from pipeline.artifacts import publish
         from pipeline.export import publication
         from pipeline.export.student import Student, chosen_seed, seeds_of
+        from pipeline.runs import teacher_record
         from pipeline.runs.inputs import RunInputs
 
+    publication.require_empty(out)
     chosen = chosen_seed(run, folder, settings, params)
     student = Student.open(folder / str(chosen), settings.weights, params)
     if not isinstance(student.inputs, RunInputs):
         raise ParamsError(f"{student.folder} was not distilled, and has no teacher that a card could name.")
     measured = publication.metrics(artifacts, run, seeds_of(params))
-    facts = publication.facts_of(student, student.inputs, measured, params)
+    teacher = teacher_record.read(
+        artifacts / "inputs/pairs", student.inputs.pair, student.inputs.teacher_weights, student.folder
+    )
+    facts = publication.facts_of(student, student.inputs, measured, teacher)
     facts = replace(
         facts,
         base_model=facts.base_model if base_model is None else base_model,
         dataset=facts.dataset if dataset is None else dataset,
         licence=facts.licence if licence is None else licence,
+        licence_link=licence_link or "",
     )
+    of_licence = licences.matter(facts.licence, facts.licence_link)
 
-    publication.require_empty(out)
     with publish.building(out) as scratch:
         try:
-            publication.write(student, student.inputs, facts, params, scratch)
+            publication.write(student, student.inputs, facts, teacher, params, scratch)
         except BaseException:
             publish.remove(scratch)
             raise
     print(f"{out}: {run}, seed {chosen}, {settings.weights} weights, to be read by {facts.library}.")
-    if not facts.licence:
+    if not of_licence:
+        print("The card names no licence. Give it by --licence, or as licence of the teacher in params.yaml.")
+    if of_licence.get("license") == licences.OTHER and not licence_link:
         print(
-            "The card names no licence. Give it with --licence, or as licence of the teacher in params.yaml."
+            f"The Hub has no licence '{facts.licence}': the card says other, by the name {of_licence['license_name']}. "
+            "Put its text into the folder as LICENSE, or give --licence-link."
         )
 
 

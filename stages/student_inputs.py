@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +23,7 @@ def main(
     from pipeline.params.students import StudentBlock
 
     if tasks.told(block) == tasks.DETECTION:
-        content = importlib.import_module(tasks.module("student_inputs")).student_inputs(block, data, code)
+        content = tasks.load("student_inputs").student_inputs(block, data, code)
         with publish.replacing(out):
             publish.write_json(out, content)
         return

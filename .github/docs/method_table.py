@@ -98,6 +98,8 @@ def _read(needs: Needs) -> Iterator[str]:
         yield f"matching {_listed(wanted.key for wanted in needs.matchings)}"
     if needs.network:
         yield "the teacher's own layers"
+    if needs.strong:
+        yield "a strong view too"
 
 
 def _known() -> Known:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -114,7 +114,7 @@ def costs(bench: Bench) -> list[Record]:
     for name in (*plugin.names("methods"), *SCHEDULES):
         try:
             row = _row(bench, pair, name)
-            run = side_by_side(bench, [row.learner], batches)
+            run = side_by_side(bench, [row.learner], _shown(row, batches))
             run()  # the round that does not count; what cannot be trained so takes no other with it
         except (StillhouseError, ValueError) as error:
             lacking[name] = " ".join(str(error).split())[:200]
@@ -234,6 +234,11 @@ def _row(bench: Bench, pair: Pair, name: str) -> Row:
     return Row(needs, tables, measured)
 
 
+def _shown(row: Row, batches: Batches) -> Batches:
+    """Return the batches that a method learns from: for a strong view stands the same one."""
+    return replace(batches, strong=batches.images) if row.needs.strong else batches
+
+
 def _stand_in(pair: Pair, table: str) -> Mapping[str, Any]:
     """Return arrays of a table's sizes: of the fit that its name begins with, and of words where there is none."""
     fit = next((name for name in plugin.names("tables") if table.startswith(name)), "kmeans")
@@ -255,7 +260,7 @@ def _sizes(bench: Bench, pair: Pair, row: Row) -> dict[str, float]:
     parameters = [x for module in beside for x in module.parameters()]
     still = [x for x in parameters if not x.requires_grad]
     return {
-        "memory": memory(bench, row.learner, pair.batches) / 1e6,
+        "memory": memory(bench, row.learner, _shown(row, pair.batches)) / 1e6,
         "trained beside": sum(x.numel() for x in parameters if x.requires_grad),
         "state beside": sum(x.nbytes for x in chain(still, *(module.buffers() for module in beside))) / 1e6,
         "at inference": num_params(modules["student"]),

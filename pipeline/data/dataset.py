@@ -88,6 +88,8 @@ class PhotographConfig(FolderConfig):
         deep: gray images of 16 bits: "refuse" stops at them, "scale" keeps their higher 8 bits.
         orientation: "apply" turns an image upright as its EXIF data say, "ignore" takes it as it is stored.
         test: which split is for testing; None takes the only one of `val`, `valid`, `validation` and `test`.
+        holdout_split: which split is held out for model selection, for instance `val` beside `test`; None leaves it to
+            `holdout`, a share of the training images.
         split: share of the images of each class that is for testing, where the data come without splits.
         split_seed: another seed tests with other images.
     """
@@ -100,6 +102,7 @@ class PhotographConfig(FolderConfig):
     deep: Literal["refuse", "scale"] = "refuse"
     orientation: Literal["ignore", "apply"] = "ignore"
     test: str | None = Field(default=None, pattern=r"^[^/.][^/]*$")
+    holdout_split: str | None = Field(default=None, pattern=r"^[^/.][^/]*$")
     split: float | None = Field(default=None, gt=0, lt=1)
     split_seed: Seed = 0
 
@@ -119,6 +122,15 @@ class PhotographConfig(FolderConfig):
             raise ValueError("It has test: train, which is what is trained with: name another split")
         if self.test is not None and self.split is not None:
             raise ValueError("It has test and split: give one of them")
+        if self.holdout_split is not None:
+            if self.holdout_split in ("train", self.test):
+                raise ValueError(
+                    f"It has holdout_split: {self.holdout_split}, which is another split: name a third"
+                )
+            if self.split is not None:
+                raise ValueError("It has holdout_split and split, for data without splits: give holdout: 0.1")
+            if self.holdout:
+                raise ValueError("It has holdout_split and holdout: give one of them")
         if self.split is None and "split_seed" in self.model_fields_set:
             raise ValueError("It has split_seed and no split, a share such as 0.2: give both, or neither")
         return self
@@ -194,6 +206,7 @@ class Source:
         test: samples for evaluation (some data sets call them validation).
         mean: published normalization per channel in [0, 1], or None.
         std: as `mean`.
+        holdout: samples for model selection, where the data set has a split for it.
         listed: the raw files as they were found; None where checksums say what they are, or there are none.
         files: where it is, the files are indexed and not copied; the splits are then `raw.image_files.FileSplit`.
     """
@@ -207,3 +220,4 @@ class Source:
     std: tuple[float, ...] | None = None
     files: Files | None = None
     listed: Listed | None = None
+    holdout: RawSplit | None = None

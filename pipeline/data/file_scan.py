@@ -57,6 +57,9 @@ def index(
     parts = {"train": (source.train, np.flatnonzero(~held_out))}
     if held_out.any():
         parts["holdout"] = (source.train, np.flatnonzero(held_out))
+    elif source.holdout is not None:
+        assert isinstance(source.holdout, FileSplit)
+        parts["holdout"] = (source.holdout, np.arange(len(source.holdout.labels)))
     parts["test"] = (source.test, np.arange(len(source.test.labels)))
 
     fingerprints, listing, counts = {}, {}, np.zeros((source.channels, 256), dtype=np.int64)

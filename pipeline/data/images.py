@@ -25,6 +25,7 @@ from pipeline.data.image_array import ImageArray
 from pipeline.data.mixing import MixedImages, mixed
 from pipeline.data.prepared import Split
 from pipeline.data.raw import image_files
+from pipeline.data.two_views import TwoViewsImages, TwoViewsSpace
 from pipeline.data.views import StackSpace, ViewSpace, cropped, mixing, view_ids
 from pipeline.params.size import sides
 
@@ -199,6 +200,10 @@ def open_images(split: Split, space: ViewSpace, device: torch.device) -> tuple[I
     Returns:
         the images, and labels int64 (N,) on the device.
     """
+    if isinstance(space, TwoViewsSpace):
+        weak, labels = open_images(split, space.weak, device)
+        return TwoViewsImages(weak, open_images(split, space.strong, device)[0]), labels
+
     labels = torch.from_numpy(np.array(split.labels)).to(device)
     images = split.images
     if isinstance(images, FileIndex):
@@ -210,6 +215,8 @@ def open_images(split: Split, space: ViewSpace, device: torch.device) -> tuple[I
 
 def stream_images(split: Split, space: ViewSpace, device: torch.device) -> Images:
     """Open a split for one pass: memory does not depend on the number of samples."""
+    if isinstance(space, TwoViewsSpace):
+        return TwoViewsImages(*(stream_images(split, part, device) for part in (space.weak, space.strong)))
     if isinstance(split.images, FileIndex):
         return with_partners(DecodedImages(split.images, space, device), split, space)
     return with_partners(MappedImages(split.images, space, device), split, space)

@@ -50,16 +50,14 @@ class Decoding(Block):
 AS_STORED = Decoding()
 
 
-class Files(Block):
-    """How the files of indexed data become images.
+class Reading(Block):
+    """How a file becomes an image.
 
     Attributes:
-        root: the folder that the listed paths start from.
         resize: the size that an image is resized to cover before its center is cropped.
-        decoding: what is done to them when they are decoded.
+        decoding: what is done to a file when it is decoded.
     """
 
-    root: str
     resize: Size
     decoding: Decoding = AS_STORED
 
@@ -68,6 +66,16 @@ class Files(Block):
         # Where it does nothing it is not there, as in data that were prepared before there was any.
         content: dict[str, Any] = handler(self)
         return content if self.decoding.marks else {k: v for k, v in content.items() if k != "decoding"}
+
+
+class Files(Reading):
+    """How the files of indexed data become images.
+
+    Attributes:
+        root: the folder that the listed paths start from.
+    """
+
+    root: str
 
     @property
     def marks(self) -> tuple[Size | str, ...]:
@@ -98,6 +106,7 @@ class Meta(Block):
         std: per channel.
         fingerprint: hash of the images, labels and class names of each split, by split.
         files: how files become images, of indexed data alone.
+        reading: how files have become images, of copied data that were made from files of any size.
         listing: hash of the list of files, by split, of indexed data alone.
         seal: hash of all of the above.
     """
@@ -114,7 +123,14 @@ class Meta(Block):
     fingerprint: dict[str, str]
     files: Files | None = None
     listing: dict[str, str] | None = None
+    reading: Reading | None = None
     seal: str = ""
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Of other data it is not there, as in those that were prepared before there was any.
+        content: dict[str, Any] = handler(self)
+        return content if self.reading else {k: v for k, v in content.items() if k != "reading"}
 
     @property
     def kind(self) -> Kind:

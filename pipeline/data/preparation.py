@@ -25,6 +25,7 @@ from pipeline.data import file_scan, histogram
 from pipeline.data.dataset import DatasetConfig, RawSplit, Source
 from pipeline.data.layout import (
     Meta,
+    Reading,
     fingerprinting,
     hashes_path,
     image_hashes,
@@ -33,6 +34,7 @@ from pipeline.data.layout import (
     meta_path,
 )
 from pipeline.data.raw import record
+from pipeline.data.raw.image_files import FileSplit
 from pipeline.data.raw.screening import screened
 from pipeline.errors import DataError, MachineError, ParamsError
 from pipeline.params.size import area, reduced, sides
@@ -74,6 +76,8 @@ def prepare(
     labels = {"train": source.train.labels[~mask]}
     if mask.any():
         labels["holdout"] = source.train.labels[mask]
+    elif source.holdout is not None:
+        labels["holdout"] = source.holdout.labels
     labels["test"] = source.test.labels
     total = sum(map(len, labels.values()))
 
@@ -102,11 +106,20 @@ def prepare(
             fingerprint=fingerprint,
             files=source.files,
             listing=listing,
+            reading=_reading(source),
         ).sealed()
         publish.write_json(meta_path(folder), meta.model_dump(mode="json"))
         if source.listed is not None:
             record.write(folder, source.listed, skipped)
     return meta
+
+
+def _reading(source: Source) -> Reading | None:
+    """Return how files become the images of copied data; None where they are indexed, or no files of any size."""
+    split = source.train
+    if source.files is not None or not isinstance(split, FileSplit) or split.resize is None:
+        return None
+    return Reading(resize=split.resize, decoding=split.decoding)
 
 
 def _copy(
@@ -138,10 +151,12 @@ def _copy(
                 writers["holdout"].write(block[mask])
             advance(len(block))
 
-        for start in range(0, len(source.test.labels), rows):
-            block = _read(source, source.test, name, start, rows)
-            writers["test"].write(block)
-            advance(len(block))
+        for split, raw in (("holdout", source.holdout), ("test", source.test)):
+            for start in range(0, 0 if raw is None else len(raw.labels), rows):
+                assert raw is not None
+                block = _read(source, raw, name, start, rows)
+                writers[split].write(block)
+                advance(len(block))
 
         return {split: writer.finish() for split, writer in writers.items()}, counts
 
@@ -269,7 +284,17 @@ def _check(source: Source, name: str, config: DatasetConfig) -> None:
                 f"{source.channels} channels. Give one value a channel."
             )
 
-    for split, labels in (("training", source.train.labels), ("test", source.test.labels)):
+    if len(source.classes) < 2:
+        raise DataError(
+            f"Data set '{name}' has one class, '{source.classes[0]}', expected two or more to tell apart: add another, "
+            "then: dvc repro"
+        )
+
+    splits = {"training": source.train, "test": source.test}
+    if source.holdout is not None:
+        splits["holdout"] = source.holdout
+    for split, raw in splits.items():
+        labels = raw.labels
         if len(labels) == 0:
             raise DataError(f"Data set '{name}' has no {split} samples, expected at least one.")
         if labels.min() < 0 or labels.max() >= len(source.classes):

@@ -18,6 +18,7 @@ from pipeline.data.file_index import FileIndex
 from pipeline.data.image_array import ImageArray
 from pipeline.data.images import DecodedImages, Forward, Images, MappedImages, ResidentImages, with_partners
 from pipeline.data.prepared import Split
+from pipeline.data.two_views import TwoViewsImages, TwoViewsRanges, TwoViewsSpace
 from pipeline.data.views import ViewSpace, mixing, view_ids
 
 SHARE = 4  # images may take so many times less than what is free on a GPU
@@ -111,12 +112,17 @@ def open_ranges(split: Split, space: ViewSpace, device: torch.device) -> Ranges:
     """Open a split for passes over ranges; memory of the CPU does not depend on the number of samples."""
     images = split.images
     if device.type == "cuda" and not isinstance(images, FileIndex) and _fits(images.nbytes, device):
-        return ResidentRanges(copied(images, device), space)
+        on_device = copied(images, device)
+        if isinstance(space, TwoViewsSpace):
+            return TwoViewsRanges(*(ResidentRanges(on_device, part) for part in (space.weak, space.strong)))
+        return ResidentRanges(on_device, space)
     return Forward(open_rows(split, space, device), len(split))
 
 
 def open_rows(split: Split, space: ViewSpace, device: torch.device) -> Images:
     """Open a split for few samples, or for many that do not fit on the device."""
+    if isinstance(space, TwoViewsSpace):
+        return TwoViewsImages(*(open_rows(split, part, device) for part in (space.weak, space.strong)))
     images: Images
     if isinstance(split.images, FileIndex):
         images = DecodedImages(split.images, space, device)

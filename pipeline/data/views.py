@@ -21,6 +21,7 @@ from pipeline.data.draws import hashed, uniform
 from pipeline.data.erasing import RandomErasingSpace
 from pipeline.data.mixing import MixingSpace
 from pipeline.data.rand_augment import RandAugmentSpace
+from pipeline.data.two_views import TwoViewsSpace
 from pipeline.errors import ParamsError
 from pipeline.params.size import Size, shown, sides
 from pipeline.params.views import (
@@ -36,6 +37,7 @@ from pipeline.params.views import (
     RotateFlip,
     Slots,
     Stack,
+    TwoViews,
     ViewParams,
 )
 
@@ -295,6 +297,8 @@ def view_space(params: ViewParams) -> ViewSpace:
             return RotateFlipSpace(params)
         case Plain():
             return PlainSpace()
+        case TwoViews():
+            return TwoViewsSpace(view_space(params.weak), view_space(params.strong))
 
 
 def check_size(params: ViewParams, size: Size, what: str) -> None:
@@ -353,7 +357,7 @@ def num_slots(space: ViewSpace, slots: Slots, what: str) -> int:
         what: where it stands in params.yaml, for the error.
 
     Raises:
-        ParamsError: "all" of an unbounded space, or more slots than views.
+        ParamsError: "all" of an unbounded space, more slots than views, or half of a weak and a strong view.
     """
     if slots == "all":
         if space.count is None:
@@ -363,6 +367,11 @@ def num_slots(space: ViewSpace, slots: Slots, what: str) -> int:
         return space.count
     if space.count is not None and slots > space.count:
         raise ParamsError(f"params.yaml: {what} is {slots}, but this view space has {space.count} views.")
+    if isinstance(space, TwoViewsSpace) and slots % 2:
+        raise ParamsError(
+            f"params.yaml: {what} is {slots}, and slots are weak and strong in turns, expected an even number. Set it "
+            f"to {slots + 1}, then: dvc repro params"
+        )
     return slots
 
 
@@ -370,9 +379,13 @@ def view_ids(space: ViewSpace, slot: int, index: Tensor) -> Tensor:
     """Return the view ids int64 (B,) that samples `index` int64 (B,) show in `slot`."""
     if slot == 0:
         return torch.zeros_like(index)
+    if isinstance(space, TwoViewsSpace):
+        part, own = space.part(slot)
+        return space.ids(slot, view_ids(part, own, index))
     if space.count is None:
         return torch.full_like(index, slot)  # the sample's index seeds the draw already
-    return permute(torch.full_like(index, slot - 1), space.count, key=index)
+    # Beside another space that has more views, a space begins again when all of its own have been shown.
+    return permute(torch.full_like(index, (slot - 1) % space.count), space.count, key=index)
 
 
 def slot_of(seed: int, epoch: int, slots: int | None) -> int:

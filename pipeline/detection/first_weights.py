@@ -16,7 +16,7 @@ from pipeline.artifacts import advice
 from pipeline.detection.backbone import BACKBONES
 from pipeline.detection.detector import Detector, parts
 from pipeline.errors import StaleArtifactError
-from pipeline.networks import own_weights, pretrained
+from pipeline.networks import own_weights, pretrained, weight_file
 from pipeline.params.weights import Weights, WeightsFile
 
 _OF_DETECTORS = ("backbone.fpn.", "model.backbone.fpn.")  # a name that contains it is no classifier's
@@ -82,7 +82,7 @@ def _fill_from_file(detector: Detector, file: WeightsFile) -> None:
             f"The weights {file.path} have changed: found sha256 {actual[:8]}, expected {file.sha256[:8]}. "
             f"{advice.again('dvc repro params')}"
         )
-    state = own_weights.read(file.path, file)
+    state = weight_file.read(file.path, file)
     of_detector = any(part in name for name in state for part in _OF_DETECTORS)
     prefix = "model." if of_detector else "model.backbone.body."
     own = {name: x for name, x in detector.state_dict().items() if name.startswith(prefix)}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pipeline.detection.detector import Detector, build
 from pipeline.detection.spec import DetectorSpec
-from pipeline.networks.weights import load_weights, read_spec
+from pipeline.networks.spec import read_spec
+from pipeline.networks.weights import load_weights
 
 
 def load(folder: Path, weights: str = "last") -> tuple[Detector, DetectorSpec]:

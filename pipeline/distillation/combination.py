@@ -38,6 +38,8 @@ from pipeline.networks.network import Shape, Taps
 from pipeline.params.recipe import Epoch, Phase, Recipe
 
 LABELS = "ce"  # the term that counts once
+STRONG_LABELS = "ce_strong"  # the same of the strong view
+ONCE = (LABELS, STRONG_LABELS)
 Configs = Mapping[str, MethodConfig]  # settings by the method's name, in the order of params.yaml
 
 
@@ -217,13 +219,13 @@ class Combined(BaseMethod[CombinedConfig]):
 
     def _merged(self, by_method: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Return values by the terms' names in the sum, without the labels that do not count."""
-        counted = LABELS in self.names.values()
+        counted = set(ONCE) & set(self.names.values())
         return {
             # A term without a default weight is a plug-in's fault, and the trainer's error names it.
             self.names.get((name, term), f"{name}_{term}"): value
             for name, values in by_method.items()
             for term, value in values.items()
-            if term != LABELS or (name, term) in self.names or not counted
+            if term not in ONCE or (name, term) in self.names or term not in counted
         }
 
 
@@ -244,7 +246,7 @@ def _repeated(groups: Iterable[Iterable[str]]) -> set[str]:
 
 
 def _names(weights: Mapping[str, Weights]) -> dict[tuple[str, str], str]:
-    """Return every term's name in the sum, by method and own name; `ce` is the first method's that has it.
+    """Return every term's name in the sum, by method and own name; labels are the first method's that has them.
 
     Raises:
         ParamsError: two terms would have one name.
@@ -253,10 +255,10 @@ def _names(weights: Mapping[str, Weights]) -> dict[tuple[str, str], str]:
     names: dict[tuple[str, str], str] = {}
     for method, terms in weights.items():
         for term in terms:
-            if term != LABELS:
+            if term not in ONCE:
                 names[method, term] = f"{method}_{term}" if term in twice else term
-            elif LABELS not in names.values():
-                names[method, term] = LABELS
+            elif term not in names.values():
+                names[method, term] = term
 
     clash = _repeated([[name] for name in names.values()])
     if clash:

@@ -28,7 +28,7 @@ Example:
     >>> Config(weights={"logits": 0.5}).weights
     {'ce': 1.0, 'logits': 0.5}
     >>> Method.needs(Config())
-    Needs(student=('logits',), teacher=('logits',), tables=(), network=False, matchings=(), label=False)
+    Needs(student=('logits',), teacher=('logits',), tables=(), network=False, matchings=(), label=False, strong=False)
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ class Needs:
         network: whether it reads the teacher's own modules (its classifier for SimKD, its BN for OFD).
         matchings: assignments of the teacher's channels to the student's.
         label: whether it reads `Batch.label`, one class a sample: then views must not mix samples.
+        strong: whether it reads a second, strong view of each sample, and student and teacher of it.
     """
 
     student: tuple[str, ...] = ("logits",)
@@ -157,6 +158,7 @@ class Needs:
     network: bool = False
     matchings: tuple[Wanted, ...] = ()
     label: bool = False
+    strong: bool = False
 
     def __or__(self, other: Needs) -> Needs:
         """Return what either reads, in the order of first mention."""
@@ -167,6 +169,7 @@ class Needs:
             self.network or other.network,
             tuple(dict.fromkeys(self.matchings + other.matchings)),
             self.label or other.label,
+            self.strong or other.strong,
         )
 
 
@@ -222,6 +225,22 @@ class Context:
 
 
 @dataclass(frozen=True)
+class StrongView:
+    """A second view of the samples of a batch, in their order, for methods that need both.
+
+    Attributes:
+        image: normalized views (B, C, H, W).
+        student: needed taps of the student, (B, ...), float32, with gradients. It sees this view after the weak one,
+            in a forward pass of its own, so a batch norm has the statistics of one view at a time.
+        teacher: needed features by name, (B, ...), without gradients.
+    """
+
+    image: Tensor
+    student: Taps
+    teacher: Taps
+
+
+@dataclass(frozen=True)
 class Batch:
     """A training batch.
 
@@ -237,6 +256,7 @@ class Batch:
         phase: the phase's name.
         seed: of the run.
         mixture: the second label of each sample, where views are mixed.
+        strong: the strong view of its samples, where a method of the run needs it.
     """
 
     image: Tensor
@@ -249,6 +269,7 @@ class Batch:
     phase: str
     seed: int
     mixture: Mixture | None = None
+    strong: StrongView | None = None
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Return the cross-entropy of the labels, a scalar: the mean over the batch, of both labels where it is mixed.
@@ -259,6 +280,11 @@ class Batch:
         if self.mixture is None:
             return F.cross_entropy(logits, self.label)
         return self.mixture.mean(lambda label: F.cross_entropy(logits, label, reduction="none"), self.label)
+
+    def both(self) -> StrongView:
+        """Return the strong view, for a method whose needs have it."""
+        assert self.strong is not None, "Needs.strong asks for the strong view"
+        return self.strong
 
     def uniform(self, *shape: int, draw: int = 0) -> Tensor:
         """Return float32 draws from [0, 1), of any shape; they are a function of seed, step and `draw` alone.

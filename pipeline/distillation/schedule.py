@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Generic, Self, TypeVar
+from typing import ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor, nn
 
@@ -91,7 +91,13 @@ class TeacherSchedule(nn.Module, Generic[C]):
     Args:
         config: the schedule's settings, resolved.
         context: what may be known before training.
+
+    Attributes:
+        strong: whether methods that read a strong view too can learn by it. Its one lesson is then `Batch.teacher`, as
+            it is, and the same teacher speaks of the strong view.
     """
+
+    strong: ClassVar[bool] = False
 
     def __init__(self, config: C, context: Context) -> None:
         super().__init__()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from pipeline.export import licences
 from pipeline.export.preprocessing import Preprocessing
 from pipeline.report.statistics import Estimate, estimate
 
-_IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")  # as the Hub names licenses: apache-2.0
 _OURS = """\
 import json
 from safetensors.torch import load_file
@@ -51,6 +50,7 @@ class Facts:
         timm: timm reads the weights.
         base_model: the teacher on the Hub; "" where it is not there, or not known to be.
         licence: of the weights; "" where it is not known.
+        licence_link: where its text is; "" where the Hub knows, or nothing is known.
         code: the import path of a network whose code is not in the folder; "" of any other.
     """
 
@@ -68,6 +68,7 @@ class Facts:
     timm: bool
     base_model: str
     licence: str
+    licence_link: str = ""
     code: str = ""
 
     @property
@@ -88,10 +89,7 @@ def card(facts: Facts) -> str:
 def front_matter(facts: Facts) -> dict[str, Any]:
     """Return what the Hub reads of a card."""
     content: dict[str, Any] = {"library_name": facts.library, "pipeline_tag": "image-classification"}
-    if _IDENTIFIER.fullmatch(facts.licence.lower()):
-        content["license"] = facts.licence.lower()
-    elif facts.licence:
-        content |= {"license": "other", "license_name": facts.licence}
+    content |= licences.matter(facts.licence, facts.licence_link)
     if facts.base_model:
         content["base_model"] = facts.base_model
     content |= {
@@ -168,7 +166,7 @@ classes in the order of the logits.
 
 `provenance.json` has the hashes of the teacher, of its stored outputs, of the code and of the settings.
 
-Licence: {licence}
+Licence: {licence}{f" ({facts.licence_link})" * bool(facts.licence_link)}
 """
 
 

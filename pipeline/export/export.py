@@ -38,7 +38,7 @@ def write(student: Student, settings: ExportParams, folder: Path) -> dict[str, A
         publish.write_json(path.parent / FILE, preprocessing.model_dump(mode="json"))
 
     record = {
-        "student": str(student.folder),
+        "student": student.title,
         "weights": student.weights,
         "weights_hash": student.trained.weights[student.weights],
         "inputs_hash": student.trained.inputs,

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline import progress
 from pipeline.artifacts import publish
-from pipeline.data.raw.listing import Listing
+from pipeline.data.raw import names
+from pipeline.data.raw.listing import SUFFIXES
 from pipeline.errors import DataError
 from pipeline.export.models import Model
 from pipeline.export.preprocessing import Preprocessing
@@ -96,21 +97,29 @@ class Predictor:
 def images_below(folder: Path) -> list[Path]:
     """Return the image files in a folder and in the folders below it, sorted by their paths.
 
-    Files count by their suffix, as in a data set; hidden ones and folders do not, nor do links to folders.
+    Files count by their suffix, as in a data set; hidden ones and folders do not, nor do links to folders. Whether they
+    can be read is found when they are.
 
     Raises:
         DataError: the folder is not there, or holds none.
+        OSError: a folder cannot be looked into.
     """
-    listing = Listing(folder.absolute(), "anywhere")
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder, expected one of images. Give another one.")
-    paths: list[str] = []
-    for place, folders, _ in os.walk(folder):
+    paths: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += listing.images(Path(place))
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                names.check_text(name, f"{place}/{name}")
+                paths.append(Path(place, name))
     if not paths:
         raise DataError(f"{folder} holds no images, neither in folders below it. Give another folder.")
-    return sorted(map(Path, paths), key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

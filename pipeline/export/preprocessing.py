@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.data.layout import AS_STORED, Decoding, Meta
+from pipeline.data.layout import AS_STORED, Decoding, Meta, Reading
 from pipeline.data.raw import image_files, regular
 from pipeline.errors import DataError
 from pipeline.params.base import Block
@@ -30,6 +31,7 @@ ORDER = (
     "divide by 255, subtract mean, divide by std, per channel, float32",
     "put channels first: (batch, channels, height, width)",
 )
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 # What comes after the repair of a file.
 SAME = "the same command (--damaged skip leaves out what cannot be read)"
 
@@ -68,12 +70,12 @@ class Preprocessing(Block):
     hash: str = ""
 
     @classmethod
-    def of(cls, meta: Meta, settings: Mapping[str, Any]) -> Self:
-        """Return the preprocessing of prepared data.
+    def of(cls, meta: Meta, settings: Mapping[str, Any] = NOTHING) -> Self:
+        """Return the preprocessing of prepared data, as they say themselves how their files were read.
 
         Args:
             meta: of the prepared data.
-            settings: of their source.
+            settings: of their source, for copied data that were prepared before these said so.
 
         Raises:
             DataError: no file becomes such an image.
@@ -83,18 +85,23 @@ class Preprocessing(Block):
                 f"Images of {meta.channels} channels cannot be read from files, expected 1 (gray) or 3 (color). "
                 "Export a student of other data."
             )
-        # A source that is no folder of images says nothing of files: theirs become images of the same size.
-        resize = meta.files.resize if meta.files else settings.get("resize") or meta.size
+        # A source that has no files of any size says nothing of them: theirs become images of the same size.
+        reading = (
+            meta.files
+            or meta.reading
+            or Reading(
+                resize=settings.get("resize") or meta.size,
+                decoding=Decoding(**{key: settings[key] for key in Decoding.model_fields if key in settings}),
+            )
+        )
         height, width = sides(meta.size)
         return cls(
             mode="L" if meta.channels == 1 else "RGB",
             channels=meta.channels,
             height=height,
             width=width,
-            resize=resize,
-            decoding=Decoding.model_validate(
-                {key: settings[key] for key in Decoding.model_fields if key in settings}
-            ),
+            resize=reading.resize,
+            decoding=reading.decoding,
             mean=meta.mean,
             std=meta.std,
             classes=meta.classes,

@@ -11,17 +11,16 @@ from safetensors.torch import save as to_bytes
 from pipeline.artifacts import publish, seal
 from pipeline.artifacts.hashing import content_hash, file_hash
 from pipeline.artifacts.publish import read_json
-from pipeline.errors import DamagedArtifactError, ParamsError, StaleArtifactError
+from pipeline.errors import DamagedArtifactError, ParamsError
 from pipeline.export import timm_names
 from pipeline.export.card import Facts, card
 from pipeline.export.preprocessing import FILE
 from pipeline.export.student import Student
 from pipeline.networks.catalogue import IMPORTED
 from pipeline.networks.trained import Trained
-from pipeline.params.base import load as load_block
-from pipeline.params.sections import Sections
 from pipeline.report.provenance import gather
 from pipeline.runs.inputs import RunInputs
+from pipeline.runs.teacher_record import TeacherRecord
 
 WEIGHTS, CONFIG, README, PROVENANCE = "model.safetensors", "config.json", "README.md", "provenance.json"
 # What a student was trained from, but for paths, which are of one machine.
@@ -50,32 +49,26 @@ def metrics(artifacts: Path, run: str, seeds: Iterable[int]) -> dict[int, dict[s
 
 
 def facts_of(
-    student: Student, inputs: RunInputs, measured: Mapping[int, Mapping[str, Any]], params: Path
+    student: Student, inputs: RunInputs, measured: Mapping[int, Mapping[str, Any]], teacher: TeacherRecord
 ) -> Facts:
-    """Return what a student's card says.
+    """Return what a student's card says; nothing of it is looked up in params.yaml, which may have changed.
 
     Args:
         student: the student.
         inputs: what it was trained from.
         measured: of every seed of its run; see `metrics`.
-        params: folder of the blocks of params.yaml.
+        teacher: what has taught it.
 
     Raises:
-        StaleArtifactError: params.yaml does not have its teacher any more.
+        MachineError: timm is not installed, and the teacher's name on the Hub is asked of it.
     """
-    teacher = load_block(Sections, params / "project.json").teachers.get(inputs.teacher)
-    if teacher is None:
-        raise StaleArtifactError(
-            f"{student.folder} was distilled from '{inputs.teacher}', which is no teacher of params.yaml now. "
-            "Distill it from one that is there: dvc repro"
-        )
     meta = student.prepared.meta
     return Facts(
         run=f"{inputs.pair}/{inputs.run}",
         seed=inputs.seed,
         weights=student.weights,
         network=student.spec.network,
-        teacher=f"{inputs.teacher} ({teacher.network})",
+        teacher=f"{inputs.teacher} ({timm_names.shown(teacher)})",
         methods=tuple(plug.name for plug in inputs.methods),
         dataset=inputs.dataset,
         chooser="holdout" if "holdout" in meta.samples else "test",
@@ -99,13 +92,16 @@ def require_empty(folder: Path) -> None:
         raise ParamsError(f"{folder} is not empty, expected a folder to make. Give another one as --out.")
 
 
-def write(student: Student, inputs: RunInputs, facts: Facts, params: Path, folder: Path) -> None:
+def write(
+    student: Student, inputs: RunInputs, facts: Facts, teacher: TeacherRecord, params: Path, folder: Path
+) -> None:
     """Write the folder of a student.
 
     Args:
         student: the student.
         inputs: what it was trained from.
         facts: what its card says.
+        teacher: what has taught it.
         params: folder of the blocks of params.yaml.
         folder: an empty one, which is not published before this has returned.
     """
@@ -130,11 +126,13 @@ def write(student: Student, inputs: RunInputs, facts: Facts, params: Path, folde
     of_model = {"format": facts.library, "model": WEIGHTS, "hash": file_hash(folder / WEIGHTS)}
     preprocessing = student.preprocessing.model_copy(update=of_model)
     publish.write_json(folder / FILE, preprocessing.model_dump(mode="json"))
-    publish.write_json(folder / PROVENANCE, _provenance(student, inputs, facts, params))
+    publish.write_json(folder / PROVENANCE, _provenance(student, inputs, facts, teacher, params))
     (folder / README).write_text(card(facts), encoding="utf-8")
 
 
-def _provenance(student: Student, inputs: RunInputs, facts: Facts, params: Path) -> dict[str, Any]:
+def _provenance(
+    student: Student, inputs: RunInputs, facts: Facts, teacher: TeacherRecord, params: Path
+) -> dict[str, Any]:
     """Return the hashes of all that a student comes from."""
     now = gather(Path())
     content = inputs.model_dump(mode="json")
@@ -147,8 +145,15 @@ def _provenance(student: Student, inputs: RunInputs, facts: Facts, params: Path)
             "inputs": student.trained.inputs,
             "network": student.architecture,
         },
-        "teacher": {"name": inputs.teacher, "file": inputs.teacher_weights, "licence": facts.licence},
-        "store": {name: stored.digest for name, stored in {**inputs.stored, **inputs.copies}.items()},
+        "teacher": {
+            "name": inputs.teacher,
+            "network": timm_names.shown(teacher),
+            "file": inputs.teacher_weights,
+            "licence": teacher.licence,
+        },
+        "licence": facts.licence,
+        "store": {name: stored.digest for name, stored in inputs.stored.items()},
+        "copies": {name: stored.digest for name, stored in inputs.copies.items()},
         "tables": {name: digest for name, (_, digest) in inputs.tables.items()},
         "matchings": {name: digest for name, (_, digest) in inputs.matchings.items()},
         "data": {"name": inputs.dataset, "fingerprint": inputs.fingerprint},

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pipeline.artifacts import advice
 from pipeline.artifacts.publish import read_json
+from pipeline.data.layout import Meta
 from pipeline.data.prepared import Prepared
 from pipeline.errors import DamagedArtifactError, ParamsError, unknown_name
 from pipeline.export.preprocessing import Preprocessing
@@ -53,6 +54,11 @@ class Student:
     preprocessing: Preprocessing
 
     @property
+    def title(self) -> str:
+        """Pair, run and seed, as its folder has them; what lies above is of one machine."""
+        return "/".join(self.folder.parts[-3:])
+
+    @property
     def architecture(self) -> dict[str, Any]:
         """What the network is, without the file that its first weights came from: its path is of one machine."""
         return self.spec.model_copy(update={"weights": "none"}).model_dump(mode="json")
@@ -64,7 +70,7 @@ class Student:
         Args:
             folder: `weights/`, `training.json` and `inputs.json`.
             weights: "last" or "best".
-            params: folder of the blocks of params.yaml, for the settings of the data's source.
+            params: folder of the blocks of params.yaml, for data that do not say how their files were read.
 
         Raises:
             MissingArtifactError: a file is not there.
@@ -75,8 +81,7 @@ class Student:
         inputs = _inputs(folder, trained)
         prepared = Prepared.open(Path(inputs.data))
         check_data(inputs, prepared)
-        block = load_block(PrepareBlock, params / "datasets" / f"{inputs.dataset}.json")
-        preprocessing = Preprocessing.of(prepared.meta, block.settings)
+        preprocessing = _preprocessing(prepared.meta, params / "datasets" / f"{inputs.dataset}.json")
 
         trained.check_weights(weights)
         network, spec = load(folder / "weights", weights)
@@ -140,6 +145,13 @@ def _score(folder: Path, weights: str) -> float:
     except (ValueError, KeyError, TypeError, csv.Error):
         raise DamagedArtifactError(f"{path} cannot be read. {advice.again(trained.hint)}") from None
     return max(top1) if weights == "best" else top1[-1]
+
+
+def _preprocessing(meta: Meta, block: Path) -> Preprocessing:
+    """Return what a student of prepared data must be shown; what they do not say, the block of their source does."""
+    if meta.files or meta.reading:
+        return Preprocessing.of(meta)
+    return Preprocessing.of(meta, load_block(PrepareBlock, block).settings)
 
 
 def _inputs(folder: Path, trained: Trained) -> StudentInputs:

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.errors import MachineError
 from pipeline.export.preprocessing import Preprocessing
 from pipeline.export.student import Student
-from pipeline.networks.catalogue import family_of
 from pipeline.params.size import sides
-from pipeline.params.teachers import TeacherParams
+from pipeline.runs.teacher_record import TeacherRecord
 
+FAMILY = "timm"
 # Of the checkpoint whose configuration the model had, and not of this one.
 _OF_ANOTHER = (
     "tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "url", "hf_hub_id", "label_offset",
@@ -26,18 +27,32 @@ def is_of_timm(student: Student) -> bool:
     spec, network = student.spec, student.network
     # A distilled transformer has two classifiers for timm, and one for us.
     named = set(network.library_names.values()) == network.state_dict().keys()
-    return spec.family == "timm" and spec.classifier_width is None and named
+    return spec.family == FAMILY and spec.classifier_width is None and named
 
 
-def on_hub(teacher: TeacherParams) -> str:
-    """Return the name on the Hub of a teacher of timm that started from timm's weights; "" of any other."""
-    family, name = family_of(teacher.network)
+def shown(teacher: TeacherRecord) -> str:
+    """Return the network of a teacher in the words of params.yaml."""
+    return f"{FAMILY}/{teacher.network}" if teacher.family == FAMILY else teacher.network
+
+
+def on_hub(teacher: TeacherRecord) -> str:
+    """Return the name on the Hub of a teacher of timm that started from timm's weights; "" of any other.
+
+    Raises:
+        MachineError: timm is not installed.
+    """
     # Of a teacher with weights of its own the network alone is timm's.
-    if family != "timm" or "imagenet" not in teacher.model_dump(mode="json")["weights"]:
+    if teacher.family != FAMILY or teacher.first != "imagenet":
         return ""
-    import timm
+    try:
+        import timm
+    except ModuleNotFoundError:
+        raise MachineError(
+            f"The name of teacher '{teacher.teacher}' on the Hub needs timm, which is not installed. Install it with: "
+            "pip install -e '.[timm]'"
+        ) from None
 
-    config = timm.get_pretrained_cfg(name)
+    config = timm.get_pretrained_cfg(teacher.network)
     return f"timm/{config.architecture}.{config.tag}" if config and config.tag else ""
 
 

@@ -27,6 +27,7 @@ from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Split
 from pipeline.data.ranges import open_rows
 from pipeline.data.views import ViewSpace
+from pipeline.features import top
 from pipeline.features.difference import Codes, Difference, Floats, share_differing
 from pipeline.features.encoding import Feature, Tables
 from pipeline.features.manifest import Manifest
@@ -34,6 +35,7 @@ from pipeline.features.store import StoredArray, array_path
 from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network
 from pipeline.params.size import area
+from pipeline.params.top import Top
 
 Array = NDArray[Any]
 
@@ -148,7 +150,7 @@ def compare(
         images, arrays = open_rows(data, space, device), dict[str, StoredArray]()
         measured: dict[str, Floats | Codes] = {}
 
-        for pairs, names in _batches(_draw(manifest, checkpoint, split, len(data), rows), size):
+        for pairs, names in _batches(draw(manifest, checkpoint, split, len(data), rows), size):
             begun = [images.begin(slot, index) for slot, index in pairs]
             view = torch.cat([finish() for finish in begun])
             label = torch.from_numpy(data.labels[torch.cat([index for _, index in pairs]).numpy()]).to(device)
@@ -157,11 +159,13 @@ def compare(
             for name, exact, rough in live.features(view, names, label):
                 if name not in measured:
                     arrays[name] = StoredArray(array_path(path, checkpoint, split, name))
-                    measured[name] = _measure(name, arrays[name].dtype, live)
+                    measured[name] = _measure(name, manifest, live)
                 # Slot by slot, however many were computed at once: errors are relative to the values beside them.
                 parts = zip(pairs, torch.split(exact, counts), torch.split(rough, counts), strict=True)
                 for (slot, index), exactly, roughly in parts:
                     stored = arrays[name].read(slot, index.numpy())
+                    if (kept := manifest.features[name].top) is not None:
+                        stored, exactly, roughly = _claimed(stored, exactly, roughly, kept)
                     measured[name].add(slot, index, stored, exactly, roughly)
 
         for name, measure in measured.items():
@@ -172,7 +176,7 @@ def compare(
 def _batches(
     draws: Iterable[tuple[int, Tensor, set[str]]], size: int
 ) -> Iterator[tuple[list[tuple[int, Tensor]], set[str]]]:
-    """Join draws of the same features, as `_draw` gives them, into batches of about `size` samples."""
+    """Join draws of the same features, as `draw` gives them, into batches of about `size` samples."""
     pairs, features = list[tuple[int, Tensor]](), set[str]()
     for slot, index, names in draws:
         if pairs and (names != features or sum(len(index) for _, index in pairs) >= size):
@@ -183,22 +187,31 @@ def _batches(
         yield pairs, features
 
 
-def _draw(
+def draw(
     manifest: Manifest, checkpoint: str, split: str, total: int, rows: int
 ) -> Iterator[tuple[int, Tensor, set[str]]]:
     """Give slots, the sample indices int64 (n,) drawn for them, and the features to compare there."""
     # Features with equal slots share pairs, and so forward passes.
     slots_of = {name: f.slots if split == "train" else 0 for name, f in manifest.features.items()}
     for most in sorted(set(slots_of.values())):
-        draw = seeding.generator("check", checkpoint, split, most)
-        slots = torch.randint(0, most + 1, (rows,), generator=draw)
-        samples = torch.randint(0, total, (rows,), generator=draw)
+        generator = seeding.generator("check", checkpoint, split, most)
+        slots = torch.randint(0, most + 1, (rows,), generator=generator)
+        samples = torch.randint(0, total, (rows,), generator=generator)
         names = {name for name, slots in slots_of.items() if slots == most}
         for slot in torch.unique(slots).tolist():
             yield slot, samples[slots == slot], names
 
 
-def _measure(name: str, dtype: np.dtype[Any], live: Live) -> Floats | Codes:
+def _claimed(code: Array, exact: Tensor, rough: Tensor, kept: Top) -> tuple[Array, Tensor, Tensor]:
+    """Return what a code of logits claims in its own type, and beside it what either teacher says of that."""
+    stored = torch.from_numpy(code)
+    claimed, exactly = top.beside(stored, exact, kept)
+    return claimed.numpy().astype(kept.dtype), exactly, top.beside(stored, rough, kept)[1]
+
+
+def _measure(name: str, manifest: Manifest, live: Live) -> Floats | Codes:
+    feature = manifest.features[name]
+    dtype = np.dtype(feature.dtype if feature.top is None else feature.top.dtype)
     if dtype.kind == "f":
         return Floats(live.precision, dtype)
     # The last encoding made these codes and knows when two of them differ.

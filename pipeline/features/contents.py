@@ -12,14 +12,27 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from pipeline.artifacts import advice
 from pipeline.artifacts.hashing import content_hash
 from pipeline.artifacts.publish import read_json
 from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
 from pipeline.params.base import Block, validate
+from pipeline.params.top import Top
 
 SCHEMA = 3
 DIGEST = "digest"  # attribute of the root group: the hash of all the others
+
+
+class StoredTop(Top):
+    """The largest logits, of how many.
+
+    Attributes:
+        classes: number of all logits.
+    """
+
+    classes: int
 
 
 class StoredFeature(Block):
@@ -28,14 +41,27 @@ class StoredFeature(Block):
     Attributes:
         slots: augmented slots of the training split, beside the plain one.
         dtype: the array's.
-        shape: shape of one sample.
+        shape: shape of one sample in the array.
         digest: hash of the content, by "checkpoint/split".
+        top: what is kept of logits, where it is the largest alone; the array then holds codes.
     """
 
     slots: int
     dtype: str
     shape: tuple[int, ...]
     digest: dict[str, str] = {}
+    top: StoredTop | None = None
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Unused it is not there, so that all other stores are as they were, to the last bit.
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "top" or value is not None}
+
+    @property
+    def read_shape(self) -> tuple[int, ...]:
+        """Shape of one sample as it is read."""
+        return self.shape if self.top is None else (self.top.classes,)
 
 
 class Contents(Block):

@@ -31,8 +31,8 @@ from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Split
 from pipeline.data.ranges import Ranges, open_ranges
 from pipeline.data.views import ViewSpace, view_ids
-from pipeline.features import store
-from pipeline.features.contents import StoredFeature
+from pipeline.features import store, top
+from pipeline.features.contents import StoredFeature, StoredTop
 from pipeline.features.layout import SHARD_BYTES, Layout
 from pipeline.features.manifest import Manifest
 from pipeline.features.outbox import Outbox
@@ -40,6 +40,7 @@ from pipeline.features.shards import Later, Progress, ShardWriter, at_once, drop
 from pipeline.features.store import StoredArray
 from pipeline.features.teacher import Teacher
 from pipeline.params.size import Size, area, sides
+from pipeline.params.top import Top, check_kept
 from pipeline.progress import Advance
 
 Array = NDArray[Any]
@@ -248,7 +249,12 @@ class Extraction:
 
         image = self.normalize(views.take(slot, start, stop))
         features = teacher.features(image, names, labels[start:stop])
-        return {name: self._cast(name, values) for name, values in features.items()}
+        return {name: self._cast(name, self._coded(name, values)) for name, values in features.items()}
+
+    def _coded(self, name: str, values: Tensor) -> Tensor:
+        """Return what the store keeps of a feature: the code of its largest logits, or all values."""
+        kept = self.manifest.features[name].top
+        return values if kept is None else top.encode(values, kept)
 
     def _cast(self, name: str, values: Tensor) -> Tensor:
         """Cast on a GPU, whose copy to the CPU is the shorter for it; a CPU's thread casts when it fills the shard."""
@@ -316,7 +322,12 @@ def fill(scratch: Path, extraction: Extraction, identity: str, title: str) -> Ma
 
 
 def stored_features(
-    requested: Mapping[str, tuple[int, str]], teacher: Teacher, channels: int, size: Size
+    requested: Mapping[str, tuple[int, str]],
+    teacher: Teacher,
+    channels: int,
+    size: Size,
+    largest: Mapping[str, Top | None] | None = None,
+    where: str = "the teacher",
 ) -> dict[str, StoredFeature]:
     """Probe the shapes of features.
 
@@ -325,9 +336,12 @@ def stored_features(
         teacher: the teacher.
         channels: its images' channels.
         size: its images' height and width.
+        largest: the largest logits that are kept, by feature name; of the others all values are.
+        where: the teacher's place in params.yaml, for the error.
 
     Raises:
         UnknownNameError: a tap or encoding that does not exist.
+        ParamsError: more of the largest logits are to be kept than there are others.
     """
     image = torch.zeros(1, channels, *sides(size), device=teacher.machine.device)
     label = torch.zeros(1, dtype=torch.int64, device=teacher.machine.device)
@@ -335,8 +349,13 @@ def stored_features(
 
     features = {}
     for name, (slots, dtype) in requested.items():
-        code = probed[name]
+        code, kept = probed[name], (largest or {}).get(name)
+        stored_top = None
+        if kept is not None:
+            check_kept(kept.kept, code.shape[1], where)
+            stored_top = StoredTop(kept=kept.kept, dtype=kept.dtype, classes=code.shape[1])
+            code = top.encode(code, kept)
         # Integer codes keep their type: no other one holds them.
         own = dtype if code.is_floating_point() else str(code.dtype).removeprefix("torch.")
-        features[name] = StoredFeature(slots=slots, dtype=own, shape=tuple(code.shape[1:]))
+        features[name] = StoredFeature(slots=slots, dtype=own, shape=tuple(code.shape[1:]), top=stored_top)
     return features

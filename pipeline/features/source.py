@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline.compute.resident import shared
-from pipeline.features import contents
+from pipeline.features import contents, top
 from pipeline.features.store import StoredArray
-from pipeline.features.teacher import Teacher, as_float32
+from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Taps
 
 RESIDENT_BYTES = 2 << 30
@@ -88,6 +88,7 @@ class CachedSource:
         for name, path in stores.items():
             contents.check_stored(path, known[name], name, self.checkpoints, slots)
 
+        self._largest = {name: known[name].features[name].top for name in stores}
         self._resident: dict[tuple[str, str], Tensor] = {}
         self._arrays: dict[tuple[str, str], StoredArray] = {}
         for checkpoint in self.checkpoints:
@@ -124,8 +125,9 @@ class CachedSource:
     ) -> Taps:
         """Pick the rows of what lies on the device; see `TeacherSource.features`."""
         return {
-            name: as_float32(
-                read[name] if name in read else _rows(self._resident[checkpoint, name], slot, index)
+            name: top.read(
+                read[name] if name in read else _rows(self._resident[checkpoint, name], slot, index),
+                self._largest[name],
             )
             for name in self.names
         }

@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.compute.machine import Machine
+from pipeline.features import top
 from pipeline.features.encoding import Feature, Tables, taps_of
 from pipeline.networks.network import Network, Taps
+from pipeline.params.top import Top
 
 
 class Teacher:
@@ -21,6 +23,7 @@ class Teacher:
         network: the teacher.
         machine: where it runs.
         tables: arrays of the fitted tables that encodings read, by table name.
+        largest: the largest logits that are given exactly, by feature name, as by a store that keeps no others.
     """
 
     def __init__(
@@ -28,10 +31,12 @@ class Teacher:
         network: Network,
         machine: Machine,
         tables: Tables | None = None,
+        largest: Mapping[str, Top] | None = None,
     ) -> None:
         self.network = network.to(machine.device).eval().requires_grad_(False)
         self.machine = machine
         self.tables = tables
+        self.largest = largest or {}
 
     @torch.no_grad()
     def features(self, image: Tensor, names: Iterable[str], label: Tensor) -> Taps:
@@ -50,9 +55,14 @@ class Teacher:
             taps = self.network.record(image, taps_of(names))
         features = {name: Feature.parse(name) for name in names}
         # Outside autocast: encodings compare distances, which bfloat16 would round away.
-        return {
+        encoded = {
             name: feature.encode(as_float32(taps[feature.tap]), self.tables, label)
             for name, feature in features.items()
+        }
+        # What a store loses is lost here too: a student that learns online has the same teacher.
+        return {
+            name: top.kept(x, self.largest[name]) if name in self.largest else x
+            for name, x in encoded.items()
         }
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.evaluation.distance import map_distance, prediction_kl
+from pipeline.features import top
 from pipeline.features.ranges import StoredRanges
 from pipeline.features.store import StoredArray
 from pipeline.matching.consistency import pooled
@@ -106,11 +107,11 @@ def distance(matcher: Matcher, student: Network, matching: Matching) -> dict[str
             add("l2", map_distance(b, a[:, : b.shape[1]]))
         add("l2_transformed", map_distance(b, moved(a.float(), label)))
 
-    if "logits" in matcher.stored.features:
+    if (logits := matcher.stored.features.get("logits")) is not None:
         array = StoredArray.of(matcher.store, recipe.teacher_checkpoint, "test", "logits", matcher.hint)
         stored = StoredRanges(array, 0, device)
         for start, stop, ours in matcher.passed(student, "test", "logits"):
-            add("kl", prediction_kl(ours, stored.take(start, stop)))
+            add("kl", prediction_kl(ours, top.read(stored.take(start, stop), logits.top)))
 
     return {name: float(total) / len(matcher.prepared.split("test")) for name, total in totals.items()}
 

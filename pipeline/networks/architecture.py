@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from pipeline.errors import ParamsError, ShapeError, StillhouseError
 from pipeline.networks.catalogue import IMPORTED
 from pipeline.networks.network import Network, Shape, build, insert, probe
 from pipeline.networks.spec import NetworkSpec
+from pipeline.params.size import shown, sides
 
 LAST = "last"  # in the place of a stage's name: the last stage
 _STAGE = re.compile(r"stage\d+")
@@ -81,6 +83,37 @@ def architecture(spec: NetworkSpec) -> Architecture:
     network = blank(spec)
     taps = probe(network, spec.size, spec.channels)
     return Architecture(tuple(network.units), taps, tuple(network.norms()), network.averages())
+
+
+def check_training(spec: NetworkSpec) -> None:
+    """Refuse a network that gives something else in training than in evaluation, by which it was probed.
+
+    Two images of zeros are computed, since a batch norm refuses a single value a channel. Those who train our own
+    families need not ask: they compute alike in both.
+
+    Raises:
+        ParamsError: its outputs in training are not logits alone.
+        ShapeError: it cannot read images of this size in training.
+    """
+    network = blank(spec).train()
+    images = torch.zeros(2, spec.channels, *sides(spec.size))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = network(images)
+    except StillhouseError:
+        raise
+    except network.refusals as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ShapeError(
+            f"Network '{spec.network}' cannot read {spec.channels}x{shown(spec.size)} images in training: "
+            f"{reason or type(error).__name__}. Choose another network, or images of another size."
+        ) from None
+
+    if logits.shape != (2, spec.classes):
+        raise ParamsError(
+            f"Network '{spec.network}' returns shape {tuple(logits.shape)} for two images in training, expected logits "
+            f"of shape (2, {spec.classes}). Choose another network."
+        )
 
 
 def blank(spec: NetworkSpec) -> Network:

@@ -1,8 +1,7 @@
 """Weights of one's own: a file that another program wrote, read into one of our networks.
 
-It is safetensors, or what `torch.save` wrote: a state dict, or a checkpoint that holds one. Nothing but tensors is ever
-built from it. Names go through four steps: wrappers that all names begin with are dropped, `names` of params.yaml
-is applied, what the network's library calls its tensors becomes ours, and then every name and shape must fit.
+`weight_file.py` reads it. Then names go through four steps: wrappers that all names begin with are dropped, `names` of
+params.yaml is applied, what the network's library calls its tensors becomes ours, and every name and shape must fit.
 """
 
 from __future__ import annotations
@@ -13,24 +12,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.artifacts import advice
-from pipeline.artifacts.system import system_error
 from pipeline.errors import DataError, ParamsError, StaleArtifactError
+from pipeline.networks.weight_file import State, read, some
 from pipeline.params.weights import FileSettings, WeightsFile
 
 if TYPE_CHECKING:
     from pipeline.networks.network import Network
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
-PLACES = ("state_dict", "model_state_dict", "model", "ema", "state_dict_ema", "model_ema")
 _COUNTER = "num_batches_tracked"  # counts steps and changes nothing here; old files have none
-_SHOWN = 4  # names in an error
-
-State = dict[str, Tensor]
+_AVERAGED = "n_averaged"  # beside what torch's AveragedModel wraps
 
 
 class Fillable(Protocol):
@@ -77,20 +71,6 @@ def fill(network: Network, file: WeightsFile) -> None:
     network.load_state_dict(fitted(network, file, read(file.path, file)))
 
 
-def read(path: str, settings: FileSettings) -> State:
-    """Return a file's tensors, by the names that it has.
-
-    Raises:
-        DataError: it holds something else, or values that are not finite.
-        ParamsError: several of its places hold tensors, or the one that is named does not.
-    """
-    state = _place(path, _opened(Path(path)), settings.key)
-    broken = sorted(name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all())
-    if broken:
-        raise DataError(f"The weights {path} are not finite in {_some(broken)}. Name another file.")
-    return state
-
-
 def fitted(network: Fillable, settings: FileSettings, state: Mapping[str, Tensor]) -> State:
     """Return a file's tensors by the network's names, complete and of its shapes.
 
@@ -104,7 +84,9 @@ def fitted(network: Fillable, settings: FileSettings, state: Mapping[str, Tensor
     """
     own = dict(network.state_dict())
     known = {**network.library_names, **{name: name for name in own}}
-    renamed = _renamed(_unwrapped(state, known), settings.names, known)
+    # What is left out need not begin as the others do.
+    kept = {name: x for name, x in state.items() if _mapped(name, settings.names) is not None}
+    renamed = _renamed(_unwrapped(kept, known), settings.names, known)
 
     if settings.classifier == "fresh":
         renamed = {name: x for name, x in renamed.items() if not name.startswith("classifier.")}
@@ -114,84 +96,34 @@ def fitted(network: Fillable, settings: FileSettings, state: Mapping[str, Tensor
 
     missing, unexpected = own.keys() - renamed.keys(), renamed.keys() - own.keys()
     misshapen = [name for name in own if name in renamed and own[name].shape != renamed[name].shape]
-    if not (missing or unexpected or misshapen):
+    mistyped = [
+        name for name in own.keys() & renamed.keys()
+        if own[name].is_floating_point() and not renamed[name].is_floating_point()
+    ]  # fmt: skip
+    if not (missing or unexpected or misshapen or mistyped):
         return renamed
 
     kinds = {
         "missing": [name for name in own if name in missing],
         "unexpected": [name for name in renamed if name in unexpected],
         "misshapen": [f"{name} {_size(renamed[name])} for {_size(own[name])}" for name in misshapen],
+        "of whole numbers": [name for name in own if name in mistyped],
     }
-    told = "; ".join(f"{kind} {_some(names)}" for kind, names in kinds.items() if names)
-    if all(name.startswith("classifier.") for name in misshapen) and not (missing or unexpected):
-        cure = "For other classes set its setting classifier: fresh."
+    told = "; ".join(f"{kind} {some(names)}" for kind, names in kinds.items() if names)
+    if not (missing or unexpected or misshapen):
+        cure = "Save them as floating-point numbers."
+    elif all(name.startswith("classifier.") for name in (*misshapen, *missing)) and not (
+        unexpected or mistyped
+    ):
+        cure = "For other classes, or none, set its setting classifier: fresh; a teacher may have head: linear instead."
     else:
         cure = "Choose the network that they are of, or write its setting names: {theirs: ours}."
     raise ParamsError(f"The weights do not fit the network: {told}. {cure}")
 
 
-def _opened(path: Path) -> object:
-    """Return what a file holds, built of nothing but tensors and plain values."""
-    try:
-        path.open("rb").close()  # what the system refuses is told by it, and not by a library
-        if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:
-        # What is no file of tensors fails in many ways, and torch's own message advises to trust it.
-        raise system_error(error, path) or DataError(
-            f"The weights {path} cannot be read as tensors ({type(error).__name__}). Save them as a state dict alone: "
-            "torch.save(model.state_dict(), path), or as safetensors."
-        ) from None
-    return content
-
-
-def _place(path: str, content: object, key: str | None) -> State:
-    """Return the tensors of a state dict, or of the place in a checkpoint that holds them."""
-    if key is not None:
-        inner = content.get(key) if isinstance(content, Mapping) else None
-        state = _state(inner)
-        if state is None:
-            raise ParamsError(f"The weights {path} hold no tensors under key '{key}'. {_places(content)}")
-        return state
-
-    if (state := _state(content)) is not None:
-        return state
-    inner = {place: _state(content.get(place)) for place in PLACES} if isinstance(content, Mapping) else {}
-    places = {place: state for place, state in inner.items() if state is not None}
-    if len(places) > 1:
-        raise ParamsError(
-            f"The weights {path} hold tensors under {' and '.join(places)}. Name one of them by the setting key."
-        )
-    if not places:
-        raise DataError(f"The weights {path} hold no tensors by name. {_places(content)}")
-    return next(iter(places.values()))
-
-
-def _state(content: object) -> State | None:
-    """Return what is a state dict, None for anything else."""
-    if not isinstance(content, Mapping) or not content:
-        return None
-    if not all(isinstance(name, str) and isinstance(x, Tensor) for name, x in content.items()):
-        return None
-    return dict(content)
-
-
-def _places(content: object) -> str:
-    """Return a sentence on where tensors are in what a file holds."""
-    keys = (
-        [str(key) for key, inner in content.items() if _state(inner)] if isinstance(content, Mapping) else []
-    )
-    if keys:
-        return f"There are some under {_some(keys)}: name one by the setting key."
-    return "Expected a state dict, or a checkpoint that holds one."
-
-
 def _unwrapped(state: Mapping[str, Tensor], own: Iterable[str]) -> State:
     """Return tensors without the wrappers that all names begin with, unless they are the network's own names."""
-    own, unwrapped = set(own), dict(state)
+    own, unwrapped = set(own), {name: x for name, x in state.items() if name != _AVERAGED}
     while not own.issuperset(unwrapped):
         wrapper = next((each for each in WRAPPERS if all(name.startswith(each) for name in unwrapped)), None)
         if wrapper is None:
@@ -238,10 +170,3 @@ def _mapped(name: str, names: Mapping[str, str | None]) -> str | None:
 
 def _size(x: Tensor) -> str:
     return "x".join(map(str, x.shape)) or "one number"
-
-
-def _some(names: Iterable[str]) -> str:
-    """Return the first few names, and how many there are beside them."""
-    names = [*names]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TypeVar
+
 from pydantic import Field, field_validator
 
+from pipeline.artifacts.hashing import content_hash
+from pipeline.artifacts.publish import read_json
+from pipeline.errors import DamagedArtifactError, ParamsError
 from pipeline.networks.layer import LayerSpec
-from pipeline.params.base import Block
+from pipeline.params.base import Block, validate
 from pipeline.params.size import Size, shown, sides
 from pipeline.params.weights import Weights
 
+B = TypeVar("B", bound=Block)
+FILE = "network.json"  # beside weights
+DIGEST = "digest"  # of the metadata of a weights file, and of a network's json
 LARGEST = 4096  # pixels of an image's side
 
 
@@ -43,3 +52,26 @@ class NetworkSpec(Block):
         if max(sides(size)) > LARGEST:
             raise ValueError(f"Images are {shown(size)}, expected {LARGEST:,} pixels a side at most")
         return size
+
+
+def read_spec(model: type[B], folder: Path) -> B:
+    """Read `network.json`, without torch.
+
+    Args:
+        model: of what it holds.
+        folder: of weights.
+
+    Raises:
+        MissingArtifactError: it is not there.
+        DamagedArtifactError: it is not what was written, or of another form.
+    """
+    path = folder / FILE
+    content = read_json(path, "dvc repro")
+    if not isinstance(content, dict) or content.pop(DIGEST, None) != content_hash(content):
+        raise DamagedArtifactError(
+            f"{path} is damaged: it does not have the hash that it was written with. Delete it, then: dvc repro"
+        )
+    try:
+        return validate(model, content, "", str(path))
+    except ParamsError as error:
+        raise DamagedArtifactError(f"{error} Delete it, then: dvc repro") from None

@@ -20,7 +20,7 @@ _PASSING = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d, nn.MaxPool
 Grid = tuple[int, int]  # height and width
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a tensor is compared by its values
 class Call:
     """What one module gave when the network was tried.
 

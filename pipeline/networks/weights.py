@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from safetensors import safe_open
@@ -15,29 +14,25 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from pipeline.artifacts.hashing import content_hash
-from pipeline.artifacts.publish import read_json
 from pipeline.artifacts.system import system_error
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError
+from pipeline.errors import DamagedArtifactError, MissingArtifactError
 from pipeline.networks.network import Network, build
-from pipeline.networks.spec import NetworkSpec
-from pipeline.params.base import Block, validate
-
-B = TypeVar("B", bound=Block)
-_DIGEST = "digest"  # of the metadata of a weights file, and of a network's json
+from pipeline.networks.spec import DIGEST, FILE, NetworkSpec, read_spec
+from pipeline.params.base import Block
 
 
 def save_spec(spec: Block, folder: Path) -> None:
     """Write `network.json`, from which `load` builds the network again."""
     content = spec.model_dump(mode="json")
-    text = json.dumps(content | {_DIGEST: content_hash(content)}, indent=2, sort_keys=True)
-    (folder / "network.json").write_text(text + "\n")
+    text = json.dumps(content | {DIGEST: content_hash(content)}, indent=2, sort_keys=True)
+    (folder / FILE).write_text(text + "\n")
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write parameters and buffers as safetensors, with their hash: the format itself has no checksum."""
     # Copies, since safetensors refuses tensors that share memory.
     state = {name: x.detach().cpu().contiguous().clone() for name, x in network.state_dict().items()}
-    path.write_bytes(to_bytes(state, metadata={_DIGEST: state_digest(state)}))
+    path.write_bytes(to_bytes(state, metadata={DIGEST: state_digest(state)}))
 
 
 def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
@@ -52,29 +47,6 @@ def load(folder: Path, weights: str = "last") -> tuple[Network, NetworkSpec]:
     network = build(spec.model_copy(update={"weights": "none"}), 0)
     load_weights(network, folder / f"{weights}.safetensors")
     return network.eval(), spec
-
-
-def read_spec(model: type[B], folder: Path) -> B:
-    """Read `network.json`.
-
-    Args:
-        model: of what it holds.
-        folder: of weights.
-
-    Raises:
-        MissingArtifactError: it is not there.
-        DamagedArtifactError: it is not what was written, or of another form.
-    """
-    path = folder / "network.json"
-    content = read_json(path, "dvc repro")
-    if not isinstance(content, dict) or content.pop(_DIGEST, None) != content_hash(content):
-        raise DamagedArtifactError(
-            f"{path} is damaged: it does not have the hash that it was written with. Delete it, then: dvc repro"
-        )
-    try:
-        return validate(model, content, "", str(path))
-    except ParamsError as error:
-        raise DamagedArtifactError(f"{error} Delete it, then: dvc repro") from None
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -105,7 +77,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path.open("rb").close()  # what the system refuses is told by it, and not by safetensors
         state: dict[str, Tensor] = load_file(path)
         with safe_open(path, "pt") as file:
-            expected = (file.metadata() or {}).get(_DIGEST)
+            expected = (file.metadata() or {}).get(DIGEST)
     except FileNotFoundError:
         raise MissingArtifactError(f"{path} does not exist. Make it with: dvc repro") from None
     except MemoryError:

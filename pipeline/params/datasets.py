@@ -18,10 +18,13 @@ class DatasetParams(Block):
         source: a file of `pipeline/data/datasets`, with its settings.
         views: the augmented views that training may show, by the name of their space; of several, each space changes
             what the one before shows.
+        strong_views: those of a second view of each sample, for methods that ask for a weak and a strong one; `views`
+            are then the weak ones.
     """
 
     source: Plug
     views: OrderedPlugs = (Plug.of("plain"),)
+    strong_views: OrderedPlugs | None = None
 
 
 class PrepareBlock(StageBlock):

@@ -20,7 +20,8 @@ _FOLDERS = {"borrowed": OWN, "copies": TEACHER, "assistants": TEACHER}
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.+-]*[A-Za-z0-9_+-])?")
 _LENGTH = 100  # a file's name has 255 bytes at most: two names, a suffix, and what `publish.scratch` adds
 _ENTRIES = ("exports",)  # sections whose keys are entries of `distill`, and checked with it
-_TAKEN = ("about.json",)  # what `stages.command.mark` puts beside artifacts of these names
+# What `stages.command.mark` and `stages.inputs` put beside artifacts of these names.
+_TAKEN = ("about.json", "teacher.json")
 
 
 def check(params: Sections) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from pipeline.params.base import Block, OrEmpty, StageBlock
 from pipeline.params.matchings import Wanted
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.students import StudentBlock
+from pipeline.params.top import Top
 from pipeline.params.views import ViewParams
 
 
@@ -45,6 +48,7 @@ class RunBlock(Block):
         matchings: matchings that are read.
         plugins: code that the run depends on, as "catalogue/name".
         views: what the student sees in the place of its data set's views, or None.
+        largest: of a run that learns online, the largest logits that the teacher's store would keep, by feature name.
     """
 
     methods: tuple[Plug, ...]
@@ -62,6 +66,12 @@ class RunBlock(Block):
     matchings: tuple[Wanted, ...]
     plugins: tuple[str, ...]
     views: ViewParams | None = None
+    largest: dict[str, Top] = {}
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "largest" or value}
 
 
 class PairBlock(StageBlock):
@@ -71,6 +81,7 @@ class PairBlock(StageBlock):
         pair: key of `pairs`.
         teacher: key of `teachers`.
         teacher_family: a file of `pipeline/networks/families`.
+        teacher_licence: of the teacher's weights; it is recorded beside the inputs of students, and in none of them.
         student: the student.
         seeds: seeds of the students.
         runs: by name.
@@ -80,6 +91,7 @@ class PairBlock(StageBlock):
     pair: str
     teacher: str
     teacher_family: str
+    teacher_licence: str = ""
     student: StudentBlock
     seeds: tuple[int, ...]
     runs: dict[str, RunBlock]

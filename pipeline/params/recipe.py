@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from pipeline.errors import unknown_name
 from pipeline.params.base import Block
 from pipeline.params.numbers import Once, Steps, effective
 
@@ -85,15 +86,25 @@ class Recipe(Block):
         unused = {name for name in LATER if getattr(self, name) == type(self).model_fields[name].default}
         return {name: value for name, value in write(self).items() if name not in unused}
 
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _of_classes(cls, given: Any) -> Any:
+        # Before the types: of a wrong weight they would say that all of it should be 'balanced'.
+        if not isinstance(given, Mapping):
+            return given
+        if not given:
+            raise ValueError("It names no class: name one at least, or leave it out")
+        for name, weight in given.items():
+            if type(weight) not in (int, float) or not 0 <= weight <= 1e9:
+                raise ValueError(f"It weighs class '{name}' with {weight!r}: give 0 or more, 1e9 at most")
+        return given
+
     @model_validator(mode="after")
     def _balanced_once(self) -> Self:
         if self.class_weights == "balanced" and self.sampling == "balanced":
             raise ValueError("It has class_weights: balanced and sampling: balanced: give one of them")
         if isinstance(self.class_weights, dict):
             effective(self.class_weights)
-            for name, weight in self.class_weights.items():
-                if not 0 <= weight <= 1e9:
-                    raise ValueError(f"It weighs class '{name}' with {weight:g}: give 0 or more, 1e9 at most")
         return self
 
     @model_validator(mode="after")
@@ -125,6 +136,21 @@ class Recipe(Block):
                 "It has iterations, so milestones count steps: give them, or milestones: [] for a constant rate"
             )
         return self
+
+    def check_classes(self, classes: Collection[str], where: str) -> None:
+        """Refuse class weights of a class that is not there.
+
+        Args:
+            classes: class names.
+            where: what is trained, for the error.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+        """
+        if isinstance(self.class_weights, dict):
+            for name in self.class_weights:
+                if name not in classes:
+                    raise unknown_name(f"class of class_weights of {where}:", name, classes)
 
     @property
     def trains(self) -> bool:

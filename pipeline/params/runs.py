@@ -23,6 +23,7 @@ class RunParams(Block):
         recipe: settings of the student's recipe that differ for this run.
         views: views of its own in the place of its data set's, with which the teacher and the student alone are
             trained. A store holds the data set's, so it goes with `source: online`.
+        strong_views: likewise, those of the second view of each sample.
     """
 
     methods: Plugs
@@ -32,3 +33,4 @@ class RunParams(Block):
     schedule: Plug = Plug.of("final")
     recipe: OrEmpty[dict[str, Any]] = {}
     views: OrderedPlugs | None = None
+    strong_views: OrderedPlugs | None = None

@@ -97,7 +97,7 @@ class Sections(Block):
         elif isinstance(changes.get("recipe"), Mapping):
             base["recipe"] = changed(self._with_length(base["recipe"], pair), changes["recipe"])
         # A plug-in of another name takes the place of the run's, one of the same name gets its settings.
-        for key in ("methods", "schedule", "transform", "views"):
+        for key in ("methods", "schedule", "transform", "views", "strong_views"):
             if changes.get(key) is not None:
                 try:
                     changes[key] = plugs(changes[key])

@@ -7,6 +7,7 @@ task alone.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -45,6 +46,11 @@ def told(path: Path) -> Task:
     except (DamagedArtifactError, MissingArtifactError):
         return CLASSIFICATION  # whose reader says what is wrong
     return DETECTION if isinstance(content, dict) and content.get("task") == DETECTION else CLASSIFICATION
+
+
+def load(stage: str) -> ModuleType:
+    """Import the module that a stage runs for detection: by its name, so that no stage has it in its closure."""
+    return importlib.import_module(module(stage))
 
 
 def modules() -> dict[str, str]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from pipeline.params.base import Block, OrEmpty, StageBlock
 from pipeline.params.numbers import Names, Seed
 from pipeline.params.plug import Plug
 from pipeline.params.teacher import anchor_name
+from pipeline.params.top import Top
 from pipeline.params.views import Slots, ViewParams
 from pipeline.params.weights import Head, WeightsPlug
 
@@ -23,10 +24,25 @@ class FeatureParams(Block):
     Attributes:
         slots: augmented view slots; "all" is every view of a finite space, and 0 the plain view alone.
         dtype: type of the stored numbers; integer codes keep their own.
+        top: of "logits" alone: how many of each view are kept, the largest, fewer than there are classes; the rest of
+            the probability is spread evenly over the other classes. It is for 1,000 classes and more; left out, all
+            are kept.
     """
 
     slots: Slots = "all"
     dtype: Literal["float16", "float32"] = "float16"
+    top: int | None = Field(default=None, ge=1, le=10_000)
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Unused it is not there: stores from before there was any need not be made again.
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "top" or value is not None}
+
+    @property
+    def kept(self) -> Top | None:
+        """The largest logits that are kept; None where all values are."""
+        return None if self.top is None else Top(kept=self.top, dtype=self.dtype)
 
 
 class TeacherParams(Block):
@@ -98,6 +114,23 @@ class ExtractBlock(StageBlock):
     features: dict[str, FeatureParams]
     checkpoints: tuple[str, ...]
     compression: Literal["none", "zstd"]
+
+
+class CheckBlock(StageBlock):
+    """What `check_features` depends on beside a store and its teacher.
+
+    Attributes:
+        teacher: key of `teachers`.
+        temperatures: those that runs read the teacher's logits at, where the store keeps the largest alone.
+    """
+
+    teacher: str
+    temperatures: tuple[float, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "temperatures" or value}
 
 
 class CodeBlock(StageBlock):

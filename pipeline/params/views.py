@@ -232,7 +232,7 @@ class Stack(Block):
     parts: tuple[PartParams, ...] = Field(min_length=2)
 
 
-ViewParams = Annotated[
+OneView = Annotated[
     Plain
     | CropFlip
     | RandomResizedCrop
@@ -246,13 +246,34 @@ ViewParams = Annotated[
 ]
 
 
+class TwoViews(Block):
+    """Two views of each sample at a time: a weak and a strong one. Of slots 1, 2, 3, ... every second one is strong.
+
+    Attributes:
+        weak: what all methods learn from.
+        strong: what methods that ask for both learn from beside it.
+    """
+
+    space: Literal["two_views"] = "two_views"
+    weak: OneView
+    strong: OneView
+
+
+ViewParams = Annotated[OneView | TwoViews, Field(discriminator="space")]
+
+
 def mixing(views: ViewParams) -> Mixing | None:
     """Return what mixes the samples of a view space with each other; None where nothing does."""
     last = views.parts[-1] if isinstance(views, Stack) else views
     return last if isinstance(last, Mixing) else None
 
 
-def view_params(views: Sequence[Plug], where: str) -> ViewParams:
+def weak(views: ViewParams) -> OneView:
+    """Return what a training shows that learns from one view of each sample."""
+    return views.weak if isinstance(views, TwoViews) else views
+
+
+def view_params(views: Sequence[Plug], where: str) -> OneView:
     """Return the view space that params.yaml names.
 
     Args:
@@ -290,6 +311,37 @@ def _not_last(part: Mixing, following: PartParams, where: str) -> ParamsError:
         f"params.yaml: {where} has '{part.space}' before '{following.space}', expected it last, because it mixes what "
         "samples show in the end. Put it so."
     )
+
+
+def dataset_views(views: Sequence[Plug], strong: Sequence[Plug] | None, where: str) -> ViewParams:
+    """Return the view space of a data set: of one view of each sample at a time, or of two.
+
+    Args:
+        views: its `views`.
+        strong: its `strong_views`.
+        where: its place, for instance "datasets.digits".
+
+    Raises:
+        UnknownNameError: there is no such space.
+        ParamsError: its settings are wrong, or the spaces do not go together.
+    """
+    own = view_params(views, f"{where}.views")
+    return own if strong is None else two_views(own, view_params(strong, f"{where}.strong_views"), where)
+
+
+def two_views(weak: OneView, strong: OneView, where: str) -> TwoViews:
+    """Return a weak and a strong view space as one.
+
+    Raises:
+        ParamsError: one of them mixes samples.
+    """
+    mixes = mixing(weak) or mixing(strong)
+    if mixes is not None:
+        raise ParamsError(
+            f"params.yaml: {where} has strong_views and '{mixes.space}', expected no mixed samples where two views of "
+            "each are shown. Drop either, then: dvc repro params"
+        )
+    return TwoViews(weak=weak, strong=strong)
 
 
 def _part(views: Plug, where: str) -> PartParams:

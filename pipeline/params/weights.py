@@ -18,8 +18,8 @@ class FileSettings(Block):
     """How a file of weights is read.
 
     Attributes:
-        key: where in a checkpoint its tensors are, for instance "state_dict_ema"; needed where several places could be
-            meant.
+        key: where in a checkpoint its tensors are, for instance "state_dict_ema" or "ema.module"; needed where several
+            places could be meant.
         names: how its names become ours, as {theirs: ours}: `theirs` is a regular expression for the beginning of a
             name, `ours` may use its groups, and null leaves such tensors out. The first one that fits is taken.
         classifier: "fresh" draws the classifier anew, for other classes than the file's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pipeline.params.views import Stack, ViewParams
+from pipeline.params.views import Stack, TwoViews, ViewParams
 
 
 def described(views: ViewParams) -> str:
@@ -14,6 +14,8 @@ def described(views: ViewParams) -> str:
     """
     if isinstance(views, Stack):
         return ", ".join(map(described, views.parts))
+    if isinstance(views, TwoViews):
+        return f"{described(views.weak)}; strong: {described(views.strong)}"
     settings = views.model_dump(mode="json", exclude={"space"})
     written = (f"{name}: {x if isinstance(x, str) else json.dumps(x)}" for name, x in settings.items())
     return f"{views.space} {{{', '.join(written)}}}" if settings else views.space

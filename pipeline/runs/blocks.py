@@ -26,9 +26,10 @@ from pipeline.params.students import StudentBlock
 from pipeline.params.tables import AskedBlock, EncodeBlock, FitBlock, Matched
 from pipeline.params.tasks import DETECTION
 from pipeline.params.teacher import TrainBlock
-from pipeline.params.teachers import CodeBlock, ExtractBlock
+from pipeline.params.teachers import CheckBlock, CodeBlock, ExtractBlock
 from pipeline.params.teaching import TEACHER, Drop
-from pipeline.runs import demands, detection, detector_runs, taught
+from pipeline.params.views import weak
+from pipeline.runs import demands, detection, detector_runs, taught, temperatures
 from pipeline.runs.project import Kind, Project
 
 S = TypeVar("S", bound=StageBlock)
@@ -144,6 +145,9 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         project.slots(name, stored.slots, f"teachers.{name}.features.{feature}.slots")
 
     project.check_weights("teachers", name)
+    recipe = project.recipe("teachers", name)
+    if recipe.trains:  # one that is kept only evaluates
+        project.check_training("teachers", name)
     family = plugin.module("networks", spec.family)
     encodings = [plugin.module("encodings", encoding) for encoding in encodings_of(features)]
 
@@ -157,9 +161,9 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         weights=spec.weights,
         head=teacher.head,
         seed=teacher.seed,
-        recipe=project.recipe("teachers", name),
+        recipe=recipe,
         anchors=teacher.anchors,
-        views=views,
+        views=weak(views),
     )
 
     extract = ExtractBlock(
@@ -171,7 +175,10 @@ def _teacher(project: Project, name: str) -> dict[str, Block]:
         compression=teacher.compression,
     )
 
-    check = CodeBlock(stage=f"check_features@{name}", teacher=name)
+    kept = any(feature.top is not None for feature in features.values())
+    # Only where something is lost: else a run's temperature would repeat the check of a store that it says nothing of.
+    read_at = temperatures.of(project, name) if kept else ()
+    check = CheckBlock(stage=f"check_features@{name}", teacher=name, temperatures=read_at)
     evaluate = CodeBlock(stage=f"evaluate_teacher@{name}", teacher=name)
     return {
         f"teachers/{name}/train": _coded(project, train, ["stages.train_teacher", family]),
@@ -236,6 +243,7 @@ def _student(project: Project, name: str) -> StudentBlock:
     student, spec = project.params.students[name], project.spec("students", name)
     project.architecture("students", name)  # which can read the images
     project.check_weights("students", name)
+    project.check_training("students", name)  # by runs too, whose recipes are their own
     # Without a code hash: `student_inputs` puts the hashes of the code into its json itself.
     return StudentBlock(
         stage=f"student_inputs@{name}",
@@ -246,12 +254,13 @@ def _student(project: Project, name: str) -> StudentBlock:
         source=spec.source,
         weights=spec.weights,
         recipe=project.recipe("students", name),
-        views=project.views[student.dataset],
+        views=weak(project.views[student.dataset]),
     )
 
 
 def _copy(project: Project, name: str) -> CopyBlock:
     copy = project.params.copies[name]
+    project.check_training("teachers", copy.teacher)
     spec, recipe = project.spec("teachers", copy.teacher), project.recipe("students", copy.student)
     return _taught(project, name, copy, spec, recipe, (TEACHER,))
 
@@ -259,6 +268,7 @@ def _copy(project: Project, name: str) -> CopyBlock:
 def _assistant(project: Project, name: str) -> CopyBlock:
     assistant = project.params.assistants[name]
     project.architecture("assistants", name)  # which can read the images
+    project.check_training("assistants", name)
     spec, recipe = project.spec("assistants", name), project.recipe("assistants", name)
     return _taught(project, name, assistant, spec, recipe, assistant.teachers, assistant.drop)
 
@@ -306,6 +316,7 @@ def _pair(project: Project, name: str) -> PairBlock:
         pair=name,
         teacher=pair.teacher,
         teacher_family=project.spec("teachers", pair.teacher).family,
+        teacher_licence=params.teachers[pair.teacher].licence,
         student=_student(project, pair.student),
         seeds=params.seeds,
         runs={run: project.run(name, run) for run in params.runs_of(name)},

@@ -59,3 +59,5 @@ def _check_run(run: RunParams, where: str) -> None:
     check_settings(run, where)
     if run.views is not None:
         view_params(run.views, f"{where}.views")
+    if run.strong_views is not None:
+        view_params(run.strong_views, f"{where}.strong_views")

@@ -19,10 +19,11 @@ from pipeline.distillation.method import Batch, Context
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.evaluation.distance import map_distance, prediction_kl
 from pipeline.evaluation.forward import PlainSplit
-from pipeline.features import contents
+from pipeline.features import contents, top
+from pipeline.features.contents import StoredTop
 from pipeline.features.ranges import StoredRanges
 from pipeline.features.store import StoredArray
-from pipeline.features.teacher import Teacher, as_float32
+from pipeline.features.teacher import Teacher
 from pipeline.networks.network import Network, Taps, probe
 from pipeline.networks.trained import Trained
 from pipeline.networks.weights import load, load_weights
@@ -109,7 +110,7 @@ def _fetch(feature: str, inputs: RunInputs, sources: Sources, device: torch.devi
         # Codes have no test split, not every store has the last checkpoint, and a new one may be of other weights.
         if kept and "last/test" in kept.digest and manifest.weights["last"] == inputs.teacher_weights:
             array = StoredArray.of(store, "last", "test", feature)
-            return partial(_read, StoredRanges(array, 0, device))
+            return partial(_read, StoredRanges(array, 0, device), kept.top)
     return None
 
 
@@ -117,8 +118,10 @@ def _run(teacher: Teacher, feature: str, start: int, image: Tensor, label: Tenso
     return teacher.features(image, [feature], label)[feature]
 
 
-def _read(stored: StoredRanges, start: int, image: Tensor, label: Tensor) -> Tensor:
-    return as_float32(stored.take(start, start + len(image)))
+def _read(
+    stored: StoredRanges, largest: StoredTop | None, start: int, image: Tensor, label: Tensor
+) -> Tensor:
+    return top.read(stored.take(start, start + len(image)), largest)
 
 
 def _transform(

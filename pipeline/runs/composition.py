@@ -91,6 +91,7 @@ class Composition:
         # Before its own needs are added: the question is what the methods read.
         schedule.check(schedule_config, needs)
         _check_lessons(methods, schedule.who_teaches(schedule_config), where)
+        _check_strong(methods, schedule, f"{where}.schedule is '{run.schedule.name}'")
         needs |= schedule.needs(schedule_config)
         if transform is not None:
             # Likewise: something else than the transform must read what it changes.
@@ -160,6 +161,19 @@ def _check_lessons(methods: Mapping[str, MethodConfig], who_teaches: tuple[str, 
             raise ParamsError(
                 f"params.yaml: {where}.methods has '{name}', which learns from no teacher, and by its schedule each of "
                 f"{', '.join(who_teaches)} teaches at every step. Drop the method, or name one of them alone."
+            )
+
+
+def _check_strong(
+    methods: Mapping[str, MethodConfig], schedule: type[TeacherSchedule[Any]], what: str
+) -> None:
+    """Refuse a method that reads a strong view too, where lessons are of the weak one alone."""
+    for name, config in methods.items():
+        if plugin.load("methods", name).Method.needs(config).strong and not schedule.strong:
+            able = [key for key in plugin.names("schedules") if plugin.load("schedules", key).Schedule.strong]
+            raise ParamsError(
+                f"params.yaml: {what}, whose lessons are of one view, and method '{name}' learns from a weak and a "
+                f"strong one. Set the schedule to {' or '.join(able)}, then: dvc repro params"
             )
 
 

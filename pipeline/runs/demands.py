@@ -15,6 +15,7 @@ from pipeline.params.base import placed
 from pipeline.params.course import check_shares
 from pipeline.params.pairs import RunBlock
 from pipeline.params.teachers import checkpoints_of
+from pipeline.params.top import check_kept
 from pipeline.params.wording import described
 from pipeline.runs import taught
 from pipeline.runs.rehearsal import feature_shape
@@ -59,9 +60,9 @@ def _check_student_taps(project: Project, student: str, taps: tuple[str, ...], w
 
 def _check_views(project: Project, teacher: str, run: RunBlock, where: str) -> None:
     """Check that a run with views of its own reads nothing that is stored of its data set's views."""
-    if run.views is None:
-        return
     dataset = project.params.teachers[teacher].dataset
+    if run.views in (None, project.views[dataset]):
+        return
     own, theirs = described(run.views), described(project.views[dataset])
     if run.source == "cached" and run.features:
         raise ParamsError(
@@ -90,6 +91,39 @@ def check_feature(project: Project, teacher: str, name: str, where: str) -> None
         raise _no_tap(f"teacher tap of {where}:", feature.tap, known, network)
     with placed(where):
         feature_shape(network.taps, name, spec.classes)  # which the encodings can encode
+
+
+def check_top(project: Project, teacher: str, name: str, kept: int) -> None:
+    """Check that the largest values of a feature can stand for it.
+
+    Args:
+        project: all of params.yaml.
+        teacher: key of `teachers`.
+        name: of the feature, "last" replaced.
+        kept: number of values that are kept.
+
+    Raises:
+        ParamsError: it is not the logits, or there are no more of them.
+    """
+    if name != "logits":
+        raise ParamsError(
+            f"params.yaml: teachers.{teacher}.features.{name}.top is {kept}, and only of logits the largest can stand "
+            "for all. Drop it."
+        )
+    classes = project.images_of(teacher).classes
+    # None where only the files know the classes: then the stage finds out.
+    if classes is not None:
+        check_kept(kept, classes, f"teachers.{teacher}")
+
+
+def _check_whole(project: Project, teacher: str, name: str, what: str) -> None:
+    """Refuse the largest logits where all values of a feature are needed."""
+    kept = project.features(teacher)[name].top
+    if kept is not None:
+        raise ParamsError(
+            f"params.yaml: {what} '{name}', of which the store of teacher '{teacher}' keeps the {kept} largest alone. "
+            f"Drop teachers.{teacher}.features.{name}.top, or name another feature."
+        )
 
 
 def _check_reads(project: Project, teacher: str, run: RunBlock, where: str) -> None:
@@ -170,6 +204,7 @@ def check_table(project: Project, teacher: str, name: str) -> None:
             f"params.yaml: tables.{name} is fitted to '{feature}', and the store of teacher '{teacher}' holds "
             f"{', '.join(stored)}. Add {feature}: {{slots: 0}} to teachers.{teacher}.features."
         )
+    _check_whole(project, teacher, feature, f"tables.{name} is fitted to")
 
     if "last" not in project.params.teachers[teacher].checkpoints:
         raise ParamsError(
@@ -235,6 +270,7 @@ def check_matching(project: Project, teacher: str, student: str, name: str) -> N
             f"params.yaml: {where} matches '{recipe.teacher_feature}', and the store of teacher '{teacher}' holds "
             f"{', '.join(stored)}. Add it to teachers.{teacher}.features."
         )
+    _check_whole(project, teacher, recipe.teacher_feature, f"{where} matches")
     if recipe.teacher_checkpoint not in kept:
         raise ParamsError(
             f"params.yaml: {where} matches checkpoint '{recipe.teacher_checkpoint}', and the store of teacher "

@@ -11,7 +11,6 @@ from pipeline.detection.blocks import DetectorMatchBlock, DetectorPairBlock, Det
 from pipeline.detection.detector_settings import DetectorSettings
 from pipeline.distillation import combination, map_lesson
 from pipeline.distillation.method import Known
-from pipeline.distillation.transforms.permutation import Config as Permutation
 from pipeline.errors import ParamsError, unknown_name
 from pipeline.matching.assignment import ONE_TO_ONE
 from pipeline.networks.architecture import Architecture, undrawn
@@ -207,9 +206,8 @@ def _check_settings(run: RunParams, where: str) -> None:
 def _check_needs(run: Composition, both: Known) -> None:
     """Refuse a run that reads what detectors do not have."""
     needs, transform = run.needs, run.transform_config
-    if isinstance(transform, Permutation) and (
-        transform.dynamic is not None or transform.teacher is not None or transform.seed is not None
-    ):
+    given = transform.model_dump()
+    if any(given.get(key) is not None for key in ("dynamic", "teacher", "seed")):
         raise ParamsError(
             "The transform has dynamic, teacher or seed, and detectors take the matching of their own pair and seed, "
             "made once. Drop these from its settings."

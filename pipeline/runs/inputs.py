@@ -7,13 +7,16 @@ when something else has: a new K for K-means leaves plain KD's json byte for byt
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from pipeline.artifacts import advice
 from pipeline.artifacts.hashing import file_hash
 from pipeline.errors import StaleArtifactError
 from pipeline.params.base import Block
 from pipeline.params.plug import Plug
+from pipeline.params.top import Top
 from pipeline.runs.student import StudentInputs
 
 # The state that a transform ended in, if it has one: its name in a student's folder.
@@ -50,6 +53,7 @@ class RunInputs(StudentInputs):
         weights_folder: of the teacher.
         weights: hash of the teacher's weights, by checkpoint; empty when only the store is read.
         stored: the features that are read from a store, by name; empty when online.
+        largest: the largest logits that an online teacher gives exactly, by feature name, as its store would.
         copies: the logits of copies and assistants of the teacher that are read, by their names.
         tables: path and hash of the fitted tables that are read, by name.
         matchings: path and hash of the matchings that are read, by their keys.
@@ -72,11 +76,18 @@ class RunInputs(StudentInputs):
     weights_folder: str
     weights: dict[str, str]
     stored: dict[str, Stored]
+    largest: dict[str, Top] = {}
     copies: dict[str, Stored] = {}
     tables: dict[str, tuple[str, str]]
     matchings: dict[str, tuple[str, str]] = {}
     teacher_weights: str
     teacher_evaluation: str
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Unused it is not there, so that no student from before there was any is trained again.
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if key != "largest" or value}
 
 
 def check_file(path: Path, expected: str) -> None:

@@ -235,7 +235,8 @@ def _features(
     read = {feature for reader in readers for feature in reader.features if not tables_of([feature])}
     others = dict.fromkeys(sorted(read), (0, "float16"))
     live = Teacher(network, machine("cpu"))
-    probed = stored_features(others | requested, live, meta.channels, meta.size)
+    largest = {feature: stored.kept for feature, stored in project.features(name).items()}
+    probed = stored_features(others | requested, live, meta.channels, meta.size, largest, f"teachers.{name}")
     stored = {feature: probed[feature] for feature in requested}
     return stored, {feature: probed[feature] for feature in others if feature not in requested}
 
@@ -322,9 +323,11 @@ def _taught(project: Project, name: str, metas: Mapping[str, Meta]) -> Item:
     meta = metas[project.params.teachers[params.teacher].dataset]
     slots, _ = taught.slots_of(project, name)
     stored = project.features(params.teacher).get("logits")
+    kept = None if stored is None else stored.kept
+    dtype, width = stored.dtype if stored else "float16", len(meta.classes)
     train = meta.samples["train"]
     layouts = [
-        Layout.plan((1 + slots, train, len(meta.classes)), stored.dtype if stored else "float16"),
+        Layout.plan((1 + slots, train, kept.width if kept else width), "uint16" if kept else dtype),
         Layout.plan((1 + slots, train), "int32"),
     ]
 

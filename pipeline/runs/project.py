@@ -6,7 +6,7 @@ promise, so a tap, a feature or a size that does not exist is an error here, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from pipeline import plugin
 from pipeline.data.dataset import ImageFacts
 from pipeline.data.views import ViewSpace, check_channels, check_size, num_slots, view_space
-from pipeline.distillation.method import Known
+from pipeline.distillation.method import Known, Needs
 from pipeline.errors import ParamsError
 from pipeline.features.encoding import tables_of
 from pipeline.networks import own_weights, pretrained
-from pipeline.networks.architecture import Architecture, architecture, blank
+from pipeline.networks.architecture import Architecture, architecture, blank, check_training
 from pipeline.networks.catalogue import family_of, source_of
 from pipeline.networks.network import Network
 from pipeline.networks.spec import LARGEST, NetworkSpec
+from pipeline.networks.weight_file import read
 from pipeline.params.assistants import AssistantParams
 from pipeline.params.base import placed, validate
 from pipeline.params.course import check_course
@@ -31,12 +32,23 @@ from pipeline.params.matchings import MatchingParams
 from pipeline.params.pairs import RunBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
+from pipeline.params.runs import RunParams
 from pipeline.params.sections import Sections, changed, merged
 from pipeline.params.size import sides
 from pipeline.params.students import StudentParams
 from pipeline.params.tasks import CLASSIFICATION, DETECTION, Task, task_of
 from pipeline.params.teachers import FeatureParams, TeacherParams
-from pipeline.params.views import Slots, ViewParams, view_params
+from pipeline.params.top import Top
+from pipeline.params.views import (
+    OneView,
+    Slots,
+    TwoViews,
+    ViewParams,
+    dataset_views,
+    two_views,
+    view_params,
+    weak,
+)
 from pipeline.params.weights import Head, Weights, WeightsFile, file_settings, is_file, library
 from pipeline.runs import demands, mixing, taught
 from pipeline.runs.composition import Composition
@@ -71,6 +83,7 @@ class Project:
         self._files: dict[str, str] = {}
         self._sources: dict[str, str] = {}
         self._fitting: set[str] = set()
+        self._trainable: set[str] = set()
         self._last: tuple[str, Network] | None = None
 
     # Data
@@ -123,12 +136,18 @@ class Project:
         """
         spaces = {}
         for name in self.images:
-            dataset, where = self.params.datasets[name], f"datasets.{name}.views"
-            check_boxless(dataset.views, where)
-            spaces[name] = view_params(dataset.views, where)
-            check_size(spaces[name], self.images[name].size, where)
-            check_channels(spaces[name], self.images[name].channels, where)
+            dataset, where = self.params.datasets[name], f"datasets.{name}"
+            check_boxless(dataset.views, f"{where}.views")
+            check_boxless(dataset.strong_views or (), f"{where}.strong_views")
+            views = spaces[name] = dataset_views(dataset.views, dataset.strong_views, where)
+            self._check_images(name, weak(views), f"{where}.views")
+            if isinstance(views, TwoViews):
+                self._check_images(name, views.strong, f"{where}.strong_views")
         return spaces
+
+    def _check_images(self, dataset: str, views: OneView, where: str) -> None:
+        check_size(views, self.images[dataset].size, where)
+        check_channels(views, self.images[dataset].channels, where)
 
     @cached_property
     def box_views(self) -> Mapping[str, BoxViews]:
@@ -138,6 +157,12 @@ class Project:
             UnknownNameError: there is no such space.
             ParamsError: its settings are wrong.
         """
+        for name, task in self.tasks.items():
+            if task == DETECTION and self.params.datasets[name].strong_views is not None:
+                raise ParamsError(
+                    f"params.yaml: datasets.{name} has strong_views, which are for images without boxes. Drop them, "
+                    "then: dvc repro params"
+                )
         return {
             name: box_views(self.params.datasets[name].views, f"datasets.{name}.views")
             for name, task in self.tasks.items()
@@ -208,6 +233,21 @@ class Project:
         """
         return self._weights(getattr(self.params, kind)[name].weights, f"{kind}.{name}.weights", "own")
 
+    def check_training(self, kind: Kind, name: str) -> None:
+        """Refuse to train a teacher, student or assistant of another library that gives other outputs in training.
+
+        Raises:
+            ParamsError: it does.
+            ShapeError: it cannot read images of this size in training.
+        """
+        spec = self.spec(kind, name)
+        key = spec.model_dump_json(exclude={"weights"})
+        if key in self._trainable or not getattr(plugin.load("networks", spec.family), "OPEN", False):
+            return
+        with placed(f"{kind}.{name}.network"):
+            check_training(spec)
+        self._trainable.add(key)
+
     def _weights(self, weights: Plug, where: str, head: Head) -> Weights:
         """Return where first weights come from; a file has its hash, so that another one is another network."""
         if not is_file(weights):
@@ -235,7 +275,7 @@ class Project:
         if not self.images[getattr(self.params, kind)[name].dataset].classes:
             file = file.model_copy(update={"classifier": "fresh"})
         with placed(f"{kind}.{name}.weights"):
-            own_weights.fitted(self._blank(spec), file, own_weights.read(file.path, file))
+            own_weights.fitted(self._blank(spec), file, read(file.path, file))
         self._fitting.add(key)
 
     def recipe(self, kind: Kind, name: str) -> Recipe:
@@ -276,9 +316,17 @@ class Project:
             # "last" and "stage3" may be one feature, which two settings cannot share.
             if resolved in known:
                 raise ParamsError(f"params.yaml: {where} has '{resolved}' twice. Name it once.")
+            if feature.top is not None:
+                demands.check_top(self, teacher, resolved, feature.top)
             known[resolved] = feature
         self._features[teacher] = known
         return known
+
+    def _largest(self, teacher: str, names: Iterable[str]) -> dict[str, Top]:
+        """Return the largest logits that a teacher's store keeps, of those features that it does not keep whole."""
+        stored = self.features(teacher)
+        kept = {name: stored[name].kept for name in names if name in stored}
+        return {name: top for name, top in kept.items() if top is not None}
 
     def slots(self, teacher: str, slots: Slots, what: str) -> int:
         """Return a number of view slots of a teacher's data set.
@@ -359,7 +407,7 @@ class Project:
 
         needs, online = composition.needs, settings.source == "online"
         dataset = self.params.students[names.student].dataset
-        views = self._run_views(dataset, settings.views, f"{where}.views")
+        views = self._run_views(dataset, settings, where)
         space = view_space(views or self.views[dataset])
         # The codes in a store are made already; the teacher that makes them beside the student needs their tables.
         tables = dict.fromkeys((*needs.tables, *(tables_of(needs.teacher) if online else ())))
@@ -382,7 +430,9 @@ class Project:
             matchings=needs.matchings,
             plugins=composition.plugins,
             views=views,
+            largest=self._largest(names.teacher, needs.teacher) if online else {},
         )
+        _check_pairs(block, needs, views, dataset, where)
 
         # First what is there at all: its errors say what to add, the rehearsal's only what does not fit.
         demands.check_run(self, pair, block, needs.student, where)
@@ -400,14 +450,20 @@ class Project:
             self._last = key, blank(spec)
         return self._last[1]
 
-    def _run_views(self, dataset: str, views: Sequence[Plug] | None, where: str) -> ViewParams | None:
-        """Return the views of a run's own; None where they are those of its data set."""
-        if views is None:
-            return None
-        own = view_params(views, where)
-        check_size(own, self.images[dataset].size, where)
-        check_channels(own, self.images[dataset].channels, where)
-        return None if own == self.views[dataset] else own
+    def _run_views(self, dataset: str, run: RunParams, where: str) -> ViewParams | None:
+        """Return the views of a run; None where they are those of its student alone."""
+        theirs = self.views[dataset]
+        own, strong = weak(theirs), theirs.strong if isinstance(theirs, TwoViews) else None
+        if run.views is not None:
+            own = view_params(run.views, f"{where}.views")
+            self._check_images(dataset, own, f"{where}.views")
+        if run.strong_views is not None:
+            strong = view_params(run.strong_views, f"{where}.strong_views")
+            self._check_images(dataset, strong, f"{where}.strong_views")
+
+        if strong is not None:
+            return two_views(own, strong, where)
+        return None if own == theirs else own
 
     def borrowed(self, pair: str, teacher: str, matching: str) -> str | None:
         """Return the key of `borrowed` that asks for a matching of a pair with another teacher, if one does."""
@@ -424,6 +480,24 @@ class Project:
             "teacher_feature": self.architecture("teachers", teacher).resolved(recipe.teacher_feature),
         }
         return recipe.model_copy(update=taps)
+
+
+def _check_pairs(run: RunBlock, needs: Needs, views: ViewParams | None, dataset: str, where: str) -> None:
+    """Refuse methods that ask for a weak and a strong view where there is one."""
+    if not needs.strong:
+        return
+    names = ", ".join(plug.name for plug in run.methods)
+    if not isinstance(views, TwoViews):
+        raise ParamsError(
+            f"params.yaml: {where} ({names}) learns from a weak and a strong view of each sample, and "
+            f"datasets.{dataset} has views alone. Add strong_views to it, for instance {{crop_flip: {{}}, "
+            "rand_augment: {}}, or to a run with 'source: online', then: dvc repro params"
+        )
+    if run.slots == 0:
+        raise ParamsError(
+            f"params.yaml: {where} ({names}) learns from a weak and a strong view of each sample, and its slots are 0, "
+            "the plain view alone. Set slots to 2 or more, then: dvc repro params"
+        )
 
 
 def _run_slots(space: ViewSpace, slots: Slots, online: bool, where: str) -> int | None:

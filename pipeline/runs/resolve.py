@@ -19,7 +19,7 @@ from pipeline.features import manifest as manifests
 from pipeline.features.manifest import Manifest
 from pipeline.matching.matching import Matching
 from pipeline.networks import taught
-from pipeline.networks.spec import NetworkSpec
+from pipeline.networks.spec import NetworkSpec, read_spec
 from pipeline.params.course import check_shares
 from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock, RunBlock
@@ -27,6 +27,7 @@ from pipeline.params.recipe import cut
 from pipeline.params.students import StudentBlock
 from pipeline.runs.inputs import RunInputs, Stored
 from pipeline.runs.student import StudentInputs
+from pipeline.runs.teacher_record import TeacherRecord
 from pipeline.tables import table
 
 
@@ -66,6 +67,8 @@ def resolve_student(block: StudentBlock, data: Path, code: Path) -> StudentInput
         code: folder of the code's hashes.
     """
     meta = Prepared.open(data).meta
+    # Before a training, which would read it hours later.
+    block.recipe.check_classes(meta.classes, f"student {block.student}")
     spec = NetworkSpec(
         family=block.family, network=block.network, source=block.source, weights=block.weights, **meta.kind
     )
@@ -102,6 +105,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     # Again: params.yaml knows the epochs of a recipe in iterations only when the images are counted.
     samples, recipe = Prepared.open(places.data).meta.samples["train"], settings.recipe
     steps = len(cut(samples, recipe.batch_size, recipe.drop_last))
+    recipe.check_classes(Prepared.open(places.data).meta.classes, f"{block.pair}/{run}")
     check_shares(recipe, len(settings.checkpoints), f"{block.pair}/{run}", steps)
     # The weights that the run itself loads: none where a store is all that is read.
     loaded = [*(settings.checkpoints if online else ()), *(["last"] if settings.network else [])]
@@ -126,6 +130,7 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
         teacher_network=settings.network,
         weights_folder=str(places.weights),
         weights=_weights(places.weights, loaded),
+        largest=settings.largest,
         stored={} if online else _stored(block, settings, student, places),
         copies={
             name: _copy(name, stage, settings, student, places) for name, stage in settings.copies.items()
@@ -144,6 +149,17 @@ def resolve_run(block: PairBlock, run: str, places: Places) -> dict[int, RunInpu
     }
 
 
+def resolve_teacher(block: PairBlock, weights: Path) -> TeacherRecord:
+    """Return the record of a pair's teacher, whose inputs are resolved beside it.
+
+    Args:
+        block: the pair.
+        weights: the teacher's folder of weights.
+    """
+    spec = read_spec(NetworkSpec, weights)
+    return TeacherRecord.of(block.teacher, block.teacher_licence, spec, _weights(weights, ["last"])["last"])
+
+
 def _weights(folder: Path, checkpoints: Iterable[str]) -> dict[str, str]:
     return {checkpoint: file_hash(folder / f"{checkpoint}.safetensors") for checkpoint in checkpoints}
 
@@ -153,7 +169,7 @@ def _stored(block: PairBlock, run: RunBlock, student: StudentInputs, places: Pla
     stored = {}
     for feature in run.features:
         store, tables, hint = _place(block, feature, places)
-        manifest = _manifest(store, student, hint)
+        manifest = _manifest(store, run, student, hint)
         # First what is stored at all, whose error names the setting to change; then what it was made from.
         contents.check_stored(store, manifest, feature, run.checkpoints, run.slots or 0)
         contents.require(store, manifest, weights=_weights(places.weights, run.checkpoints), tables=tables)
@@ -163,10 +179,10 @@ def _stored(block: PairBlock, run: RunBlock, student: StudentInputs, places: Pla
     return stored
 
 
-def _manifest(store: Path, student: StudentInputs, hint: str) -> Manifest:
+def _manifest(store: Path, run: RunBlock, student: StudentInputs, hint: str) -> Manifest:
     """Return what a store says of itself; it must hold the data and the views that the student sees."""
     manifest = manifests.read(store, hint)
-    data, mean, std, views = student.fingerprint, student.mean, student.std, student.views
+    data, mean, std, views = student.fingerprint, student.mean, student.std, run.views or student.views
     contents.require(store, manifest, data=data, mean=mean, std=std, views=views)
     return manifest
 
@@ -185,7 +201,7 @@ def _copy(name: str, stage: str, run: RunBlock, student: StudentInputs, places: 
     """Return where the logits of a copy or an assistant lie: it must have learned from what there is now."""
     taught.checked(places.copies, name, stage, _weights(places.weights, ["last"])["last"])
     store = places.copies / name / "store.zarr"
-    manifest = _manifest(store, student, f"dvc repro {stage}")
+    manifest = _manifest(store, run, student, f"dvc repro {stage}")
     contents.check_stored(store, manifest, "logits", ["last"], run.slots or 0)
     return Stored(store=str(store), digest={"last/train": manifest.features["logits"].digest["last/train"]})
 

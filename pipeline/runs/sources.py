@@ -115,7 +115,9 @@ def _teachers(inputs: RunInputs, tables: Tables, machine: Machine) -> dict[str, 
     for checkpoint, expected in inputs.weights.items():
         folder = Path(inputs.weights_folder)
         check_file(folder / f"{checkpoint}.safetensors", expected)
-        teachers[checkpoint] = Teacher(load(folder, checkpoint)[0], machine, on_device(tables, machine))
+        teachers[checkpoint] = Teacher(
+            load(folder, checkpoint)[0], machine, on_device(tables, machine), inputs.largest
+        )
     return teachers
 
 
@@ -130,7 +132,7 @@ def _check_stored(stored: Stored, name: str) -> None:
 def _shapes(inputs: RunInputs, teachers: Mapping[str, Teacher]) -> dict[str, Shape]:
     if inputs.source == "cached":
         return {
-            name: contents.read(Path(stored.store), RESOLVED).features[name].shape
+            name: contents.read(Path(stored.store), RESOLVED).features[name].read_shape
             for name, stored in inputs.stored.items()
         }
     if not inputs.features:

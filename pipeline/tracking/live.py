@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from pipeline.artifacts import publish
 from pipeline.errors import ParamsError
@@ -39,11 +40,30 @@ def write(histories: Sequence[History], folder: Path) -> int:
 
 
 def _refuse_another(listing: Path) -> None:
-    content = YAML(typ="safe").load(listing) if listing.exists() else None
-    if not set(content or ()) <= {"metrics", "plots"}:
+    if listing.exists() and not _is_ours(listing):
         raise ParamsError(
             f"{listing} is not of this command and is not replaced. Give another folder by --out."
         )
+
+
+def _is_ours(listing: Path) -> bool:
+    """Say whether a dvc.yaml names nothing but what `_listing` does."""
+    try:
+        content = YAML(typ="safe").load(listing)
+    except (YAMLError, UnicodeDecodeError):
+        return False
+    if not isinstance(content, dict) or content.keys() != {"metrics", "plots"}:
+        return content is None
+    metrics, plots = content["metrics"], content["plots"]
+    return (
+        isinstance(metrics, list)
+        and isinstance(plots, list)
+        and all(str(path).endswith(f"/{METRICS}") for path in metrics)
+        and all(
+            isinstance(plot, dict) and all(str(path).endswith(f"/{PLOTS.as_posix()}") for path in plot)
+            for plot in plots
+        )
+    )
 
 
 def _write(history: History, folder: Path) -> bool:

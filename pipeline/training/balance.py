@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data.mixing import Mixture
-from pipeline.errors import ParamsError, unknown_name
+from pipeline.errors import ParamsError
 from pipeline.params.recipe import Recipe
 
 
@@ -41,9 +41,7 @@ def class_weights(
     if given == "balanced":
         weights = np.divide(1, counts, out=np.zeros_like(counts), where=counts > 0)
     else:
-        for name in given:
-            if name not in classes:
-                raise unknown_name(f"class of class_weights of {title}:", name, classes)
+        recipe.check_classes(classes, title)
         weights = np.array([given.get(name, 1.0) for name in classes])
 
     shares = np.where(counts > 0, 1, 0) if recipe.sampling == "balanced" else counts

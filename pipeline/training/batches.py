@@ -20,6 +20,7 @@ from pipeline.compute.distributed import ALONE, Ranks
 from pipeline.data.images import Images, ResidentImages, views
 from pipeline.data.mixing import MixingSpace, Mixture
 from pipeline.data.normalize import Normalize
+from pipeline.data.two_views import own_slot
 from pipeline.data.views import slot_of
 from pipeline.params.recipe import cut
 from pipeline.training.balance import evenly
@@ -111,6 +112,7 @@ class Views:
         label: int64 (B,).
         share: of the global batch, which the ranks divide among them; 1 in one process.
         mixture: the second label of each sample, where views are mixed.
+        strong: normalized strong views (B, C, H, W) of the same samples, from the slot after; None where none is shown.
     """
 
     slot: Tensor
@@ -119,6 +121,7 @@ class Views:
     label: Tensor
     share: float = 1.0
     mixture: Mixture | None = None
+    strong: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ class Batches:
         groups: samples by class, int64 (n,) each on the CPU, that are drawn equally often; without any, each sample
             comes once an epoch.
         mixing: how the images mix samples; None where they do not.
+        paired: whether slots are weak and strong in turns (`pipeline.data.two_views`); `images` are then the weak ones.
+        strong: gives the strong views that are shown beside them; None shows none.
     """
 
     images: Images
@@ -149,6 +154,8 @@ class Batches:
     ranks: Ranks = ALONE
     groups: tuple[Tensor, ...] = ()
     mixing: MixingSpace | None = None
+    paired: bool = False
+    strong: Images | None = None
 
     @property
     def device(self) -> torch.device:
@@ -182,9 +189,12 @@ class Batches:
         return len(self.sizes)
 
     def slot(self, epoch: int) -> int:
-        """Return the slot that `epoch` shows."""
+        """Return the slot that `epoch` shows; of a weak and a strong one, that of the weak one."""
         # One slot an epoch is one slice of a store, and still another view for every sample.
-        return slot_of(self.seed, epoch, self.slots)
+        if not self.paired:
+            return slot_of(self.seed, epoch, self.slots)
+        pair = slot_of(self.seed, epoch, None if self.slots is None else self.slots // 2)
+        return max(2 * pair - 1, 0)
 
     def parts(self, epoch: int) -> list[Tensor]:
         """Return the samples of each batch of `epoch`, int64 (B,) on the CPU; of each, this rank's part."""
@@ -229,10 +239,16 @@ class Feed:
             (), dtype=torch.int64, device=device
         )  # place of the next batch in the order
         self._slot = torch.zeros((), dtype=torch.int64, device=device)
-        self._ids = torch.zeros(len(batches.labels), dtype=torch.int64, device=device)
+        self._ids, self._strong_ids = (
+            torch.zeros(len(batches.labels), dtype=torch.int64, device=device) for _ in range(2)
+        )
         self._places = {size: torch.arange(size, device=device) for size in set(self.sizes)}
         self.fixed, self._held = fixed, Held(fixed)
-        self._coming: Iterator[tuple[Tensor, Tensor]] = iter(())
+        # What gives the views of each name, and the views that follow where they are copied in.
+        self._shown = {"image": (batches.images, self._ids)}
+        if batches.strong is not None:
+            self._shown["strong"] = batches.strong, self._strong_ids
+        self._coming: dict[str, Iterator[tuple[Tensor, Tensor]]] = {}
 
     def start(self, epoch: int, length: int | None = None) -> None:
         """Begin an epoch.
@@ -248,16 +264,18 @@ class Feed:
         self._first.zero_()
         self._slot.fill_(slot)
 
-        if isinstance(batches.images, ResidentImages):
-            self._ids.copy_(batches.images.ids(slot))
-        else:
-            self._coming = views(batches.images, slot, self.parts)
+        own = own_slot(slot) if batches.paired else slot
+        for name, (images, ids) in self._shown.items():
+            if isinstance(images, ResidentImages):
+                ids.copy_(images.ids(own))
+            else:
+                self._coming[name] = views(images, own, self.parts)
 
     def advance(self, number: int) -> None:
         """Bring what is not on the device for the batch `number`, the next one."""
-        if not isinstance(self.batches.images, ResidentImages):
-            _, image = next(self._coming)
-            self._held.put("image", image)
+        for name, coming in self._coming.items():
+            _, image = next(coming)
+            self._held.put(name, image)
 
     def views(self, number: int) -> Views:
         """Return the next batch, whose number is `number`; no value is read, and nothing is copied to the device."""
@@ -265,13 +283,10 @@ class Feed:
         rows = self._order.index_select(0, self._first + self._places[size])
         self._first += size
 
-        if isinstance(batches.images, ResidentImages):
-            image = batches.images.views(self._ids, rows)
-        else:
-            image = self._held.get("image", size)
-        label = batches.labels.index_select(0, rows)
+        image, label = self._views("image", rows), batches.labels.index_select(0, rows)
+        strong = None if batches.strong is None else batches.normalize(self._views("strong", rows))
         mixture = self._mixture(rows, image)
-        return Views(self._slot, rows, batches.normalize(image), label, self._shares[number], mixture)
+        return Views(self._slot, rows, batches.normalize(image), label, self._shares[number], mixture, strong)
 
     def _mixture(self, rows: Tensor, image: Tensor) -> Mixture | None:
         """Return the second labels of samples (B,) and what they count, which the images (B, C, H, W) were mixed by."""
@@ -281,6 +296,13 @@ class Feed:
         height, width = image.shape[2:]
         draw = batches.mixing.draw(self._slot, rows, len(batches.labels), (height, width))
         return Mixture(batches.labels.index_select(0, draw.partner), draw.coefficient)
+
+    def _views(self, name: str, rows: Tensor) -> Tensor:
+        """Return the weak or the strong views uint8 (B, C, H, W) of samples int64 (B,)."""
+        images, ids = self._shown[name]
+        if isinstance(images, ResidentImages):
+            return images.views(ids, rows)
+        return self._held.get(name, len(rows))
 
 
 class Held:

@@ -127,7 +127,9 @@ def train(
     network, spec = load(job.scratch / "weights")
     machine.place(network)
     setting, copy = Setting.of(prepared, block.views, machine), Teacher(network, machine)
-    requested = {"logits": (slots, sources.teacher.features["logits"].dtype)}
+    # Stored as the teacher's own are.
+    stored = sources.teacher.features["logits"]
+    requested = {"logits": (slots, stored.dtype if stored.top is None else stored.top.dtype)}
 
     manifest = Manifest.of(
         meta,
@@ -135,7 +137,7 @@ def train(
         spec,
         {"last": file_hash(job.scratch / "weights" / "last.safetensors")},
         machine.precision,
-        stored_features(requested, copy, meta.channels, meta.size),
+        stored_features(requested, copy, meta.channels, meta.size, {"logits": stored.top}),
         teacher=block.teacher,
         made_by=job.made_by,
         # Students learn from these alone.
@@ -175,7 +177,7 @@ def _learn(block: CopyBlock, prepared: Prepared, sources: Sources, job: Job, res
         labels=batches.labels.cpu(),
         student=network,
         student_shapes=probe(network, spec.size, spec.channels),
-        teacher_shapes={"logits": sources.teacher.features["logits"].shape},
+        teacher_shapes={"logits": sources.teacher.features["logits"].read_shape},
     )
 
     kd, assistants = plugin.load("methods", "kd"), plugin.load("schedules", "assistants")

@@ -15,8 +15,8 @@ from pipeline.artifacts import publish
 from pipeline.compute.machine import Machine
 from pipeline.data.prepared import Prepared
 from pipeline.distillation import combination
-from pipeline.distillation.combination import LABELS
-from pipeline.distillation.method import BaseMethod, Batch, Context, StepWeights, Tables, Terms
+from pipeline.distillation.combination import LABELS, STRONG_LABELS
+from pipeline.distillation.method import BaseMethod, Batch, Context, StepWeights, StrongView, Tables, Terms
 from pipeline.distillation.schedule import Lesson, TeacherSchedule
 from pipeline.distillation.transform import TeacherTransform
 from pipeline.errors import ParamsError
@@ -36,6 +36,8 @@ from pipeline.training.batches import Views
 from pipeline.training.setting import Setting
 from pipeline.training.step import Clock
 
+_STRONG = "strong/"  # before the names of what is read of the strong view
+
 
 class Distillation(nn.Module):
     """The objective: the method, applied to every lesson of the schedule, under the transform.
@@ -50,6 +52,7 @@ class Distillation(nn.Module):
         seed: of the run.
         copies: where the logits of copies and assistants of the teacher come from, by their names.
         taps: taps of the student that are read.
+        strong: whether a strong view of each sample is read beside the weak one.
         smoothing: share of each label that is spread over all classes, in the term `ce`.
         class_weights: what labels weigh in that term, by their class (K,), on the device; None weighs all alike.
     """
@@ -65,6 +68,7 @@ class Distillation(nn.Module):
         seed: int,
         *,
         taps: tuple[str, ...],
+        strong: bool = False,
         copies: Mapping[str, TeacherSource] | None = None,
         smoothing: float = 0.0,
         class_weights: Tensor | None = None,
@@ -74,7 +78,8 @@ class Distillation(nn.Module):
         if transform is not None:
             transform.eval().requires_grad_(False)
         self.source, self.machine, self.seed, self.copies = source, machine, seed, copies or {}
-        self.taps, self.smoothing, self.class_weights = taps, smoothing, class_weights
+        self.taps, self.strong = taps, strong
+        self.smoothing, self.class_weights = smoothing, class_weights
         self.epoch, self.checkpoint = Epoch("main", 0, 1), "last"
         self._checked = False
 
@@ -88,12 +93,13 @@ class Distillation(nn.Module):
 
     def begin(self, slot: int, index: Tensor) -> Callable[[], Taps]:
         """Start to read the teacher's features that are not on the device."""
-        wait = self.source.begin(self.checkpoint, slot, index)
-        copies = {name: source.begin("last", slot, index) for name, source in self.copies.items()}
-        return lambda: (
-            wait()
-            | {f"{name}/{feature}": x for name, take in copies.items() for feature, x in take().items()}
-        )
+        waits = {"": self.source.begin(self.checkpoint, slot, index)}
+        if self.strong:
+            waits[_STRONG] = self.source.begin(self.checkpoint, slot + 1, index)
+        waits |= {f"{name}/": source.begin("last", slot, index) for name, source in self.copies.items()}
+        return lambda: {
+            f"{prefix}{feature}": x for prefix, wait in waits.items() for feature, x in wait().items()
+        }
 
     def forward(self, views: Views, read: Taps, clock: Clock) -> tuple[Tensor, Terms]:
         """Return the weighted sum of all terms, and the terms by name.
@@ -118,12 +124,16 @@ class Distillation(nn.Module):
             taps = self.student.record(views.image, self.taps)
         # Losses are computed in float32, whatever the forward pass was.
         taps = {name: x.float() for name, x in taps.items()}
+        # After the weak view, and apart from it, as those who proposed it do: a batch norm sees one kind at a time.
+        strong = None if views.strong is None else self._strong(views, views.strong, read)
 
         plan = self.schedule(taps, batch)
         # Before the lessons: an epoch that starts with a new permutation is taught by it from its first batch.
         if self.transform is not None:
             self.transform.observe({name: x.detach() for name, x in taps.items()}, batch)
 
+        if strong is not None:
+            batch = replace(batch, strong=self._transformed(strong, batch))
         # What the methods see; the labels' own term is of what the student says.
         seen = taps if self.transform is None else self.transform.student(taps)
         terms: Terms = {}
@@ -136,10 +146,8 @@ class Distillation(nn.Module):
             if not self._checked:
                 self.method.check(taught)
             computed = self.method(seen, taught)
-            if LABELS in computed and self._own_labels(views, changed=seen is not taps):
-                computed[LABELS] = label_term(
-                    taps["logits"], views.label, self.smoothing, self.class_weights, views.mixture
-                )
+            if self._own_labels(views, changed=seen is not taps):
+                self._relabel(computed, views, taps, strong)
             if lesson.terms is not None:
                 # Terms that do not count are not in the history either.
                 computed = {name: term for name, term in computed.items() if name in lesson.terms}
@@ -161,6 +169,15 @@ class Distillation(nn.Module):
         weighed = bool(self.smoothing) or self.class_weights is not None
         return changed or weighed or views.mixture is not None
 
+    def _relabel(self, computed: Terms, views: Views, taps: Taps, strong: StrongView | None) -> None:
+        """Put the terms of the labels right, of one view or of both."""
+        seen = {LABELS: taps} if strong is None else {LABELS: taps, STRONG_LABELS: strong.student}
+        for name in seen.keys() & computed.keys():
+            logits = seen[name]["logits"]
+            computed[name] = label_term(
+                logits, views.label, self.smoothing, self.class_weights, views.mixture
+            )
+
     def _features(self, views: Views, read: Taps) -> Taps:
         of = (views.slot, views.index, views.image, views.label)
         features = dict(self.source.features(self.checkpoint, *of, read))
@@ -168,6 +185,26 @@ class Distillation(nn.Module):
             own = {key.removeprefix(f"{name}/"): x for key, x in read.items() if key.startswith(f"{name}/")}
             features |= {f"{name}/{key}": x for key, x in source.features("last", *of, own).items()}
         return features
+
+    def _strong(self, views: Views, image: Tensor, read: Taps) -> StrongView:
+        """Return what student and teacher make of the strong view."""
+        with self.machine.autocast():
+            taps = self.student.record(image, self.taps)
+        own = {name.removeprefix(_STRONG): x for name, x in read.items() if name.startswith(_STRONG)}
+        of = (views.slot + 1, views.index, image, views.label)
+        teacher = self.source.features(self.checkpoint, *of, own)
+        return StrongView(image, {name: x.float() for name, x in taps.items()}, dict(teacher))
+
+    def _transformed(self, strong: StrongView, batch: Batch) -> StrongView:
+        """Return the strong view as methods see it."""
+        if self.transform is None:
+            return strong
+        of = replace(batch, image=strong.image, teacher=strong.teacher, strong=None)
+        return replace(
+            strong,
+            student=self.transform.student(strong.student),
+            teacher=self.transform(strong.teacher, of),
+        )
 
     def _lesson(self, lesson: Lesson, batch: Batch) -> Batch:
         if self.transform is None:
@@ -222,7 +259,8 @@ def prepare(inputs: RunInputs, job: Job, *, resident_bytes: int = RESIDENT_BYTES
     prepared = Prepared.open(Path(inputs.data))
     check_data(inputs, prepared)
     setting = Setting.of(prepared, inputs.views, job.machine)
-    batches = setting.batches(inputs.recipe, inputs.seed, inputs.slots)
+    strong = Composition.of(inputs, f"runs.{inputs.run}").needs.strong
+    batches = setting.batches(inputs.recipe, inputs.seed, inputs.slots, strong=strong)
 
     sources = Sources.of(inputs, job.machine, resident_bytes)
     weights = setting.class_weights(inputs.recipe, job.title)
@@ -327,6 +365,7 @@ def line_up(
         seed,
         copies=sources.copies,
         taps=composition.needs.student,
+        strong=composition.needs.strong,
         smoothing=inputs.recipe.label_smoothing,
         class_weights=class_weights,
     )

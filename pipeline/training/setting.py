@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from pipeline.compute.machine import Machine
 from pipeline.data.images import open_images
 from pipeline.data.normalize import Normalize
 from pipeline.data.prepared import Prepared
+from pipeline.data.two_views import TwoViewsImages
 from pipeline.data.views import ViewSpace, mixing, num_slots, view_space
 from pipeline.evaluation.accuracy import top
 from pipeline.evaluation.forward import PlainSplit, logits
@@ -37,12 +38,19 @@ class Setting:
         normalize = Normalize(meta.mean, meta.std, machine.device)
         return cls(prepared, view_space(views), normalize, machine)
 
-    def batches(self, recipe: Recipe, seed: int, slots: int | None) -> Batches:
-        """Return the training batches of a run."""
+    def batches(self, recipe: Recipe, seed: int, slots: int | None, *, strong: bool = False) -> Batches:
+        """Return the training batches of a run.
+
+        Args:
+            recipe: how it is trained.
+            seed: of the run.
+            slots: how many views are shown; None where they are unbounded.
+            strong: show the strong view of each sample too, where the views have one.
+        """
         split = self.prepared.split("train")
         images, labels = open_images(split, self.space, self.machine.device)
         groups = balance.by_class(split.labels) if recipe.sampling == "balanced" else ()
-        return Batches(
+        batches = Batches(
             images,
             labels,
             slots,
@@ -54,6 +62,9 @@ class Setting:
             # Plain views are not mixed.
             mixing=None if slots == 0 else mixing(self.space),
         )
+        if not isinstance(images, TwoViewsImages):
+            return batches
+        return replace(batches, images=images.weak, paired=True, strong=images.strong if strong else None)
 
     def class_weights(self, recipe: Recipe, title: str) -> Tensor | None:
         """Return what labels weigh by their class (K,), on the device; None where all weigh the same.

@@ -192,6 +192,38 @@ def test_running_statistics_are_the_mean_over_ranks(server: Server, tmp_path: Pa
     assert not torch.allclose(ends[variance], one[variance], rtol=1e-3)  # of 8 samples, not of 16
 
 
+def test_the_average_of_weights_is_one_for_all_ranks(server: Server, tmp_path: Path) -> None:
+    """By a plain loop over what each rank has seen, in float64; an epoch ends with the mean of their statistics."""
+    decay, steps = 0.7, 4
+    given = [tmp_path, "--kind", "norm", "--ema", decay, "--samples", 53]
+    well(together(server, "rank_fixtures", given))
+    ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    ends = {name: x for name, x in ranks[0].items() if name.startswith("end/average.")}
+    assert all(torch.equal(ranks[1][name], x) for name, x in ends.items())
+
+    names = [name.removeprefix("0/weight/") for name in ranks[0] if name.startswith("0/weight/")]
+    for name in names:
+        weights = [ranks[0][f"{step}/weight/{name}"].double() for step in range(2 * steps)]
+        expected = weights[0]
+        for now in (*weights[1:], ranks[0][f"end/{name}"].double()):
+            expected = decay * expected + (1 - decay) * now
+        torch.testing.assert_close(ends[f"end/average.{name}"].double(), expected, rtol=1e-5, atol=1e-6)
+    moved = ends["end/average.student.conv.weight"] - ranks[0]["end/student.conv.weight"]
+    assert moved.abs().max() > 1e-3  # it is not what the training ends with
+
+    for name, first in (("running_mean", 0.0), ("running_var", 1.0)):
+        own = [torch.full((5,), first, dtype=torch.float64) for _ in ranks]
+        for epoch in range(2):
+            for step in range(epoch * steps, (epoch + 1) * steps):
+                seen = [rank[f"{step}/statistic/method.norm.{name}"].double() for rank in ranks]
+                own = [decay * x + (1 - decay) * y for x, y in zip(own, seen, strict=True)]
+            own = [sum(own) / len(own)] * len(own)
+        torch.testing.assert_close(
+            ends[f"end/average.method.norm.{name}"].double(), own[0], rtol=1e-5, atol=1e-6
+        )
+    assert ends["end/average.method.norm.num_batches_tracked"] == 2 * steps
+
+
 def test_state_that_ranks_do_not_share_is_refused(server: Server, tmp_path: Path) -> None:
     ended = together(server, "rank_fixtures", [tmp_path, "--kind", "bank"])
     one_line(ended, "'method.memory'", "differs between processes", "unset STILLHOUSE_PROCESSES")

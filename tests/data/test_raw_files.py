@@ -543,3 +543,49 @@ def test_the_check_of_params_and_the_plan_warn_of_changed_raw_files(
         assert run_stage(monkeypatch, stage.main, *arguments) == 0
         lines = capsys.readouterr().err.splitlines()
         assert [line.startswith("warning: raw holds other raw files") for line in lines] == [True] * count
+
+
+@pytest.mark.parametrize(("stage", "arguments"), [(params_stage, ["--out", "checked"]), (plan_stage, [])])
+@pytest.mark.parametrize("prepared", [True, False])
+def test_weights_of_a_class_that_is_not_there_are_told_before_anything_is_trained(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: Any,
+    arguments: list[str],
+    prepared: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if prepared:
+        made(root, tmp_path / "data" / "prepared" / "photos")
+        shutil.rmtree(root)  # as where the data were pulled
+
+    def line(name: str) -> str:
+        (tmp_path / "params.yaml").write_text(
+            f"""seeds: [0]
+datasets: {{photos: {{source: {{image_folder: {{path: raw, size: {SIZE}}}}}}}}}
+students: {{small: {{dataset: photos, network: resnet8, recipe: {{short: {{class_weights: {{{name}: 2.0}}}}}}}}}}
+recipes: {{short: {{epochs: 1, milestones: []}}}}
+distill: []
+"""
+        )
+        capsys.readouterr()
+        code = run_stage(monkeypatch, stage.main, *arguments)
+        told = capsys.readouterr().err
+        assert bool(code) == bool(told)
+        return told
+
+    told = line("cat")
+    assert told.count("\n") == 1
+    assert (
+        "params.yaml: students.small.recipe: Unknown class of class_weights of data set 'photos': 'cat'."
+        in told
+    )
+    assert "Known: a, b." in told
+    if stage is params_stage:  # a plan reads the prepared data
+        assert not line("a")
+    if not prepared:
+        shutil.rmtree(root)
+        if stage is params_stage:  # nobody knows
+            assert not line("cat")

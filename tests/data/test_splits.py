@@ -73,7 +73,13 @@ def test_of_several_test_splits_the_settings_name_one(tmp_path: Path) -> None:
         write_image(tmp_path / name / "a" / f"{name}.png")
     with pytest.raises(DataError) as error:
         image_folder.open_source(folder(tmp_path))
-    one_line(error, "has valid and test, expected one", "test: valid, then: dvc repro")
+    one_line(
+        error,
+        "has valid and test, expected one",
+        "set test: test, or",
+        "holdout_split: valid",
+        "then: dvc repro",
+    )
     for name in ("valid", "test", "own"):
         assert parts(folder(tmp_path, test=name))[1] == [f"{name}/a/{name}.png"]
     with pytest.raises(DataError) as error:
@@ -81,9 +87,67 @@ def test_of_several_test_splits_the_settings_name_one(tmp_path: Path) -> None:
     one_line(error, "none does not exist")
 
 
+@pytest.mark.parametrize("storage", ["copied", "indexed"])
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_one_of_several_splits_may_choose_the_epoch(tmp_path: Path, kind: str, storage: str) -> None:
+    raw, rows = tmp_path / "raw", ["path,label,split"]
+    for seed, split in enumerate(("train", "train", "val", "val", "val", "test", "own")):
+        for name in ("a", "b"):
+            path = write_image(raw / split / name / f"{seed}.png", 2 * seed + (name == "b"))
+            rows.append(f"{path.relative_to(raw)},{name},{split}")
+    (raw / "labels.csv").write_text("\n".join(rows))
+
+    def made(out: str, **settings: Any) -> Prepared:
+        module: Any = image_folder if kind == "folder" else image_csv
+        own = {} if kind == "folder" else {"labels": Path("labels.csv")}
+        config = module.Config(path=raw, size=SIZE, storage=storage, **own, **settings)
+        prepare(module.open_source(config), f"image_{kind}", config, tmp_path / out)
+        return Prepared.open(tmp_path / out)
+
+    if kind == "csv":  # whose splits must be known
+        rows = [row for row in rows if not row.endswith("own")]
+        (raw / "labels.csv").write_text("\n".join(rows))
+    chosen = made("chosen", holdout_split="val")
+    assert chosen.meta.samples == {"train": 4, "holdout": 6, "test": 2}
+    assert chosen.split("holdout").labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+    # The very images that test where that split is the test split, and nothing of it in the others.
+    as_test, other = made("as_test", test="val"), made("other", test="test")
+    assert chosen.meta.fingerprint["holdout"] == as_test.meta.fingerprint["test"]
+    assert chosen.meta.fingerprint["test"] == other.meta.fingerprint["test"]
+    assert chosen.meta.fingerprint["train"] == other.meta.fingerprint["train"]
+    assert (chosen.meta.mean, chosen.meta.std) == (other.meta.mean, other.meta.std)
+    turned = made("turned", test="val", holdout_split="test")
+    assert turned.meta.samples == {"train": 4, "holdout": 2, "test": 6}
+
+    (raw / "val" / "a" / "2.png").write_bytes(b"no image")
+    assert made("skipped", holdout_split="val", damaged="skip").meta.samples["holdout"] == 5
+
+
+def test_a_split_to_choose_by_must_be_there_and_be_another_one(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        write_image(tmp_path / name / "1.png")
+    for settings, text in (
+        ({"holdout_split": "test"}, f"{tmp_path / 'test'} does not exist"),
+        ({"holdout_split": "val"}, f"{tmp_path / 'test'} does not exist"),
+    ):
+        with pytest.raises(DataError) as error:
+            image_folder.open_source(folder(tmp_path, **settings))
+        one_line(error, text)
+    write_image(tmp_path / "test" / "a" / "1.png")
+    with pytest.raises(DataError) as error:
+        image_folder.open_source(folder(tmp_path, holdout_split="test"))
+    one_line(error, f"{tmp_path / 'test' / 'b'} does not exist")
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
+        ({"holdout_split": "val", "split": 0.2}, "It has holdout_split and split"),
+        ({"holdout_split": "val", "holdout": 0.2}, "It has holdout_split and holdout"),
+        ({"holdout_split": "val", "test": "val"}, "It has holdout_split: val, which is another split"),
+        ({"holdout_split": "train"}, "It has holdout_split: train, which is another split"),
+        ({"holdout_split": "../val"}, "'x.holdout_split' is '../val'"),
         ({"test": "val", "split": 0.2}, "It has test and split"),
         ({"test": "train"}, "It has test: train"),
         ({"test": "../val"}, "'x.test' is '../val'"),
@@ -364,8 +428,8 @@ def test_indexed_images_are_decoded_as_copied_ones_are(tmp_path: Path) -> None:
     """Deep and turned: an index lists the upright size, and its readers decode as its writer did."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    for number in range(4):
-        path = tmp_path / "raw" / "a" / f"{number}.png"
+    for number in range(8):
+        path = tmp_path / "raw" / ("a" if number < 4 else "b") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         deep = np.random.default_rng(number).integers(0, 1 << 16, (8, 12)).astype(np.uint16)
         Image.fromarray(deep).save(path, exif=exif)
@@ -382,7 +446,7 @@ def test_indexed_images_are_decoded_as_copied_ones_are(tmp_path: Path) -> None:
         )
         metas[storage] = prepare(image_folder.open_source(config), "image_folder", config, tmp_path / storage)
     copied, indexed = (Prepared.open(tmp_path / name).split("train").images for name in metas)
-    for row in range(2):
+    for row in range(4):
         np.testing.assert_array_equal(copied[row], indexed[row])
     assert metas["copied"].mean == metas["indexed"].mean
     records = np.load(tmp_path / "indexed" / "train_files.npy")
@@ -396,3 +460,25 @@ def test_how_files_are_decoded_is_in_an_index_only_where_it_is_not_the_default()
     turned = Files(root="x", resize=4, decoding=Decoding(orientation="apply"))
     assert turned.marks == (4, "orientation=apply")
     assert Files.model_validate(turned.model_dump(mode="json")) == turned
+
+
+def test_blanks_behind_the_commas_of_a_csv_are_no_part_of_a_label(tmp_path: Path) -> None:
+    names = [f"{name}/{number}.png" for name in ("a", "b") for number in (1, 2)]
+    for name in names:
+        write_image(tmp_path / name)
+    rows = [f'{name}, "{name[0]}, it is", train' for name in names[::2]]
+    rows += [f'{name},"{name[0]}, it is",val' for name in names[1::2]]
+    (tmp_path / "labels.csv").write_text("\n".join(["path, label, split", *rows]))
+    source = image_csv.open_source(image_csv.Config(path=tmp_path, size=SIZE, labels=Path("labels.csv")))
+    assert source.classes == ["a, it is", "b, it is"]
+    assert source.test.labels.tolist() == [0, 1]
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    for number in range(4):
+        write_image(tmp_path / "raw" / "a" / f"{number}.png", number)
+    config = folder(tmp_path / "raw", split=0.5)
+    with pytest.raises(DataError) as error:
+        prepare(image_folder.open_source(config), "image_folder", config, tmp_path / "out")
+    one_line(error, "has one class, 'a', expected two or more")
+    assert not (tmp_path / "out").exists()

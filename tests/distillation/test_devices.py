@@ -148,10 +148,12 @@ def step(objective: Distillation, batch: Batch, phase: Phase) -> None:
             part.gathered = Gathered(part.gathered.samples)
     objective.source = FixedSource({name: x.to(META) for name, x in batch.teacher.items()})
     index, image, label = (x.to(META) for x in (batch.index, batch.image, batch.label))
+    strong = None if batch.strong is None else batch.strong.image.to(META)
     clock = Clock.on(META)
     for _ in range(2):
         with KeepsToItsDevice():
-            loss, terms = objective(Views(torch.zeros((), device=META), index, image, label), {}, clock)
+            views = Views(torch.zeros((), device=META), index, image, label, strong=strong)
+            loss, terms = objective(views, {}, clock)
             loss.backward()
             clock.tick()
     assert loss.device == META

@@ -19,6 +19,7 @@ from training_fixtures import World
 from pipeline.artifacts.hashing import file_hash
 from pipeline.compute.machine import Machine
 from pipeline.data.datasets import image_folder
+from pipeline.data.layout import Decoding, seal
 from pipeline.data.normalize import Normalize
 from pipeline.data.preparation import prepare
 from pipeline.data.prepared import Prepared
@@ -53,8 +54,9 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 def run_stage(world: World, folder: Path, out: Path, **options: Any) -> list[dict[str, str]]:
     if "model" not in options:
-        options = {"student": world.path("artifacts/students/pair/kd/0")} | options
-    predict.main(folder, out=out, params=world.path("artifacts/params"), **options)
+        student = world.path("artifacts/students/pair/kd/0")
+        options = {"student": student, "params": world.path("artifacts/params")} | options
+    predict.main(folder, out=out, **options)
     return rows(out)
 
 
@@ -106,9 +108,47 @@ def test_files_become_what_training_reads_bit_for_bit(
     cpu = torch.device("cpu")
     normalize = Normalize(prepared.meta.mean, prepared.meta.std, cpu)
     expected = torch.cat(list(PlainSplit.of(prepared, "test", normalize, Machine(cpu)).batches())).numpy()
-    preprocessing = Preprocessing.of(prepared.meta, json.loads(config.model_dump_json()))
+    preprocessing = Preprocessing.of(prepared.meta)
     images = np.stack([preprocessing.image(path) for path in images_below(raw / "val")])
     assert np.array_equal(preprocessing.normalized(images), expected)
+
+
+@pytest.mark.parametrize("storage", ["copied", "indexed"])
+def test_data_say_themselves_how_their_files_were_read(tmp_path: Path, storage: str) -> None:
+    """And not a params.yaml that has changed since: `resize` and `orientation` are those of the preparation."""
+    raw = tmp_path / "raw"
+    photographs(raw, "train", 4)
+    photographs(raw, "val", 4)
+    settings = {"path": raw, "size": [12, 16], "resize": [18, 20], "orientation": "apply", "storage": storage}
+    config = image_folder.Config.model_validate(settings)
+    prepare(image_folder.open_source(config), "image_folder", config, tmp_path / "prepared")
+    meta = Prepared.open(tmp_path / "prepared").meta
+    now = {"resize": 40, "orientation": "ignore", "deep": "scale"}
+    for preprocessing in (Preprocessing.of(meta), Preprocessing.of(meta, now)):
+        assert preprocessing.resize == (18, 20)
+        assert preprocessing.decoding == Decoding(orientation="apply")
+
+
+def test_older_data_go_by_the_settings_of_their_source(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    photographs(raw, "train", 4)
+    photographs(raw, "val", 4)
+    config = image_folder.Config.model_validate({"path": raw, "size": 12, "resize": 18})
+    meta = prepare(image_folder.open_source(config), "image_folder", config, tmp_path / "prepared")
+    written = json.loads((tmp_path / "prepared/meta.json").read_text())
+    assert written.pop("reading") == {"resize": 18}
+    written["seal"] = seal(written)
+    (tmp_path / "prepared/meta.json").write_text(json.dumps(written))  # as it was before there was `reading`
+    older = Prepared.open(tmp_path / "prepared").meta
+    assert older == meta.model_copy(update={"reading": None, "seal": older.seal})
+    assert older.sealed() == older
+    old = Preprocessing.of(older, {"resize": 20, "orientation": "apply"})
+    assert (old.resize, old.decoding) == (20, Decoding(orientation="apply"))
+    assert Preprocessing.of(older).resize == 12
+
+
+def test_data_that_are_no_files_of_any_size_say_nothing_of_reading(world: World) -> None:
+    assert "reading" not in world.prepared.meta.model_dump(mode="json")
 
 
 def test_files_of_a_folder_are_found_in_the_order_of_their_paths(tmp_path: Path) -> None:
@@ -227,6 +267,44 @@ def test_a_file_that_has_not_passed_the_gate_is_refused(exported: Path, tmp_path
     with pytest.raises(MissingArtifactError) as missing:
         models.located(tmp_path / "empty")
     one_line(missing, "holds no exported model")
+
+
+def test_a_broken_link_is_a_file_that_cannot_be_read(world: World, pngs: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "p.csv"
+    (folder / "köln 雪.png").mkdir(parents=True)  # a folder, whatever its name ends in
+    (folder / 'köln 雪.png/é, "1".png').write_bytes((pngs / "00/000.png").read_bytes())
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError) as error:
+        run_stage(world, folder, out)
+    line = one_line(error, "gone.png is a broken link", "--damaged skip")
+    assert "dvc repro" not in line
+    found = run_stage(world, folder, out, damaged=predict.Damaged.SKIP)
+    assert [row["file"] for row in found] == ['köln 雪.png/é, "1".png']
+
+
+def test_the_table_replaces_no_image(world: World, tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(b"an image")
+    with pytest.raises(ParamsError) as error:
+        run_stage(world, tmp_path, tmp_path / "one.png")
+    one_line(error, "one.png is an image of", "would be replaced")
+    with pytest.raises(ParamsError) as error:
+        run_stage(world, tmp_path, Path("/dev/null"))
+    one_line(error, "/dev/null is no file")
+    assert (tmp_path / "one.png").read_bytes() == b"an image"
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"weights": predict.Weights.LAST}, "--weights is of a student"),
+        ({"params": Path("artifacts/params")}, "--params is of a student"),
+        ({"student": Path("x")}, "Give --student or --model, and not both"),
+    ],
+)
+def test_what_an_exported_file_has_not_is_refused(tmp_path: Path, options: dict[str, Any], part: str) -> None:
+    with pytest.raises(ParamsError) as error:
+        predict.main(tmp_path, out=tmp_path / "p.csv", model=tmp_path / "onnx", **options)
+    one_line(error, part)
 
 
 def test_a_folder_is_not_replaced_by_the_table(tmp_path: Path) -> None:

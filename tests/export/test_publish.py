@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,24 @@ from scipy import stats
 from training_fixtures import World
 
 from pipeline.artifacts.hashing import content_hash, file_hash
-from pipeline.errors import DamagedArtifactError, MissingArtifactError, ParamsError, StaleArtifactError
-from pipeline.export import publication, timm_names
+from pipeline.errors import (
+    DamagedArtifactError,
+    MachineError,
+    MissingArtifactError,
+    ParamsError,
+    StaleArtifactError,
+)
+from pipeline.export import licences, publication, timm_names
 from pipeline.export.card import card, front_matter
 from pipeline.export.preprocessing import Preprocessing
 from pipeline.export.student import Student
 from pipeline.networks.network import build
 from pipeline.networks.spec import NetworkSpec
 from pipeline.networks.weights import load
-from pipeline.params.teachers import TeacherParams
+from pipeline.params.base import load as load_block
 from pipeline.params.weights import WeightsFile
 from pipeline.runs.inputs import RunInputs
+from pipeline.runs.teacher_record import TeacherRecord
 from stages import evaluate, publish
 
 pytestmark = pytest.mark.cpu
@@ -126,6 +134,7 @@ def test_provenance_has_the_hashes_of_all(measured: World, published: Path) -> N
         measured.path("artifacts/teachers/big/weights/last.safetensors")
     )
     assert content["store"] == {"logits": inputs["stored"]["logits"]["digest"]}
+    assert content["copies"] == {}
     assert content["code"] == inputs["code"]
     assert content["params"] == content_hash(
         json.loads(measured.path("artifacts/params/project.json").read_text())
@@ -142,7 +151,8 @@ def test_no_path_of_this_machine_is_published(measured: World, tmp_path: Path) -
     student = replace(student, spec=student.spec.model_copy(update={"weights": file}))
     assert isinstance(student.inputs, RunInputs)
     facts = facts_of(measured)
-    publication.write(student, student.inputs, facts, measured.path("artifacts/params"), tmp_path)
+    params = measured.path("artifacts/params")
+    publication.write(student, student.inputs, facts, record_of(measured), params, tmp_path)
     for path in tmp_path.iterdir():
         content = path.read_bytes()
         assert b"secret" not in content, path
@@ -156,13 +166,66 @@ def test_a_card_says_whose_code_is_not_there(measured: World) -> None:
     assert "`own.nets:build`, is not in this folder" in card(replace(facts, code="own.nets:build"))
 
 
-def test_a_teacher_that_params_do_not_have_any_more_is_told(measured: World) -> None:
-    student = student_of(measured)
-    assert isinstance(student.inputs, RunInputs)
-    inputs = student.inputs.model_copy(update={"teacher": "gone"})
-    with pytest.raises(StaleArtifactError) as error:
-        publication.facts_of(student, inputs, {}, measured.path("artifacts/params"))
-    one_line(error, "was distilled from 'gone'", "dvc repro")
+def changed(measured: World, tmp_path: Path, **teachers: Any) -> Path:
+    """Return the artifacts, in which params.yaml has these teachers and the pair another one of them."""
+    shutil.copytree(measured.path("artifacts"), tmp_path / "artifacts")
+    project = tmp_path / "artifacts/params/project.json"
+    content = json.loads(project.read_text())
+    content["teachers"] = teachers
+    content["pairs"]["pair"]["teacher"] = next(iter(teachers))
+    project.write_text(json.dumps(content))
+    return tmp_path / "artifacts"
+
+
+@pytest.mark.parametrize("name", ["big", "another"])
+def test_the_card_names_the_teacher_that_has_taught(measured: World, tmp_path: Path, name: str) -> None:
+    """And not the one that params.yaml has by now under its name, or in its place."""
+    now = {"dataset": "toy", "network": "wrn_40_2", "licence": "gpl-3.0"}
+    artifacts, out = changed(measured, tmp_path, **{name: now}), tmp_path / "out"
+    publish.main("pair/kd", out=out, seed="0", artifacts=artifacts)
+    text = (out / "README.md").read_text()
+    assert "distilled from big (resnet8) by kd" in text
+    assert matter(text)["license"] == "bsd-3-clause"  # of the world's teacher
+    teacher = json.loads((out / "provenance.json").read_text())["teacher"]
+    assert (teacher["name"], teacher["network"]) == ("big", "resnet8")
+    assert teacher["licence"] == "BSD 3-Clause"
+
+
+def test_a_licence_of_ones_own_is_not_the_teachers(measured: World, tmp_path: Path) -> None:
+    publish.main(
+        "pair/kd", out=tmp_path / "out", seed="0", licence="mit", artifacts=measured.path("artifacts")
+    )
+    provenance = json.loads((tmp_path / "out/provenance.json").read_text())
+    assert (provenance["licence"], provenance["teacher"]["licence"]) == ("mit", "BSD 3-Clause")
+
+
+def test_a_record_of_another_teacher_is_told(measured: World, tmp_path: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(measured.path("artifacts"), artifacts)
+    path = artifacts / "inputs/pairs/pair/teacher.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"weights": "0" * 32}))
+    with pytest.raises(StaleArtifactError) as stale:
+        publish.main("pair/kd", out=tmp_path / "out", seed="0", artifacts=artifacts)
+    one_line(stale, "kd/0 was distilled from other weights than those of 'big'", "dvc repro")
+    path.unlink()
+    with pytest.raises(MissingArtifactError) as missing:
+        publish.main("pair/kd", out=tmp_path / "out", seed="0", artifacts=artifacts)
+    one_line(missing, "teacher.json does not exist", "dvc repro inputs@pair")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_licence_changes_no_inputs_of_a_student(measured: World, tmp_path: Path) -> None:
+    """It is recorded beside them, so that nobody is trained anew for it."""
+    blocks = measured.blocks(teachers={"big": {"licence": "mit"}})
+    found = measured.resolve(tmp_path / "pair", block=blocks / "pairs/pair.json")
+    assert found == measured.resolve(tmp_path / "before")
+    records = [json.loads((tmp_path / name / "teacher.json").read_text()) for name in ("before", "pair")]
+    assert records[0] | {"licence": "mit"} == records[1]
+    assert records[0] == {
+        "teacher": "big", "family": "resnet", "network": "resnet8", "first": "none", "licence": "BSD 3-Clause",
+        "weights": file_hash(measured.path("artifacts/teachers/big/weights/last.safetensors")),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -179,18 +242,71 @@ def test_timm_is_told_a_crop_that_it_can_say(measured: World, resize: Any, crop:
     [
         ("mit", {"license": "mit"}),
         ("MIT", {"license": "mit"}),
-        ("Research only, ask us", {"license": "other", "license_name": "Research only, ask us"}),
+        ("Apache 2.0", {"license": "apache-2.0"}),
+        ("openrail++", {"license": "openrail++"}),
+        ("apache2", {"license": "other", "license_name": "apache2"}),
+        ("Research only, ask us", {"license": "other", "license_name": "research-only-ask-us"}),
         ("", {}),
     ],
 )
-def test_the_licence_is_an_identifier_or_words(
+def test_the_licence_is_an_identifier_of_the_hub_or_other(
     measured: World, licence: str, expected: dict[str, str]
 ) -> None:
     facts = replace(facts_of(measured), licence=licence, base_model="timm/resnet18.a1_in1k")
+    assert f"Licence: {licence or 'Not known'}" in card(facts)
     content = front_matter(facts)
     assert {key: content[key] for key in content if key.startswith("license")} == expected
     assert matter(card(facts)) == content
     assert content["base_model"] == "timm/resnet18.a1_in1k"
+
+
+def test_a_licence_of_another_name_has_a_link(measured: World) -> None:
+    facts = replace(facts_of(measured), licence="Ours 1.0", licence_link="https://example.org/ours")
+    content = front_matter(facts)
+    found = {key: content[key] for key in content if key.startswith("license")}
+    assert found == {
+        "license": "other",
+        "license_name": "ours-1.0",
+        "license_link": "https://example.org/ours",
+    }
+    assert "Licence: Ours 1.0 (https://example.org/ours)" in card(facts)
+
+
+@pytest.mark.parametrize(
+    ("licence", "link", "part"),
+    [
+        ("other", "", "'other' does not say which licence it is"),
+        ("許諾", "", "does not say which licence it is"),
+        ("mit", "https://example.org", "Leave out --licence-link"),
+        ("ours", "/home/somebody/LICENSE", "is no link to a licence, expected https://... or LICENSE"),
+    ],
+)
+def test_a_licence_that_says_nothing_is_refused_at_once(
+    tmp_path: Path, licence: str, link: str, part: str
+) -> None:
+    with pytest.raises(ParamsError) as error:
+        publish.main("pair/kd", out=tmp_path / "out", licence=licence, licence_link=link, artifacts=tmp_path)
+    one_line(error, part)
+
+
+def test_a_link_needs_a_licence() -> None:
+    with pytest.raises(ParamsError) as error:
+        licences.matter("", "LICENSE")
+    one_line(error, "Give --licence too")
+
+
+def test_the_user_is_told_of_a_licence_that_the_hub_does_not_have(
+    measured: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"seed": "0", "artifacts": measured.path("artifacts")}
+    publish.main("pair/kd", out=tmp_path / "a", licence="Ours 1.0", **options)
+    assert "no licence 'Ours 1.0': the card says other, by the name ours-1.0" in capsys.readouterr().out
+    publish.main("pair/kd", out=tmp_path / "b", licence="Ours 1.0", licence_link="LICENSE", **options)
+    assert "the card says other" not in capsys.readouterr().out
+
+
+def record_of(world: World) -> TeacherRecord:
+    return load_block(TeacherRecord, world.path("artifacts/inputs/pairs/pair/teacher.json"))
 
 
 def student_of(world: World) -> Student:
@@ -198,10 +314,10 @@ def student_of(world: World) -> Student:
 
 
 def facts_of(world: World) -> Any:
-    student, params = student_of(world), world.path("artifacts/params")
+    student = student_of(world)
     assert isinstance(student.inputs, RunInputs)
     metrics = publication.metrics(world.path("artifacts"), "pair/kd", (0,))
-    return publication.facts_of(student, student.inputs, metrics, params)
+    return publication.facts_of(student, student.inputs, metrics, record_of(world))
 
 
 def test_one_seed_has_no_interval(measured: World) -> None:
@@ -229,7 +345,8 @@ def test_timm_builds_what_is_timms(
     facts = replace(facts_of(measured), timm=timm_names.is_of_timm(student), preprocessing=shown)
     assert facts.library == "timm"
     assert isinstance(student.inputs, RunInputs)
-    publication.write(student, student.inputs, facts, measured.path("artifacts/params"), tmp_path)
+    params = measured.path("artifacts/params")
+    publication.write(student, student.inputs, facts, record_of(measured), params, tmp_path)
 
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     images = torch.randn(2, channels, size, size)
@@ -260,14 +377,23 @@ def test_a_student_that_timm_has_no_names_for_is_not_timms(measured: World) -> N
 def test_the_base_model_is_a_teacher_that_timm_has_weights_of() -> None:
     pytest.importorskip("timm")
 
-    def on_hub(network: str, weights: str) -> str:
-        return timm_names.on_hub(
-            TeacherParams.model_validate({"dataset": "d", "network": network, "weights": weights})
-        )
+    def on_hub(family: str, network: str, weights: Any) -> str:
+        spec = NetworkSpec(family=family, network=network, weights=weights, size=8, channels=3, classes=10)
+        return timm_names.on_hub(TeacherRecord.of("big", "", spec, ""))
 
-    assert on_hub("timm/resnet18.a1_in1k", "imagenet") == "timm/resnet18.a1_in1k"
-    assert on_hub("timm/resnet18", "imagenet").startswith("timm/resnet18.")
-    assert on_hub("timm/resnet18", "none") == on_hub("resnet8", "none") == ""
+    assert on_hub("timm", "resnet18.a1_in1k", "imagenet") == "timm/resnet18.a1_in1k"
+    assert on_hub("timm", "resnet18", "imagenet").startswith("timm/resnet18.")
+    assert on_hub("timm", "resnet18", "none") == on_hub("resnet", "resnet8", "none") == ""
+    own = WeightsFile(path="/home/somebody/imagenet.pt", sha256="0" * 64)
+    assert on_hub("timm", "resnet18", own) == ""
+
+
+def test_a_missing_timm_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    spec = NetworkSpec(family="timm", network="x", weights="imagenet", size=8, channels=3, classes=10)
+    with pytest.raises(MachineError) as error:
+        timm_names.on_hub(TeacherRecord.of("big", "", spec, ""))
+    one_line(error, "needs timm, which is not installed")
 
 
 # ------------------------------------------------------------------ what is refused

@@ -106,6 +106,30 @@ def aided(num_classes):
     return Aided(num_classes)
 
 
+def averaged(num_classes):
+    class Averaged(Net):
+        def forward(self, x):
+            x = self.pool(self.layer2(self.layer1(x))).flatten(1)
+            return self.head[1](x) + self.head[1](-x)
+    return Averaged(num_classes)
+
+
+def doubled(num_classes):
+    class Doubled(Net):
+        def forward(self, x):
+            return super().forward(torch.cat([x, x]) if self.training else x)
+    return Doubled(num_classes)
+
+
+def failing(num_classes):
+    class Failing(Net):
+        def forward(self, x):
+            if self.training:
+                raise KeyError("targets")
+            return super().forward(x)
+    return Failing(num_classes)
+
+
 def wrapped(num_classes):
     class Wrapped(nn.Module):
         def __init__(self):
@@ -275,6 +299,7 @@ def test_it_is_what_our_own_family_builds(tmp_path: Path, name: str) -> None:
         ("thousand", ["(1, 1000)", "expected logits of shape (1, 10)"]),
         ("flat", ["gives no map (B, C, H, W)"]),
         ("scaled", ["does not end in one nn.Linear"]),
+        ("averaged", ["does not end in one nn.Linear"]),
         ("convolved", ["does not end in one nn.Linear", "last module: Flatten"]),
         ("paired", ["returns tuple", "expected logits"]),
         ("broken", ["cannot be built: RuntimeError: no such thing."]),
@@ -310,6 +335,28 @@ def test_other_outputs_in_training_are_refused(nets: str) -> None:
     with pytest.raises(ParamsError) as error:
         network.train()(torch.zeros(2, 1, 8, 8))
     one_line(error, "returns tuple in training", "Switch its auxiliary outputs off")
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        ("aided", "returns tuple in training, expected logits alone"),
+        ("doubled", "returns shape (4, 10) for two images in training, expected logits of shape (2, 10)"),
+        ("failing", "cannot read 1x8x8 images in training: 'targets'"),
+    ],
+)
+def test_other_outputs_in_training_are_told_before_it(nets: str, function: str, told: str) -> None:
+    name = f"{nets}:{function}"
+    line = refused(changed(PARAMS, "students.small.network", name))
+    assert line.startswith(f"params.yaml: students.small.network: Network '{name}' ")
+    assert told in line
+
+    # A teacher that is kept as it is evaluates alone.
+    teacher = {"dataset": "toy", "network": name, "features": {"logits": {}}}
+    params = {key: PARAMS[key] for key in ("seeds", "recipes", "datasets")} | {"distill": []}
+    assert told in refused(params | {"teachers": {"big": teacher | {"recipe": "quick"}}})
+    kept = {"quick": {"epochs": 0, "milestones": []}}
+    project(params | {"teachers": {"big": teacher | {"recipe": kept}}})
 
 
 def test_its_own_state_dict_is_read_whatever_its_only_child_is_called(nets: str, tmp_path: Path) -> None:

@@ -191,3 +191,31 @@ def test_two_classifiers_are_one_that_reads_both_tokens() -> None:
     ours.load_state_dict(state)
     torch.testing.assert_close(ours(image), theirs(image), atol=1e-5, rtol=1e-5)
     assert ours.record(image, ["pooled"])["pooled"].shape == (2, 384)
+
+
+def test_a_classifier_of_one_pixel_is_linear() -> None:
+    timm = pytest.importorskip("timm")
+    image = torch.randn(2, 3, 64, 64)
+    torch.manual_seed(0)
+    theirs = timm.create_model("dla46x_c", num_classes=10).eval()
+    ours = build(NetworkSpec(family="timm", network="dla46x_c", size=64, channels=3, classes=10), 0).eval()
+    assert isinstance(theirs.fc, torch.nn.Conv2d)
+    state = {f"model.{key}": x for key, x in theirs.state_dict().items() if not key.startswith("fc.")}
+    ours.load_state_dict(
+        state | {"classifier.weight": theirs.fc.weight.flatten(1), "classifier.bias": theirs.fc.bias}
+    )
+    torch.testing.assert_close(ours(image), theirs(image), atol=1e-5, rtol=1e-5)
+    # timm reads a classifier of another form, so it is not told that ours is its own.
+    assert "fc.weight" not in ours.library_names
+
+
+def test_a_transformer_that_hands_on_its_class_token_alone_has_its_last_map() -> None:
+    pytest.importorskip("timm")
+    network = build(
+        NetworkSpec(family="timm", network="pit_ti_224", size=64, channels=3, classes=10), 0
+    ).eval()
+    taps = network.record(torch.randn(2, 3, 64, 64), None)
+    last = [name for name in taps if name.startswith("stage")][-1]
+    assert torch.equal(taps["final"], taps[last])
+    assert taps["pooled"].shape == (2, network.classifier.in_features)
+    assert not network.averages()

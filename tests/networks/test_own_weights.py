@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,16 @@ from typing import Any
 import pytest
 import torch
 from error_fixtures import one_line
+from feature_fixtures import run_stage
 from params_fixtures import refused
+from ruamel.yaml import YAML
 from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models import mobilenet_v2, resnet18
 from training_fixtures import PARAMS, changed
 
+from pipeline.data.datasets import digits
+from pipeline.data.preparation import prepare
 from pipeline.errors import DataError, StaleArtifactError, StillhouseError
 from pipeline.networks import own_weights, weights
 from pipeline.networks.network import build
@@ -24,6 +30,8 @@ from pipeline.params.teacher import TrainBlock
 from pipeline.params.weights import WeightsFile
 from pipeline.runs.blocks import blocks
 from pipeline.runs.check import project
+from stages import params as params_stage
+from stages import plan as plan_stage
 
 SPEC = NetworkSpec(family="resnet", network="resnet8", size=8, channels=1, classes=10)
 # The names of a public ResNet for CIFAR-10, as ours.
@@ -185,6 +193,58 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     )
 
 
+def test_wrappers_of_an_average_and_of_options_are_read(tmp_path: Path) -> None:
+    path, state = tmp_path / "a.pt", state_of()
+    averaged = torch.optim.swa_utils.AveragedModel(build(SPEC, 7))
+    assert same(read_with(file_of(path, averaged.state_dict())), state)
+    # As DeiT's and DINO's checkpoints keep their options.
+    options = argparse.Namespace(lr=0.1, data=argparse.Namespace(path="x"))
+    assert same(read_with(file_of(path, {"model": state, "args": options})), state)
+    # Others than the network's, which do not begin as its own do.
+    beside = wrapped(state, "model.") | {"criterion.weight": torch.zeros(2)}
+    assert same(read_with(file_of(path, beside, names={"criterion": None})), state)
+
+    optimizer = torch.optim.SGD(build(SPEC, 7).parameters(), lr=0.1, momentum=0.9)
+    sum(x.sum() for x in optimizer.param_groups[0]["params"]).backward()
+    optimizer.step()
+    nested = {"ema": {"module": state, "updates": 3}, "optimizer": optimizer.state_dict()}
+    line(file_of(path, nested), "There are some under ema.module: name one by the setting key")
+    assert same(read_with(file_of(path, nested, key="ema.module")), state)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: x.to_sparse(), "sparse, quantized, complex or without values in classifier.weight"),
+        (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "quantized"),
+        (lambda x: x.to(torch.complex64), "complex"),
+        (lambda x: x.to("meta"), "without values"),
+        (
+            lambda x: (x * 10).to(torch.int8),
+            "of whole numbers classifier.weight. Save them as floating-point",
+        ),
+        (lambda x: x.double() * 1e300, "are not finite in classifier.weight"),
+    ],
+)
+def test_tensors_of_another_kind_are_one_line(tmp_path: Path, change: Any, told: str) -> None:
+    state = state_of()
+    line(file_of(tmp_path / "a.pt", state | {"classifier.weight": change(state["classifier.weight"])}), told)
+
+
+def test_tensors_of_eight_bits_are_read(tmp_path: Path) -> None:
+    state = state_of()
+    short = {name: x.to(torch.float8_e4m3fn) if x.is_floating_point() else x for name, x in state.items()}
+    expected = {name: x.to(state[name].dtype) for name, x in short.items()}
+    assert same(read_with(file_of(tmp_path / "a.pt", short)), expected)
+
+
+def test_a_file_without_a_classifier_is_told_what_to_do(tmp_path: Path) -> None:
+    state = {name: x for name, x in state_of().items() if not name.startswith("classifier.")}
+    line(file_of(tmp_path / "a.pt", state), "missing classifier.weight", "classifier: fresh", "head: linear")
+    assert read_with(file_of(tmp_path / "a.pt", state, classifier="fresh")).keys() > state.keys()
+
+
 class Command:
     """What a planted file holds: opened as any pickle, it runs a command."""
 
@@ -199,7 +259,7 @@ def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     sign = tmp_path / "owned"
     line(
         file_of(tmp_path / "a.pt", {"state_dict": state_of(), "x": Command(sign)}),
-        "cannot be read as tensors",
+        "cannot be read as tensors (it holds an object, posix.system)",
     )
     assert not sign.exists()
 
@@ -267,9 +327,45 @@ def test_the_content_of_a_file_is_part_of_what_a_training_depends_on(tmp_path: P
     assert block.weights == student
 
 
-def test_a_licence_is_recorded_and_changes_no_stage() -> None:
+def test_a_plan_tells_of_a_file_that_has_changed_since_the_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = digits.Config(samples=100)
+    prepare(digits.open_source(config), "digits", config, tmp_path / "data" / "prepared" / "toy")
+    params = {key: PARAMS[key] for key in ("seeds", "recipes", "datasets")} | {"distill": []}
+    teacher = {"dataset": "toy", "network": "resnet8", "recipe": "quick", "features": {"logits": {}}}
+    params |= {"teachers": {"big": teacher | {"weights": "own/a.pt"}}}
+    params |= {"students": {"small": {**PARAMS["students"]["small"], "weights": "b.pt"}}}
+    YAML().dump(params, tmp_path / "params.yaml")
+    (tmp_path / "own").mkdir()
+
+    def told(stage: Any, *arguments: str) -> list[str]:
+        capsys.readouterr()
+        assert run_stage(monkeypatch, stage.main, *arguments) == 0
+        return capsys.readouterr().err.splitlines()
+
+    for seed, path in enumerate(("own/a.pt", "b.pt")):
+        torch.save(state_of(seed=seed), path)
+    assert told(plan_stage) == []  # nothing is checked yet
+    assert told(params_stage, "--out", "artifacts/params") == []
+    assert told(plan_stage) == []
+    torch.save(state_of(seed=2), "own/a.pt")
+    torch.save(state_of(seed=3), "b.pt")
+    for path, line in zip(("own/a.pt", "b.pt"), told(plan_stage), strict=True):
+        assert line.startswith(f"warning: The weights {path} have changed since params.yaml was checked.")
+        assert line.endswith("run: dvc repro --force --single-item params, then: dvc repro")
+
+    # The check takes what is there.
+    assert told(params_stage, "--out", "artifacts/params") == []
+    assert told(plan_stage) == []
+    train = json.loads((tmp_path / "artifacts" / "params" / "teachers" / "big" / "train.json").read_text())
+    assert train["weights"]["sha256"] == own_weights.sha256("own/a.pt")
+
+
+def test_a_licence_is_recorded_beside_inputs_and_changes_no_training() -> None:
     plain, licensed = blocks(project(PARAMS)), blocks_with("teachers.big.licence", "CC BY-NC 4.0")
-    assert [name for name in plain if plain[name] != licensed[name]] == ["project"]
+    assert [name for name in plain if plain[name] != licensed[name]] == ["project", "pairs/pair"]
     assert licensed["project"].teachers["big"].licence == "CC BY-NC 4.0"
 
 

@@ -114,6 +114,7 @@ REFUSED: list[tuple[str, Any, list[str]]] = [
       for name, advice in (("a" * 101, "100 at most"), ("a.", "no dot last"), ("a" * 300, "100 at most"),
                            ("\N{CYRILLIC SMALL LETTER A}b", "Use letters"), ("-a", "Use letters"))],
     ("recipes", PARAMS["recipes"] | {"about.json": {}}, ["'recipes.about.json' has the name of another file"]),
+    ("recipes", PARAMS["recipes"] | {"teacher.json": {}}, ["'recipes.teacher.json' has the name of another file"]),
     ("recipes", PARAMS["recipes"] | {"Quick": {}}, ["recipes.quick and recipes.Quick differ by case alone"]),
     ("tables", {"b-c": {"moments": {"feature": "stage2"}}, "c": {"moments": {"feature": "stage2"}}},
      ["table 'c' of teacher 'big-b' and table 'b-c' of teacher 'big' are both the stage fit_table@big-b-c"]),

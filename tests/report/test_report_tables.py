@@ -553,3 +553,26 @@ def test_same_tables_same_bytes(project: Project, monkeypatch: pytest.MonkeyPatc
     assert links.open == []
     assert len(links.names) == len(set(links.names))
     assert {"sizes", "discriminants", "subclasses", "templates"} <= set(links.names)
+
+
+def test_what_the_largest_logits_lose_stands_with_the_caches(project: Project) -> None:
+    assert "Largest logits" not in section(project, "caches")
+    path = project.path("metrics/features/big.json")
+    kl = {"1": {"mean": 0.0625, "high": 0.5, "flat": 2.5}, "4": {"mean": 0.125, "high": 0.75, "flat": 0.25}}
+    loss = {
+        "kept": 16,
+        "classes": 1000,
+        "bytes": 66,
+        "whole": 2000,
+        "rows": 256,
+        "mass": 0.875,
+        "top1": 0.995,
+    }
+    lost = {"last/test/logits": loss | {"kl": kl}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lost": lost}))
+    project.seal_check("big")
+
+    text = Links(section(project, "caches")).text
+    for temperature, *numbers in (("1", "0.0625", "0.5", "2.5"), ("4", "0.125", "0.75", "0.25")):
+        assert f"last/test/logits16 of 100066 for 200087.50 %99.5 %{temperature}{''.join(numbers)}" in text
+    assert "over 256 views of each split" in text

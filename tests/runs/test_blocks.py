@@ -16,7 +16,8 @@ from pipeline.params.pairs import PairBlock
 from pipeline.params.recipe import Recipe
 from pipeline.params.tables import AskedBlock, Matched
 from pipeline.params.teacher import TrainBlock
-from pipeline.params.teachers import ExtractBlock
+from pipeline.params.teachers import CheckBlock, ExtractBlock
+from pipeline.params.top import Top
 from pipeline.runs.blocks import asked, blocks
 from pipeline.runs.check import project
 
@@ -103,6 +104,7 @@ def test_blocks_have_their_defaults_filled_in() -> None:
         ("runs.online.views", "rotate_flip", {"pairs/pair"}),
         ("tables.moments.moments.feature", "logits", {"teachers/big/asked"}),
         ("teachers.big.features.logits.dtype", "float16", {"teachers/big/extract"}),
+        ("teachers.big.features.logits.top", 3, {"teachers/big/extract", "teachers/big/check"}),
         ("datasets.toy.source", {"digits": {"holdout": 0.1}}, {"datasets/toy"}),
         ("datasets.toy.views.crop_flip.padding", 2,
          {"teachers/big/train", "teachers/big/extract", "students/small", "pairs/pair"}),
@@ -118,6 +120,31 @@ def test_an_edit_changes_the_blocks_that_read_it(place: str, value: Any, expecte
     before, after = blocks_of(params), blocks_of(changed(params, place, value))
     assert {name for name in before if before[name] != after[name]} - {"project"} == expected
     assert before["project"] != after["project"]  # the report reads all of it
+
+
+def test_the_largest_logits_are_nowhere_but_where_they_are_asked_for() -> None:
+    """Blocks of before there was any are as they were, letter by letter: their stages do not run again."""
+    for name, content in blocks_of(PARAMS).items():
+        assert not {"top", "largest", "temperatures"} & keys(content.model_dump(mode="json")), name
+
+    online = {"methods": {"kd": {"temperature": 2.0}}, "source": "online"}
+    params = edited({"teachers.big.features.logits.top": 3, "runs.online": online, "runs.rco.methods": "ttm"})
+    pair = block(PairBlock, "pairs/pair", params)
+    # A store says itself what it holds.
+    assert {name: run.largest for name, run in pair.runs.items() if run.largest} == {
+        "online": {"logits": Top(kept=3, dtype="float32")}
+    }
+    assert block(CheckBlock, "teachers/big/check", params).temperatures == (2.0, 4.0)
+    assert block(ExtractBlock, "teachers/big/extract", params).features["logits"].top == 3
+
+
+def keys(content: Any) -> set[str]:
+    """Return all keys within what a json holds."""
+    if isinstance(content, list):
+        return {key for part in content for key in keys(part)}
+    if isinstance(content, dict):
+        return content.keys() | {key for part in content.values() for key in keys(part)}
+    return set()
 
 
 # ------------------------------------------------------------------ a pair's runs

@@ -17,7 +17,8 @@ from ruamel.yaml import YAML
 from pipeline.data.layout import Meta
 from pipeline.data.prepared import Prepared
 from pipeline.errors import ParamsError
-from pipeline.features.layout import Layout
+from pipeline.features.layout import SHARD_BYTES, Layout
+from pipeline.params.top import Top
 from pipeline.runs.check import project as checked
 from pipeline.runs.planning import Item, Plan, plan, store_bytes
 from stages import plan as stage
@@ -86,6 +87,27 @@ def test_a_store_takes_what_was_planned(
     assert item.files == len(files)
     assert item.bytes == pytest.approx(sum(path.stat().st_size for path in files), rel=0.02)
     assert item.forwards == made.num_forwards()
+
+
+def test_the_largest_logits_are_planned_as_they_are_stored(tmp_path: Path, prepared: Prepared) -> None:
+    largest = {"logits": {"slots": 2, "dtype": "float32", "top": 2}}
+    content = params(largest, copies={"one": {"teacher": "small", "student": "sam", "slots": 2}})
+    made = planned(content, prepared.meta)
+    whole = planned(content | {"teachers": params(LOGITS)["teachers"]}, prepared.meta)
+
+    one, spec = network()
+    requested, kept = {"logits": (2, "float32")}, {"logits": Top(kept=2, dtype="float32")}
+    extraction(prepared, {"last": one}, spec, requested=requested, largest=kept, shard_bytes=SHARD_BYTES).run(
+        tmp_path / "x", no_progress
+    )
+    size = sum(path.stat().st_size for path in (tmp_path / "x").rglob("*") if path.is_file())
+    store = next(item for item in made.items if item.kind == "store")
+    # The manifest has a few letters more or less, which count in so small a store.
+    assert store.bytes == pytest.approx(size, abs=250)
+    # Two ids of 2 bytes, two logits and the rest; all ten logits are 40.
+    assert (made.costs[0].view_bytes, whole.costs[0].view_bytes) == (16, 40)
+    copies = [next(item for item in each.items if item.kind == "copy") for each in (whole, made)]
+    assert copies[0].bytes - copies[1].bytes == (40 - 16) * 3 * TRAIN  # of two views and the plain one
 
 
 def test_an_array_is_planned_to_the_byte() -> None:

@@ -10,13 +10,14 @@ import pytest
 from training_fixtures import PARAMS, changed
 
 from pipeline.data.prepared import Prepared
-from pipeline.params.views import CropFlip, Plain
+from pipeline.params.views import CropFlip, Plain, TwoViews
 from pipeline.runs.check import check, project
 
 # The same on images of 32x32, which VGGs can read at every stage.
 CIFAR = changed(PARAMS, "datasets.toy.source", "cifar")
 VGG = changed(changed(CIFAR, "teachers.big.network", "vgg13"), "students.small.network", "vgg8")
 WORDS = changed(PARAMS, "tables.words", {"kmeans": {"feature": "stage2", "clusters": 4}})
+LARGEST = changed(PARAMS, "teachers.big.features.logits.top", 3)
 COPY = {"teacher": "big", "student": "small"}
 ASSISTANT = {"teacher": "big", "network": "resnet8", "recipe": "quick", "follows": "teacher"}
 UNBOUNDED = changed(PARAMS, "datasets.toy.views", "random_resized_crop")
@@ -110,6 +111,16 @@ TABLES: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (WORDS, {"runs.rco.methods": place("stage2", encoding="nearest")},
      ["runs.rco learns from the codes 'stage2:nearest@words' of anchor_050, last",
       "codes are made of the last checkpoint. Set 'source: online' of the run."]),
+    # of logits whose largest alone are kept
+    (LARGEST, {"teachers.big.features.logits.top": 0}, ["'teachers.big.features.logits.top' is 0", "greater than or"]),
+    (LARGEST, {"teachers.big.features.logits.top": 10},
+     ["teachers.big.features.logits.top is 10, and the data have 10 classes. Lower it, or drop it"]),
+    (LARGEST, {"teachers.big.features.stage2.top": 3},
+     ["teachers.big.features.stage2.top is 3, and only of logits the largest can stand for all. Drop it."]),
+    (LARGEST, {"tables.words": {"moments": {"feature": "logits"}}, "teachers.big.tables": {"words": None}},
+     ["tables.words is fitted to 'logits', of which the store of teacher 'big' keeps the 3 largest alone",
+      "Drop teachers.big.features.logits.top, or name another feature."]),
+    (LARGEST, {"matchings.kcd.teacher_feature": "logits"}, ["matchings.kcd matches 'logits', of which the store"]),
     # sizes
     (WORDS, {"tables.words": {"subclasses": {"feature": "stage2", "components": 10}}, "teachers.big.tables": {
         "words": None}}, ["tables.words keeps 10 components of 'stage2' of teacher 'big'", "9 at most. Lower"]),
@@ -240,6 +251,45 @@ VIEWS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (PARAMS, {"pairs.pair.overrides": {"spare": {"views": "crop"}}, "runs.spare": {"methods": "kd"}},
      ["Unknown view space of pairs.pair.overrides.spare.views: 'crop'"]),
 ]  # fmt: skip
+# Strong views beside the weak ones of PARAMS, whose stores hold as many slots as are asked for.
+STRONG = changed(
+    changed(PARAMS, "datasets.toy.strong_views", {"crop_flip": {"padding": 1}, "random_erasing": {}}),
+    "teachers.big.features",
+    {"logits": {"slots": 4}, "stage2": {"slots": 4}},
+)
+STRONG = changed(STRONG, "runs", {"crld": {"methods": "crld", "slots": 4}})
+STRONG = changed(STRONG, "distill", ["pair/crld"])
+ONLINE = changed(changed(STRONG, "datasets.toy.strong_views", ...), "runs.crld.source", "online")
+ERASED = {"random_erasing": {}}
+TWO: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
+    (STRONG, {"datasets.toy.strong_views": ...},
+     ["runs.crld (crld) learns from a weak and a strong view of each sample, and datasets.toy has views alone",
+      "Add strong_views to it", "then: dvc repro params"]),
+    (STRONG, {"runs.crld.slots": 0}, ["runs.crld (crld)", "its slots are 0", "Set slots to 2 or more"]),
+    (STRONG, {"runs.crld.slots": 3}, ["runs.crld.slots is 3", "expected an even number", "Set it to 4"]),
+    (STRONG, {"teachers.big.features.logits.slots": 3}, ["teachers.big.features.logits.slots is 3", "Set it to 4"]),
+    (STRONG, {"teachers.big.features.logits.slots": 2}, ["runs.crld shows 4 view slots", "logits.slots is 2"]),
+    (STRONG, {"runs.crld.slots": "all"}, ["runs.crld.slots is 'all', but this view space is unbounded"]),
+    (STRONG, {"runs.crld.schedule": "self_learning"},
+     ["runs.crld.schedule is 'self_learning', whose lessons are of one view, and method 'crld'",
+      "Set the schedule to anchors or final"]),
+    (STRONG, {"runs.crld.strong_views": "plain"},
+     ["runs.crld.views is crop_flip {padding: 1, fill: zero, flip: false}; strong: plain",
+      "the store of teacher 'big' holds", "Set 'source: online' of the run"]),
+    (STRONG, {"datasets.toy.strong_views": "crop"}, ["Unknown view space of datasets.toy.strong_views: 'crop'"]),
+    (STRONG, {"datasets.toy.strong_views": {"crop_flip": {"padding": 8}}},
+     ["datasets.toy.strong_views pads images of 8x8 by 8, expected less than 8"]),
+    (STRONG, {"datasets.toy.strong_views": {"color_jitter": {}}},
+     ["datasets.toy.strong_views changes the saturation or hue of images of 1 channel"]),
+    (STRONG, {"datasets.toy.strong_views": {"crop_flip": {}, "mixup": {}}},
+     ["datasets.toy has strong_views and 'mixup'", "Drop either, then: dvc repro params"]),
+    (ONLINE, {"runs.crld.strong_views": "plain", "runs.crld.views": "cutmix"},
+     ["runs.crld has strong_views and 'cutmix'"]),
+    (ONLINE, {"runs.crld.strong_views": {"crop_flip": {"padding": 8}}},
+     ["runs.crld.strong_views pads images of 8x8 by 8"]),
+    (ONLINE, {"runs.spare": {"methods": "kd", "strong_views": "crop"}},
+     ["Unknown view space of runs.spare.strong_views: 'crop'"]),
+]  # fmt: skip
 METHODS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (PARAMS, {"runs.kd.methods": {"kd": {"weights": {"hint": 1.0}}}},
      ["'runs.kd.methods.kd.weights'", "'hint' is no term of this method. Its terms are ce, kd."]),
@@ -255,7 +305,7 @@ METHODS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (WORDS, {"runs.kd.methods": {"letkd": {"places": {"stage2": "words"}, "insert": {"stage2": LAYER}}}},
      ["'runs.kd.methods.letkd'", "insert has a layer at 'stage2', where the method puts its own"]),
 ]  # fmt: skip
-CASES = TAPS + TABLES + TEACHERS + SLOTS + VIEWS + METHODS
+CASES = TAPS + TABLES + TEACHERS + SLOTS + VIEWS + TWO + METHODS
 
 
 @pytest.mark.parametrize(
@@ -289,12 +339,25 @@ def test_it_is_reported_before_anything_runs(
         (PARAMS, {"matchings.other": {}}),
         (PARAMS, {"runs.kd.slots": 2, "teachers.big.features.logits.slots": 2, "distill": ["pair/kd"]}),
         (PARAMS, {"datasets.toy.views.crop_flip.padding": 7}),
+        # the largest logits: cached, online, of copies, and of classes that only the files know
+        (LARGEST, {}),
+        (LARGEST, {"runs.kd.source": "online", "copies": {"one": COPY}}),
+        (PARAMS, {"datasets.toy.source": {"image_folder": {"path": "x", "size": 8}},
+                  "teachers.big.features.logits.top": 999}),
         # views of a run's own: online; without a teacher's features; as the data set has them; unbounded
         (PARAMS, {"runs.online.views": {"crop_flip": {"fill": "reflect"}}}),
         (PARAMS, {"runs.kd": {"methods": "dsn", "views": "rotate_flip"}}),
         (PARAMS, {"runs.kd.views": {"crop_flip": {"padding": 1, "flip": False, "fill": "zero"}}}),
         (PARAMS, {"runs.online.views": "random_resized_crop"}),
         (PARAMS, {"runs.kcd": PARAMS["runs"]["kcd"] | {"views": "rotate_flip", "source": "online"}}),
+        # a weak and a strong view: of the data set; of the run alone, unbounded too; of both, merged by an override
+        (STRONG, {}),
+        (STRONG, {"runs.crld": {"methods": {"kd": {}, "mlld": {}}, "slots": 4}}),
+        (STRONG, {"datasets.toy.strong_views": "rotate_flip", "teachers.big.features": {"logits": {}},
+                  "runs.crld.slots": "all"}),
+        (ONLINE, {"runs.crld.strong_views": ERASED, "runs.crld.slots": "all"}),
+        (ONLINE, {"runs.crld.strong_views": ERASED, "runs.crld.views": "plain"}),
+        (ONLINE, {"pairs.pair.overrides": {"crld": {"strong_views": ERASED}}}),
     ],
 )  # fmt: skip
 def test_what_fits_passes(params: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -379,3 +442,19 @@ def test_a_run_has_its_own_views_only_where_they_differ_from_its_data_sets() -> 
     for pair, run in (("third", "online"), ("pair", "kd"), ("pair", "fitnet")):
         assert known.run(pair, run).views is None
         assert known.run(pair, run).slots == 9
+
+
+def test_a_run_shows_two_views_where_it_or_its_data_set_has_strong_ones() -> None:
+    assert project(STRONG).run("pair", "crld").views == project(STRONG).views["toy"]
+    own = changed(
+        changed(ONLINE, "runs.crld.strong_views", "plain"), "runs.kd", {"methods": "kd", "slots": 4}
+    )
+    known = project(changed(own, "distill", ["pair/crld", "pair/kd"]))
+    views = known.run("pair", "crld").views
+    assert isinstance(views, TwoViews)
+    assert views.weak == known.views["toy"]
+    assert views.strong == Plain(space="plain")
+    assert known.run("pair", "kd").views is None
+    # Of a data set's pairs a run of one view shows the weak ones, which are every second slot of the store.
+    beside = project(changed(STRONG, "runs.kd", {"methods": "kd", "slots": 2}))
+    assert beside.run("pair", "kd").views == beside.views["toy"]

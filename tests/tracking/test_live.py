@@ -42,14 +42,34 @@ def test_a_training_grows_as_dvclive_writes_it(tmp_path: Path) -> None:
     assert (metrics["step"], metrics["top1"]) == (3, 30.0)
 
 
-def test_a_dvc_yaml_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        "stages: {mine: {cmd: ls}}\n",
+        "metrics: [mine.json]\nplots: []\n",
+        "plots: [mine.tsv]\n",
+        "[1, {2: 3}]\n",
+        "metrics: [\n",
+    ],
+)
+def test_a_dvc_yaml_of_somebody_else_is_not_replaced(tmp_path: Path, content: str) -> None:
     finished(tmp_path / "artifacts/teachers/big")
-    (tmp_path / "dvc.yaml").write_text("stages: {mine: {cmd: ls}}\n")
+    (tmp_path / "dvc.yaml").write_text(content)
     with pytest.raises(ParamsError) as error:
         live.write(histories(tmp_path / "artifacts"), tmp_path)
     assert "is not of this command" in one_line(error.value)
-    assert (tmp_path / "dvc.yaml").read_text() == "stages: {mine: {cmd: ls}}\n"
+    assert (tmp_path / "dvc.yaml").read_text() == content
     assert not (tmp_path / "teachers").exists()
+
+
+@pytest.mark.parametrize("to", [log.To.DVCLIVE, log.To.TENSORBOARD])
+def test_nothing_is_written_among_the_artifacts(tmp_path: Path, to: log.To) -> None:
+    finished(tmp_path / "artifacts/teachers/big")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ParamsError) as error:
+        log.main(to, artifacts=tmp_path / "artifacts", out=tmp_path / "artifacts")
+    one_line(error, "is among the artifacts, which are DVC's")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_what_stays_is_not_touched(tmp_path: Path) -> None:
@@ -90,7 +110,17 @@ def test_the_command_follows_until_ctrl_c(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("tensorboard", "--follow"), ("mlflow", "--out", "x"), ("wandb",)], ids=" ".join
+    "arguments",
+    [
+        ("tensorboard", "--follow"),
+        ("mlflow", "--out", "x"),
+        ("wandb",),
+        ("dvclive", "--uri", "x"),
+        ("tensorboard", "--uri", "x"),
+        ("dvclive", "--experiment", "x"),
+        ("tensorboard", "--experiment", "stillhouse"),
+    ],
+    ids=" ".join,
 )
 def test_what_a_program_cannot_take_is_a_usage_error(
     arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

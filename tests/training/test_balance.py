@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,13 @@ def test_weights_that_cannot_be_are_one_line() -> None:
     one_line(error, "class_weights of student are 0 for every image")
     for settings, text in (
         ({"class_weights": "even"}, "'x.class_weights' is 'even'. Input should be 'balanced' or a mapping"),
-        ({"class_weights": {"a": -1.0}}, "It weighs class 'a' with -1: give 0 or more"),
+        ({"class_weights": {"a": -1.0}}, "It weighs class 'a' with -1.0: give 0 or more"),
+        ({"class_weights": {"a": math.nan}}, "It weighs class 'a' with nan: give 0 or more, 1e9 at most"),
+        ({"class_weights": {"a": math.inf}}, "It weighs class 'a' with inf: give 0 or more"),
+        ({"class_weights": {"a": None}}, "It weighs class 'a' with None: give 0 or more"),
+        ({"class_weights": {"a": True}}, "It weighs class 'a' with True: give 0 or more"),
+        ({"class_weights": {"a": "1e10"}}, "It weighs class 'a' with '1e10': give 0 or more"),
+        ({"class_weights": {}}, "It names no class: name one at least, or leave it out"),
         ({"class_weights": {"a": 0.0}}, "All weights are 0"),
         ({"sampling": "even"}, "'x.sampling' is 'even'"),
         ({"class_weights": "balanced", "sampling": "balanced"}, "give one of them"),

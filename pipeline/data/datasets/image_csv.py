@@ -2,8 +2,8 @@
 
 Paths start from the folder of the data set, and columns of other names are left alone. A column `split` says `train` or
 the name of the test split, one of `val`, `valid`, `validation` and `test`; where there are several of these, or another
-one, `test` names it, and rows of the others are left out. Without that column `split: 0.2` tests with a fifth of each
-class.
+one, `test` names it. `holdout_split` may name one to choose the best epoch on, and rows of others are left out. Without
+that column `split: 0.2` tests with a fifth of each class.
 
 Classes are the labels of the training images in alphabetical order, and samples are in the order of class and path,
 whatever the order of the rows is. What is done to an image is what `image_folder` does.
@@ -22,10 +22,9 @@ import numpy as np
 
 from pipeline.data.dataset import ImageFacts, PhotographConfig, Source
 from pipeline.data.raw import names, regular, splits
-from pipeline.data.raw.image_files import FileSplit
 from pipeline.data.raw.listing import Listed, Listing
 from pipeline.data.raw.place import hint
-from pipeline.data.raw.splits import TEST, TRAIN
+from pipeline.data.raw.splits import TEST, TRAIN, Parts
 from pipeline.errors import DataError
 
 COLUMNS = ("path", "label")
@@ -74,15 +73,16 @@ def open_source(config: Config) -> Source:
 
     names.by_likeness({row.label: None for row in rows}, table)
     divide = _given if config.split is None else _divided
-    classes, train, test = divide(config, listing, table, rows)
+    parts = divide(config, listing, table, rows)
     return Source(
-        classes,
+        parts.classes,
         config.channels,
         config.size,
-        train,
-        test,
+        parts.train,
+        parts.test,
         files=config.files,
         listed=listing.done(skip_damaged=config.damaged == "skip"),
+        holdout=parts.holdout,
     )
 
 
@@ -109,17 +109,18 @@ def _rows(config: Config, listing: Listing, table: Path) -> list[Row]:
     if config.split is not None:
         return rows
 
-    wanted = splits.test_name({row.split for row in rows}, config.test, f"Column '{SPLIT}' of {table}")
-    known = list(dict.fromkeys((TRAIN, wanted, *TEST)))
+    test = splits.test_name({row.split for row in rows}, config, f"Column '{SPLIT}' of {table}")
+    wanted = [TRAIN, test, *([] if config.holdout_split is None else [config.holdout_split])]
+    known = list(dict.fromkeys((*wanted, *TEST)))
     for row in rows:
         if row.split not in known:
             raise _wrong(table, row.line, f"has the split {_shown(row.split)}", f"one of {', '.join(known)}")
-        if row.split not in (TRAIN, wanted):
+        if row.split not in wanted:
             listing.left_out["row", f"of split {row.split}"] += 1
-    for split in (TRAIN, wanted):
+    for split in wanted:
         if all(row.split != split for row in rows):
             raise DataError(f"{table} has no row of split {split}, expected some. Add them, then: dvc repro")
-    return [row for row in rows if row.split in (TRAIN, wanted)]
+    return [row for row in rows if row.split in wanted]
 
 
 def _read(config: Config, listing: Listing, table: Path) -> Iterator[Row]:
@@ -137,7 +138,7 @@ def _read(config: Config, listing: Listing, table: Path) -> Iterator[Row]:
         raise _wrong(table, line, "is no text in UTF-8", "a CSV file in that encoding") from None
     listing.note(table, content)
 
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         _check_header(config, table, header)
@@ -207,10 +208,8 @@ def _find(listing: Listing, table: Path, row: Row) -> None:
         ) from None
 
 
-def _given(
-    config: Config, listing: Listing, table: Path, rows: Sequence[Row]
-) -> tuple[list[str], FileSplit, FileSplit]:
-    """Return classes, training and test images of rows that say their split."""
+def _given(config: Config, listing: Listing, table: Path, rows: Sequence[Row]) -> Parts:
+    """Return classes and images of rows that say their split."""
     classes = sorted({row.label for row in rows if row.split == TRAIN})
     for row in rows:
         if row.label not in classes:
@@ -220,27 +219,26 @@ def _given(
                 f"has the label {_shown(row.label)}, of which no row is of split {TRAIN}",
                 "some",
             )
-    tested = {row.label for row in rows if row.split != TRAIN}
-    if lacking := [name for name in classes if name not in tested]:
-        raise DataError(
-            f"{table} has no row of the test split for the class '{lacking[0]}', expected one or more. Add some, then: "
-            "dvc repro"
-        )
-    train, test = (
-        splits.files(
-            config, *_sorted(listing, [row for row in rows if (row.split == TRAIN) == train], classes)
-        )
-        for train in (True, False)
-    )
-    return classes, train, test
+    by_split = [[row for row in rows if row.split == TRAIN]]
+    by_split.append([row for row in rows if row.split not in (TRAIN, config.holdout_split)])
+    if config.holdout_split is not None:
+        by_split.append([row for row in rows if row.split == config.holdout_split])
+
+    for split in by_split[1:]:
+        labels = {row.label for row in split}
+        if lacking := [name for name in classes if name not in labels]:
+            kind = "holdout" if split[0].split == config.holdout_split else "test"
+            raise DataError(
+                f"{table} has no row of the {kind} split for the class '{lacking[0]}', expected one or more. Add some, "
+                "then: dvc repro"
+            )
+    return Parts(classes, *(splits.files(config, *_sorted(listing, split, classes)) for split in by_split))
 
 
-def _divided(
-    config: Config, listing: Listing, table: Path, rows: Sequence[Row]
-) -> tuple[list[str], FileSplit, FileSplit]:
+def _divided(config: Config, listing: Listing, table: Path, rows: Sequence[Row]) -> Parts:
     """Return classes, training and test images of rows of which a share is for testing."""
     classes = sorted({row.label for row in rows})
-    return classes, *splits.of_share(config, listing, *_sorted(listing, rows, classes), classes)
+    return Parts(classes, *splits.of_share(config, listing, *_sorted(listing, rows, classes), classes))
 
 
 def _sorted(listing: Listing, rows: Sequence[Row], classes: Sequence[str]) -> splits.Paths:

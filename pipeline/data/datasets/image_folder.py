@@ -6,7 +6,8 @@ case, and of several frames the first. Classes are the folders in alphabetical o
 `pipeline/data/raw/image_files.py`.
 
 The folder of the test images is called `val`, `valid`, `validation` or `test`; where there are several of these, or
-another one, `test` names it. With `split: 0.2` there are no such folders: a fifth of each class is for testing.
+another one, `test` names it, and `holdout_split` may name one to choose the best epoch on. With `split: 0.2` there are
+no such folders: a fifth of each class is for testing.
 
 A set that does not fit memory is `storage: indexed`: prepared data hold a list of the files and the hash of each,
 and images are decoded whenever they are read. Random resized crops are then cut out of the whole photograph, not
@@ -21,9 +22,8 @@ import numpy as np
 
 from pipeline.data.dataset import ImageFacts, PhotographConfig, Source
 from pipeline.data.raw import names, splits
-from pipeline.data.raw.image_files import FileSplit
 from pipeline.data.raw.listing import SUFFIXES, Listed, Listing, described
-from pipeline.data.raw.splits import TEST, TRAIN
+from pipeline.data.raw.splits import TEST, TRAIN, Parts
 from pipeline.errors import DataError
 
 
@@ -48,15 +48,16 @@ def open_source(config: Config) -> Source:
             `split` any; the classes of the splits differ, or cannot be told apart; or a class has too few images.
     """
     listing = Listing(config.path, config.links)
-    classes, train, test = _given(config, listing) if config.split is None else _divided(config, listing)
+    parts = _given(config, listing) if config.split is None else _divided(config, listing)
     return Source(
-        classes,
+        parts.classes,
         config.channels,
         config.size,
-        train,
-        test,
+        parts.train,
+        parts.test,
         files=config.files,
         listed=listing.done(skip_damaged=config.damaged == "skip"),
+        holdout=parts.holdout,
     )
 
 
@@ -65,26 +66,27 @@ def listed(config: Config) -> Listed | None:
     return open_source(config).listed
 
 
-def _given(config: Config, listing: Listing) -> tuple[list[str], FileSplit, FileSplit]:
-    """Return classes, training and test images of a folder that holds these two splits."""
+def _given(config: Config, listing: Listing) -> Parts:
+    """Return classes and images of a folder that holds the splits."""
     root = listing.root
     there = [name for name in TEST if (root / name).is_dir() or (root / name).is_symlink()]
-    expected = (TRAIN, splits.test_name(there, config.test, str(root)))
+    expected = [TRAIN, splits.test_name(there, config, str(root))]
+    if config.holdout_split is not None:
+        expected.append(config.holdout_split)
     content = (
         "a folder for each class in it. Put the data there, or set split: 0.2 for classes without splits"
     )
-    train_folder, test_folder = (listing.folder(root / name, content) for name in expected)
+    folders = [listing.folder(root / name, content) for name in expected]
     listing.beside(root, expected)
 
+    train_folder, *others = folders
     classes = _classes(listing, train_folder)
-    _check_same(classes, _classes(listing, test_folder), train_folder, test_folder)
-    train, test = (
-        splits.files(config, *_images(listing, folder, classes)) for folder in (train_folder, test_folder)
-    )
-    return classes, train, test
+    for folder in others:
+        _check_same(classes, _classes(listing, folder), train_folder, folder)
+    return Parts(classes, *(splits.files(config, *_images(listing, folder, classes)) for folder in folders))
 
 
-def _divided(config: Config, listing: Listing) -> tuple[list[str], FileSplit, FileSplit]:
+def _divided(config: Config, listing: Listing) -> Parts:
     """Return classes, training and test images of a folder of classes, of which a share is for testing."""
     root = listing.folder(listing.root, "a folder for each class in it. Put the data there")
     tests = [name for name in TEST if (root / name).is_dir()]
@@ -95,7 +97,7 @@ def _divided(config: Config, listing: Listing) -> tuple[list[str], FileSplit, Fi
             f"Drop split, or give the path of a folder of classes, then: dvc repro"
         )
     classes = _classes(listing, root)
-    return classes, *splits.of_share(config, listing, *_images(listing, root, classes), classes)
+    return Parts(classes, *splits.of_share(config, listing, *_images(listing, root, classes), classes))
 
 
 def _classes(listing: Listing, folder: Path) -> list[str]:

@@ -30,20 +30,23 @@ def screened(source: Source, name: str) -> tuple[Source, list[str]]:
     """
     if source.listed is None or not source.listed.skip_damaged:
         return source, []
-    assert isinstance(source.train, FileSplit)
-    assert isinstance(source.test, FileSplit)
+    raw = {"train": source.train, "test": source.test}
+    if source.holdout is not None:
+        raw["holdout"] = source.holdout
 
     skipped: list[str] = []
-    splits = []
-    with progress.bar(f"check {name}", len(source.train.paths) + len(source.test.paths)) as advance:
-        for split in (source.train, source.test):
+    splits: dict[str, FileSplit] = {}
+    with progress.bar(f"check {name}", sum(len(split.labels) for split in raw.values())) as advance:
+        for part, split in raw.items():
+            assert isinstance(split, FileSplit)
             whole = _whole(split, advance)
             _check_classes(source, split, split.labels[whole])
-            kept = [split.paths[row] for row in np.flatnonzero(whole).tolist()]
-            splits.append(replace(split, paths=kept, labels=split.labels[whole]))
+            paths = [split.paths[row] for row in np.flatnonzero(whole).tolist()]
+            splits[part] = replace(split, paths=paths, labels=split.labels[whole])
             damaged = [split.paths[row] for row in np.flatnonzero(~whole).tolist()]
             skipped += [os.path.relpath(path, source.listed.root) for path in damaged]
-    return replace(source, train=splits[0], test=splits[1]), skipped
+    kept = replace(source, train=splits["train"], test=splits["test"], holdout=splits.get("holdout"))
+    return kept, skipped
 
 
 def _whole(split: FileSplit, advance: progress.Advance) -> NDArray[np.bool_]:

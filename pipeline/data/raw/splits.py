@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,26 +20,37 @@ TEST = ("val", "valid", "validation", "test")  # as data sets call it
 Paths = tuple[list[str], NDArray[np.int64]]  # files, and their labels int64 (N,)
 
 
-def test_name(there: Collection[str], asked: str | None, place: str) -> str:
+class Parts(NamedTuple):
+    """Class names, and the images of each split."""
+
+    classes: Sequence[str]
+    train: FileSplit
+    test: FileSplit
+    holdout: FileSplit | None = None
+
+
+def test_name(there: Collection[str], config: PhotographConfig, place: str) -> str:
     """Return the name of the test split.
 
     Args:
         there: the names that splits have.
-        asked: the one that the settings name, or None.
+        config: the settings of the source.
         place: what has these splits, for the error.
 
     Raises:
         DataError: there are several, and the settings name none.
     """
-    if asked is not None:
-        return asked
-    known = [name for name in TEST if name in there]
+    if config.test is not None:
+        return config.test
+    known = [name for name in TEST if name in there and name != config.holdout_split]
     if len(known) > 1:
         raise DataError(
-            f"{place} has {' and '.join(known)}, expected one test split. Name it under the settings of the source in "
-            f"params.yaml, for instance test: {known[0]}, then: dvc repro"
+            f"{place} has {' and '.join(known)}, expected one test split. Under the settings of the source in "
+            f"params.yaml set test: {known[-1]}, or holdout_split: {known[0]} to choose the best epoch by that one, "
+            "then: dvc repro"
         )
-    return known[0] if known else TEST[0]
+    # Where there is none, the error is about the folder that was looked for.
+    return known[0] if known else next(name for name in (TEST[0], TEST[-1]) if name != config.holdout_split)
 
 
 def of_share(

@@ -35,6 +35,8 @@ class Config(ScheduleConfig):
 class Schedule(TeacherSchedule[Config]):
     """One lesson a batch, from the anchor of the epoch."""
 
+    strong = True
+
     @classmethod
     def checkpoints(cls, config: Config) -> tuple[str, ...]:
         """Return the anchors."""

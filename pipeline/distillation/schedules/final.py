@@ -11,3 +11,5 @@ class Config(ScheduleConfig):
 
 class Schedule(TeacherSchedule[Config]):
     """One lesson a batch, from the last checkpoint."""
+
+    strong = True

@@ -16,6 +16,7 @@ of all files of the project that it imports, is part of the network (`source`).
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -166,8 +167,14 @@ def source(name: str) -> str:
 def _version(module: str) -> str:
     """Return the version of the package that a module was installed with; "" where it has none."""
     package = module.partition(".")[0]
-    found = metadata.packages_distributions().get(package, [])
+    found = _distributions().get(package, [])
     return ", ".join(f"{name} {metadata.version(name)}" for name in sorted(set(found)))
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Return the distributions of each package: to list them takes seconds, and each build asks."""
+    return metadata.packages_distributions()
 
 
 def build(name: str, size: Size, channels: int, classes: int, weights: str) -> Network:

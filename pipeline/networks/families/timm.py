@@ -40,22 +40,24 @@ class TimmNetwork(Network):
         model: the model, its classifier replaced by an identity.
         classifier: that classifier.
         levels: index in the model's list of intermediate maps, by tap.
+        place: timm's name of the classifier; None where it has another form there.
     """
 
     refusals = (Exception,)  # each architecture has its own way
 
-    def __init__(self, name: str, model: nn.Module, classifier: nn.Linear, levels: dict[str, int]) -> None:
+    def __init__(
+        self, name: str, model: nn.Module, classifier: nn.Linear, levels: dict[str, int], place: str | None
+    ) -> None:
         super().__init__({}, classifier.in_features, classifier.out_features)
         self.name = name
         self.model = model
         self.classifier = classifier
         self.levels = levels
         # timm's own names, by which its checkpoints have them.
-        config: Any = model.pretrained_cfg
         self.library_names = {name: f"model.{name}" for name in model.state_dict()}
-        if isinstance(config["classifier"], str):
+        if place is not None:
             self.library_names |= {
-                f"{config['classifier']}.{name}": f"classifier.{name}" for name in classifier.state_dict()
+                f"{place}.{name}": f"classifier.{name}" for name in classifier.state_dict()
             }
 
     def run(self, x: Tensor, tap: Tap) -> Tensor:
@@ -113,6 +115,8 @@ class TimmNetwork(Network):
             is_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
             return features.permute(0, 3, 1, 2) if is_last else features
         height, width = last.shape[2:]
+        if features.shape[1] < height * width:  # class tokens alone (PiT's)
+            return last
         tokens = features[:, -height * width :]  # (B, H * W, C), without the class token
         return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)
 
@@ -143,8 +147,10 @@ def build(name: str, size: Size, channels: int, classes: int, weights: str) -> N
     model = _create(name, size, channels, classes, pretrained=weights == "imagenet")
     if not hasattr(model, "forward_intermediates"):
         raise ParamsError(f"timm model '{name}' does not give its intermediate maps. Choose another one.")
-    classifier = _take_classifier(name, model)
-    return TimmNetwork(name, model, classifier, _levels([level["reduction"] for level in _info(model)]))
+    classifier, place = _take_classifier(name, model)
+    return TimmNetwork(
+        name, model, classifier, _levels([level["reduction"] for level in _info(model)]), place
+    )
 
 
 def _create(name: str, size: Size, channels: int, classes: int, *, pretrained: bool) -> nn.Module:
@@ -174,21 +180,38 @@ def _create(name: str, size: Size, channels: int, classes: int, *, pretrained: b
     return model
 
 
-def _take_classifier(name: str, model: nn.Module) -> nn.Linear:
-    """Replace the model's classifier by an identity and return it, so that it is one module with one name."""
+def _take_classifier(name: str, model: nn.Module) -> tuple[nn.Linear, str | None]:
+    """Replace the model's classifier by an identity and return it, so that it is one module with one name.
+
+    Returns:
+        The classifier, and timm's name of it where timm's is the same.
+    """
     config: Any = model.pretrained_cfg
     place = config["classifier"]
     if not isinstance(place, str) and len(place) == PAIR:
         pair = [model.get_submodule(each) for each in place]
         # Within a head of several layers a classifier is one of them.
         if all(isinstance(each, nn.Linear) for each in pair) and not any("." in each for each in place):
-            return _joined(model, place, pair)
+            return _joined(model, place, pair), None
     classifier = model.get_submodule(place) if isinstance(place, str) else None
+    is_linear = isinstance(classifier, nn.Linear)
+    if isinstance(classifier, nn.Conv2d) and classifier.kernel_size == (1, 1) and classifier.groups == 1:
+        classifier = _flat(classifier)
     if not isinstance(classifier, nn.Linear):
         raise ParamsError(f"timm model '{name}' does not end in one linear classifier. Choose another one.")
     parent, _, attribute = place.rpartition(".")
     setattr(model.get_submodule(parent), attribute, nn.Identity())
-    return classifier
+    return classifier, place if is_linear else None
+
+
+def _flat(convolution: nn.Conv2d) -> nn.Linear:
+    """Return a classifier that is a convolution of one pixel (DLA's, DPN's) as the linear layer that it is."""
+    linear = nn.Linear(convolution.in_channels, convolution.out_channels, bias=convolution.bias is not None)
+    with torch.no_grad():
+        linear.weight.copy_(convolution.weight.flatten(1))
+        if convolution.bias is not None:
+            linear.bias.copy_(convolution.bias)
+    return linear
 
 
 def _joined(model: nn.Module, places: tuple[str, str], pair: Sequence[Any]) -> nn.Linear:

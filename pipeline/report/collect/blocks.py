@@ -18,7 +18,7 @@ from pipeline.params.sections import Sections
 from pipeline.params.tables import AskedBlock
 from pipeline.params.tasks import Task
 from pipeline.params.teacher import TrainBlock
-from pipeline.params.teachers import CodeBlock
+from pipeline.params.teachers import CheckBlock
 
 HINT = "dvc repro params"
 
@@ -72,9 +72,9 @@ class Blocks:
         """Return how a teacher is trained."""
         return load(TrainBlock, self.folder / "teachers" / teacher / "train.json", HINT)
 
-    def checking(self, teacher: str) -> CodeBlock:
+    def checking(self, teacher: str) -> CheckBlock:
         """Return what the check of a teacher's store depends on."""
-        return load(CodeBlock, self.folder / "teachers" / teacher / "check.json", HINT)
+        return load(CheckBlock, self.folder / "teachers" / teacher / "check.json", HINT)
 
     def asked(self, teacher: str) -> AskedBlock:
         """Return which tables and codes runs ask of a teacher."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.artifacts import advice, seal
 from pipeline.errors import StaleArtifactError
-from pipeline.params.teachers import CodeBlock
+from pipeline.params.teachers import CheckBlock
 from pipeline.report.collect.mapping import mapping
 from pipeline.report.results import Dataset, Trained
 
@@ -15,7 +15,7 @@ NEEDED = ("precision", "largest_error", "largest_share", "error", "bytes", "file
 
 
 def checked(
-    artifacts: Path, block: CodeBlock, dataset: Dataset, teacher: Trained
+    artifacts: Path, block: CheckBlock, dataset: Dataset, teacher: Trained
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read what a teacher's store holds, and how it compares to the live teacher.
 

@@ -18,7 +18,7 @@ from pipeline.params.datasets import DatasetParams
 from pipeline.params.pairs import PairBlock, RunBlock
 from pipeline.params.sections import ALONE
 from pipeline.params.tasks import CLASSIFICATION
-from pipeline.params.views import view_params
+from pipeline.params.views import dataset_views
 from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.checked import checked
 from pipeline.report.collect.ingredients import Ingredients, assistants
@@ -167,7 +167,8 @@ class _Collector:
 
     def _dataset(self, name: str, entry: DatasetParams) -> Dataset:
         opened = Prepared.open(self.prepared / name)
-        return Dataset(name, opened, view_params(entry.views, f"datasets.{name}.views"))
+        views = dataset_views(entry.views, entry.strong_views, f"datasets.{name}")
+        return Dataset(name, opened, views)
 
     def _taught(self, name: str, dataset: Dataset) -> Trained:
         meta = dataset.prepared.meta

@@ -69,9 +69,53 @@ def _teacher(teacher: Teacher, codes: list[Code]) -> Markup:
         "zeros",
         "dead channels",
     ]
-    return Markup("<section><h3>{}</h3>{}{}{}</section>").format(
-        teacher.name, facts, markup.table(head, rows, 3), _codes(codes)
+    return Markup("<section><h3>{}</h3>{}{}{}{}</section>").format(
+        teacher.name, facts, markup.table(head, rows, 3), _largest(check.get("lost", {})), _codes(codes)
     )
+
+
+def _largest(lost: dict[str, Any]) -> Markup:
+    """Return what a store loses that keeps the largest logits alone, by array and temperature."""
+    if not lost:
+        return Markup()
+    rows: list[markup.Row] = [
+        [
+            array,
+            f"{loss['kept']} of {loss['classes']}",
+            f"{loss['bytes']} for {loss['whole']}",
+            markup.Cell(f"{100 * loss['mass']:.2f} %", loss["mass"]),
+            markup.Cell(f"{100 * loss['top1']:.1f} %", loss["top1"]),
+            markup.Cell(temperature, float(temperature)),
+            markup.Cell(text.plain(kl["mean"]), kl["mean"]),
+            markup.Cell(text.plain(kl["high"]), kl["high"]),
+            markup.Cell(text.plain(kl["flat"]), kl["flat"]),
+        ]
+        for array, loss in lost.items()
+        for temperature, kl in loss["kl"].items()
+    ]
+
+    words = (
+        "The largest logits of each view are stored, and the others as one number that keeps their common probability. "
+        "Bytes are of a view, and what all its logits would take. Their probability is the teacher's own at "
+        "temperature 1. 'Same first class' is the share of views whose most probable class is still the teacher's. KL, "
+        "in nats, is that of the teacher's distribution from the stored one, at temperature 1 and at those that runs "
+        "read the logits at: its mean and its 99th percentile, and as their scale "
+        "the mean of a uniform distribution, over "
+        f"{max(loss['rows'] for loss in lost.values())} views of each split at most."
+    )
+    head = [
+        "array",
+        "kept",
+        "bytes",
+        "their probability",
+        "same first class",
+        "temperature",
+        "mean KL",
+        "99 % below",
+        "KL of keeping none",
+    ]
+    table = markup.table(head, rows, 3)
+    return Markup("<h4>Largest logits</h4>{}{}").format(table, markup.note(words))
 
 
 def _codes(codes: list[Code]) -> Markup:

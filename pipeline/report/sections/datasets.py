@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from pipeline.data.raw.place import located
 from pipeline.params.size import sides
-from pipeline.params.views import Stack
+from pipeline.params.views import OneView, Stack, TwoViews, weak
 from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.picture import png
 from pipeline.report.results import Dataset, Results
@@ -27,8 +27,7 @@ def section(results: Results) -> Markup:
 
 def _dataset(dataset: Dataset) -> Markup:
     meta = dataset.prepared.meta
-    spaces = dataset.views.parts if isinstance(dataset.views, Stack) else (dataset.views,)
-    settings = [item for space in spaces for item in space.model_dump(exclude={"space"}).items()]
+    strong = _views("strong ", dataset.views.strong) if isinstance(dataset.views, TwoViews) else []
     facts = markup.facts(
         [
             ("source", meta.source),
@@ -37,13 +36,21 @@ def _dataset(dataset: Dataset) -> Markup:
             ("image", text.TIMES.join(str(length) for length in (meta.channels, *sides(meta.size)))),
             ("mean", ", ".join(f"{value:.3f}" for value in meta.mean)),
             ("std", ", ".join(f"{value:.3f}" for value in meta.std)),
-            ("views", ", ".join(space.space.replace("_", " ") for space in spaces)),
-            *((key, text.plain(value)) for key, value in settings),
+            *_views("", weak(dataset.views)),
+            *strong,
             ("best epoch chosen on", dataset.chooser),
             ("fingerprint of test", meta.fingerprint["test"][:12]),
         ]
     )
     return Markup("<section><h3>{}</h3>{}{}</section>").format(dataset.name, facts, _gallery(dataset))
+
+
+def _views(kind: str, views: OneView) -> list[tuple[str, str]]:
+    """Return the spaces of views and their settings, as facts."""
+    spaces = views.parts if isinstance(views, Stack) else (views,)
+    settings = [item for space in spaces for item in space.model_dump(exclude={"space"}).items()]
+    names = ", ".join(space.space.replace("_", " ") for space in spaces)
+    return [(f"{kind}views", names), *((f"{kind}{key}", text.plain(value)) for key, value in settings)]
 
 
 def _gallery(dataset: Dataset) -> Markup:
