@@ -448,7 +448,9 @@ def test_plug_ins_are_loaded_by_name_only() -> None:
     folders = [Path("pipeline", *room.split(".")) for room in plugin.CATALOGUES.values()]
     for stage in STAGES:
         for path in closure.closure([f"stages.{stage}"]):
-            assert path.parent not in folders, f"{stage}: {path}"
+            # Detectors have its blocks. These two make nothing that takes long, and depend on all code anyway.
+            shared = stage in ("params", "plan") and path.name == "torchvision_resnet.py"
+            assert shared or path.parent not in folders, f"{stage}: {path}"
 
 
 def test_no_import_is_hidden_from_the_closure() -> None:
