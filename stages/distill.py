@@ -33,8 +33,24 @@ def main(
     command.require_as_many(inputs, "--out", out)
     from functools import partial
 
+    from pipeline.params import tasks
     from pipeline.params.base import load
     from pipeline.runs.inputs import RunInputs
+
+    if tasks.told(inputs[0]) == tasks.DETECTION:
+        with command.loading():
+            from pipeline.artifacts import closure, publish
+            from pipeline.compute.machine import machine
+
+            # By name: what distills detectors is in their own inputs alone.
+            trainer = tasks.load("distill")
+        trainer.check_options(processes, compiled=compiled)
+        hashes = closure.code_hashes(["stages.distill"]) if code is None else publish.read_json(code, CODE)
+        where = machine(
+            device, precision, channels_last=channels_last, steps="eager", deterministic=deterministic
+        )
+        trainer.distill(inputs, out, where, hashes)
+        return
 
     runs = [load(RunInputs, path, "dvc repro inputs") for path in inputs]
     # After the inputs are read: a mistake in them is reported once, and not by every process.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +31,8 @@ def main(
         raise MissingArtifactError(f"{folder} does not exist. Make it with: dvc repro")
     inputs_path = folder / "inputs.json"
     inputs = publish.read_json(inputs_path, "dvc repro") if inputs_path.exists() else {}
-    run = _checked(inputs, inputs_path) if inputs else None
+    of_boxes = tasks.told(inputs_path) == tasks.DETECTION
+    run = _checked(inputs, inputs_path) if inputs and not of_boxes else None
     if data is None and "data" not in inputs:
         raise ParamsError(f"{folder} does not say which data it was trained on. Give --data.")
 
@@ -54,9 +54,10 @@ def main(
     with publish.replacing(predictions, out):
         if finds_boxes:
             # By name: what evaluates detectors is in the hash of their own blocks alone.
-            measured, arrays = importlib.import_module(tasks.module("evaluate")).evaluate(
-                folder, folder_of_data, where
-            )
+            evaluator = tasks.load("evaluate")
+            measured, arrays = evaluator.evaluate(folder, folder_of_data, inputs, where)
+            if "run" in inputs:
+                measured |= tasks.load("compare").compare(folder, inputs, where)
         else:
             measured, arrays = evaluate(folder, folder_of_data, inputs, where)
         if run is not None:

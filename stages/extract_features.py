@@ -32,9 +32,13 @@ def main(
     extract = load_asked(ExtractBlock, block)
     if extract is None:  # a detector, of which nothing is stored
         from pipeline.artifacts import publish
+        from pipeline.artifacts.hashing import file_hash
+        from pipeline.params.tasks import DETECTION
 
+        # What is made of the teacher itself, and of no store, follows from these.
+        hashes = {path.stem: file_hash(path) for path in sorted(weights.glob("*.safetensors"))}
         with publish.building(out) as scratch:
-            publish.write_json(scratch / "zarr.json", None)
+            publish.write_json(scratch / "zarr.json", {"task": DETECTION, "weights": hashes})
         return
     name = extract.teacher
     # After the block is read: a mistake in it is reported once, and not by every process.

@@ -25,8 +25,18 @@ def main(
 ) -> None:
     """Write one json of inputs for every seed of every run that 'distill' asks of the pair of BLOCK."""
     from pipeline.artifacts import publish
+    from pipeline.params import tasks
     from pipeline.params.base import load
     from pipeline.params.pairs import PairBlock
+
+    if tasks.told(block) == tasks.DETECTION:
+        dataset = publish.read_json(block, "dvc repro params")["student"]["dataset"]
+        of_boxes = {"data": prepared / dataset, "weights": weights, "matchings": matchings, "code": code}
+        found = tasks.load("inputs").run_inputs(block, of_boxes)
+        with publish.building(out) as scratch:
+            for name, content in found.items():
+                publish.write_json(scratch / f"{name}.json", content)
+        return
 
     pair = load(PairBlock, block)
 

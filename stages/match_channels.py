@@ -24,8 +24,17 @@ def main(
 ) -> None:
     """Match by the recipes of BLOCK, and measure the discrepancy before and after; nothing where there are none."""
     from pipeline.artifacts import publish
+    from pipeline.params import tasks
     from pipeline.params.base import load
     from pipeline.params.matchings import MEASURED, MatchBlock
+
+    if tasks.told(block) == tasks.DETECTION:
+        with command.loading():
+            from pipeline.compute.machine import machine
+
+            of_boxes = tasks.load("match_channels")
+        of_boxes.match_channels(block, prepared, students, weights, out, metrics, machine(device))
+        return
 
     pair = load(MatchBlock, block)
     if not pair.recipes:

@@ -15,6 +15,7 @@ from stages import command
 if TYPE_CHECKING:
     from pipeline.data.layout import Meta
     from pipeline.runs.planning import Item, Plan
+    from pipeline.runs.project import Project
 
 # Stages of seconds that rewrite their outs on most edits, changed or not: only what changes in them counts.
 LIGHT = ("params", "teacher_inputs", "student_inputs", "inputs")
@@ -70,7 +71,7 @@ def main(
     from pipeline.errors import MachineError
     from pipeline.runs import class_names, weight_files
     from pipeline.runs.check import project
-    from pipeline.runs.detection import detectors
+    from pipeline.runs.detection import detectors, learners
     from pipeline.runs.planning import plan
     from pipeline.runs.raw_files import changes
 
@@ -78,12 +79,10 @@ def main(
     class_names.check(checked, prepared)
     command.warn(changes(checked.params, prepared))
     command.warn(weight_files.changes(checked, artifacts / "params"))
-    left_out = detectors(checked)
+    left_out = [*detectors(checked), *learners(checked)]
     if left_out:
         command.warn([f"The plan knows no costs of detectors, and leaves out: {', '.join(left_out)}."])
-    names = {teacher.dataset for name, teacher in checked.params.teachers.items() if name not in left_out}
-    names |= {student.dataset for student in checked.params.students.values()}
-    found = plan(checked, {name: _meta(prepared, name) for name in sorted(names)})
+    found = plan(checked, {name: _meta(prepared, name) for name in sorted(_read(checked))})
     state = _state(params)
     needs = _needs(found, state, artifacts)
     if json:
@@ -99,6 +98,13 @@ def main(
                 "free. Lower the slots of the largest features in params.yaml, or take them out of the teacher's "
                 "features and learn with 'source: online', or free disk with: dvc gc --workspace"
             )
+
+
+def _read(project: Project) -> set[str]:
+    """Return the data sets whose networks have costs that the plan knows."""
+    sections = (project.params.teachers, project.params.students)
+    used = {network.dataset for section in sections for network in section.values()}
+    return used & project.images.keys()
 
 
 def _meta(prepared: Path, name: str) -> Meta:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +51,7 @@ def main(
     with _forced(asked.stage):
         if tasks.task_of(plug) == tasks.DETECTION:
             # By name: what detection writes is in the hash of its own data sets alone.
-            writer = importlib.import_module(tasks.module("prepare_data"))
+            writer = tasks.load("prepare_data")
             listed = writer.run(plug, config, asked.source, out, asked.stage)
         else:
             listed = _prepare(plug, config, asked.source, out, asked.stage)

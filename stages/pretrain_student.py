@@ -34,8 +34,28 @@ def main(
     command.require_as_many(inputs, "--seed", seed)
     from functools import partial
 
+    from pipeline.params import tasks
     from pipeline.params.base import load
     from pipeline.runs.student import StudentInputs, check_data
+
+    if tasks.told(inputs[0]) == tasks.DETECTION:
+        with command.loading():
+            from pipeline.artifacts import closure, publish
+            from pipeline.compute.machine import machine
+
+            # By name: what trains detectors is in the inputs of their own students alone.
+            trainer = tasks.load("pretrain_student")
+        trainer.check_options(processes, compiled=compiled)
+        hashes = (
+            closure.code_hashes(["stages.pretrain_student"])
+            if code is None
+            else publish.read_json(code, CODE)
+        )
+        where = machine(
+            device, precision, channels_last=channels_last, steps="eager", deterministic=deterministic
+        )
+        trainer.pretrain_students(inputs, seed, out, where, hashes)
+        return
 
     students = [load(StudentInputs, path, "dvc repro student_inputs") for path in inputs]
     command.spread("stages.pretrain_student", processes)

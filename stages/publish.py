@@ -37,11 +37,17 @@ def main(
     artifacts: Annotated[Path, typer.Option(help="Folder of all artifacts.")] = Path("artifacts"),
 ) -> None:
     """Write the student of PAIR/RUN as a folder to publish. Nothing is uploaded."""
+    from pipeline.errors import ParamsError
     from pipeline.export import licences
+    from pipeline.params import tasks
     from pipeline.params.base import validate
     from pipeline.params.exports import ExportParams, run_name
 
     folder, params = artifacts / "students" / run_name(run), artifacts / "params"
+    if tasks.told(params / "pairs" / f"{run.partition('/')[0]}.json") == tasks.DETECTION:
+        raise ParamsError(
+            f"The student of {run} finds boxes, and detectors are not published. Name a classifier."
+        )
     number = int(seed) if seed.isdecimal() else seed
     settings = validate(ExportParams, {"seed": number, "weights": weights}, "", "options")
     if licence:
@@ -49,7 +55,6 @@ def main(
 
     with command.loading():
         from pipeline.artifacts import publish
-        from pipeline.errors import ParamsError
         from pipeline.export import publication
         from pipeline.export.student import Student, chosen_seed, seeds_of
         from pipeline.runs import teacher_record

@@ -30,12 +30,13 @@ def main(
     """Write one json of inputs for every table of params.yaml, null where nobody asks for it."""
     from pipeline.artifacts import publish
     from pipeline.features import contents
+    from pipeline.params import tasks
     from pipeline.params.base import load
     from pipeline.params.tables import AskedBlock, EncodeInputs, FitInputs, Source
 
     asked = load(AskedBlock, block)
-    if publish.read_json(store / "zarr.json", f"dvc repro extract_features@{asked.teacher}") is None:
-        _write_nothing(asked, out, chain)  # of a detector nothing is stored
+    if tasks.told(store / "zarr.json") == tasks.DETECTION:
+        _write_nothing(asked, store, out, chain)  # of a detector nothing is stored
         command.mark(mark)
         return
     # Only the manifest is read: the stage depends on zarr.json alone, and not on gigabytes of features.
@@ -82,15 +83,19 @@ def main(
     command.mark(mark)
 
 
-def _write_nothing(asked: AskedBlock, out: Path, chain: Path | None) -> None:
-    """Write inputs of which none is asked for."""
+def _write_nothing(asked: AskedBlock, store: Path, out: Path, chain: Path | None) -> None:
+    """Write inputs of which none is asked for but matchings, which are made from a detector's weights."""
     from pipeline.artifacts import publish
 
+    weights = publish.read_json(store / "zarr.json", f"dvc repro extract_features@{asked.teacher}")["weights"]
     with publish.building(out) as scratch:
         for kind, names in (("tables", asked.tables), ("codes", asked.codes)):
             for name in names:
                 _write(scratch / kind / f"{name}.json", None)
-        publish.write_json(scratch / "matched.json", {})
+        matched = {
+            f"{match.checkpoint}/{match.feature}": weights[match.checkpoint] for match in asked.matched
+        }
+        publish.write_json(scratch / "matched.json", matched)
     if chain is not None:
         with publish.replacing(chain):
             publish.write_json(chain, None)

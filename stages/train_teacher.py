@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +32,7 @@ def main(
             from pipeline.compute.machine import machine
 
             # By name: what trains detectors is in the hash of their own blocks alone.
-            trainer = importlib.import_module(tasks.module("train_teacher"))
+            trainer = tasks.load("train_teacher")
         trainer.check_options(processes, compiled=compiled)
         # Images differ in size, so no step can be repeated as it was.
         where = machine(

@@ -82,3 +82,38 @@ class DetectorBlock(StageBlock):
             fingerprint: of the data, by split.
         """
         return {"teacher": self.model_dump(mode="json"), "data": dict(fingerprint)}
+
+
+class DetectorStudentBlock(StageBlock):
+    """What `student_inputs` depends on where the student is a detector.
+
+    Attributes:
+        task: what tells it from a classifier's.
+        student: key of `students`.
+        dataset: key of `datasets`.
+        network: a detector's name.
+        settings: how it is built.
+        weights: where its first weights come from.
+        recipe: how it is trained.
+        views: what it sees.
+    """
+
+    task: Literal["detection"] = "detection"
+    student: str
+    dataset: str
+    network: str
+    settings: DetectorSettings
+    weights: Weights = "none"
+    recipe: Recipe
+    views: BoxViews
+
+    def spec(self, meta: Meta) -> DetectorSpec:
+        """Return the detector of some data."""
+        return DetectorSpec(
+            network=self.network,
+            classes=len(meta.classes),
+            settings=self.settings.resolved(self.weights != "none"),
+            views=self.views,
+            mean=meta.mean,
+            std=meta.std,
+        )

@@ -25,14 +25,19 @@ from pipeline.evaluation.cost import num_params
 from pipeline.networks.trained import Trained
 
 Metrics = dict[str, float | int | str]
+# Of a student's inputs: what its metrics say of the run.
+PASSED_ON = ("dataset", "pair", "run", "teacher", "student", "seed")
 
 
-def evaluate(folder: Path, data: Path, machine: Machine) -> tuple[Metrics, dict[str, NDArray[Any]]]:
+def evaluate(
+    folder: Path, data: Path, inputs: dict[str, Any], machine: Machine
+) -> tuple[Metrics, dict[str, NDArray[Any]]]:
     """Evaluate the last and the best weights that a training left, on the test split.
 
     Args:
         folder: `weights/` and `training.json`.
         data: folder of the prepared data.
+        inputs: the student's inputs; empty for a teacher.
         machine: where it runs.
 
     Returns:
@@ -73,7 +78,10 @@ def evaluate(folder: Path, data: Path, machine: Machine) -> tuple[Metrics, dict[
         **others,
     }
     origin = {"weights": trained.weights["last"], "inputs": trained.inputs, "fingerprint": split.fingerprint}
-    return metrics, arrays | {key: np.array(value) for key, value in origin.items()}
+    if inputs.get("methods"):
+        metrics["methods"] = " + ".join(name for plug in inputs["methods"] for name in plug)
+    passed = {key: inputs[key] for key in PASSED_ON if key in inputs}
+    return metrics | passed, arrays | {key: np.array(value) for key, value in origin.items()}
 
 
 def _flat(found: list[Detected]) -> dict[str, NDArray[Any]]:

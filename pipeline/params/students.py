@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.params.base import Block, StageBlock
+from typing import Any
+
+from pipeline.params.base import Block, OrEmpty, StageBlock
 from pipeline.params.plug import Plug
 from pipeline.params.recipe import Recipe
 from pipeline.params.views import ViewParams
@@ -18,12 +20,14 @@ class StudentParams(Block):
         weights: where its first weights come from, alone and in every run, as of a teacher.
         recipe: a key of `recipes`, with changes if there are any: how it is trained, alone and distilled; left
             out, it is CRD's recipe for CIFAR-100.
+        detector: of a data set with boxes, how the detector is built.
     """
 
     dataset: str
     network: str
     weights: WeightsPlug = Plug.of("none")
     recipe: Plug | None = None
+    detector: OrEmpty[dict[str, Any]] = {}
 
 
 class StudentBlock(StageBlock):

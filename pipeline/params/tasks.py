@@ -7,6 +7,7 @@ task alone.
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -22,7 +23,13 @@ DETECTION: Task = "detection"
 _OF_DETECTION = {
     "prepare_data": "pipeline.detection.preparation",
     "train_teacher": "pipeline.training.detectors",
+    "student_inputs": "pipeline.runs.detector_inputs",
+    "pretrain_student": "pipeline.training.detectors",
+    "match_channels": "pipeline.matching.detectors",
+    "inputs": "pipeline.runs.detector_inputs",
+    "distill": "pipeline.training.detector_distillation",
     "evaluate": "pipeline.evaluation.detectors",
+    "compare": "pipeline.runs.detector_comparison",  # of evaluate, where there is a teacher
 }
 
 
@@ -39,6 +46,16 @@ def told(path: Path) -> Task:
     except (DamagedArtifactError, MissingArtifactError):
         return CLASSIFICATION  # whose reader says what is wrong
     return DETECTION if isinstance(content, dict) and content.get("task") == DETECTION else CLASSIFICATION
+
+
+def load(stage: str) -> ModuleType:
+    """Import the module that a stage runs for detection: by its name, so that no stage has it in its closure."""
+    return importlib.import_module(module(stage))
+
+
+def modules() -> dict[str, str]:
+    """Return the modules that stages run for detection, by stage."""
+    return dict(_OF_DETECTION)
 
 
 def module(stage: str) -> str:

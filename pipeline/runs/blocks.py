@@ -29,7 +29,7 @@ from pipeline.params.teacher import TrainBlock
 from pipeline.params.teachers import CheckBlock, CodeBlock, ExtractBlock
 from pipeline.params.teaching import TEACHER, Drop
 from pipeline.params.views import weak
-from pipeline.runs import demands, detection, taught, temperatures
+from pipeline.runs import demands, detection, detector_runs, taught, temperatures
 from pipeline.runs.project import Kind, Project
 
 S = TypeVar("S", bound=StageBlock)
@@ -55,13 +55,17 @@ def blocks(project: Project) -> dict[str, Block]:
         every |= _teacher(project, name)
         every[f"teachers/{name}/asked"] = asked(project, name)
     for name in params.students:
-        every[f"students/{name}"] = _student(project, name)
+        learns_boxes = detection.learns_boxes(project, name)
+        every[f"students/{name}"] = (detection.student_block if learns_boxes else _student)(project, name)
 
     for name in params.copies:
         every[f"copies/{name}"] = _copy(project, name)
     for name in params.assistants:
         every[f"assistants/{name}"] = _assistant(project, name)
-    for name in params.pairs:
+    for name, pair in params.pairs.items():
+        if detection.learns_boxes(project, pair.student):
+            every |= _detectors(project, name)
+            continue
         every[f"pairs/{name}"] = _pair(project, name)
         every[f"matchings/{name}"] = _match(project, name)
     for name in params.borrowed:
@@ -193,7 +197,17 @@ def _detector(project: Project, name: str) -> dict[str, Block]:
             project, detection.train_block(project, name), modules["train_teacher"]
         ),
         f"teachers/{name}/evaluate": _coded(project, evaluate, modules["evaluate"]),
-        f"teachers/{name}/asked": detection.asked(project, name),
+        f"teachers/{name}/asked": detector_runs.asked(project, name),
+    }
+
+
+def _detectors(project: Project, name: str) -> dict[str, Block]:
+    """Return what a pair of detectors consists of, and how its channels are matched."""
+    match = detector_runs.match_block(project, name)
+    modules = ["stages.match_channels", tasks.module("match_channels")]
+    return {
+        f"pairs/{name}": detector_runs.pair_block(project, name),
+        f"matchings/{name}": _coded(project, match, modules if match.recipes else []),
     }
 
 

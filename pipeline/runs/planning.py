@@ -165,7 +165,9 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
         paid.append(_break_even(name, items[-1].forwards, own, len(params.seeds)))
         items += _fitted(project, name, meta)
 
-    for name in params.pairs:
+    for name, pair in params.pairs.items():
+        if detection.learns_boxes(project, pair.student):
+            continue
         recipes = {
             wanted.matching for run in params.runs_of(name) for wanted in project.run(name, run).matchings
         }
@@ -178,6 +180,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
     sizes = {
         name: 3 * _weight_bytes(build(_spec(project, "students", name, metas[student.dataset]), 0))
         for name, student in params.students.items()  # init, last, best
+        if not detection.learns_boxes(project, name)
     }
     # Seven files: three weights, network.json, history.csv, training.json, inputs.json.
     for name, size in sizes.items():

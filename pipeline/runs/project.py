@@ -224,14 +224,14 @@ class Project:
                 self._architectures[key] = architecture(spec)
         return self._architectures[key]
 
-    def detector_weights(self, teacher: str) -> Weights:
+    def detector_weights(self, kind: Kind, name: str) -> Weights:
         """Return where a detector's first weights come from.
 
         Raises:
             DataError: a file is not there.
             ParamsError: a setting of it is wrong.
         """
-        return self._weights(self.params.teachers[teacher].weights, f"teachers.{teacher}.weights", "own")
+        return self._weights(getattr(self.params, kind)[name].weights, f"{kind}.{name}.weights", "own")
 
     def check_training(self, kind: Kind, name: str) -> None:
         """Refuse to train a teacher, student or assistant of another library that gives other outputs in training.
@@ -387,10 +387,11 @@ class Project:
         return self._runs[pair, run]
 
     def distilled(self) -> Iterator[tuple[str, str, RunBlock]]:
-        """Give pair, run and block of all that `distill` asks for."""
+        """Give pair, run and block of all that `distill` asks for, those of detectors left out."""
         for item in self.params.distill:
             pair, _, run = item.partition("/")
-            yield pair, run, self.run(pair, run)
+            if self.tasks[self.params.students[self.params.pairs[pair].student].dataset] == CLASSIFICATION:
+                yield pair, run, self.run(pair, run)
 
     def _run(self, pair: str, run: str) -> RunBlock:
         names, settings = self.params.pairs[pair], self.params.run(pair, run)

@@ -12,7 +12,7 @@ from pipeline.artifacts import advice
 from pipeline.artifacts.publish import read_json
 from pipeline.errors import StillhouseError
 from pipeline.params.weights import WeightsFile
-from pipeline.runs.detection import is_detector
+from pipeline.runs.detection import is_detector, learns_boxes
 from pipeline.runs.project import Kind, Project
 
 _BLOCKS: dict[Kind, str] = {"teachers": "teachers/{}/train.json", "students": "students/{}.json"}
@@ -28,8 +28,8 @@ def changes(project: Project, checked: Path) -> list[str]:
     lines: dict[str, str] = {}
     for kind, block in _BLOCKS.items():
         for name in getattr(project.params, kind):
-            detector = kind == "teachers" and is_detector(project, name)
-            weights = project.detector_weights(name) if detector else project.spec(kind, name).weights
+            detector = (is_detector if kind == "teachers" else learns_boxes)(project, name)
+            weights = project.detector_weights(kind, name) if detector else project.spec(kind, name).weights
             before = _weights(checked / block.format(name))
             if not isinstance(weights, WeightsFile) or before.get("path") != weights.path:
                 continue

@@ -6,20 +6,22 @@ Stages run it by its name (`pipeline/params/tasks.py`). Its steps are eager, in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pipeline.artifacts import closure, hashing
+from pipeline.artifacts import closure, hashing, publish
 from pipeline.compute import distributed
 from pipeline.compute.machine import Machine
 from pipeline.data.normalize import Normalize
 from pipeline.detection import average_precision, first_weights
 from pipeline.detection.detector import Detector, build
 from pipeline.detection.images import BoxImages
+from pipeline.detection.inputs import DetectorInputs, check_data
 from pipeline.detection.prepared import Prepared
 from pipeline.detection.sampling import keyed
 from pipeline.detection.spec import DetectorBlock, DetectorSpec
@@ -33,9 +35,10 @@ from pipeline.params.detection import BoxViews as Views
 from pipeline.params.recipe import Epoch, Phase, Recipe
 from pipeline.params.teacher import anchor_name
 from pipeline.params.weights import Weights
-from pipeline.training import assembly
+from pipeline.training import assembly, cohort
 from pipeline.training.assembly import Assembly, Job, Subject
 from pipeline.training.box_batches import BoxBatches, BoxViews
+from pipeline.training.cohort import Member
 from pipeline.training.step import Clock, Terms
 
 MEASURE = "AP"  # picks the best epoch
@@ -66,11 +69,15 @@ class Losses:
 
     def __call__(self, views: BoxViews, read: Taps, clock: Clock) -> tuple[Tensor, Terms]:
         """Return the loss and its terms, by torchvision's names."""
-        with keyed(self.machine.device, self.seed, "boxes", self._epoch, self._step), self.machine.autocast():
-            losses, _ = self.network.losses(views.images, views.targets)
-        self._step += 1
-        terms = {name: loss.float() for name, loss in losses.items()}
+        terms, _ = self.computed(views)
         return torch.stack([*terms.values()]).sum(), terms
+
+    def computed(self, views: BoxViews, record: Collection[str] = ()) -> tuple[Terms, Taps]:
+        """Return the losses of the next step by torchvision's names, float32, and the taps of `record`."""
+        with keyed(self.machine.device, self.seed, "boxes", self._epoch, self._step), self.machine.autocast():
+            losses, taps = self.network.losses(views.images, views.targets, record)
+        self._step += 1
+        return {name: loss.float() for name, loss in losses.items()}, taps
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,61 @@ def train_teacher(path: Path, data: Path, out: Path, machine: Machine) -> None:
         )
 
 
+def pretrain_students(
+    inputs: Sequence[Path],
+    seeds: Sequence[int],
+    out: Sequence[Path],
+    machine: Machine,
+    code: Mapping[str, str],
+) -> None:
+    """Train students alone and leave their results, one after another.
+
+    Args:
+        inputs: the json of each.
+        seeds: of init, order, views and sampled boxes, one for each.
+        out: the folders to make, one for each.
+        machine: where they run.
+        code: hash by file of what the stage runs for classifiers and detectors alike.
+
+    Raises:
+        MachineError: pycocotools is not there.
+        StaleArtifactError: the prepared data are not those of the inputs.
+        CohortError: several have no result.
+    """
+    students = [load(DetectorInputs, path, "dvc repro student_inputs") for path in inputs]
+    average_precision.require()
+    opened = {student.data: Prepared.open(Path(student.data)) for student in students}
+    for student in students:
+        check_data(student, opened[student.data])
+
+    def ready(student: DetectorInputs, seed: int, scratch: Path) -> Assembly:
+        identity = hashing.identity(student, seed, machine.precision, dict(code))
+        title, made_by = (
+            f"student {student.student} seed {seed}",
+            f"pretrain_student@{student.student}-{seed}",
+        )
+        job = Job(scratch, machine, identity, title, made_by, hashing.content_hash(student.of_seed(seed)))
+        return prepare(
+            job, student.network, student.recipe, opened[student.data], seed, {}, student.first_weights
+        )
+
+    def finish(student: DetectorInputs, seed: int, scratch: Path) -> None:
+        publish.write_json(scratch / "inputs.json", student.of_seed(seed))
+
+    each = zip(students, seeds, out, strict=True)
+    cohort.train(
+        [
+            Member(
+                distributed.building(folder, machine.ranks),
+                partial(ready, student, seed),
+                partial(finish, student, seed),
+            )
+            for student, seed, folder in each
+        ],
+        machine,
+    )
+
+
 def prepare(
     job: Job,
     spec: DetectorSpec,
@@ -175,8 +237,6 @@ def prepare(
     steps = len(batches)
     if steps and recipe.iterations is not None:  # others are checked already
         check_anchors([*anchors.values()], recipe, f"anchors of {job.title}", steps)
-    epochs = recipe.num_epochs(steps)
-    apart = math.ceil(epochs / EVALUATED) or 1
 
     return assembly.assemble(
         job,
@@ -187,8 +247,14 @@ def prepare(
         (Phase("main", recipe),),
         anchors={name: recipe.epochs_of(share, steps) for name, share in anchors.items()} if steps else {},
         measure=MEASURE,
-        evaluated=lambda done: done % apart == 0 or done == epochs,
+        evaluated=evaluated(recipe.num_epochs(steps)),
     )
+
+
+def evaluated(epochs: int) -> Callable[[int], bool]:
+    """Return which of so many epochs are evaluated, by how many are done at their end."""
+    apart = math.ceil(epochs / EVALUATED) or 1
+    return lambda done: done % apart == 0 or done == epochs
 
 
 def check_options(processes: int, *, compiled: bool) -> None:

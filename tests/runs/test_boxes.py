@@ -51,7 +51,12 @@ PARAMS: Params = {
     "tables": {"words": {"kmeans": {"feature": "last", "clusters": 4}}},
     "distill": [],
 }
-STUDENT = {"dataset": "toys", "network": "resnet8", "recipe": "quick"}
+STUDENT = {
+    "dataset": "toys",
+    "network": "faster_rcnn_resnet10x0.25",
+    "recipe": "quick",
+    "detector": DETECTOR,
+}
 
 
 def edited(place: str, value: Any) -> Params:
@@ -81,7 +86,19 @@ def test_a_detector_gets_a_block_of_its_own_kind() -> None:
 
 
 WRONG: list[tuple[str, Any, tuple[str, ...]]] = [
-    ("students", {"sam": STUDENT}, ("students.sam has the data set 'toys', which has boxes", "dvc repro params")),
+    ("students", {"sam": STUDENT | {"network": "resnet8"}}, ("Unknown detector of students.sam.network: 'resnet8'",)),
+    ("students", {"sam": STUDENT | {"weights": "imagenet"}}, ("students.sam.weights", "has no 'imagenet' weights")),
+    ("students", {"sam": STUDENT | {"detector": {"anchor": 8}}}, ("unknown key 'students.sam.detector.anchor'",)),
+    (
+        "students",
+        {"sam": STUDENT | {"recipe": {"quick": {"label_smoothing": 0.1}}}},
+        ("the recipe of students.sam has label_smoothing",),
+    ),
+    (
+        "students",
+        {"sam": STUDENT | {"dataset": "digits", "network": "resnet8"}},
+        ("students.sam.detector has settings of detectors", "'digits' has no boxes"),
+    ),
     (
         "assistants",
         {"a": {"teacher": "finder", "network": "resnet8", "recipe": "quick", "follows": "teacher"}},
@@ -118,7 +135,17 @@ def test_what_detectors_lack_is_refused_before_anything_runs(
 
 @pytest.mark.parametrize(
     "stage",
-    ["prepare_data", "train_teacher", "evaluate", "extract_features", "check_features", "teacher_inputs"],
+    [
+        *(
+            "prepare_data",
+            "train_teacher",
+            "evaluate",
+            "extract_features",
+            "check_features",
+            "teacher_inputs",
+        ),
+        *("student_inputs", "pretrain_student", "match_channels", "inputs", "distill"),
+    ],
 )
 def test_an_edit_of_detection_reruns_no_classifier(stage: str) -> None:
     files = {path.as_posix() for path in closure.closure([f"stages.{stage}"])}
@@ -126,12 +153,16 @@ def test_an_edit_of_detection_reruns_no_classifier(stage: str) -> None:
         "pipeline/detection/",
         "pipeline/training/detectors",
         "pipeline/training/box_",
+        "pipeline/training/detector_",
         "pipeline/evaluation/boxes",
+        "pipeline/matching/detectors",
+        "pipeline/runs/detector_",
+        "pipeline/distillation/map_lesson",
     )
     assert not {file for file in files if file.startswith(own)}
 
 
-@pytest.mark.parametrize("stage", ["prepare_data", "train_teacher", "evaluate"])
+@pytest.mark.parametrize("stage", [stage for stage in tasks.modules() if not stage.endswith("inputs")])
 def test_what_a_stage_runs_of_detection_is_in_its_hash(stage: str) -> None:
     files = {path.as_posix() for path in closure.closure([tasks.module(stage)])}
     assert "pipeline/detection/prepared.py" in files or "pipeline/detection/layout.py" in files
@@ -153,3 +184,47 @@ def test_data_with_boxes_go_through_every_stage(tmp_path: Path) -> None:
     # An edit of detection reruns detectors, and no classifier.
     made.append("pipeline/detection/images.py", "\nMORE = 1\n")
     assert made.repro() == {"params", "train_teacher@finder", "evaluate_teacher@finder", "report"}
+
+
+KCD: Params = {"student_tap": "stage4_pre", "teacher_feature": "stage4_pre"}
+MIMICRY: Params = {
+    "source": "online",
+    "methods": {"mimicry": KCD | {"reduction": "sum", "weights": {"mimic": 1e-4}}},
+}
+
+
+@pytest.mark.slow
+def test_a_detector_is_distilled_by_every_stage(tmp_path: Path) -> None:
+    pytest.importorskip("pycocotools")
+    params = PARAMS | {
+        "teachers": {"finder": TEACHER | {"seed": 7}},
+        "students": {"small": STUDENT},
+        "pairs": {"pair": {"teacher": "finder", "student": "small"}},
+        "matchings": {"kcd": KCD},
+        "runs": {
+            "mimic": MIMICRY,
+            "kcd": MIMICRY | {"transform": {"permutation": {"features": ["stage4_pre"]}}},
+        },
+        "tables": {},
+        "distill": ["pair/mimic", "pair/kcd"],
+    }
+    made = make(tmp_path, params)
+    ran = made.repro()
+    assert {
+        "pretrain_student@small-0",
+        "match_channels@pair",
+        "distill@pair/kcd-0",
+        "evaluate@pair/kcd-0",
+    } <= ran
+    for path in ("pretrained/small/0", "students/pair/mimic/0", "students/pair/kcd/0"):
+        assert 0 <= json.loads((tmp_path / f"artifacts/metrics/{path}.json").read_text())["AP"] <= 100
+    assert not made.repro()
+
+    # A method's edit reruns its students, and another teacher all that learn from it.
+    made.append("pipeline/distillation/methods/mimicry.py", "\nMORE = 1\n")
+    students = {f"{stage}@pair/{run}-0" for stage in ("distill", "evaluate") for run in ("mimic", "kcd")}
+    assert made.repro() == {"params", "student_inputs@small", "inputs@pair", "report"} | students
+    made.edit(lambda content: content["teachers"]["finder"].update(seed=8))
+    ran = made.repro()
+    assert {"match_channels@pair"} | students <= ran
+    assert not {"pretrain_student@small-0", "prepare_data@toys", "train_teacher@reader"} & ran

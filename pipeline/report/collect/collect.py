@@ -129,7 +129,9 @@ class _Collector:
     def pairs(self, teachers: dict[str, Teacher], ingredients: Ingredients) -> tuple[Pair, ...]:
         """Return the pairs whose teacher and students alone are there."""
         pairs = []
-        for name in self.blocks.sections.pairs:
+        for name, entry in self.blocks.sections.pairs.items():
+            if self.blocks.task(self.blocks.sections.students[entry.student].dataset) != CLASSIFICATION:
+                continue
             block = self.blocks.pair(name)
             alone = [] if block.teacher not in teachers else self._alone(block, teachers[block.teacher])
             if not alone:
