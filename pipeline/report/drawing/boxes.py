@@ -67,7 +67,8 @@ def _strip(data: BoxData, detectors: Mapping[str, Detector], row: int, name: str
     """Return an image with the boxes of the truth, and again with those of each detector."""
     image = np.moveaxis(np.asarray(data.test.image(row), np.uint8), -1, 0)
     height, width = image.shape[1:]
-    picture = Markup('<image id="{}" width="{}" height="{}" href="{}"/>').format(
+    # Its own style: that of the page would not hold where the image is used again.
+    picture = Markup('<image id="{}" width="{}" height="{}" style="image-rendering:auto" href="{}"/>').format(
         name, width, height, png(image, LARGEST, COLORS)
     )
     again = Markup('<use href="#{}"/>').format(name)
@@ -75,7 +76,7 @@ def _strip(data: BoxData, detectors: Mapping[str, Detector], row: int, name: str
     shape = (height, width)
     panels = [_panel(picture, shape, _truth(data, row), "truth")]
     panels += [_panel(again, shape, _surest(one, row, data), title) for title, one in detectors.items()]
-    return markup.figures(panels, 3)
+    return markup.figures(panels, 4)
 
 
 def _truth(data: BoxData, row: int) -> list[Box]:

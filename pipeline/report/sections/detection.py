@@ -53,18 +53,18 @@ def _pair(pair: BoxPair, seeds: int) -> Markup:
     runs = [pair.alone, *sorted(pair.runs[1:], key=lambda run: -run.estimate("AP").mean)]
     parts = [_table(pair, runs)]
 
-    pictures = []
     if len(runs) > 1:
         parts.append(markup.folded("Gains in every measure", _gains(pair, runs[1:])))
         gains = [(run.title, run.gain(pair.alone, "AP")) for run in runs[1:]]
         interval = ", with 95 % intervals: in color where they exclude zero" if seeds > 1 else ""
         paint = partial(intervals.paint, gains=gains, title="gain over the student alone, points of AP")
         caption = f"{pair.name}: gain in AP over the student alone, paired by seed{interval}."
-        pictures.append(draw(f"detection/{pair.name}/gain", caption, intervals.height(len(gains)), paint))
+        picture = draw(f"detection/{pair.name}/gain", caption, intervals.height(len(gains)), paint)
+        parts.append(markup.figures([picture]))
 
     styles = _styles(pair, runs)
     detectors = {"teacher": [pair.teacher.trained]} | {run.title: [*run.students] for run in runs}
-    pictures += _curves(pair.name, detectors, styles)
+    pictures = _curves(pair.name, detectors, styles)
     named = [(name, style) for name, style in styles.items() if style.named]
     parts += [markup.legend(named, len(styles) - len(named)), markup.figures(pictures)]
     # There is room for the best run alone.
