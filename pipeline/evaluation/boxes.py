@@ -6,7 +6,7 @@ import torch
 
 from pipeline.compute.machine import Machine
 from pipeline.data.normalize import Normalize
-from pipeline.detection.average_precision import average_precision
+from pipeline.detection.average_precision import Evaluation, evaluated
 from pipeline.detection.detector import Detector
 from pipeline.detection.images import BoxImages
 from pipeline.detection.prepared import Split
@@ -41,7 +41,12 @@ def detections(
 
 
 def precision(split: Split, detected: list[Detected], classes: int) -> dict[str, float]:
-    """Return the average precisions of detections, in percent, by name.
+    """Return the average precisions of detections, in percent, by name; see `evaluation`."""
+    return percent(evaluation(split, detected, classes))
+
+
+def evaluation(split: Split, detected: list[Detected], classes: int) -> Evaluation:
+    """Compare detections with the truth.
 
     Args:
         split: the images.
@@ -50,5 +55,9 @@ def precision(split: Split, detected: list[Detected], classes: int) -> dict[str,
     """
     truth = [split.target(row) for row in range(len(split))]
     sizes = [(height, width) for height, width in split.sizes.tolist()]
-    measures = average_precision(truth, sizes, detected, classes)
-    return {name: 100 * value for name, value in measures.items()}
+    return evaluated(truth, sizes, detected, classes)
+
+
+def percent(measured: Evaluation) -> dict[str, float]:
+    """Return the average precisions of an evaluation, in percent, by name."""
+    return {name: 100 * value for name, value in measured.measures.items()}

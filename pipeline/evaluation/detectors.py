@@ -15,12 +15,13 @@ from pipeline.artifacts import advice
 from pipeline.compute.machine import Machine
 from pipeline.data.normalize import Normalize
 from pipeline.detection import average_precision
+from pipeline.detection.average_precision import Evaluation
 from pipeline.detection.prepared import Prepared
 from pipeline.detection.sample import Detected
 from pipeline.detection.views import BoxSpace
 from pipeline.detection.weights import load
 from pipeline.errors import StaleArtifactError
-from pipeline.evaluation.boxes import detections, precision
+from pipeline.evaluation.boxes import detections, evaluation, percent
 from pipeline.evaluation.cost import num_params
 from pipeline.networks.trained import Trained
 
@@ -43,8 +44,9 @@ def evaluate(
     Returns:
         Metrics by name (average precisions in percent), and arrays: by weights, "last" and "best", the boxes that were
         found float32 (M, 4) in the images' own pixels, their scores float32 (M,) and labels int64 (M,), and `offsets`
-        int64 (N + 1,), by which those of image i are rows `offsets[i]` to `offsets[i + 1]`. They say of which weights,
-        inputs and data they are.
+        int64 (N + 1,), by which those of image i are rows `offsets[i]` to `offsets[i + 1]`. Of the last weights also
+        `recalls` float64 (101,) and the precision at each of them, `curve_AP`, `curve_AP50` and `curve_AP75`, 0 to 1.
+        They say of which weights, inputs and data they are.
 
     Raises:
         StaleArtifactError: the detector was trained for other classes.
@@ -67,8 +69,11 @@ def evaluate(
         normalize = Normalize(spec.mean, spec.std, machine.device)
         machine.place(network)
         found = detections(network, split, BoxSpace(spec.views), normalize, machine)
-        metrics |= {f"{prefix}{key}": value for key, value in precision(split, found, classes).items()}
+        measured = evaluation(split, found, classes)
+        metrics |= {f"{prefix}{key}": value for key, value in percent(measured).items()}
         arrays |= {f"{name}_{key}": value for key, value in _flat(found).items()}
+        if name == "last":
+            arrays |= _curves(measured)
 
     others = {key: value for key, value in trained.numbers.items() if key != "seconds"}
     metrics |= {
@@ -82,6 +87,11 @@ def evaluate(
         metrics["methods"] = " + ".join(name for plug in inputs["methods"] for name in plug)
     passed = {key: inputs[key] for key in PASSED_ON if key in inputs}
     return metrics | passed, arrays | {key: np.array(value) for key, value in origin.items()}
+
+
+def _curves(measured: Evaluation) -> dict[str, NDArray[Any]]:
+    """Return the curves of precision by recall as arrays."""
+    return {"recalls": measured.recalls} | {f"curve_{key}": x for key, x in measured.precisions.items()}
 
 
 def _flat(found: list[Detected]) -> dict[str, NDArray[Any]]:

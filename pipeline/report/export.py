@@ -1,8 +1,8 @@
 """The report as data: `results.csv`, `gains.csv`, `curves.csv`, `confusion/<pair>.csv` and `summary.json`.
 
 They are what `dvc plots` and `dvc metrics` read, and what a notebook starts from. `published.csv` is there where a
-published number is of a pair's networks and data. `provenance.json` stands beside them: it holds the date, so that no
-other file does.
+published number is of a pair's networks and data, and what `boxes.py` gives where data have boxes. `provenance.json`
+stands beside them: it holds the date, so that no other file does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.publish import write_json
+from pipeline.report import boxes
 from pipeline.report.beside import Beside, beside, preferred
 from pipeline.report.results import ACCURACIES, BASELINE, COSTS, Pair, Results, Run, Settings, Trained
 
@@ -31,6 +32,10 @@ def export(results: Results, folder: Path) -> None:
     if compared:  # its section is on the page then, and links it
         _write(folder / "published.csv", compared)
     _write(folder / "curves.csv", _curves(results))
+    if results.detection.teachers:
+        _write(folder / "detection.csv", boxes.rows(results.detection))
+        _write(folder / "detection_gains.csv", boxes.gains(results.detection))
+        _write(folder / "precision_recall.csv", boxes.curves(results.detection))
 
     (folder / "confusion").mkdir(exist_ok=True)
     for pair in results.pairs:
@@ -48,7 +53,8 @@ def summary(results: Results) -> dict[str, Any]:
         for name, teacher in results.teachers.items()
     }
     missing = [asdict(entry) | {"command": entry.command} for entry in results.missing]
-    return {"teachers": teachers, "pairs": pairs, "missing": missing}
+    whole = {"teachers": teachers, "pairs": pairs, "missing": missing}
+    return whole | ({"detection": boxes.summary(results.detection)} if results.detection.teachers else {})
 
 
 def _means(pair: Pair, run: Run) -> dict[str, float]:

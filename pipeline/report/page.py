@@ -26,6 +26,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.report import sections
+from pipeline.report.detectors import BoxPair
 from pipeline.report.drawing import markup
 from pipeline.report.results import Pair, Results
 
@@ -52,7 +53,7 @@ class Section:
 def page(results: Results) -> str:
     """Return the page as html."""
     shown = _whole("opening", results)
-    if not results.pairs:
+    if not results.pairs and not results.detection.pairs:
         shown.append(_nothing(results))
     shown += [_pair(number, results, pair) for number, pair in enumerate(results.pairs)]
     shown += _whole("closing", results)
@@ -67,7 +68,7 @@ def page(results: Results) -> str:
     return template.render(
         style=Markup((files / "page.css").read_text("utf-8")),
         title=" ".join(
-            ["Distillation", *(["on", " and ".join(results.datasets)] if results.datasets else [])]
+            ["Distillation", *(["on", " and ".join(_datasets(results))] if _datasets(results) else [])]
         ),
         summary=_summary(results),
         provenance=results.provenance,
@@ -96,14 +97,15 @@ def _whole(group: str, results: Results) -> list[Section]:
 def _nothing(results: Results) -> Section:
     """Return what stands in the place of the opening where no student is trained."""
     # Without seeds the pairs of params.yaml are not even collected.
-    needed = {"datasets": results.datasets, "teachers": results.teachers, "pairs": results.pairs}
+    teachers = [*results.teachers, *results.detection.teachers]
+    needed = {"datasets": _datasets(results), "teachers": teachers, "pairs": results.pairs}
     lacking = [name for name, entries in needed.items() if not entries] if results.seeds else ["seeds"]
     if results.missing:
         lead = Markup("No pair of params.yaml is whole, so no accuracies are compared.")
         return Section("nothing", "There is nothing to compare", lead, Markup())
     listed = " or ".join(filter(None, [", ".join(lacking[:-1]), lacking[-1]]))
     words = f"params.yaml has no {listed}: no student is trained, so no accuracies are compared."
-    if results.teachers:
+    if teachers:
         words += " What follows is about its teachers and data sets."
     return Section("nothing", "There is nothing to report", Markup("{}").format(words), Markup())
 
@@ -135,13 +137,18 @@ def _name(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
 
 
+def _datasets(results: Results) -> list[str]:
+    return [*results.datasets, *results.detection.datasets]
+
+
 def _summary(results: Results) -> list[tuple[str, str]]:
+    pairs: list[Pair | BoxPair] = [*results.pairs, *results.detection.pairs]
     # The student alone comes first in every pair, and is not a run.
-    runs = {run.name for pair in results.pairs for run in pair.runs[1:]}
-    students = sum(len(run.students) for pair in results.pairs for run in pair.runs)
+    runs = {run.name for pair in pairs for run in pair.runs[1:]}
+    students = sum(len(run.students) for pair in pairs for run in pair.runs)
     return [
-        ("data", ", ".join(results.datasets) or "none"),
-        ("pairs", str(len(results.pairs))),
+        ("data", ", ".join(_datasets(results)) or "none"),
+        ("pairs", str(len(pairs))),
         ("runs", str(len(runs))),
         ("seeds", ", ".join(str(seed) for seed in results.seeds) or "none"),
         ("students", str(students)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from pipeline import plugin
 from pipeline.data.prepared import Prepared
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.views import ViewParams
+from pipeline.report.detectors import Detection
 from pipeline.report.provenance import Provenance
-from pipeline.report.statistics import Estimate, estimate, gain
+from pipeline.report.statistics import Estimate, estimate, shared_gain
 
 BASELINE = "kd"  # the run that others are also compared to
 # What the training loop writes of every epoch beside the terms of the loss (`pipeline.training.loop`).
@@ -131,9 +132,7 @@ class Run:
         ours, theirs = (
             {student.seed: float(student.metrics[metric]) for student in run.students} for run in (self, base)
         )
-        shared = [seed for seed in ours if seed in theirs]
-        paired = gain([ours[seed] for seed in shared], [theirs[seed] for seed in shared])
-        return replace(paired, planned=self.planned)
+        return shared_gain(ours, theirs, self.planned)
 
     def shared(self, name: str) -> Any:
         """Return a value of the metrics that all seeds share, or None."""
@@ -416,6 +415,7 @@ class Results:
         taught: assistants and copies, teacher by teacher.
         provenance: where the report comes from.
         missing: what params.yaml lists and is left out, because it is not there or is of something else.
+        detection: all of data sets with boxes.
     """
 
     seeds: tuple[int, ...]
@@ -427,3 +427,4 @@ class Results:
     provenance: Provenance
     taught: tuple[Assistant, ...] = ()
     missing: tuple[Missing, ...] = ()
+    detection: Detection = field(default_factory=Detection)

@@ -7,8 +7,8 @@ the seed gives to both, which the difference of two means would leave in.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from scipy.special import stdtrit
 
@@ -67,6 +67,19 @@ def gain(values: Sequence[float], base: Sequence[float]) -> Estimate:
         base: as many, in the same order of seeds.
     """
     return estimate([value - other for value, other in zip(values, base, strict=True)])
+
+
+def shared_gain(values: Mapping[int, float], base: Mapping[int, float], planned: int) -> Estimate:
+    """Estimate the mean of `values - base` over the seeds that both have.
+
+    Args:
+        values: by seed.
+        base: by seed.
+        planned: number of seeds that there should be.
+    """
+    shared = [seed for seed in values if seed in base]
+    paired = gain([values[seed] for seed in shared], [base[seed] for seed in shared])
+    return replace(paired, planned=planned)
 
 
 def t_quantile(degrees: int, level: float = LEVEL) -> float:

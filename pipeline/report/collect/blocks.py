@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artifacts.publish import read_json
+from pipeline.detection.blocks import DetectorPairBlock
+from pipeline.detection.spec import DetectorBlock
 from pipeline.errors import StaleArtifactError
 from pipeline.params import checks, document
 from pipeline.params.base import load
@@ -71,6 +73,14 @@ class Blocks:
     def training(self, teacher: str) -> TrainBlock:
         """Return how a teacher is trained."""
         return load(TrainBlock, self.folder / "teachers" / teacher / "train.json", HINT)
+
+    def detector(self, teacher: str) -> DetectorBlock:
+        """Return how a teacher that finds boxes is trained."""
+        return load(DetectorBlock, self.folder / "teachers" / teacher / "train.json", HINT)
+
+    def detectors(self, pair: str) -> DetectorPairBlock:
+        """Return a pair of detectors with its runs."""
+        return load(DetectorPairBlock, self.folder / "pairs" / f"{pair}.json", HINT)
 
     def checking(self, teacher: str) -> CheckBlock:
         """Return what the check of a teacher's store depends on."""

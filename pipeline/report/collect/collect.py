@@ -21,6 +21,7 @@ from pipeline.params.tasks import CLASSIFICATION
 from pipeline.params.views import dataset_views
 from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.checked import checked
+from pipeline.report.collect.detectors import detection
 from pipeline.report.collect.ingredients import Ingredients, assistants
 from pipeline.report.collect.matched import matched
 from pipeline.report.collect.missing import Omissions
@@ -57,7 +58,8 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
     # Without a seed no student is trained.
     pairs = collector.pairs(teachers, ingredients) if sections.seeds else ()
 
-    if omissions.entries and not teachers and not pairs:
+    of_boxes = detection(collector.blocks, artifacts, prepared, omissions)
+    if omissions.entries and not teachers and not pairs and not of_boxes.teachers:
         first = omissions.entries[0]
         raise MissingArtifactError(
             f"No teacher and no pair can be reported. The first that is left out is the {first.what}: {first.reason} "
@@ -74,6 +76,7 @@ def collect(params: Path, artifacts: Path, prepared: Path) -> Results:
         taught=assistants(artifacts, collector.blocks, teachers, omissions),
         provenance=gather(Path()),
         missing=omissions.entries,
+        detection=of_boxes,
     )
 
 
@@ -98,7 +101,7 @@ class _Collector:
         datasets = {}
         for name, entry in self.blocks.sections.datasets.items():
             if self.blocks.task(name) != CLASSIFICATION:
-                continue  # nothing here draws boxes
+                continue  # what has boxes is collected apart
             opened = partial(self._dataset, name, entry)
             dataset = self.omissions.whole(f"data set {name}", f"prepare_data@{name}", opened)
             if dataset is not None:

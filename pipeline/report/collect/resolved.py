@@ -31,7 +31,7 @@ def alone_inputs(artifacts: Path, student: StudentBlock, dataset: Dataset, seed:
     """
     path, stage = artifacts / "inputs" / "students" / f"{student.student}.json", student.stage
     expected = _of_student(student, dataset) | {"recipe": student.recipe.model_dump(mode="json")}
-    return _current(path, stage, expected) | {"seed": seed}
+    return current(path, stage, expected) | {"seed": seed}
 
 
 def run_inputs(artifacts: Path, block: PairBlock, run: str, teacher: Teacher, seed: int) -> dict[str, Any]:
@@ -49,11 +49,11 @@ def run_inputs(artifacts: Path, block: PairBlock, run: str, teacher: Teacher, se
     expected |= {"teacher_network": settings["network"], "teacher_weights": teacher.trained.weights["last"]}
 
     path = artifacts / "inputs" / "pairs" / block.pair / run / f"{seed}.json"
-    content = _current(path, block.stage, expected)
+    content = current(path, block.stage, expected)
     check_stored(content, path, teacher, f"dvc repro {block.stage}")
     tables, matchings = _tables(artifacts, block, run), _matchings(artifacts, block, block.runs[run], seed)
-    _require_files(path, content.get("tables"), tables, block.stage)
-    _require_files(path, content.get("matchings"), matchings, block.stage)
+    require_files(path, content.get("tables"), tables, block.stage)
+    require_files(path, content.get("matchings"), matchings, block.stage)
     return content
 
 
@@ -78,7 +78,7 @@ def _of_student(student: StudentBlock, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _current(path: Path, stage: str, expected: Mapping[str, Any]) -> dict[str, Any]:
+def current(path: Path, stage: str, expected: Mapping[str, Any]) -> dict[str, Any]:
     """Read a json of inputs, which must say what is expected now."""
     hint = f"dvc repro {stage}"
     content = mapping(path, hint, expected)
@@ -104,7 +104,7 @@ def _matchings(artifacts: Path, block: PairBlock, run: RunBlock, seed: int) -> d
     return paths
 
 
-def _require_files(path: Path, named: Any, files: Mapping[str, Path], stage: str) -> None:
+def require_files(path: Path, named: Any, files: Mapping[str, Path], stage: str) -> None:
     """Refuse inputs that name another file of a table or matching than is there."""
     for key, file in files.items():
         if not file.exists():

@@ -33,6 +33,7 @@ class Source:
         inputs: what it must have been trained from.
         expected: what its metrics must say.
         needed: numbers that it has beside those that every network has.
+        numbers: those that every network of its task has.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Source:
     inputs: Any
     expected: dict[str, Any]
     needed: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = NUMBERS
 
 
 def read(artifacts: Path, source: Source, dataset: Dataset, seed: int) -> Trained:
@@ -57,7 +59,7 @@ def read(artifacts: Path, source: Source, dataset: Dataset, seed: int) -> Traine
         StaleArtifactError: one is of another training, other settings or other data.
         DamagedArtifactError: one is not what was written.
     """
-    training = _training(artifacts / source.key, source)
+    training = opened(artifacts / source.key, source)
 
     hint = f"dvc repro {source.evaluated}"
     place = artifacts / "predictions" / f"{source.key}.npz"
@@ -69,7 +71,7 @@ def read(artifacts: Path, source: Source, dataset: Dataset, seed: int) -> Traine
             f"{place} is of another network than {training.folder}. {advice.again(hint)}"
         )
 
-    metrics = _metrics(artifacts / "metrics" / f"{source.key}.json", source, training, place)
+    metrics = measured(artifacts / "metrics" / f"{source.key}.json", source, training, place)
 
     return Trained(
         seed=seed,
@@ -84,7 +86,7 @@ def read(artifacts: Path, source: Source, dataset: Dataset, seed: int) -> Traine
     )
 
 
-def _training(folder: Path, source: Source) -> trainings.Trained:
+def opened(folder: Path, source: Source) -> trainings.Trained:
     """Open what a training left: it must be of this network, and of what the project has now."""
     hint = f"dvc repro {source.trained}"
     training = trainings.Trained.of(folder, hint)
@@ -99,14 +101,15 @@ def _training(folder: Path, source: Source) -> trainings.Trained:
     return training
 
 
-def _metrics(path: Path, source: Source, training: trainings.Trained, predictions: Path) -> dict[str, Any]:
+def measured(path: Path, source: Source, training: trainings.Trained, predictions: Path) -> dict[str, Any]:
+    """Read the metrics of a training, which belong to its predictions."""
     hint = f"dvc repro {source.evaluated}"
-    content = mapping(path, hint, (*NUMBERS, "network"))
+    content = mapping(path, hint, (*source.numbers, "network"))
     # Metrics of another kind of network lack what this one needs: they are of something else, and not damaged.
     require(path, hint, content, source.expected)
     metrics = seal.opened(path, content, training.identity, source.evaluated, predictions)
 
-    for name in (*NUMBERS, *source.needed):
+    for name in (*source.numbers, *source.needed):
         if type(metrics.get(name)) not in (int, float) or not math.isfinite(metrics[name]):
             raise DamagedArtifactError(
                 f"{path} has {name} '{metrics.get(name)}', expected a finite number. {advice.again(hint)}"

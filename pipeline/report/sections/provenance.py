@@ -6,6 +6,7 @@ from collections import Counter
 
 from markupsafe import Markup
 
+from pipeline.report.detectors import Detector
 from pipeline.report.drawing import markup, text
 from pipeline.report.results import Results, Trained
 
@@ -44,9 +45,10 @@ def section(results: Results) -> Markup:
     return Markup("<section>{}</section>").format(Markup().join(blocks))
 
 
-def _networks(results: Results) -> list[Trained]:
+def _networks(results: Results) -> list[Trained | Detector]:
     """Return every network once: the student alone is shared by the pairs that have it."""
-    networks = {f"teachers/{name}": teacher.trained for name, teacher in results.teachers.items()}
+    networks: dict[str, Trained | Detector] = dict(results.detection.detectors)
+    networks |= {f"teachers/{name}": teacher.trained for name, teacher in results.teachers.items()}
     for pair in results.pairs:
         for run in pair.runs:
             # The folder of a student alone has no pair in its name.

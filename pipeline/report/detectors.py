@@ -1,0 +1,191 @@
+"""What a report has of data sets with boxes: detectors, pairs and runs, as plain values in memory.
+
+Average precisions are never mixed with top-1: they have their own section, files and part of `summary.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.detection.layout import Meta
+from pipeline.detection.stored import StoredSplit
+from pipeline.report.statistics import Estimate, estimate, shared_gain
+
+# Of the last weights, in percent; a size that no object of the test split has is in no metrics.
+MEASURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+BEST = "best_AP"  # of the epoch that was chosen on the test split
+COSTS = ("best_epoch", "epochs", "params", "train_seconds", "images_per_second", "peak_bytes")
+CURVES = ("AP", "AP50")  # of which precision is drawn by recall
+
+
+@dataclass(frozen=True)
+class BoxData:
+    """A data set with boxes.
+
+    Attributes:
+        name: key of `datasets`.
+        meta: what its `meta.json` holds.
+        test: the test split.
+    """
+
+    name: str
+    meta: Meta
+    test: StoredSplit
+
+
+@dataclass(frozen=True)
+class Found:
+    """The boxes that a detector found; those of image i are rows `offsets[i]` to `offsets[i + 1]`.
+
+    Attributes:
+        boxes: float32 (M, 4): left, top, right and bottom edge, in pixels of the image.
+        scores: float32 (M,), 0 to 1.
+        labels: int64 (M,).
+        offsets: int64 (N + 1,).
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A trained detector.
+
+    Attributes:
+        seed: of its training.
+        metrics: numbers by name, as `pipeline.evaluation.detectors` makes them.
+        found: what its last weights find in the test images.
+        recalls: where `curves` are sampled, (101,), 0 to 1.
+        curves: precision at each recall, (101,), 0 to 1, by `CURVES`.
+        device: the kind of device it was trained on.
+        weights: hash of each file of its weights, by name.
+    """
+
+    seed: int
+    metrics: Mapping[str, Any]
+    found: Found
+    recalls: NDArray[np.float64]
+    curves: Mapping[str, NDArray[np.float64]]
+    device: str
+    weights: Mapping[str, str]
+
+    @property
+    def measures(self) -> list[str]:
+        """The average precisions that it has, in order."""
+        return [name for name in MEASURES if name in self.metrics]
+
+
+@dataclass(frozen=True)
+class BoxRun:
+    """A run of a pair of detectors, in all seeds.
+
+    Attributes:
+        name: key of `runs`, or `ALONE`.
+        composition: methods and transform, in words.
+        students: one a seed, in the order of `seeds`; without those that are missing.
+        planned: number of seeds that params.yaml has.
+    """
+
+    name: str
+    composition: str
+    students: tuple[Detector, ...]
+    planned: int
+
+    @property
+    def title(self) -> str:
+        """Its name, and how many seeds it has where some are missing."""
+        number = len(self.students)
+        return self.name if number == self.planned else f"{self.name} ({number} of {self.planned} seeds)"
+
+    def estimate(self, measure: str) -> Estimate:
+        """Return the mean of a measure over seeds."""
+        return estimate(list(self._by_seed(measure).values()))
+
+    def gain(self, base: BoxRun, measure: str) -> Estimate:
+        """Return the mean gain over another run, of the seeds that both have."""
+        return shared_gain(self._by_seed(measure), base._by_seed(measure), self.planned)
+
+    def _by_seed(self, measure: str) -> dict[int, float]:
+        return {student.seed: float(student.metrics[measure]) for student in self.students}
+
+
+@dataclass(frozen=True)
+class Finder:
+    """A teacher that finds boxes.
+
+    Attributes:
+        name: key of `teachers`.
+        dataset: the data set it was trained on.
+        trained: the detector.
+    """
+
+    name: str
+    dataset: BoxData
+    trained: Detector
+
+
+@dataclass(frozen=True)
+class BoxPair:
+    """A teacher and a student that find boxes.
+
+    Attributes:
+        name: key of `pairs`.
+        teacher: the teacher.
+        student: key of `students`.
+        runs: the student alone first, then the runs in the order of params.yaml.
+    """
+
+    name: str
+    teacher: Finder
+    student: str
+    runs: tuple[BoxRun, ...]
+
+    @property
+    def alone(self) -> BoxRun:
+        """The student trained alone."""
+        return self.runs[0]
+
+    @property
+    def best(self) -> BoxRun:
+        """The distilled run of the highest mean AP; the student alone where there is none."""
+        return max(self.runs[1:], key=lambda run: run.estimate("AP").mean, default=self.alone)
+
+    @property
+    def measures(self) -> list[str]:
+        """The average precisions that its networks have: one test split, so all have the same."""
+        return self.teacher.trained.measures
+
+
+@dataclass(frozen=True)
+class Detection:
+    """All that is reported of data sets with boxes.
+
+    Attributes:
+        datasets: data sets by name.
+        teachers: teachers by name.
+        pairs: pairs in the order of params.yaml.
+    """
+
+    datasets: Mapping[str, BoxData] = field(default_factory=dict)
+    teachers: Mapping[str, Finder] = field(default_factory=dict)
+    pairs: tuple[BoxPair, ...] = ()
+
+    @property
+    def detectors(self) -> dict[str, Detector]:
+        """Every detector once, by its folder: a student alone is shared by the pairs that have it."""
+        found = {f"teachers/{name}": teacher.trained for name, teacher in self.teachers.items()}
+        for pair in self.pairs:
+            for run in pair.runs:
+                owner = (
+                    f"pretrained/{pair.student}" if run is pair.alone else f"students/{pair.name}/{run.name}"
+                )
+                found |= {f"{owner}/{student.seed}": student for student in run.students}
+        return found

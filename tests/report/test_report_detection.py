@@ -1,0 +1,321 @@
+"""The report of data with boxes, made by the stages themselves on a few tiny images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detection_fixtures import SETTINGS, tiny_data
+from error_fixtures import one_line
+from report_fixtures import Links, rows
+
+from pipeline.artifacts import arrays, closure, publish
+from pipeline.detection.prepared import Split
+from pipeline.detection.sample import Detected
+from pipeline.errors import DamagedArtifactError, MissingArtifactError
+from pipeline.params import tasks
+from pipeline.params.sections import ALONE
+from pipeline.report.collect.collect import collect
+from pipeline.report.results import Results
+from pipeline.runs.blocks import blocks
+from pipeline.runs.check import project
+from stages import (
+    distill,
+    evaluate,
+    inputs,
+    match_channels,
+    pretrain_student,
+    report,
+    student_inputs,
+    train_teacher,
+)
+
+pytest.importorskip("pycocotools")
+SEEDS = (0, 1)
+TAPS = {"student_tap": "stage4_pre", "teacher_feature": "stage4_pre"}
+MIMICRY = {"mimicry": TAPS | {"reduction": "sum", "weights": {"mimic": 1e-4}}}
+DETECTOR = {
+    "dataset": "toys",
+    "network": "faster_rcnn_resnet10x0.25",
+    "recipe": "quick",
+    "detector": SETTINGS.model_dump(),
+}
+PARAMS: dict[str, Any] = {
+    "seeds": list(SEEDS),
+    "recipes": {"quick": {"iterations": 2, "batch_size": 2, "learning_rate": 0.02, "milestones": []}},
+    "datasets": {"toys": {"source": "shapes", "views": {"scale_flip": {"short": [48, 64], "longest": 96}}}},
+    "teachers": {"finder": DETECTOR | {"seed": 7}, "idle": DETECTOR | {"seed": 8}},
+    "students": {"small": DETECTOR},
+    "pairs": {"pair": {"teacher": "finder", "student": "small"}},
+    "matchings": {"kcd": TAPS},
+    "runs": {
+        "mimic": {"source": "online", "methods": MIMICRY},
+        "kcd": {
+            "source": "online",
+            "methods": MIMICRY,
+            "transform": {"permutation": {"features": ["stage4_pre"]}},
+        },
+    },
+    "distill": ["pair/mimic", "pair/kcd"],
+}
+# How far what is found lies from the truth, in pixels, by run and seed: farther is worse.
+SHIFTS = {ALONE: (3.0, 4.0), "mimic": (2.0, 2.5), "kcd": (1.0, 1.5)}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a project whose stages have all run but the report."""
+    folder = tmp_path_factory.mktemp("made")
+    artifacts, data, params = folder / "artifacts", folder / "prepared/toys", folder / "params"
+    tiny_data(data)
+    written = blocks(project(PARAMS))
+    for name, block in written.items():
+        publish.write_json(params / f"{name}.json", block.model_dump(mode="json"))
+    code = folder / "code"
+    for stage, module in tasks.modules().items():
+        publish.write_json(code / f"detection/{stage}.json", closure.code_hashes([module]))
+    for run in written["pairs/pair"].model_dump()["runs"].values():
+        for plug in run["plugins"]:
+            module = f"pipeline.distillation.{plug.replace('/', '.')}"
+            publish.write_json(code / f"{plug}.json", closure.code_hashes([module]))
+
+    for name in PARAMS["teachers"]:
+        train_teacher.main(
+            params / f"teachers/{name}/train.json", data, artifacts / f"teachers/{name}", device="cpu"
+        )
+        judge(artifacts, f"teachers/{name}", 0.0, data)
+    student = artifacts / "inputs/students/small.json"
+    student_inputs.main(params / "students/small.json", data, code, student)
+    alone = [artifacts / f"pretrained/small/{seed}" for seed in SEEDS]
+    pretrain_student.main([student] * len(SEEDS), list(SEEDS), alone, device="cpu")
+    weights, nothing = artifacts / "teachers/finder/weights", folder / "nothing"
+    match_channels.main(
+        params / "matchings/pair.json", folder / "prepared", artifacts / "pretrained/small", weights, nothing,
+        artifacts / "matchings/pair/own", folder / "matchings.json", device="cpu",
+    )  # fmt: skip
+    inputs.main(
+        params / "pairs/pair.json", folder / "prepared", weights, nothing, nothing, nothing, nothing,
+        artifacts / "matchings/pair", nothing, code, artifacts / "inputs/pairs/pair",
+    )  # fmt: skip
+    for seed in SEEDS:
+        judge(artifacts, f"pretrained/small/{seed}", SHIFTS[ALONE][seed])
+        for run in PARAMS["runs"]:
+            key = f"students/pair/{run}/{seed}"
+            distill.main(
+                [artifacts / f"inputs/pairs/pair/{run}/{seed}.json"], [artifacts / key], device="cpu"
+            )
+            judge(artifacts, key, SHIFTS[run][seed])
+    return folder
+
+
+def judge(artifacts: Path, key: str, shift: float, data: Path | None = None) -> None:
+    """Evaluate a detector as if it found every object, `shift` pixels to the right of where it is."""
+
+    def near(_: object, split: Split, *others: object) -> list[Detected]:
+        truth = [split.target(row) for row in range(len(split))]
+        scores = [torch.linspace(0.9, 0.4, len(target.labels)) for target in truth]
+        return [
+            Detected(target.boxes + torch.tensor([shift, 0, shift, 0]), score, target.labels)
+            for target, score in zip(truth, scores, strict=True)
+        ]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.evaluation.detectors.detections", near)
+        metrics, found = artifacts / f"metrics/{key}.json", artifacts / f"predictions/{key}.npz"
+        evaluate.main(artifacts / key, metrics, found, data, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def written(made: Path) -> Path:
+    """Return the folder of the report."""
+    out = made / "report"
+    report.main(made / "params", made / "artifacts", made / "prepared", out)
+    return out
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    """Return a copy of all that the report reads, to be damaged."""
+    for name in ("artifacts", "params"):
+        shutil.copytree(made / name, tmp_path / name)
+    (tmp_path / "prepared").symlink_to(made / "prepared")
+    return tmp_path
+
+
+def collected(folder: Path) -> Results:
+    return collect(folder / "params", folder / "artifacts", folder / "prepared")
+
+
+def left_out(results: Results) -> list[tuple[str, str]]:
+    return [(entry.what, entry.command) for entry in results.missing]
+
+
+def runs(results: Results) -> dict[str, list[int]]:
+    (pair,) = results.detection.pairs
+    return {run.name: [student.seed for student in run.students] for run in pair.runs}
+
+
+def measured(made: Path, key: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((made / f"artifacts/metrics/{key}.json").read_text())
+    return content
+
+
+def test_the_curves_of_an_evaluation_enclose_its_average_precisions(made: Path) -> None:
+    key = "students/pair/mimic/1"
+    found = arrays.read(made / f"artifacts/predictions/{key}.npz", "")
+    assert 0 < measured(made, key)["AP"] < measured(made, key)["AP50"]
+    for name in ("AP", "AP50", "AP75"):
+        assert found[f"curve_{name}"].shape == found["recalls"].shape == (101,)
+        assert 100 * found[f"curve_{name}"].mean() == pytest.approx(measured(made, key)[name], abs=1e-9)
+
+
+def test_a_row_for_each_teacher_and_for_each_run_and_seed(made: Path, written: Path) -> None:
+    listed = rows(written / "detection.csv")
+    keys = ["teachers/finder", "teachers/idle"]
+    keys += [f"pretrained/small/{seed}" for seed in SEEDS]
+    keys += [f"students/pair/{run}/{seed}" for run in ("mimic", "kcd") for seed in SEEDS]
+    assert len(listed) == len(keys)
+    for row, key in zip(listed, keys, strict=True):
+        assert float(row["AP"]) == measured(made, key)["AP"]
+        assert float(row["best_AP"]) == measured(made, key)["best_AP"]
+    assert {row["AP_large"] for row in listed} == {""}  # no object is large
+    assert not any("top1" in name for name in listed[0])
+    # Accuracies and average precisions are never in one column.
+    assert rows(written / "results.csv") == []
+
+
+def test_gains_are_paired_by_seed(made: Path, written: Path) -> None:
+    for measure in ("AP", "AP75"):
+        alone = [measured(made, f"pretrained/small/{seed}")[measure] for seed in SEEDS]
+        ours = [measured(made, f"students/pair/kcd/{seed}")[measure] for seed in SEEDS]
+        first, second = (value - other for value, other in zip(ours, alone, strict=True))
+        # Of two values: t of 95 % and one degree of freedom is 12.706.
+        half = 12.7062047 * abs(first - second) / 2
+        (row,) = [
+            row
+            for row in rows(written / "detection_gains.csv")
+            if (row["run"], row["measure"]) == ("kcd", measure)
+        ]
+        assert float(row["mean"]) == pytest.approx(sum(ours) / 2)
+        assert float(row["gain"]) == pytest.approx((first + second) / 2)
+        assert float(row["gain_half"]) == pytest.approx(half)
+
+    summary = json.loads((written / "summary.json").read_text())
+    assert summary["pairs"] == {}
+    assert summary["detection"]["teachers"].keys() == {"finder", "idle"}
+    of_run = summary["detection"]["pairs"]["pair"]["kcd"]
+    assert of_run["seeds"] == of_run["AP_gain_seeds"] == 2
+    gains = {(row["run"], row["measure"]): row for row in rows(written / "detection_gains.csv")}
+    assert of_run["AP_gain"] == float(gains["kcd", "AP"]["gain"])
+
+
+def test_the_page_shows_tables_curves_and_boxes_and_speaks_of_no_accuracy(written: Path) -> None:
+    html = (written / "index.html").read_text()
+    links = Links(html)
+    assert links.open == []
+    assert len(set(links.names)) == len(links.names)
+    assert {target.removeprefix("#") for target in links.targets} <= set(links.names)
+    assert all(place.startswith("data:image/png;base64,") for place in links.loaded)
+    assert all((written / name).exists() for name in links.files)
+
+    part = html[html.index('id="detection"') : html.index('id="provenance"')]
+    assert "top-1" not in part
+    for words in ("AP50", "AP75", "AP, small", f"gain over {ALONE}", "precision, AP50", "recall"):
+        assert words in part
+    assert "AP, large" not in part
+    # Three images, each once for the pair and once for the teacher of no pair, and in as many panels as are compared.
+    assert part.count("data:image/png") == 6
+    assert part.count("<b>truth</b>") == 6
+    assert part.count("<b>kcd</b>") == 3
+    assert part.count("<b>mimic</b>") == 0  # the best run alone
+    assert len(html) < 1_000_000
+
+
+def test_boxes_are_drawn_where_they_are_and_only_sure_ones(made: Path, written: Path) -> None:
+    html = (written / "index.html").read_text()
+    results = collected(made)
+    data = results.detection.datasets["toys"]
+    left, top, right, bottom = data.test.annotations.boxes[0].tolist()
+    first = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
+    moved = first.replace(f'x="{left:.1f}"', f'x="{left + SHIFTS["kcd"][0]:.1f}"', 1)
+    assert first in html
+    assert moved in html
+    found = results.detection.teachers["idle"].trained.found
+    assert (found.scores < 0.5).any()
+    assert f"{found.scores.min():.2f}</title>" not in html
+
+
+@pytest.mark.parametrize(
+    "path", ["metrics/{}.json", "predictions/{}.npz", "{}/training.json", "inputs/pairs/{}.json"]
+)
+def test_a_student_that_is_not_whole_is_left_out_and_named(copied: Path, path: str) -> None:
+    key = "pair/kcd/1" if "inputs" in path else "students/pair/kcd/1"
+    (copied / "artifacts" / path.format(key)).unlink()
+    results = collected(copied)
+    assert left_out(results) == [("student of pair/kcd, seed 1", "dvc repro evaluate@pair/kcd-1")]
+    assert runs(results) == {ALONE: [0, 1], "mimic": [0, 1], "kcd": [0]}
+
+
+def test_a_pair_without_its_teacher_or_its_student_alone_is_named(copied: Path) -> None:
+    for seed in SEEDS:
+        (copied / f"artifacts/metrics/pretrained/small/{seed}.json").unlink()
+    results = collected(copied)
+    assert left_out(results)[-1] == ("pair pair", "dvc repro evaluate_pretrained@small-0")
+    (copied / "artifacts/predictions/teachers/finder.npz").unlink()
+    results = collected(copied)
+    assert left_out(results) == [
+        ("teacher finder", "dvc repro evaluate_teacher@finder"),
+        ("pair pair", "dvc repro evaluate_teacher@finder"),
+    ]
+    assert results.detection.teachers.keys() == {"idle"}
+
+
+def test_data_that_are_missing_are_named_with_their_teachers(copied: Path) -> None:
+    (copied / "prepared").unlink()
+    with pytest.raises(MissingArtifactError) as error:
+        collected(copied)
+    one_line(error, "No teacher and no pair can be reported", "data set toys", "dvc repro prepare_data@toys")
+
+
+def test_what_was_made_from_other_settings_is_left_out(copied: Path) -> None:
+    block = copied / "params/pairs/pair.json"
+    content = json.loads(block.read_text())
+    content["runs"]["kcd"]["recipe"]["learning_rate"] = 0.5
+    block.write_text(json.dumps(content))
+    results = collected(copied)
+    assert runs(results) == {ALONE: [0, 1], "mimic": [0, 1]}
+    assert "with other recipe" in results.missing[0].reason
+
+    # A teacher that was trained by another recipe has taught all of them.
+    block = copied / "params/teachers/finder/train.json"
+    content = json.loads(block.read_text())
+    content["recipe"]["learning_rate"] = 0.5
+    block.write_text(json.dumps(content))
+    assert left_out(collected(copied))[0] == ("teacher finder", "dvc repro evaluate_teacher@finder")
+
+
+def test_a_matching_that_has_changed_since_leaves_its_run_out(copied: Path) -> None:
+    (copied / "artifacts/matchings/pair/own/kcd/0.npz").write_bytes(b"another")
+    results = collected(copied)
+    assert runs(results) == {ALONE: [0, 1], "mimic": [0, 1], "kcd": [1]}
+
+
+def test_numbers_and_boxes_that_have_changed_are_refused(copied: Path) -> None:
+    path = copied / "artifacts/metrics/students/pair/kcd/0.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"AP": 99.0}))
+    with pytest.raises(DamagedArtifactError) as error:
+        collected(copied)
+    one_line(error, "is not what was written", "dvc repro --force --single-item evaluate@pair/kcd-0")
+
+    path.write_text(json.dumps(content))
+    place = copied / "artifacts/predictions/students/pair/kcd/0.npz"
+    found = arrays.read(place, "")
+    arrays.write(place, found | {"last_boxes": found["last_boxes"] + 1})
+    with pytest.raises(DamagedArtifactError) as error:
+        collected(copied)
+    one_line(error, "does not belong to", "evaluate@pair/kcd-0")
