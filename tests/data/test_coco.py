@@ -220,6 +220,13 @@ def test_files_that_are_missing_are_named(root: Path) -> None:
     one_line(error, "nowhere does not exist")
 
 
+def test_pixels_of_16_bits_are_refused_without_a_setting_that_is_not_there(root: Path) -> None:
+    Image.fromarray(np.zeros((30, 40), np.uint16)).save(root / "train2017" / "a.png")
+    with pytest.raises(DataError) as error:
+        prepared(root)
+    one_line(error, "a.png", "8 bits a channel", "Convert the file, then")
+
+
 def test_boxes_are_cut_off_where_that_is_asked_for(root: Path) -> None:
     def edit(content: Content) -> None:
         content["annotations"][0]["bbox"] = [-2, 2, 30, 5]
