@@ -258,9 +258,13 @@ def _norm(norm: Norm, channels: int) -> nn.Module:
 
 
 def _learned(target: Target) -> dict[str, Tensor]:
-    """Return the boxes that torchvision learns: single objects, labels from 1."""
-    single = ~target.crowd
-    return {"boxes": target.boxes[single], "labels": target.labels[single] + 1}
+    """Return the boxes that torchvision learns: single objects, labels from 1.
+
+    Of a box far below a pixel a scaled or mirrored view may leave no area, which torchvision refuses to learn.
+    """
+    left, top, right, bottom = target.boxes.unbind(1)
+    kept = ~target.crowd & (left < right) & (top < bottom)
+    return {"boxes": target.boxes[kept], "labels": target.labels[kept] + 1}
 
 
 def _found(boxes: dict[str, Any]) -> Detected:

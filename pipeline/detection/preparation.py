@@ -124,7 +124,7 @@ def _list(
 def _facts(raw: AnnotatedSplit, kept: Path | None, row: int) -> tuple[int, int, int, NDArray[np.uint8]]:
     """Return bytes, height, width and hash of an image, decoded for once; keep its file where it has none."""
     content, place = raw.images.content(row), raw.images.place(row)
-    image = image_files.decode(place, content, CHANNELS)
+    image = image_files.decode(place, content, CHANNELS, decoding=None)
     height, width = raw.sizes[row].tolist()
     if image.size != (width, height):
         raise DataError(

@@ -51,7 +51,7 @@ class StoredSplit:
             DataError: the file is missing, is not the one that was listed, or is no image.
         """
         content = self.files.content(row)
-        return image_files.decode(str(self.files.path(row)), content, CHANNELS, self.files.again)
+        return image_files.decode(str(self.files.path(row)), content, CHANNELS, self.files.again, None)
 
 
 def read_meta(folder: Path) -> Meta:

@@ -66,7 +66,8 @@ def pixels(image: Image.Image, shown: Shown) -> Tensor:
         image = image.resize((shown.width, shown.height), Image.Resampling.BILINEAR)
     if shown.mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.ascontiguousarray(image_files.array(image)))
+    # A copy, in the order of the axes: Pillow's own memory may not be written.
+    return torch.from_numpy(np.array(image_files.array(image), order="C"))
 
 
 def moved(target: Target, height: int, width: int, shown: Shown) -> Target:

@@ -92,26 +92,20 @@ class Distillation(nn.Module):
         device = clock.epoch.device
         padded, _ = self.teacher.model.transform(list(views.images))
         at, index = (clock.epoch, clock.step), views.index.to(device)
-        taught = self._within(views, maps)
+        taught = _within(self.teacher, views, maps)
         batch = map_lesson.lesson(padded.tensors, index, taught, self.epoch, at, self.seed)
         if self.transform is not None:
             taught = self.transform(taught, batch)
             batch = map_lesson.lesson(padded.tensors, index, taught, self.epoch, at, self.seed)
 
         computed, weights = (
-            map_lesson.terms(self.method, self._within(views, taps), batch),
+            map_lesson.terms(self.method, _within(self.losses.network, views, taps), batch),
             self.method.weights(batch),
         )
         loss = weights[LABELS] * torch.stack([*own.values()]).sum()
         for name, term in computed.items():
             loss = loss + weights[name] * term
         return loss, own | computed
-
-    def _within(self, views: BoxViews, maps: Taps) -> Taps:
-        """Return maps (B, C, H, W) that are 0 outside of their image, float32."""
-        sizes = [(image.shape[1], image.shape[2]) for image in views.images]
-        # Both detectors have the same strides, whatever their backbones.
-        return {name: x.float() * self.teacher.inside(sizes, name).to(x.device) for name, x in maps.items()}
 
 
 def distill(inputs: Sequence[Path], out: Sequence[Path], machine: Machine, code: Mapping[str, str]) -> None:
@@ -184,3 +178,9 @@ def prepare(inputs: DetectorRunInputs, job: Job) -> Assembly:
         measure=MEASURE,
         evaluated=evaluated(inputs.recipe.num_epochs(len(batches))),
     )
+
+
+def _within(detector: Detector, views: BoxViews, maps: Taps) -> Taps:
+    """Return maps (B, C, H, W) of a detector that are 0 outside of their image, float32."""
+    sizes = [(image.shape[1], image.shape[2]) for image in views.images]
+    return {name: x.float() * detector.inside(sizes, name).to(x.device) for name, x in maps.items()}

@@ -137,6 +137,8 @@ WRONG: list[tuple[Callable[[Content], Any], tuple[str, ...]]] = [
     (entry("images", 0, height=0), ("images, id 7 is 40x0",)),
     (entry("images", 0, height=31), ("a.png is 40x30", "says 40x31")),
     (entry("images", 0, file_name="gone.png"), ("gone.png does not exist, but",)),
+    (entry("images", 0, file_name="x" * 5000), ("xxx... cannot be read", "File name too long", "lists it")),
+    (entry("images", 0, file_name="b.jpg/a.png"), ("a.png cannot be read", "Not a directory", "lists it")),
     (entry("categories", 0, id=1), ("categories, entry 1", "id 1 of an entry before it")),
     (entry("categories", 0, name="person"), ("'person'",)),
     (entry("categories", 0, name=""), ("categories, id 18 has the name ''",)),
@@ -164,6 +166,9 @@ WRONG: list[tuple[Callable[[Content], Any], tuple[str, ...]]] = [
     (entry("annotations", 0, iscrowd=2), ("iscrowd 2, expected 0 or 1",)),
     (entry("annotations", 0, area=-1), ("area -1",)),
     (entry("annotations", 0, area="x"), ("area 'x'",)),
+    (entry("annotations", 0, area=1e39), ("area 1e+39",)),  # more than float32 holds
+    (entry("annotations", 0, area=10**400), ("annotations, id 5 has the area 1000",)),
+    (entry("annotations", 0, bbox=[1, 2, 3, 10**400]), ("annotations, id 5 has the bbox [1, 2, 3, 1000",)),
     (lambda content: content.update(annotations=[]), ("no box of a single object in train",)),
     (
         lambda content: content.update(annotations=content["annotations"][1:2]),
@@ -213,6 +218,13 @@ def test_files_that_are_missing_are_named(root: Path) -> None:
     with pytest.raises(DataError) as error:
         prepared(root / "nowhere")
     one_line(error, "nowhere does not exist")
+
+
+def test_pixels_of_16_bits_are_refused_without_a_setting_that_is_not_there(root: Path) -> None:
+    Image.fromarray(np.zeros((30, 40), np.uint16)).save(root / "train2017" / "a.png")
+    with pytest.raises(DataError) as error:
+        prepared(root)
+    one_line(error, "a.png", "8 bits a channel", "Convert the file, then")
 
 
 def test_boxes_are_cut_off_where_that_is_asked_for(root: Path) -> None:

@@ -90,6 +90,11 @@ def test_an_image_without_boxes_stays_so() -> None:
     assert moved(target(), 16, 24, shown).boxes.shape == (0, 4)
 
 
+def test_an_image_of_one_pixel_is_shown() -> None:
+    image = Image.fromarray(np.array([[[1, 2, 3]]], np.uint8))  # torch warns of memory that it may not write
+    assert pixels(image, Shown(1, 1)).tolist() == [[[1]], [[2]], [[3]]]
+
+
 def test_labels_and_crowds_stay_with_their_boxes() -> None:
     before = target((3, 5, 11, 9), (0, 0, 23, 15))
     after = moved(before, 16, 24, Shown(32, 48, True))

@@ -212,6 +212,20 @@ def test_values_over_an_image_are_told_from_those_of_the_padding() -> None:
     assert inside[1, 0].tolist() == [[True, True, False], [True, True, False], [False, False, False]]
 
 
+@pytest.mark.parametrize("network", ["faster_rcnn_resnet10x0.25", "retinanet_resnet10x0.25"])
+def test_a_box_that_its_view_leaves_without_area_teaches_nothing(network: str) -> None:
+    draws = torch.Generator().manual_seed(1)
+    image, seen = torch.randn(3, 64, 64, generator=draws), (4.0, 8.0, 40.0, 50.0)
+    detector = build(network, 1, 0, SETTINGS).train()
+    # What rounding leaves of a box of a millionth of a pixel, mirrored.
+    found = []
+    for boxes in ([seen], [seen, (30.0, 8.0, 30.0, 50.0)]):
+        with keyed("cpu", 0), torch.no_grad():
+            found.append(detector.losses([image], [target(boxes)])[0])
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_an_unknown_tap_or_network_is_one_line() -> None:
     detector = build("faster_rcnn_resnet10x0.25", 2, 0, SETTINGS)
     images, targets = images_and_targets()

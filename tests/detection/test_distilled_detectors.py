@@ -187,6 +187,26 @@ def test_mimicry_alone_moves_the_backbone_and_nothing_behind_it() -> None:
     assert not teacher.training
 
 
+def test_levels_of_another_detectors_pyramid_are_told_from_the_padding_by_their_own_strides() -> None:
+    images, targets = shapes(2)
+    # Both of a stride of 8 pixels: RetinaNet's pyramid starts a stage later.
+    student, teacher = detector(0).train(), build("retinanet_resnet10x0.25", 2, 1, SETTINGS)
+    ours, theirs = architecture(NETWORK, SETTINGS).taps, architecture(teacher.network, SETTINGS).taps
+    config = mimicry.Config(student_tap="fpn1", teacher_feature="fpn0", reduction="sum")
+    method = mimicry.Method(config, map_lesson.context(ours, theirs))
+    made = Distillation(
+        Losses(student, CPU, 3), teacher, method, None, taps=("fpn1",), features=("fpn0",), seed=3
+    )
+    _, terms = made(BoxViews(torch.arange(2), images, targets), {}, Clock.on(CPU.device))
+
+    distance = torch.zeros(())
+    one, two = detector(0).train().maps(images, ["fpn1"])["fpn1"], teacher.maps(images, ["fpn0"])["fpn0"]
+    for image, a, b in zip(images, one, two, strict=True):
+        rows, columns = -(-image.shape[1] // 8), -(-image.shape[2] // 8)
+        distance = distance + ((a[:, :rows, :columns] - b[:, :rows, :columns]) ** 2).sum() / 2
+    torch.testing.assert_close(terms["mimic"], distance, rtol=1e-5, atol=0)
+
+
 def test_the_matching_is_that_of_a_plain_reference_on_the_same_pixels(world: World) -> None:
     matching = Matching.load(world.folder / "matchings/own/kcd/0.npz", "")
     teacher, student = load(world.folder / "teacher/weights")[0], load(world.folder / "alone/0/weights")[0]

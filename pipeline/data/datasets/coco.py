@@ -23,6 +23,7 @@ from pipeline.errors import DataError
 from pipeline.params.base import Block
 
 TASK = "detection"
+_SHOWN = 80  # letters of a name that cannot be, in an error
 
 
 class Split(Block):
@@ -135,6 +136,12 @@ def _read(config: Config, listing: Listing, split: Split) -> tuple[AnnotatedSpli
             raise DataError(
                 f"{folder / name} does not exist, but {path} lists it. Put the file there, or remove the entry, then: "
                 "dvc repro"
+            ) from None
+        except OSError as error:  # a name that is too long, or that goes on below a file
+            shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
+            raise DataError(
+                f"{folder / shown} cannot be read ({error.strerror}), but {path} lists it. Put the file there, or "
+                "remove the entry, then: dvc repro"
             ) from None
 
     images = Photographs(listing.root, tuple(os.path.join(split.images, name) for name in instances.files))  # noqa: PTH118 - text

@@ -8,7 +8,6 @@ height), and where they are there `iscrowd` and `area`, else the object is singl
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ Faulty = Literal["refuse", "clip"]
 OVER = 1.0  # pixels that a box may stick out of its image: annotations are rounded
 _LISTS = ("images", "annotations", "categories")
 _SIDES = 65_536  # pixels of an image's side at most
+_LARGEST = 1e12  # of a number of pixels: float32 holds it, and no image has as many
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _integer(path: Path, where: str, entry: Mapping[str, Any], key: str) -> int:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= _LARGEST  # no NaN is
 
 
 def _shown(value: Any) -> str:

@@ -136,7 +136,7 @@ def read(path: str) -> bytes:
 
 
 def decode(
-    path: str, content: bytes, channels: int, then: str = _PREPARE, decoding: Decoding = AS_STORED
+    path: str, content: bytes, channels: int, then: str = _PREPARE, decoding: Decoding | None = AS_STORED
 ) -> Image.Image:
     """Decode the content of a file: mode L for one channel, RGB for three.
 
@@ -145,7 +145,7 @@ def decode(
         content: its bytes.
         channels: 1 or 3.
         then: the command that comes after its repair.
-        decoding: what is done beside.
+        decoding: what is done beside; None does nothing, for a source without such settings.
 
     Raises:
         DataError: it is no image, is truncated or damaged, has too many pixels, or pixels of more than 8 bits.
@@ -158,7 +158,7 @@ def decode(
             _check_chunks(content)
         image.load()
         kind = image.format  # what is turned has none
-        if decoding.orientation == "apply":
+        if decoding is not None and decoding.orientation == "apply":
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
             # Pillow would clip or scale 16 bits and floats silently.
@@ -172,12 +172,15 @@ def decode(
         raise _unreadable(path, _reason(error), then) from None
 
 
-def _shallow(path: str, image: Image.Image, kind: str | None, decoding: Decoding, then: str) -> Image.Image:
+def _shallow(
+    path: str, image: Image.Image, kind: str | None, decoding: Decoding | None, then: str
+) -> Image.Image:
     """Return the higher 8 bits of gray pixels of 16, where that is asked for; of others no range is known."""
     # Pillow gives the 16 bits of a PGM as 32.
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and kind in ("PNG", "PPM"))
-    if not sixteen or decoding.deep == "refuse":
-        scale = ", or set deep: scale for its source in params.yaml" if sixteen else ""
+    if not sixteen or decoding is None or decoding.deep == "refuse":
+        settable = sixteen and decoding is not None
+        scale = ", or set deep: scale for its source in params.yaml" if settable else ""
         raise DataError(
             f"{path} holds pixels of mode {image.mode}, expected 8 bits a channel. "
             f"Convert the file{scale}, then: {then}"
