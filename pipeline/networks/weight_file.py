@@ -38,8 +38,8 @@ def read(path: str, settings: FileSettings) -> State:
     odd = [name for name, x in state.items() if not _is_plain(x)]
     if odd:
         raise DataError(
-            f"The weights {path} are sparse, quantized, complex or without values in {some(odd)}. Save plain tensors "
-            "of real numbers."
+            f"The weights {path} are sparse, nested, quantized, complex or without values in {some(odd)}. Save plain "
+            "tensors of real numbers."
         )
     # As the network will hold them: what float64 has may be infinite there, and few functions know 8 bits.
     broken = [name for name, x in state.items() if x.is_floating_point() and not x.float().isfinite().all()]
@@ -55,7 +55,7 @@ def some(names: list[str]) -> str:
 
 
 def _is_plain(x: Tensor) -> bool:
-    return x.layout == torch.strided and not (x.is_quantized or x.is_complex() or x.is_meta)
+    return x.layout == torch.strided and not (x.is_quantized or x.is_nested or x.is_complex() or x.is_meta)
 
 
 def _opened(path: Path) -> object:

@@ -31,6 +31,7 @@ from pipeline.params.recipe import cut
 from pipeline.params.tables import EncodeBlock
 from pipeline.params.teachers import TeacherParams
 from pipeline.runs import blocks, detection, taught
+from pipeline.runs.composition import Composition
 from pipeline.runs.project import Kind, Project
 
 CHECKSUM_BYTES = 4
@@ -215,7 +216,9 @@ def _reader(pair: str, run: str, block: RunBlock, project: Project, metas: Mappi
     sizes = cut(metas[dataset].samples["train"], recipe.batch_size, recipe.drop_last)
     # Of a recipe in iterations the last epoch may be cut short.
     whole, left = divmod(recipe.num_steps(len(sizes)), max(1, len(sizes)))
-    forwards = whole * sum(sizes) + sum(sizes[:left]) if block.features else 0
+    shown = whole * sum(sizes) + sum(sizes[:left])
+    views = 2 if Composition.of(block, f"runs.{run}").needs.strong else 1  # of each sample that is shown
+    forwards = views * shown if block.features else 0
     online = block.source == "online"
     return _Reader(f"{pair}/{run}", names.teacher, names.student, online, block.features, forwards)
 

@@ -432,7 +432,7 @@ class Project:
             views=views,
             largest=self._largest(names.teacher, needs.teacher) if online else {},
         )
-        _check_pairs(block, needs, views, dataset, where)
+        _check_pairs(block, needs, settings, views, dataset, where)
 
         # First what is there at all: its errors say what to add, the rehearsal's only what does not fit.
         demands.check_run(self, pair, block, needs.student, where)
@@ -482,11 +482,19 @@ class Project:
         return recipe.model_copy(update=taps)
 
 
-def _check_pairs(run: RunBlock, needs: Needs, views: ViewParams | None, dataset: str, where: str) -> None:
-    """Refuse methods that ask for a weak and a strong view where there is one."""
-    if not needs.strong:
-        return
+def _check_pairs(
+    run: RunBlock, needs: Needs, settings: RunParams, views: ViewParams | None, dataset: str, where: str
+) -> None:
+    """Refuse methods that ask for a weak and a strong view where there is one, and a strong one for no method."""
     names = ", ".join(plug.name for plug in run.methods)
+    if not needs.strong:
+        if settings.strong_views is not None:
+            raise ParamsError(
+                f"params.yaml: {where} has strong_views, and {names} learn{'s' * (len(run.methods) == 1)} from one "
+                "view of each sample. Drop them, or choose a method that learns from both, such as crld, then: "
+                "dvc repro params"
+            )
+        return
     if not isinstance(views, TwoViews):
         raise ParamsError(
             f"params.yaml: {where} ({names}) learns from a weak and a strong view of each sample, and "

@@ -216,10 +216,14 @@ def test_wrappers_of_an_average_and_of_options_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda x: x.to_sparse(), "sparse, quantized, complex or without values in classifier.weight"),
+        (
+            lambda x: x.to_sparse(),
+            "sparse, nested, quantized, complex or without values in classifier.weight",
+        ),
         (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "quantized"),
         (lambda x: x.to(torch.complex64), "complex"),
         (lambda x: x.to("meta"), "without values"),
+        (lambda x: torch.nested.nested_tensor([*x]), "nested"),
         (
             lambda x: (x * 10).to(torch.int8),
             "of whole numbers classifier.weight. Save them as floating-point",

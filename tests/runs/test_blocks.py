@@ -138,6 +138,27 @@ def test_the_largest_logits_are_nowhere_but_where_they_are_asked_for() -> None:
     assert block(ExtractBlock, "teachers/big/extract", params).features["logits"].top == 3
 
 
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        (
+            {"methods": {"mlld": {"temperatures": [2, 7], "strong": [2]}}, "strong_views": "crop_flip"},
+            (2.0, 7.0),
+        ),
+        # The schedule's own, which may be a whole number, or its default.
+        ({"methods": "ttm", "schedule": {"self_learning": {"temperature": 9}}}, (9.0,)),
+        ({"methods": "ttm", "schedule": "self_learning"}, (4.0,)),
+        ({"methods": "prokd"}, ()),  # whose `temperatures` is how many there are
+    ],
+)
+def test_a_check_knows_each_temperature_that_logits_are_read_at(
+    run: dict[str, Any], expected: tuple[float, ...]
+) -> None:
+    places = {"teachers.big.features.logits.top": 3, "runs.new": run | {"source": "online"}}
+    params = edited(places | {"distill": ["pair/new"]})
+    assert block(CheckBlock, "teachers/big/check", params).temperatures == expected
+
+
 def keys(content: Any) -> set[str]:
     """Return all keys within what a json holds."""
     if isinstance(content, list):

@@ -166,6 +166,18 @@ def test_both_costs_of_a_feature(prepared: Prepared) -> None:
     assert plan_of.break_even[0].students == 2  # the online run reads no store
 
 
+def test_of_a_strong_view_the_teacher_computes_its_features_too(prepared: Prepared) -> None:
+    runs = {"kd": {"methods": "kd", "slots": 2}, "crld": {"methods": "crld", "slots": 2}}
+    content = params(LOGITS, runs=runs, distill=["small-sam/kd", "small-sam/crld"])
+    content["datasets"]["random"]["strong_views"] = "crop_flip"
+    # 200 forward passes of a student of one view, and 400 of one of both.
+    assert planned(content, prepared.meta).break_even[0].online == 300
+
+    runs["crld"] |= {"source": "online"}
+    items = planned(content, prepared.meta).items
+    assert next(item for item in items if item.name == "small-sam/crld").forwards == 400
+
+
 def test_a_recipe_in_iterations_shows_what_its_steps_show(prepared: Prepared) -> None:
     recipe = {"iterations": 6, "milestones": []}  # an epoch of 16, 16, 16 and 2, and 2 steps of another
     runs = {"kd": {"methods": "kd", "source": "online", "recipe": recipe, "slots": 2}}

@@ -289,6 +289,10 @@ TWO: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
      ["runs.crld.strong_views pads images of 8x8 by 8"]),
     (ONLINE, {"runs.spare": {"methods": "kd", "strong_views": "crop"}},
      ["Unknown view space of runs.spare.strong_views: 'crop'"]),
+    (ONLINE, {"runs.crld": {"methods": "kd", "source": "online", "slots": 4, "strong_views": ERASED}},
+     ["runs.crld has strong_views, and kd learns from one view of each sample. Drop them"]),
+    (STRONG, {"runs.crld": {"methods": ["kd", "dist"], "slots": 4, "strong_views": ERASED}},
+     ["runs.crld has strong_views, and kd, dist learn from one view of each sample"]),
 ]  # fmt: skip
 METHODS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (PARAMS, {"runs.kd.methods": {"kd": {"weights": {"hint": 1.0}}}},

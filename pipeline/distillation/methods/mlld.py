@@ -6,17 +6,17 @@ s, t are logits of the weak view, s', t' of the strong one; p_T, q_T are softmax
 (B, K). Sums are over the temperatures T, and the means over the batch.
 
 L_instance = m sum_T KD_T(s, t) + sum_{T in strong} KD_T(s', t') + sum_{T not in strong} KD_T(s, t)
-L_batch = m sum_T |p_T p_T^t - q_T q_T^t|^2 / B, of both views
-L_class = n sum_T |p_T^t p_T - q_T^t q_T|^2 / K, of the weak view
+L_batch = m sum_T |p_T p_T^t - q_T q_T^t|^2 / B
+L_class = n sum_T |p_T^t p_T - q_T^t q_T|^2 / K
 
 KD_T is T^2 KL(p_T || q_T). Both factors are by softmax(t): m is the share of samples whose largest probability is no
 larger than the median one, n the share of classes whose sum over the batch is no larger than the median sum.
 
 All is as the authors' code has it, weights and temperatures too, also where it may not be what they meant: masks of
 samples and classes are applied to a mean, and so are the factors m and n of whole terms; by two temperatures KD is the
-weak view's again, and not the strong one's; and classes are compared on the weak view alone. The student sees the views
-in two forward passes, the weak one first. What the tables of others have is by Sun et al. 2024 (arXiv:2403.01427), who
-ran that code again.
+weak view's again, and not the strong one's; and the batch and the classes are compared on the weak view alone: what the
+code computes of the strong one is left out of its sum. The student sees the views in two forward passes, the weak one
+first. What the tables of others have is by Sun et al. 2024 (arXiv:2403.01427), who ran that code again.
 """
 
 from __future__ import annotations
@@ -75,12 +75,11 @@ class Method(BaseMethod[Config]):
 
         instance = samples * sum(soft_kl(*weak, t) for t in every)
         instance = instance + sum(soft_kl(*(other if t in of_strong else weak), t) for t in every)
-        both = sum(_between(*views, t, of_classes=False) for views in (weak, other) for t in every)
         return {
             "ce": batch.cross_entropy(weak[0]),
             "ce_strong": batch.cross_entropy(other[0]),
             "instance": instance,
-            "batch": samples * both,
+            "batch": samples * sum(_between(*weak, t, of_classes=False) for t in every),
             "class": classes * sum(_between(*weak, t, of_classes=True) for t in every),
         }
 
