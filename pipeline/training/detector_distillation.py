@@ -1,8 +1,8 @@
 """Distilling a detector: maps of the teacher's backbone beside the detector's own losses.
 
-The teacher runs beside the student, its backbone alone. Detector's losses stand in the place of the label's term `ce`:
-all together they have its weight. Maps are 0 outside of their image on both sides: what a batch pads an image with
-teaches nothing. The stage distill runs it by its name (`pipeline/params/tasks.py`).
+The teacher runs beside the student, its backbone alone. The detector's losses stand in the place of the label's term
+`ce`: all together they have its weight. Maps are 0 outside of their image on both sides: what a batch pads an image
+with teaches nothing. The stage distill runs it by its name (`pipeline/params/tasks.py`).
 """
 
 from __future__ import annotations

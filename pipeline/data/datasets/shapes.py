@@ -21,7 +21,7 @@ from pipeline.params.numbers import Seed
 
 TASK = "detection"
 CLASSES = ("disk", "square", "triangle")
-EMPTY = 16  # every so manieth training image has no shape
+EMPTY = 16  # of so many training images one has no shape
 
 _NOISE = 64  # values of the background, from 0 on
 _ATTEMPTS = 8  # places that are tried for a shape before it is left out

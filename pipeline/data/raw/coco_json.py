@@ -64,7 +64,7 @@ def parse(path: Path, content: bytes, faulty: Faulty) -> Instances:
     images = _by_id(path, "images", whole["images"])
     sizes = np.array([_size(path, key, entry) for key, entry in images.items()], np.int64).reshape(-1, 2)
     files = tuple(_file_name(path, key, entry) for key, entry in images.items())
-    twice, count = Counter(files).most_common(1)[0]
+    twice, count = Counter(str(PurePosixPath(file)) for file in files).most_common(1)[0]
     if count > 1:
         raise _wrong(path, "images", f"has several entries of the file {twice!a}, expected one")
 
@@ -116,7 +116,7 @@ def _by_id(path: Path, section: str, entries: Iterable[Any]) -> dict[int, Mappin
     for number, entry in enumerate(entries):
         where = f"{section}, entry {number}"
         if not isinstance(entry, dict):
-            raise _wrong(path, where, f"is a {type(entry).__name__}, expected a mapping")
+            raise _wrong(path, where, f"is of type {type(entry).__name__}, expected a mapping")
         key = _integer(path, where, entry, "id")
         if key in found:
             raise _wrong(path, where, f"has the id {key} of an entry before it, expected another one")
