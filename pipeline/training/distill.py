@@ -259,13 +259,12 @@ def prepare(inputs: RunInputs, job: Job, *, resident_bytes: int = RESIDENT_BYTES
     prepared = Prepared.open(Path(inputs.data))
     check_data(inputs, prepared)
     setting = Setting.of(prepared, inputs.views, job.machine)
-    strong = Composition.of(inputs, f"runs.{inputs.run}").needs.strong
-    batches = setting.batches(inputs.recipe, inputs.seed, inputs.slots, strong=strong)
-
     sources = Sources.of(inputs, job.machine, resident_bytes)
     weights = setting.class_weights(inputs.recipe, job.title)
-    lineup = line_up(inputs, sources, batches.labels.cpu(), job.machine, weights)
+    labels = torch.from_numpy(prepared.split("train").labels)
+    lineup = line_up(inputs, sources, labels, job.machine, weights)
     objective = lineup.objective.to(job.machine.device)
+    batches = setting.batches(inputs.recipe, inputs.seed, inputs.slots, strong=objective.strong)
 
     def finish() -> None:
         # Evaluation compares features under the transform as it is now.

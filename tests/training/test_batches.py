@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from pipeline.params.base import validate
 from pipeline.params.recipe import Recipe, cut
 from pipeline.params.sections import merged
 from pipeline.training.alone import train
+from pipeline.training.batches import Batches
 from pipeline.training.setting import Setting
 from stages import train_copy
 
@@ -169,9 +172,15 @@ def test_a_self_taught_copy_learns_from_it(world: World) -> None:
 def test_one_image_in_all_is_one_line_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = drawn(tmp_path / "toy", samples=1, size=8, classes=1)
+    def only(*arguments: Any, **options: Any) -> Batches:
+        made = batches(*arguments, **options)
+        return replace(made, labels=made.labels[:1])
+
+    batches = Setting.batches
+    monkeypatch.setattr(Setting, "batches", only)
     monkeypatch.setattr(Setting, "evaluation", lambda *_: lambda: pytest.fail("an epoch has ended"))
-    spec = STUDENT.model_copy(update={"classes": 1})
+    prepared = drawn(tmp_path / "toy", samples=2, size=8, classes=2)
+    spec = STUDENT.model_copy(update={"classes": 2})
     with pytest.raises(DataError, match="one: the training split has 1 sample, expected 2 or more") as error:
         train(job(tmp_path / "scratch", "one"), spec, RECIPE, VIEWS, prepared, 0)
     one_line(error)
