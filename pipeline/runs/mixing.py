@@ -21,6 +21,11 @@ from pipeline.params.views import ViewParams, mixing
 from pipeline.runs.composition import Composition
 
 
+def mixes(views: ViewParams) -> bool:
+    """Return whether views mix samples."""
+    return mixing(views) is not None
+
+
 def check_recipe(recipe: Recipe, views: ViewParams, where: str) -> None:
     """Refuse a recipe that draws classes evenly from views whose partners are drawn from all samples.
 

@@ -457,6 +457,8 @@ class Project:
         if run.views is not None:
             own = view_params(run.views, f"{where}.views")
             self._check_images(dataset, own, f"{where}.views")
+            if mixing.mixes(own) and run.strong_views is None:
+                return None if own == theirs else own  # in the place of both
         if run.strong_views is not None:
             strong = view_params(run.strong_views, f"{where}.strong_views")
             self._check_images(dataset, strong, f"{where}.strong_views")
@@ -495,6 +497,11 @@ def _check_pairs(
                 "dvc repro params"
             )
         return
+    if views is not None and mixing.mixes(views):
+        raise ParamsError(
+            f"params.yaml: {where} ({names}) learns from a weak and a strong view of each sample, and its views mix "
+            "samples. Drop its views, then: dvc repro params"
+        )
     if not isinstance(views, TwoViews):
         raise ParamsError(
             f"params.yaml: {where} ({names}) learns from a weak and a strong view of each sample, and "

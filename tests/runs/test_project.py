@@ -285,13 +285,15 @@ TWO: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
      ["datasets.toy has strong_views and 'mixup'", "Drop either, then: dvc repro params"]),
     (ONLINE, {"runs.crld.strong_views": "plain", "runs.crld.views": "cutmix"},
      ["runs.crld has strong_views and 'cutmix'"]),
+    (STRONG, {"runs.crld.views": "cutmix", "runs.crld.source": "online"},
+     ["runs.crld (crld) learns from a weak and a strong view", "its views mix samples. Drop its views"]),
     (ONLINE, {"runs.crld.strong_views": {"crop_flip": {"padding": 8}}},
      ["runs.crld.strong_views pads images of 8x8 by 8"]),
     (ONLINE, {"runs.spare": {"methods": "kd", "strong_views": "crop"}},
      ["Unknown view space of runs.spare.strong_views: 'crop'"]),
     (ONLINE, {"runs.crld": {"methods": "kd", "source": "online", "slots": 4, "strong_views": ERASED}},
      ["runs.crld has strong_views, and kd learns from one view of each sample. Drop them"]),
-    (STRONG, {"runs.crld": {"methods": ["kd", "dist"], "slots": 4, "strong_views": ERASED}},
+    (STRONG, {"runs.crld": {"methods": {"kd": {}, "dist": {}}, "slots": 4, "strong_views": ERASED}},
      ["runs.crld has strong_views, and kd, dist learn from one view of each sample"]),
 ]  # fmt: skip
 METHODS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
@@ -362,6 +364,9 @@ def test_it_is_reported_before_anything_runs(
         (ONLINE, {"runs.crld.strong_views": ERASED, "runs.crld.slots": "all"}),
         (ONLINE, {"runs.crld.strong_views": ERASED, "runs.crld.views": "plain"}),
         (ONLINE, {"pairs.pair.overrides": {"crld": {"strong_views": ERASED}}}),
+        # mixed views of a run's own stand in the place of both
+        (STRONG, {"runs.mixed": {"methods": "kd", "source": "online", "views": "mixup"},
+                  "distill": [*STRONG["distill"], "pair/mixed"]}),
     ],
 )  # fmt: skip
 def test_what_fits_passes(params: dict[str, Any], changes: dict[str, Any]) -> None:
