@@ -150,7 +150,11 @@ def test_the_next_run_interrupts_what_a_killed_one_has_left(executor: SlurmExecu
     assert (tmp_path / "interrupted").exists()
     assert not (tmp_path / "run/slurm.json").exists()
     slurm_queue.end_leftovers(tmp_path / "run")  # there is nothing to do
-    assert all(each.submitted.done() for each in killed.values())
+    # A process that is ending has no command line any more, and cannot be waited for yet.
+    deadline = time.monotonic() + PATIENCE
+    while not all(each.submitted.done() for each in killed.values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
