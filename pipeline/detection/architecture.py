@@ -6,8 +6,6 @@ from functools import cache
 
 import torch
 
-from pipeline.detection.backbone import STAGES
-from pipeline.detection.detector import build
 from pipeline.detection.detector_settings import DetectorSettings
 from pipeline.networks.architecture import Architecture, undrawn
 
@@ -26,6 +24,10 @@ def architecture(network: str, settings: DetectorSettings, height: int = SIDE) -
     Raises:
         UnknownNameError: there is no such network.
     """
+    # Only now: torchvision takes a second to import, which those pay who name a detector.
+    from pipeline.detection.backbone import STAGES
+    from pipeline.detection.detector import build
+
     with torch.device("meta"), undrawn():
         detector = build(network, 1, 0, settings)
     detector = detector.to_empty(device="cpu").eval()
