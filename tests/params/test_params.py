@@ -51,7 +51,7 @@ MISTAKES: list[tuple[str, Any, list[str]]] = [
     ("teachers.big.recipe", {"quick": {"learning_rat": 1}},
      ["unknown key 'teachers.big.recipe.quick.learning_rat'", "Did you mean 'learning_rate'?"]),
     ("teachers.big.checkpoint", [], ["Did you mean 'checkpoints'?", "Known keys: anchors, checkpoints, compression"]),
-    ("teachers.big.features.logits.slot", 1, ["Did you mean 'slots'?", "Known keys: dtype, slots."]),
+    ("teachers.big.features.logits.slot", 1, ["Did you mean 'slots'?", "Known keys: dtype, slots, top."]),
     ("teachers.big.tables", {"moments": {"featur": "x"}},
      ["unknown key 'teachers.big.tables.moments.featur'", "Did you mean 'feature'?"]),
     ("datasets.toy.views.crop_flip.paddin", 1, ["Did you mean 'padding'?", "Known keys: fill, flip, padding."]),
