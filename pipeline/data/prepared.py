@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +35,11 @@ from pipeline.data.layout import (
     seal,
 )
 from pipeline.errors import DamagedArtifactError, StaleArtifactError, unknown_name
+from pipeline.params.base import Block
 from pipeline.params.size import Size, sides
 
 _BLOCK = 1 << 16  # records that are hashed at a time
+M = TypeVar("M", bound=Block)
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,27 @@ def _read_meta(path: Path, hint: str) -> Meta:
             f"{path.parent} holds data for {content['task']}, expected images with one label each. Name another data "
             "set in params.yaml, then: dvc repro"
         )
+    return checked_meta(Meta, path, content, SCHEMA, hint)
+
+
+def checked_meta(kind: type[M], path: Path, content: Any, schema: int, hint: str) -> M:
+    """Return what a `meta.json` holds.
+
+    Args:
+        kind: what it is read as.
+        path: of the file, for the errors.
+        content: of the file.
+        schema: version of the layout that is expected.
+        hint: the command that makes the file.
+
+    Raises:
+        StaleArtifactError: it was written in another layout.
+        DamagedArtifactError: it is not what was written.
+    """
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA:
+    if version != schema:
         raise StaleArtifactError(
-            f"{path} has schema version {version}, expected {SCHEMA}. {advice.again(hint)}"
+            f"{path} has schema version {version}, expected {schema}. {advice.again(hint)}"
         )
     if content.get("seal") != seal(content):
         raise DamagedArtifactError(
@@ -125,7 +144,7 @@ def _read_meta(path: Path, hint: str) -> Meta:
         )
 
     try:
-        return Meta.model_validate_json(json.dumps(content))  # as json, a list may be a tuple
+        return kind.model_validate_json(json.dumps(content))  # as json, a list may be a tuple
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -37,31 +37,25 @@ class DetectorSpec(Block):
     std: tuple[float, ...]
 
 
-class DetectorBlock(StageBlock):
-    """What `train_teacher` depends on where the teacher is a detector.
+class LearnerBlock(StageBlock):
+    """What a stage depends on that trains a detector by itself.
 
     Attributes:
         task: what tells it from a classifier's.
-        teacher: key of `teachers`.
         dataset: key of `datasets`.
         network: a detector's name.
         settings: how it is built.
         weights: where its first weights come from.
-        seed: seed of init, order, views and sampled boxes.
         recipe: how it is trained.
-        anchors: shares of its training after which a checkpoint is kept.
         views: what it sees.
     """
 
     task: Literal["detection"] = "detection"
-    teacher: str
     dataset: str
     network: str
     settings: DetectorSettings
     weights: Weights = "none"
-    seed: int
     recipe: Recipe
-    anchors: tuple[float, ...]
     views: BoxViews
 
     def spec(self, meta: Meta) -> DetectorSpec:
@@ -74,6 +68,20 @@ class DetectorBlock(StageBlock):
             mean=meta.mean,
             std=meta.std,
         )
+
+
+class DetectorBlock(LearnerBlock):
+    """What `train_teacher` depends on where the teacher is a detector.
+
+    Attributes:
+        teacher: key of `teachers`.
+        seed: seed of init, order, views and sampled boxes.
+        anchors: shares of its training after which a checkpoint is kept.
+    """
+
+    teacher: str
+    seed: int
+    anchors: tuple[float, ...]
 
     def trained_from(self, fingerprint: Mapping[str, str]) -> dict[str, Any]:
         """Return all that a training by this block depends on, as json holds it.
@@ -84,36 +92,11 @@ class DetectorBlock(StageBlock):
         return {"teacher": self.model_dump(mode="json"), "data": dict(fingerprint)}
 
 
-class DetectorStudentBlock(StageBlock):
+class DetectorStudentBlock(LearnerBlock):
     """What `student_inputs` depends on where the student is a detector.
 
     Attributes:
-        task: what tells it from a classifier's.
         student: key of `students`.
-        dataset: key of `datasets`.
-        network: a detector's name.
-        settings: how it is built.
-        weights: where its first weights come from.
-        recipe: how it is trained.
-        views: what it sees.
     """
 
-    task: Literal["detection"] = "detection"
     student: str
-    dataset: str
-    network: str
-    settings: DetectorSettings
-    weights: Weights = "none"
-    recipe: Recipe
-    views: BoxViews
-
-    def spec(self, meta: Meta) -> DetectorSpec:
-        """Return the detector of some data."""
-        return DetectorSpec(
-            network=self.network,
-            classes=len(meta.classes),
-            settings=self.settings.resolved(self.weights != "none"),
-            views=self.views,
-            mean=meta.mean,
-            std=meta.std,
-        )

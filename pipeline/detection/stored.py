@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from pydantic import ValidationError
 
 from pipeline.artifacts import advice
 from pipeline.artifacts.publish import read_json
 from pipeline.data.annotated import CHANNELS, Annotations
 from pipeline.data.array_file import open_array
 from pipeline.data.file_index import FileList
-from pipeline.data.layout import files_path, meta_path, seal
-from pipeline.data.prepared import open_records
+from pipeline.data.layout import files_path, meta_path
+from pipeline.data.prepared import checked_meta, open_records
 from pipeline.data.raw import image_files
 from pipeline.detection.layout import ARRAYS, IMAGES, SCHEMA, TASK, Meta, array_path, fingerprinting
 from pipeline.errors import DamagedArtifactError, StaleArtifactError
@@ -70,22 +68,7 @@ def read_meta(folder: Path) -> Meta:
             f"{path.parent} holds images with one label each, expected boxes. Name a data set whose source is one "
             "of detection in params.yaml, then: dvc repro"
         )
-    if content.get("schema_version") != SCHEMA:
-        raise StaleArtifactError(
-            f"{path} has schema version {content.get('schema_version')}, expected {SCHEMA}. {advice.again(hint)}"
-        )
-    if content.get("seal") != seal(content):
-        raise DamagedArtifactError(
-            f"{path} is not what was written: its content does not have the hash that it gives as 'seal'. "
-            f"{advice.again(hint)}"
-        )
-
-    try:
-        return Meta.model_validate_json(json.dumps(content))  # as json, a list may be a tuple
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise DamagedArtifactError(f"{path}: {place}: {first['msg']}. {advice.again(hint)}") from None
+    return checked_meta(Meta, path, content, SCHEMA, hint)
 
 
 def open_split(kind: type[S], folder: Path, split: str, meta: Meta) -> S:

@@ -8,7 +8,6 @@ stored, whatever their EXIF data say of an orientation: so are COCO's boxes.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -144,7 +143,8 @@ def _read(config: Config, listing: Listing, split: Split) -> tuple[AnnotatedSpli
                 "remove the entry, then: dvc repro"
             ) from None
 
-    images = Photographs(listing.root, tuple(os.path.join(split.images, name) for name in instances.files))  # noqa: PTH118 - text
+    paths = tuple(str(PurePosixPath(split.images, name)) for name in instances.files)
+    images = Photographs(listing.root, paths)
     return AnnotatedSplit(images, instances.sizes, instances.annotations, str(path)), instances
 
 
