@@ -285,9 +285,9 @@ def _check(source: Source, name: str, config: DatasetConfig) -> None:
             )
 
     if len(source.classes) < 2:
+        found = f"one class, '{source.classes[0]}'" if source.classes else "no class"
         raise DataError(
-            f"Data set '{name}' has one class, '{source.classes[0]}', expected two or more to tell apart: add another, "
-            "then: dvc repro"
+            f"Data set '{name}' has {found}, expected two or more to tell apart: add another, then: dvc repro"
         )
 
     splits = {"training": source.train, "test": source.test}

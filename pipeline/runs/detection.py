@@ -1,4 +1,4 @@
-"""What may be asked for of a data set with boxes: teachers that are detectors, trained and evaluated.
+"""What may be asked for of a data set with boxes: teachers and students that are detectors.
 
 What else there is for classifiers is refused here, before anything runs.
 """

@@ -13,6 +13,7 @@ from error_fixtures import one_line
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.data.dataset import ArraySplit, DatasetConfig, Source
 from pipeline.data.datasets import image_csv, image_folder
 from pipeline.data.layout import AS_STORED, Decoding, Files, Meta
 from pipeline.data.preparation import prepare
@@ -482,3 +483,10 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
         prepare(image_folder.open_source(config), "image_folder", config, tmp_path / "out")
     one_line(error, "has one class, 'a', expected two or more")
     assert not (tmp_path / "out").exists()
+
+
+def test_no_class_is_refused(tmp_path: Path) -> None:
+    nothing = ArraySplit(np.zeros((0, 1, 4, 4), np.uint8), np.zeros(0, np.int64))
+    with pytest.raises(DataError) as error:
+        prepare(Source([], 1, 4, nothing, nothing), "own", DatasetConfig(), tmp_path / "out")
+    one_line(error, "has no class, expected two or more")
