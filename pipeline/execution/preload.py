@@ -6,7 +6,10 @@ Nothing is computed here: threads and CUDA contexts do not survive a fork.
 from __future__ import annotations
 
 import gc
+import pickle
+import sys
 from importlib import import_module
+from types import TracebackType
 
 MODULES = (
     "stages.command",  # first: it has a setting for the threads that come with torch
@@ -45,4 +48,11 @@ def load() -> None:
     gc.freeze()
 
 
+def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what no process caught, unless it says that whoever asked for a process was killed amid its request."""
+    if not issubclass(kind, EOFError | pickle.UnpicklingError):
+        sys.__excepthook__(kind, error, trace)
+
+
 load()
+sys.excepthook = show

@@ -504,3 +504,23 @@ if __name__ == "__main__":
     parent.kill()
     parent.wait()
     until(lambda: all(gone(pid) for pid in pids.values()))
+
+
+@pytest.mark.parametrize("request_", [b"", b"\x80\x05\x95"])
+def test_a_parent_that_is_killed_amid_a_request_has_nothing_printed(request_: bytes, folder: Path) -> None:
+    source = f"""
+import os
+from multiprocessing import forkserver
+from pipeline.execution import server
+
+if __name__ == "__main__":
+    server._serve({{}})
+    status, request = forkserver.connect_to_new_process([])
+    os.write(request, {request_!r})
+    os.close(request)
+    pid, code = forkserver.read_signed(status), forkserver.read_signed(status)
+    print(code)
+"""
+    stage(folder, "parent", source)
+    done = subprocess.run([sys.executable, "-m", "stages.parent"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
