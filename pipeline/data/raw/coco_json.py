@@ -66,7 +66,7 @@ def parse(path: Path, content: bytes, faulty: Faulty) -> Instances:
     files = tuple(_file_name(path, key, entry) for key, entry in images.items())
     twice, count = Counter(str(PurePosixPath(file)) for file in files).most_common(1)[0]
     if count > 1:
-        raise _wrong(path, "images", f"has several entries of the file {twice!a}, expected one")
+        raise _wrong(path, "images", f"has several entries of the file {_shown(twice)}, expected one")
 
     rows = {key: row for row, key in enumerate(images)}
     labels = {key: label for label, key in enumerate(categories)}
@@ -76,10 +76,12 @@ def parse(path: Path, content: bytes, faulty: Faulty) -> Instances:
         where = f"annotations, id {key}"
         row = rows.get(_integer(path, where, entry, "image_id"))
         if row is None:
-            raise _wrong(path, where, f"has image_id {entry['image_id']}, which no image has")
+            raise _wrong(path, where, f"has image_id {_shown(entry['image_id'])}, which no image has")
         label = labels.get(_integer(path, where, entry, "category_id"))
         if label is None:
-            raise _wrong(path, where, f"has category_id {entry['category_id']}, which no category has")
+            raise _wrong(
+                path, where, f"has category_id {_shown(entry['category_id'])}, which no category has"
+            )
         box = _box(path, where, entry, sizes[row].tolist(), faulty)
         if box is None:
             left_out += 1
@@ -129,7 +131,7 @@ def _categories(path: Path, entries: list[Any]) -> dict[int, str]:
     for key, entry in sorted(_by_id(path, "categories", entries).items()):
         name = entry.get("name")
         if not isinstance(name, str) or not name:
-            raise _wrong(path, f"categories, id {key}", f"has the name {name!a}, expected text")
+            raise _wrong(path, f"categories, id {key}", f"has the name {_shown(name)}, expected text")
         names.check_class(name, path)
         found[key] = name
     names.by_likeness(found.values(), path)
@@ -147,10 +149,12 @@ def _size(path: Path, key: int, entry: Mapping[str, Any]) -> tuple[int, int]:
 def _file_name(path: Path, key: int, entry: Mapping[str, Any]) -> str:
     where, name = f"images, id {key}", entry.get("file_name")
     if not isinstance(name, str) or not name or "\0" in name:
-        raise _wrong(path, where, f"has the file_name {name!a}, expected the name of a file")
+        raise _wrong(path, where, f"has the file_name {_shown(name)}, expected the name of a file")
     names.check_text(name, path)
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise _wrong(path, where, f"has the file_name {name!a}, expected one below the folder of images")
+        raise _wrong(
+            path, where, f"has the file_name {_shown(name)}, expected one below the folder of images"
+        )
     return name
 
 
@@ -227,7 +231,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = ascii(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
