@@ -28,7 +28,10 @@ def main(
     action: Annotated[Action, typer.Argument(help="list all, show one's params, or apply it.")] = Action.LIST,
     name: Annotated[str | None, typer.Argument(help="The preset to show or apply.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One pair on scikit-learn's digits: minutes on two cores.")
+        bool,
+        typer.Option(
+            "--quick", help="One pair on scikit-learn's digits, or on drawn shapes: minutes on two cores."
+        ),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace entries of params.yaml that have other values.")

@@ -3,9 +3,12 @@
 It tries out that everything fits together; what it measures means nothing. Nothing is written down for it: it follows
 from the preset.
 
-* The data are 360 of scikit-learn's digits, in color and of 32x32 pixels: half to train on, half to test.
-* Trainings have 4 epochs, teachers that would be downloaded too. Batches have 32 samples at most, and the learning rate
-  is lowered with them, and to a tenth of that: with so few steps a method whose weight is large would diverge.
+* The data are 360 of scikit-learn's digits, in color and of 32x32 pixels: half to train on, half to test. Where
+  they have boxes, they are 48 drawn images of shapes, shown at 64 pixels.
+* Nothing is downloaded: teachers are trained. Trainings have 4 epochs, and batches of 32 samples at most, or of 4 with
+  boxes. The learning rate is lowered with them, and to a tenth of that: with so few steps a method whose weight is
+  large would diverge.
+* Detectors keep their ResNets, under a pyramid and heads that are cut to the numbers of `MOST`.
 * Tables, warm-ups and the phases and trainings of methods and matchings are cut to the numbers of `MOST`.
 """
 
@@ -15,15 +18,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline import plugin
+from pipeline.detection.detector_settings import DetectorSettings
 from pipeline.params.matchings import MatchingParams
 from pipeline.params.plug import plugs
 from pipeline.params.recipe import Recipe
+from pipeline.params.tasks import DETECTION, task_of
 from pipeline.presets import selection
 from pipeline.presets.selection import Params
 
 SIZE = 32  # pixels: enough for every network here
 SOURCE = {"digits": {"samples": 360, "test_share": 0.5, "size": SIZE, "channels": 3}}
+BOXES = {"shapes": {"train": 32, "test": 16}}  # a source, where data have boxes
+SIDE = 64  # of their images, the short one, in pixels
 EPOCHS, MILESTONES, BATCH = 4, [3], 32
+BOX_BATCH = 4
 SLOTS = 2
 SLOWER = 0.1  # the learning rate
 
@@ -40,6 +48,14 @@ MOST = {
     "ramp": 1,
     "dynamic": 1,
     "negatives": 64,
+    # Of views and networks that find boxes.
+    "longest": 128,
+    "pyramid_width": 32,
+    "head_width": 64,
+    "smallest_anchor": 8,
+    "proposals": 100,
+    "sampled_anchors": 64,
+    "sampled_proposals": 32,
 }
 LENGTHS = ("epochs", "iterations", "milestones", "warmup")  # of a recipe
 
@@ -54,11 +70,25 @@ def quick(content: Params, pair: str) -> dict[str, Any]:
     students = [item for item in content["distill"] if item.startswith(f"{pair}/")]
     params = selection.selected(content, students)
     params["seeds"] = _seeds(params)
-    params["recipes"] = {name: _recipe(recipe or {}) for name, recipe in params["recipes"].items()}
-    params["datasets"] = {name: {**entry, "source": SOURCE} for name, entry in params["datasets"].items()}
+    boxed = {name for name, entry in params["datasets"].items() if _has_boxes(entry)}
+    detectors = [
+        entry
+        for section in ("teachers", "students")
+        for entry in params[section].values()
+        if entry["dataset"] in boxed
+    ]
+    of_detectors = {name for entry in detectors for name in plugs(entry["recipe"])}
+    params["recipes"] = {
+        name: _recipe(recipe or {}, BOX_BATCH if name in of_detectors else BATCH)
+        for name, recipe in params["recipes"].items()
+    }
+    params["datasets"] = {
+        name: _with_boxes(entry) if name in boxed else {**entry, "source": SOURCE}
+        for name, entry in params["datasets"].items()
+    }
 
-    _replace(params, "teachers", _teacher)
-    _replace(params, "students", _network)
+    _replace(params, "teachers", lambda entry: _trained(entry, entry["dataset"] in boxed))
+    _replace(params, "students", lambda entry: _trained(entry, entry["dataset"] in boxed))
     _replace(params, "copies", _taught)
     _replace(params, "assistants", lambda entry: _taught(_network(entry)))
     _replace(params, "tables", lambda entry: _plugins("tables", entry))
@@ -80,12 +110,28 @@ def _seeds(params: Params) -> list[int]:
     return sorted({params["seeds"][0]} | named)
 
 
-def _recipe(recipe: Params) -> dict[str, Any]:
+def _has_boxes(dataset: Params) -> bool:
+    (source,) = plugs(dataset["source"])
+    return task_of(plugin.load("datasets", source)) == DETECTION
+
+
+def _with_boxes(dataset: Params) -> dict[str, Any]:
+    """Return a data set whose images are drawn, and shown small."""
+    views = {}
+    for name, settings in plugs(dataset["views"]).items():
+        views[name] = _small(settings)
+        if "short" in settings:
+            views[name]["short"] = sorted({min(side, SIDE) for side in settings["short"]})
+    return {**dataset, "source": BOXES, "views": views}
+
+
+def _recipe(recipe: Params, most: int) -> dict[str, Any]:
+    """Return a recipe of few epochs, and of batches of `most` samples at most."""
     default = Recipe()
     batch = recipe.get("batch_size", default.batch_size)
     rate = recipe.get("learning_rate", default.learning_rate)
     kept = {key: value for key, value in recipe.items() if key not in LENGTHS}
-    size = min(batch, BATCH)
+    size = min(batch, most)
     return kept | {
         "epochs": EPOCHS,
         "milestones": MILESTONES,
@@ -95,7 +141,7 @@ def _recipe(recipe: Params) -> dict[str, Any]:
 
 
 def _network(entry: Params) -> dict[str, Any]:
-    """Return a teacher, student or assistant without changes of its recipe's length."""
+    """Return a network without changes of its recipe's length."""
     if isinstance(entry["recipe"], str):
         return dict(entry)
     recipe = {
@@ -105,13 +151,22 @@ def _network(entry: Params) -> dict[str, Any]:
     return {**entry, "recipe": recipe}
 
 
-def _teacher(entry: Params) -> dict[str, Any]:
-    features = {
-        name: {**(feature or {}), "slots": min(SLOTS, (feature or {}).get("slots", SLOTS))}
-        for name, feature in entry["features"].items()
-    }
-    kept = {key: value for key, value in entry.items() if key != "weights"}
-    return _network(kept | {"features": features})
+def _trained(entry: Params, detector: bool) -> dict[str, Any]:
+    """Return a teacher or a student: nothing is downloaded for it, and little is stored of it.
+
+    Args:
+        entry: its settings.
+        detector: whether it finds boxes.
+    """
+    small = _network({key: value for key, value in entry.items() if key != "weights"})
+    if "features" in entry:
+        small["features"] = {
+            name: {**(feature or {}), "slots": min(SLOTS, (feature or {}).get("slots", SLOTS))}
+            for name, feature in entry["features"].items()
+        }
+    if detector:
+        small["detector"] = _small(entry.get("detector", {}), DetectorSettings)
+    return small
 
 
 def _taught(entry: Params) -> dict[str, Any]:
@@ -160,8 +215,8 @@ def _small(settings: Params, model: Any = None) -> dict[str, Any]:
         key: _small(value) if isinstance(value, Mapping) else _capped(key, value)
         for key, value in settings.items()
     }
-    for key in MOST.keys() - settings.keys():
-        field = None if model is None else model.model_fields.get(key)
+    for key in MOST:
+        field = None if model is None or key in settings else model.model_fields.get(key)
         if field is not None and field.default != (capped := _capped(key, field.default)):
             small[key] = capped
     return small

@@ -151,7 +151,12 @@ def _is_cached(teacher: str, kept: Params, items: list[str]) -> bool:
 
 
 def _stored(teacher: Params, read: set[str], cached: bool) -> dict[str, Any]:
-    """Return a teacher whose store holds what is read of it; logits are always there, of no views where nobody asks."""
+    """Return a teacher whose store holds what is read of it; logits are always there, of no views where nobody asks.
+
+    Of a detector nothing is stored, and it has no features.
+    """
+    if "features" not in teacher:
+        return dict(teacher)
     features = {
         name: entry for name, entry in teacher["features"].items() if name == "logits" or name in read
     }
