@@ -4,7 +4,7 @@ It tries out that everything fits together; what it measures means nothing. Noth
 from the preset.
 
 * The data are 360 of scikit-learn's digits, in color and of 32x32 pixels: half to train on, half to test. Where
-  they have boxes, they are 48 drawn images of shapes, shown at 64 pixels.
+  they have boxes, they are 32 drawn images of shapes, shown at 64 pixels.
 * Nothing is downloaded: teachers are trained. Trainings have 4 epochs, and batches of 32 samples at most, or of 4 with
   boxes. The learning rate is lowered with them, and to a tenth of that: with so few steps a method whose weight is
   large would diverge.
@@ -28,7 +28,7 @@ from pipeline.presets.selection import Params
 
 SIZE = 32  # pixels: enough for every network here
 SOURCE = {"digits": {"samples": 360, "test_share": 0.5, "size": SIZE, "channels": 3}}
-BOXES = {"shapes": {"train": 32, "test": 16}}  # a source, where data have boxes
+BOXES = {"shapes": {"train": 24, "test": 8}}  # a source, where data have boxes
 SIDE = 64  # of their images, the short one, in pixels
 EPOCHS, MILESTONES, BATCH = 4, [3], 32
 BOX_BATCH = 4
