@@ -6,19 +6,24 @@ set is the same only if it is the whole official one: a part of it, or other ima
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 from pipeline.data.layout import Meta
+from pipeline.detection.layout import Meta as BoxMeta
 from pipeline.params.sections import ALONE
 from pipeline.params.size import shown
+from pipeline.report.detectors import BoxPair, BoxRun
 from pipeline.report.published import Published, published
-from pipeline.report.results import Pair, Run, Trained
+from pipeline.report.results import Pair, Run
 from pipeline.report.statistics import Estimate, estimate
 
 TEACHER = "teacher"  # the published run that a teacher is
-NEAR = 1.0  # points of top-1, and epochs, that are taken for the same
+NEAR = 1.0  # points of top-1 or AP, and epochs, that are taken for the same
+CELLS = ("published", "published_rule", "published_source", "difference")  # columns of one student
+Metrics = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,14 @@ class Official:
         source: the plug-in that reads it; empty where none is its own.
         example: what the name of one of its classes begins with, however it is read.
         classes: number of classes.
-        size: of an image that networks see, in pixels.
+        size: of an image that networks see, in pixels; None where they have any.
         samples: number of images by split, as the published numbers have them.
     """
 
     source: str
     example: str
     classes: int
-    size: int
+    size: int | None
     samples: dict[str, int]
 
 
@@ -45,6 +50,8 @@ OFFICIAL = {
     "ImageNet": Official("", "n01440764", 1000, 224, {"train": 1_281_167, "test": 50_000}),
     # letKD's split: half of the validation images of each class choose the epoch, the other half are tested on.
     "Tiny-ImageNet": Official("tiny_imagenet", "n01443537", 200, 64, {"train": 100_000, "test": 5_000}),
+    # The papers' trainval35k and minival are the images of COCO 2017.
+    "COCO": Official("", "toothbrush", 80, None, {"train": 118_287, "test": 5_000}),
 }
 
 
@@ -59,7 +66,7 @@ class Beside:
         last: ours, of the last epoch.
         best: ours, of the best epoch.
         epochs: of our training.
-        teacher: top-1 of our teacher.
+        teacher: of our teacher, by the same metric.
     """
 
     row: Published
@@ -95,46 +102,54 @@ class Beside:
             remarks.append(f"ours has {self.epochs} epochs, theirs {self.row.epochs:g}")
         expected = self.row.teacher_value
         # Of top-5 rows it is the teacher's top-5.
-        comparable = self.row.metric == "top1" and self.row.run not in (ALONE, TEACHER)
+        comparable = self.row.metric != "top5" and self.row.run not in (ALONE, TEACHER)
         if comparable and expected is not None and abs(self.teacher - expected) > NEAR:
             remarks.append(f"our teacher has {self.teacher:.2f}, theirs {expected:.2f}")
         return [*remarks, *filter(None, (self.row.unsure, self.row.note))]
 
 
-def beside(pair: Pair) -> list[Beside]:
+def beside(pair: Pair | BoxPair) -> list[Beside]:
     """Return the published numbers of a pair's teacher, student alone and runs, in the order of its runs."""
-    meta = pair.dataset.prepared.meta
+    meta = _meta(pair)
     dataset = official(meta)
     if dataset is None or unlike(meta, dataset):
         return []
 
-    rows = _rows_of(pair, dataset)
-    trained = {TEACHER: (TEACHER, (pair.teacher.trained,))} | {
-        run.name: (run.key, run.students) for run in pair.runs
-    }
-    listed = (_of(rows, name, key, students, pair) for name, (key, students) in trained.items())
+    rows, teacher = _rows_of(pair, dataset), pair.teacher.trained.metrics
+    measured: list[tuple[str, str, list[Metrics]]] = [(TEACHER, TEACHER, [teacher])]
+    measured += [(run.name, run.key, [student.metrics for student in run.students]) for run in pair.runs]
+    listed = (_of(rows, name, key, students, teacher) for name, key, students in measured)
     return list(chain.from_iterable(listed))
 
 
-def preferred(run: Run, listed: list[Beside]) -> Beside | None:
-    """Return the published top-1 that stands for a run where there is room for one: the first, sure ones before."""
-    names = (run.name, run.key, "top1")
+def preferred(run: Run | BoxRun, listed: list[Beside], metric: str = "top1") -> Beside | None:
+    """Return the published number that stands for a run where there is room for one: the first, sure ones before."""
+    names = (run.name, run.key, metric)
     numbers = [
         compared for compared in listed if (compared.name, compared.row.run, compared.row.metric) == names
     ]
     return min(numbers, key=lambda compared: bool(compared.row.unsure), default=None)
 
 
-def uncompared(pair: Pair) -> str:
+def cells(compared: Beside | None, metrics: Metrics) -> dict[str, Any]:
+    """Return the published number of a run and how far a seed of it lies above; all of it is empty where none is."""
+    if compared is None:
+        return dict.fromkeys(CELLS, "")
+    row = compared.row
+    ours = metrics[f"best_{row.metric}" if row.rule == "best" else row.metric]
+    return dict(zip(CELLS, (row.value, row.rule, compared.citation, ours - row.value), strict=True))
+
+
+def uncompared(pair: Pair | BoxPair) -> str:
     """Return why published numbers of a pair's networks are not compared; empty where they are, or there are none."""
-    meta = pair.dataset.prepared.meta
+    meta = _meta(pair)
     dataset = official(meta)
     if dataset is None or not (difference := unlike(meta, dataset)) or not _rows_of(pair, dataset):
         return ""
     return f"{pair.dataset.name} is {dataset} with {difference}, so published numbers of this pair are not compared."
 
 
-def official(meta: Meta) -> str | None:
+def official(meta: Meta | BoxMeta) -> str | None:
     """Return the name of the official data set that prepared data are of, whole or in part."""
     for name, known in OFFICIAL.items():
         named = any(label.replace(" ", "_").startswith(known.example) for label in meta.classes)
@@ -143,10 +158,10 @@ def official(meta: Meta) -> str | None:
     return None
 
 
-def unlike(meta: Meta, dataset: str) -> str:
+def unlike(meta: Meta | BoxMeta, dataset: str) -> str:
     """Return in which way prepared data are not the whole official set; empty where they are."""
     known = OFFICIAL[dataset]
-    if meta.size != known.size:
+    if isinstance(meta, Meta) and meta.size != known.size:
         size = meta.size if isinstance(meta.size, int) else shown(meta.size)
         return f"images of {size} pixels in the place of {known.size}"
     for split, expected in known.samples.items():
@@ -155,13 +170,17 @@ def unlike(meta: Meta, dataset: str) -> str:
     return ""
 
 
-def _rows_of(pair: Pair, dataset: str) -> list[Published]:
-    networks = (pair.teacher.trained.metrics["network"], pair.alone.shared("network"))
+def _meta(pair: Pair | BoxPair) -> Meta | BoxMeta:
+    return pair.dataset.prepared.meta if isinstance(pair, Pair) else pair.dataset.meta
+
+
+def _rows_of(pair: Pair | BoxPair, dataset: str) -> list[Published]:
+    networks = (pair.teacher.trained.metrics["network"], pair.alone.students[0].metrics["network"])
     return [row for row in published() if row.dataset == dataset and (row.teacher, row.student) == networks]
 
 
 def _of(
-    rows: list[Published], name: str, key: str, students: tuple[Trained, ...], pair: Pair
+    rows: list[Published], name: str, key: str, students: Sequence[Metrics], teacher: Metrics
 ) -> Iterator[Beside]:
     """Give what is published of a run; a number that several tables of a source print is one."""
     tables: dict[tuple[str, str, float, str], list[Published]] = {}
@@ -171,9 +190,7 @@ def _of(
 
     for (_, metric, _, _), same in tables.items():
         last, best = (
-            estimate([float(student.metrics[prefix + metric]) for student in students])
-            for prefix in ("", "best_")
+            estimate([float(metrics[prefix + metric]) for metrics in students]) for prefix in ("", "best_")
         )
         printed = tuple(dict.fromkeys(row.table for row in same if row.table))
-        epochs, teacher = students[0].metrics["epochs"], pair.teacher.trained.metrics["top1"]
-        yield Beside(same[0], printed, name, last, best, epochs, teacher)
+        yield Beside(same[0], printed, name, last, best, students[0]["epochs"], float(teacher[metric]))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.params.sections import ALONE
+from pipeline.report.beside import beside, cells, preferred
 from pipeline.report.detectors import BEST, COSTS, CURVES, MEASURES, BoxPair, BoxRun, Detection, Detector
 
 
@@ -23,9 +24,12 @@ def rows(detection: Detection) -> Iterator[Mapping[str, Any]]:
             "student": "",
             "run": "",
             **_numbers(teacher.trained),
+            **cells(None, {}),
         }
     for pair in detection.pairs:
+        listed = beside(pair)
         for run in pair.runs:
+            compared = preferred(run, listed, "AP")
             for student in run.students:
                 yield {
                     "dataset": pair.teacher.dataset.name,
@@ -34,6 +38,7 @@ def rows(detection: Detection) -> Iterator[Mapping[str, Any]]:
                     "student": pair.student,
                     "run": run.name,
                     **_numbers(student),
+                    **cells(compared, student.metrics),
                 }
 
 

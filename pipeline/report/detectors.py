@@ -89,12 +89,14 @@ class BoxRun:
 
     Attributes:
         name: key of `runs`, or `ALONE`.
+        key: what it consists of, by which a published number finds it; see `pipeline/report/key.py`.
         composition: methods and transform, in words.
         students: one a seed, in the order of `seeds`; without those that are missing.
         planned: number of seeds that params.yaml has.
     """
 
     name: str
+    key: str
     composition: str
     students: tuple[Detector, ...]
     planned: int
@@ -147,6 +149,11 @@ class BoxPair:
     teacher: Finder
     student: str
     runs: tuple[BoxRun, ...]
+
+    @property
+    def dataset(self) -> BoxData:
+        """The data that both were trained on."""
+        return self.teacher.dataset
 
     @property
     def alone(self) -> BoxRun:

@@ -1,8 +1,9 @@
 """The report as data: `results.csv`, `gains.csv`, `curves.csv`, `confusion/<pair>.csv` and `summary.json`.
 
 They are what `dvc plots` and `dvc metrics` read, and what a notebook starts from. `published.csv` is there where a
-published number is of a pair's networks and data, and what `boxes.py` gives where data have boxes. `provenance.json`
-stands beside them: it holds the date, so that no other file does.
+published accuracy is of a pair's networks and data, and `detection_published.csv` where an average precision is; what
+`boxes.py` gives is there where data have boxes. `provenance.json` stands beside them: it holds the date, so that no
+other file does.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any
 
 from pipeline.artifacts.publish import write_json
 from pipeline.report import boxes
-from pipeline.report.beside import Beside, beside, preferred
+from pipeline.report.beside import beside, cells, preferred
+from pipeline.report.detectors import BoxPair
 from pipeline.report.results import ACCURACIES, BASELINE, COSTS, Pair, Results, Run, Settings, Trained
 
-PUBLISHED = ("published", "published_rule", "published_source", "difference")
 RESULT_METRICS = (*ACCURACIES, "agreement", *COSTS)
 # What a spreadsheet takes for the start of a formula, also in full width, and blanks that it passes over.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -28,7 +29,7 @@ def export(results: Results, folder: Path) -> None:
     """Write every file into `folder`."""
     _write(folder / "results.csv", _results(results))
     _write(folder / "gains.csv", _gains(results))
-    compared = list(_published(results))
+    compared = list(_published(results.pairs))
     if compared:  # its section is on the page then, and links it
         _write(folder / "published.csv", compared)
     _write(folder / "curves.csv", _curves(results))
@@ -36,6 +37,10 @@ def export(results: Results, folder: Path) -> None:
         _write(folder / "detection.csv", boxes.rows(results.detection))
         _write(folder / "detection_gains.csv", boxes.gains(results.detection))
         _write(folder / "precision_recall.csv", boxes.curves(results.detection))
+    # Apart from accuracies, as all of detection is.
+    compared = list(_published(results.detection.pairs))
+    if compared:
+        _write(folder / "detection_published.csv", compared)
 
     (folder / "confusion").mkdir(exist_ok=True)
     for pair in results.pairs:
@@ -97,22 +102,13 @@ def _results(results: Results) -> Iterable[Mapping[str, Any]]:
             **{name: metrics[name] for name in RESULT_METRICS},
             # Only runs that can be compared with the teacher have these.
             **{name: metrics.get(name, "") for name in ("teacher_kl", "teacher_l2")},
-            **_one_published(student, preferred(run, listed[pair.name])),
+            **cells(preferred(run, listed[pair.name]), metrics),
         }
 
 
-def _one_published(student: Trained, compared: Beside | None) -> dict[str, Any]:
-    """Return the published number of a run and how far a seed of it lies above; all of it is empty where none is."""
-    if compared is None:
-        return dict.fromkeys(PUBLISHED, "")
-    row = compared.row
-    ours = student.metrics["best_top1" if row.rule == "best" else "top1"]
-    return dict(zip(PUBLISHED, (row.value, row.rule, compared.citation, ours - row.value), strict=True))
-
-
-def _published(results: Results) -> Iterator[Mapping[str, Any]]:
+def _published(pairs: Iterable[Pair | BoxPair]) -> Iterator[Mapping[str, Any]]:
     """Give a row for each published number: it, ours, and the difference by its rule."""
-    for pair in results.pairs:
+    for pair in pairs:
         for compared in beside(pair):
             row, last, best = compared.row, compared.last, compared.best
             yield {

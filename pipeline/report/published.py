@@ -1,7 +1,7 @@
 """Published numbers, to stand beside measured ones: the rows of `published.csv`.
 
-The table holds every accuracy that the papers' tables print for a network, in the names of this project: data set,
-teacher, student, and by `pipeline.report.key` what a run consists of. Its columns:
+The table holds every accuracy and average precision that the papers' tables print for a network, in the names of this
+project: data set, teacher, student, and by `pipeline.report.key` what a run consists of. Its columns:
 
     source, table            where the number was read; letKD's tables S1 to S6 are those of its supplement
     dataset, teacher, student
@@ -34,12 +34,12 @@ class Published:
         source: where it was read.
         table: which of its tables; empty where it has none.
         dataset: the name that its source gives to the data, for instance "CIFAR-100".
-        teacher: the teacher's network.
+        teacher: the teacher's network; of an average precision both are detectors.
         student: the student's network.
         method: the label as published.
         run: what a run consists of, as `pipeline.report.key` writes it; "student" and "teacher" are networks trained
             alone, empty is what no run of this project is.
-        metric: "top1", "top5" or "AP".
+        metric: "top1", "top5" or "AP", which is of boxes.
         value: the number.
         std: its standard deviation over trials, or None.
         teacher_value: the teacher's in the same table, or None.

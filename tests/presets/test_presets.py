@@ -17,7 +17,7 @@ from pipeline.params.document import parse
 from pipeline.params.sections import Sections
 from pipeline.presets import preset as presets
 from pipeline.presets.preset import ALONE, SHARED, TEACHER, Preset
-from pipeline.presets.quick import BATCH, EPOCHS, MOST, SOURCE, quick
+from pipeline.presets.quick import BATCH, BOX_BATCH, BOXES, EPOCHS, MOST, SIDE, SOURCE, quick
 from pipeline.presets.selection import mentions
 from pipeline.presets.text import written
 from pipeline.report import key
@@ -100,7 +100,7 @@ def key_of(name: str, preset: Preset, pair: str, row: Published) -> str | None:
     return key.key(params.run(pair, run), params)
 
 
-ROWS = [row for row in published() if row.source in PAPERS and (row.source, row.table) != ("KCD", "9")]
+ROWS = [row for row in published() if row.source in PAPERS]
 
 
 @pytest.mark.parametrize("table", sorted({(row.source, row.table) for row in ROWS}), ids=" ".join)
@@ -150,13 +150,15 @@ def test_the_quick_form_has_the_same_runs_and_is_small(name: str) -> None:
     full = [item for item in content(name, "full")["distill"] if item.startswith(f"{preset.quick}/")]
     assert params["distill"] == full
     assert list(params["pairs"]) == [preset.quick]
-    assert all(entry["source"] == SOURCE for entry in params["datasets"].values())
+    assert all(entry["source"] in (SOURCE, BOXES) for entry in params["datasets"].values())
     for recipe in params["recipes"].values():
         assert recipe["epochs"] == EPOCHS
         assert recipe["batch_size"] <= BATCH
         assert "iterations" not in recipe
-    assert "imagenet" not in {entry.get("weights") for entry in params["teachers"].values()}
-    settings = [params.get("tables"), params.get("matchings"), params["runs"], params["pairs"]]
+    networks = [*params["teachers"].values(), *params["students"].values()]
+    assert not any("weights" in entry for entry in networks)
+    built = [entry.get("detector") for entry in networks]
+    settings = [params.get("tables"), params.get("matchings"), params["runs"], params["pairs"], built]
     for name_of, number in numbers(settings):
         assert number <= MOST.get(name_of, number), name_of
 
@@ -179,6 +181,41 @@ def test_defaults_of_plugins_are_cut_too() -> None:
     assert methods["crd"]["methods"]["crd"]["negatives"] == MOST["negatives"]
     assert "epochs" not in methods["kd"]["methods"]["kd"]
     assert content("kcd-cifar", "quick")["runs"]["ab"]["methods"]["ab"]["epochs"] == 0  # less than that stays
+
+
+def test_the_quick_form_of_detectors_draws_its_images_and_keeps_their_resnets() -> None:
+    full, params = (content("kcd-detection", form) for form in FORMS)
+    (data,) = params["datasets"].values()
+    assert data["source"] == BOXES
+    assert data["views"] == {"scale_flip": {"short": [SIDE], "longest": MOST["longest"]}}
+    (recipe,) = params["recipes"].values()
+    assert recipe["batch_size"] == BOX_BATCH
+    assert recipe["learning_rate"] == pytest.approx(0.02 * 0.1 * 4 / 16)  # of Detectron's 0.02 for 16 images
+    for section in ("teachers", "students"):
+        for name, entry in params[section].items():
+            assert entry["network"] == full[section][name]["network"]
+            assert entry["detector"] == {key: MOST[key] for key in CUT}
+
+
+CUT = ("pyramid_width", "head_width", "smallest_anchor", "proposals", "sampled_anchors", "sampled_proposals")
+
+
+def test_both_runs_of_detectors_read_the_same_maps_before_their_relu() -> None:
+    """KCD's L2 and "Ours" differ in the order of the teacher's channels alone."""
+    params = content("kcd-detection", "full")
+    for run in params["runs"].values():
+        assert run["methods"]["mimicry"] == {
+            "student_tap": "stage4_pre",
+            "teacher_feature": "stage4_pre",
+            "reduction": "sum",
+            "weights": {"mimic": 1e-4},
+        }
+        assert run["transform"]["permutation"]["features"] == ["stage4_pre"]
+    strategies = [
+        params["matchings"][run["transform"]["permutation"]["matching"]].get("strategy")
+        for run in params["runs"].values()
+    ]
+    assert strategies == ["identity", None]
 
 
 # --- Through DVC ----------------------------------------------------------------------------------------------

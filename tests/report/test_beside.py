@@ -12,6 +12,7 @@ from report_fixtures import EPOCHS, Links, Project, rows
 
 from pipeline.data.layout import Meta
 from pipeline.data.prepared import Prepared
+from pipeline.detection.layout import Meta as BoxMeta
 from pipeline.report import beside
 from pipeline.report.beside import OFFICIAL, Official, official, unlike
 from pipeline.report.published import published
@@ -148,8 +149,22 @@ def test_an_official_set_is_known_by_its_source_or_by_its_classes(project: Proje
     assert unlike(meta(own, size=64), "CIFAR-100") == "images of 64 pixels in the place of 32"
 
 
-def test_every_published_data_set_of_accuracies_is_known() -> None:
-    assert {row.dataset for row in published() if row.metric != "AP"} == set(OFFICIAL)
+def test_every_published_data_set_is_known() -> None:
+    assert {row.dataset for row in published()} == set(OFFICIAL)
+
+
+def test_coco_is_known_by_its_classes_and_compared_whole_alone() -> None:
+    hashes = {"train": "a", "test": "b"}
+    sizes = {"train": 118_287, "test": 5_000}
+    coco = BoxMeta(
+        source="coco", classes=(*(f"class{k}" for k in range(79)), "toothbrush"), samples=sizes, boxes=sizes,
+        mean=(0.5,), std=(0.5,), root=None, fingerprint=hashes, listing=hashes,
+    )  # fmt: skip
+    assert official(coco) == "COCO"
+    assert unlike(coco, "COCO") == ""
+    tiny = coco.model_copy(update={"samples": {"train": 80, "test": 80}})
+    assert unlike(tiny, "COCO") == "80 train images in the place of 118,287"
+    assert official(coco.model_copy(update={"classes": coco.classes[1:]})) is None
 
 
 def test_gains_csv_has_paired_gains_over_alone_and_the_baseline(project: Project) -> None:

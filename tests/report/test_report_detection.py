@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from pipeline.detection.sample import Detected
 from pipeline.errors import DamagedArtifactError, MissingArtifactError
 from pipeline.params import tasks
 from pipeline.params.sections import ALONE
+from pipeline.report import beside, published
+from pipeline.report.beside import Official
 from pipeline.report.collect.collect import collect
+from pipeline.report.detectors import BoxRun
 from pipeline.report.results import Results
+from pipeline.report.sections import detection
 from pipeline.runs.blocks import blocks
 from pipeline.runs.check import project
 from stages import (
@@ -184,6 +189,8 @@ def test_a_row_for_each_teacher_and_for_each_run_and_seed(made: Path, written: P
         assert float(row["best_AP"]) == measured(made, key)["best_AP"]
     assert {row["AP_large"] for row in listed} == {""}  # no object is large
     assert not any("top1" in name for name in listed[0])
+    assert {row["published"] for row in listed} == {""}
+    assert not (written / "detection_published.csv").exists()
     # Accuracies and average precisions are never in one column.
     assert rows(written / "results.csv") == []
 
@@ -211,6 +218,64 @@ def test_gains_are_paired_by_seed(made: Path, written: Path) -> None:
     assert of_run["seeds"] == of_run["AP_gain_seeds"] == 2
     gains = {(row["run"], row["measure"]): row for row in rows(written / "detection_gains.csv")}
     assert of_run["AP_gain"] == float(gains["kcd", "AP"]["gain"])
+
+
+@pytest.fixture
+def on_coco(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the shapes be COCO, and have numbers published of this pair; return its detectors' name."""
+    whole = Official("", "disk", 3, None, {"train": 6, "test": 3})
+    monkeypatch.setitem(beside.OFFICIAL, "COCO", whole)
+    network = str(DETECTOR["network"])
+    table = [row for row in published.published() if row.student == "faster_rcnn_resnet18"]
+    rows_of_pair = [replace(row, teacher=network, student=network) for row in table]
+    monkeypatch.setattr(beside, "published", lambda: rows_of_pair)
+    return network
+
+
+def test_published_average_precisions_stand_beside_ours(made: Path, on_coco: str, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    report.main(made / "params", made / "artifacts", made / "prepared", out)
+    ap = {seed: measured(made, f"students/pair/kcd/{seed}")["AP"] for seed in SEEDS}
+    listed = [row for row in rows(out / "detection.csv") if row["run"] == "kcd"]
+    for row in listed:
+        assert (row["published"], row["published_rule"]) == ("36.8", "unknown")
+        assert row["published_source"] == "KCD, Table 9"
+        assert float(row["difference"]) == pytest.approx(ap[int(row["seed"])] - 36.8)
+    # The table's L2 has a matching, the identity, as its pairs differ in their channels.
+    assert {row["published"] for row in rows(out / "detection.csv") if row["run"] == "mimic"} == {""}
+
+    whole = {row["run"]: row for row in rows(out / "detection_published.csv")}
+    assert list(whole) == ["teacher", ALONE, "kcd"]
+    assert [float(row["published"]) for row in whole.values()] == [41.6, 33.6, 36.8]
+    assert {row["metric"] for row in whole.values()} == {"AP"}
+    assert float(whole["kcd"]["ours"]) == pytest.approx(sum(ap.values()) / 2)
+    assert float(whole["kcd"]["difference"]) == pytest.approx(sum(ap.values()) / 2 - 36.8)
+    assert "ours has 1 epochs, theirs 24.3; our teacher has 100.00, theirs 41.60" in whole["kcd"]["remarks"]
+
+    # They are in no file and no section of accuracies.
+    assert not (out / "published.csv").exists()
+    assert rows(out / "results.csv") == []
+    links = Links((out / "index.html").read_text())
+    assert "AP as published, beside ours" in links.text
+    assert "Published beside measured" not in links.text
+    assert "detection_published.csv" in links.files
+
+
+def test_a_part_of_coco_is_named_and_not_compared(
+    made: Path, on_coco: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = replace(beside.OFFICIAL["COCO"], samples={"train": 118_287, "test": 5_000})
+    monkeypatch.setitem(beside.OFFICIAL, "COCO", whole)
+    (pair,) = collected(made).detection.pairs
+    assert beside.beside(pair) == []
+    assert "toys is COCO with 6 train images in the place of 118,287" in detection._published(pair)
+    assert detection._published(replace(pair, runs=(other(pair.alone),))) == ""
+
+
+def other(run: BoxRun) -> BoxRun:
+    """Return a run of a network of which nothing is published."""
+    students = [replace(one, metrics={**one.metrics, "network": "another"}) for one in run.students]
+    return replace(run, students=tuple(students))
 
 
 def test_the_page_shows_tables_curves_and_boxes_and_speaks_of_no_accuracy(written: Path) -> None:

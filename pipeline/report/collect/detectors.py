@@ -32,6 +32,7 @@ from pipeline.report.detectors import (
     Finder,
     Found,
 )
+from pipeline.report.key import key
 
 T = TypeVar("T")
 NUMBERS = ("AP", "AP50", "AP75", BEST, *COSTS)
@@ -117,7 +118,7 @@ class _Collector:
                 self.omissions.add(f"pair {name}", stage, f"Its student {student} alone is left out.")
                 continue
 
-            runs = [BoxRun(ALONE, "alone", alone, len(sections.seeds))]
+            runs = [BoxRun(ALONE, ALONE, "alone", alone, len(sections.seeds))]
             for run in sections.runs_of(name):  # in the order of params.yaml; a json keeps none
                 students = self._seeds(
                     f"student of {name}/{run}, seed {{}}",
@@ -125,8 +126,9 @@ class _Collector:
                     partial(self._student, block, run, teacher),
                 )
                 if students:
+                    consists = key(sections.run(name, run), sections)
                     composition = _composition(block.runs[run])
-                    runs.append(BoxRun(run, composition, students, len(sections.seeds)))
+                    runs.append(BoxRun(run, consists, composition, students, len(sections.seeds)))
             pairs.append(BoxPair(name, teacher, student, tuple(runs)))
         return tuple(pairs)
 

@@ -9,8 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.params.sections import ALONE
+from pipeline.report.beside import beside, uncompared
 from pipeline.report.detectors import CURVES, MEASURES, BoxPair, BoxRun, Detector, Finder
-from pipeline.report.drawing import boxes, intervals, markup, palette, text
+from pipeline.report.drawing import boxes, compared, intervals, markup, palette, text
 from pipeline.report.drawing.figure import draw
 from pipeline.report.drawing.palette import Style
 from pipeline.report.results import Results
@@ -27,6 +28,9 @@ NUMBERS = {
     "precision_recall.csv": "one row for each detector and recall",
     "summary.json": "means over seeds, under detection",
 }
+FILES = {
+    "detection_published.csv": "one row for each published number"
+}  # where one is compared, and only there
 
 NAMES = {"AP_small": "AP, small", "AP_medium": "AP, medium", "AP_large": "AP, large"}
 OVERLAPS = {"AP": "the mean over overlaps from 0.5 to 0.95", "AP50": "an overlap of at least 0.5"}
@@ -61,6 +65,7 @@ def _pair(pair: BoxPair, seeds: int) -> Markup:
         caption = f"{pair.name}: gain in AP over the student alone, paired by seed{interval}."
         picture = draw(f"detection/{pair.name}/gain", caption, intervals.height(len(gains)), paint)
         parts.append(markup.figures([picture]))
+    parts.append(_published(pair))
 
     styles = _styles(pair, runs)
     detectors = {"teacher": [pair.teacher.trained]} | {run.title: [*run.students] for run in runs}
@@ -115,6 +120,16 @@ def _table(pair: BoxPair, runs: list[BoxRun]) -> Markup:
         row.append(markup.mean(run.estimate("best_AP"), kind="quiet"))
         rows.append(row)
     return markup.table(head, rows, 2)
+
+
+def _published(pair: BoxPair) -> Markup:
+    """Return a row for each published number of a pair, or why none is compared."""
+    listed = beside(pair)
+    if not listed:
+        reason = uncompared(pair)
+        return markup.note(reason) if reason else Markup()
+    rows = [compared.table(listed), markup.note(compared.HOW), markup.numbers(FILES)]
+    return markup.folded("AP as published, beside ours", Markup().join(rows), opened=True)
 
 
 def _single(detector: Detector, measures: list[str]) -> list[markup.Cell]:
