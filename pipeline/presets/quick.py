@@ -14,7 +14,7 @@ from the preset.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pipeline import plugin
@@ -71,17 +71,7 @@ def quick(content: Params, pair: str) -> dict[str, Any]:
     params = selection.selected(content, students)
     params["seeds"] = _seeds(params)
     boxed = {name for name, entry in params["datasets"].items() if _has_boxes(entry)}
-    detectors = [
-        entry
-        for section in ("teachers", "students")
-        for entry in params[section].values()
-        if entry["dataset"] in boxed
-    ]
-    of_detectors = {name for entry in detectors for name in plugs(entry["recipe"])}
-    params["recipes"] = {
-        name: _recipe(recipe or {}, BOX_BATCH if name in of_detectors else BATCH)
-        for name, recipe in params["recipes"].items()
-    }
+    params["recipes"] = _recipes(params, boxed)
     params["datasets"] = {
         name: _with_boxes(entry) if name in boxed else {**entry, "source": SOURCE}
         for name, entry in params["datasets"].items()
@@ -123,6 +113,23 @@ def _with_boxes(dataset: Params) -> dict[str, Any]:
         if "short" in settings:
             views[name]["short"] = sorted({min(side, SIDE) for side in settings["short"]})
     return {**dataset, "source": BOXES, "views": views}
+
+
+def _recipes(params: Params, boxed: Collection[str]) -> dict[str, Any]:
+    """Return the recipes, cut; those of networks that find boxes have smaller batches.
+
+    Args:
+        params: sections of params.yaml.
+        boxed: the data sets with boxes.
+    """
+    networks = [entry for section in ("teachers", "students") for entry in params[section].values()]
+    of_detectors = {
+        name for entry in networks if entry["dataset"] in boxed for name in plugs(entry["recipe"])
+    }
+    return {
+        name: _recipe(recipe or {}, BOX_BATCH if name in of_detectors else BATCH)
+        for name, recipe in params["recipes"].items()
+    }
 
 
 def _recipe(recipe: Params, most: int) -> dict[str, Any]:
