@@ -1,4 +1,4 @@
-"""Detection as data: `detection.csv`, `detection_gains.csv`, `precision_recall.csv`, and a part of `summary.json`.
+"""Detection as data: the files `detection*.csv` and `precision_recall.csv`, and a part of `summary.json`.
 
 They stand apart from `results.csv` and `gains.csv`, whose columns are accuracies: an average precision is none, and
 plots of these columns would take a blank for a number.
@@ -72,6 +72,13 @@ def gains(detection: Detection) -> Iterator[Mapping[str, Any]]:
                     "seeds": mean.count,
                     "gain_seeds": gain.count if gain is not None else None,
                 }
+
+
+def histories(detection: Detection) -> Iterator[Mapping[str, Any]]:
+    """Give a row for each detector and epoch: its losses, and its average precisions where it was evaluated."""
+    for key, detector in detection.detectors.items():
+        for epoch in range(len(detector.history.get("epoch", []))):
+            yield {"detector": key} | {name: column[epoch] for name, column in detector.history.items()}
 
 
 def curves(detection: Detection) -> Iterator[Mapping[str, Any]]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.detection.layout import Meta
 from pipeline.detection.stored import StoredSplit
-from pipeline.report.statistics import Estimate, estimate, shared_gain
+from pipeline.params.detection import BoxViews
+from pipeline.report.trainings import History, InSeeds, Matched, Network, OfRuns, Settings
 
 # Of the last weights, in percent; a size that no object of the test split has is in no metrics.
 MEASURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -31,11 +32,18 @@ class BoxData:
         name: key of `datasets`.
         meta: what its `meta.json` holds.
         test: the test split.
+        views: the augmented views that training may show.
     """
 
     name: str
     meta: Meta
     test: StoredSplit
+    views: BoxViews
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Hash of each split, by its name."""
+        return self.meta.fingerprint
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Detector:
+class Detector(Network):
     """A trained detector.
 
     Attributes:
@@ -65,6 +73,7 @@ class Detector:
         found: what its last weights find in the test images.
         recalls: where `curves` are sampled, (101,), 0 to 1.
         curves: precision at each recall, (101,), 0 to 1, by `CURVES`.
+        history: values by epoch; most epochs of a long training are not evaluated, and lack average precisions.
         device: the kind of device it was trained on.
         weights: hash of each file of its weights, by name.
     """
@@ -74,6 +83,7 @@ class Detector:
     found: Found
     recalls: NDArray[np.float64]
     curves: Mapping[str, NDArray[np.float64]]
+    history: History
     device: str
     weights: Mapping[str, str]
 
@@ -84,7 +94,7 @@ class Detector:
 
 
 @dataclass(frozen=True)
-class BoxRun:
+class BoxRun(InSeeds[Detector]):
     """A run of a pair of detectors, in all seeds.
 
     Attributes:
@@ -92,6 +102,7 @@ class BoxRun:
         key: what it consists of, by which a published number finds it; see `pipeline/report/key.py`.
         composition: methods and transform, in words.
         students: one a seed, in the order of `seeds`; without those that are missing.
+        settings: how they are trained.
         planned: number of seeds that params.yaml has.
     """
 
@@ -99,24 +110,10 @@ class BoxRun:
     key: str
     composition: str
     students: tuple[Detector, ...]
+    settings: Settings
     planned: int
 
-    @property
-    def title(self) -> str:
-        """Its name, and how many seeds it has where some are missing."""
-        number = len(self.students)
-        return self.name if number == self.planned else f"{self.name} ({number} of {self.planned} seeds)"
-
-    def estimate(self, measure: str) -> Estimate:
-        """Return the mean of a measure over seeds."""
-        return estimate(list(self._by_seed(measure).values()))
-
-    def gain(self, base: BoxRun, measure: str) -> Estimate:
-        """Return the mean gain over another run, of the seeds that both have."""
-        return shared_gain(self._by_seed(measure), base._by_seed(measure), self.planned)
-
-    def _by_seed(self, measure: str) -> dict[int, float]:
-        return {student.seed: float(student.metrics[measure]) for student in self.students}
+    MEASURES = MEASURES
 
 
 @dataclass(frozen=True)
@@ -127,15 +124,17 @@ class Finder:
         name: key of `teachers`.
         dataset: the data set it was trained on.
         trained: the detector.
+        built: how it is built.
     """
 
     name: str
     dataset: BoxData
     trained: Detector
+    built: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class BoxPair:
+class BoxPair(OfRuns[BoxRun]):
     """A teacher and a student that find boxes.
 
     Attributes:
@@ -143,27 +142,21 @@ class BoxPair:
         teacher: the teacher.
         student: key of `students`.
         runs: the student alone first, then the runs in the order of params.yaml.
+        matchings: the matchings of their channels.
+        built: how the student is built.
     """
 
     name: str
     teacher: Finder
     student: str
     runs: tuple[BoxRun, ...]
+    matchings: tuple[Matched, ...] = ()
+    built: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dataset(self) -> BoxData:
         """The data that both were trained on."""
         return self.teacher.dataset
-
-    @property
-    def alone(self) -> BoxRun:
-        """The student trained alone."""
-        return self.runs[0]
-
-    @property
-    def best(self) -> BoxRun:
-        """The distilled run of the highest mean AP; the student alone where there is none."""
-        return max(self.runs[1:], key=lambda run: run.estimate("AP").mean, default=self.alone)
 
     @property
     def measures(self) -> list[str]:

@@ -18,7 +18,8 @@ from pipeline.artifacts.publish import write_json
 from pipeline.report import boxes
 from pipeline.report.beside import beside, cells, preferred
 from pipeline.report.detectors import BoxPair
-from pipeline.report.results import ACCURACIES, BASELINE, COSTS, Pair, Results, Run, Settings, Trained
+from pipeline.report.results import ACCURACIES, COSTS, Pair, Results, Run, Trained
+from pipeline.report.trainings import BASELINE, Settings
 
 RESULT_METRICS = (*ACCURACIES, "agreement", *COSTS)
 # What a spreadsheet takes for the start of a formula, also in full width, and blanks that it passes over.
@@ -36,6 +37,7 @@ def export(results: Results, folder: Path) -> None:
     if results.detection.teachers:
         _write(folder / "detection.csv", boxes.rows(results.detection))
         _write(folder / "detection_gains.csv", boxes.gains(results.detection))
+        _write(folder / "detection_curves.csv", boxes.histories(results.detection))
         _write(folder / "precision_recall.csv", boxes.curves(results.detection))
     # Apart from accuracies, as all of detection is.
     compared = list(_published(results.detection.pairs))

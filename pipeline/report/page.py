@@ -8,6 +8,8 @@ and nothing else. It holds
     GROUP = "pair"                          # "opening" and "closing": once on the page; "pair": once for each pair
     ORDER = 10                              # its place within the group, the smallest first
     NUMBERS = {"curves.csv": "one row for each run, seed and epoch"}    # optional: files of its numbers
+    DETECTION = {"detection.csv": "..."}    # optional, in the group "pair": it shows pairs of detectors too, and these
+                                            # are the files of their numbers
 
 and `section(results)`, or in the group "pair" `section(results, pair)`, which returns markup. Empty markup leaves the
 section out. "{pair}" in the path of a file is the pair's name.
@@ -55,7 +57,8 @@ def page(results: Results) -> str:
     shown = _whole("opening", results)
     if not results.pairs and not results.detection.pairs:
         shown.append(_nothing(results))
-    shown += [_pair(number, results, pair) for number, pair in enumerate(results.pairs)]
+    pairs: list[Pair | BoxPair] = [*results.pairs, *results.detection.pairs]
+    shown += [_pair(number, results, pair) for number, pair in enumerate(pairs)]
     shown += _whole("closing", results)
 
     files = resources.files("pipeline.report")
@@ -110,14 +113,17 @@ def _nothing(results: Results) -> Section:
     return Section("nothing", "There is nothing to report", Markup("{}").format(words), Markup())
 
 
-def _pair(number: int, results: Results, pair: Pair) -> Section:
+def _pair(number: int, results: Results, pair: Pair | BoxPair) -> Section:
     """Return a pair's section, with those of its group as parts."""
-    parts = []
+    parts, of_boxes = [], isinstance(pair, BoxPair)
     for module in catalog("pair"):
+        if of_boxes and not hasattr(module, "DETECTION"):
+            continue
         content = module.section(results, pair)
         if content:
             # By number: a pair may be called like a section.
-            parts.append(_section(module, f"pair{number}-{_name(module)}", content, pair=pair.name))
+            anchor, files = f"pair{number}-{_name(module)}", "DETECTION" if of_boxes else "NUMBERS"
+            parts.append(_section(module, anchor, content, files, pair=pair.name))
 
     lead = Markup("Teacher <b>{}</b>, student <b>{}</b>, on <b>{}</b>.").format(
         pair.teacher.name, pair.student, pair.dataset.name
@@ -125,8 +131,10 @@ def _pair(number: int, results: Results, pair: Pair) -> Section:
     return Section(f"pair{number}", pair.name, lead, Markup(), tuple(parts))
 
 
-def _section(module: ModuleType, anchor: str, content: Markup, **names: str) -> Section:
-    numbers: Mapping[str, str] = getattr(module, "NUMBERS", {})
+def _section(
+    module: ModuleType, anchor: str, content: Markup, files: str = "NUMBERS", **names: str
+) -> Section:
+    numbers: Mapping[str, str] = getattr(module, files, {})
     links = {path.format(**names): remark for path, remark in numbers.items()}
     body = content + markup.numbers(links) if links else content
     lead = Markup("<b>What to look for:</b> {}").format(module.LEAD)

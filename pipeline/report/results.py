@@ -11,17 +11,11 @@ from numpy.typing import NDArray
 
 from pipeline import plugin
 from pipeline.data.prepared import Prepared
-from pipeline.params.matchings import MatchingParams
 from pipeline.params.views import ViewParams
 from pipeline.report.detectors import Detection
 from pipeline.report.provenance import Provenance
-from pipeline.report.statistics import Estimate, estimate, shared_gain
+from pipeline.report.trainings import History, InSeeds, Matched, Network, OfRuns, Settings
 
-BASELINE = "kd"  # the run that others are also compared to
-# What the training loop writes of every epoch beside the terms of the loss (`pipeline.training.loop`).
-NOT_TERMS = frozenset(
-    {"epoch", "phase", "learning_rate", "loss", "top1", "top5", "seconds", "images_per_second"}
-)
 PLACES = ("nearest_sample", "nearest_row", "nearest_column")  # arrays of a table's exemplars
 PICTURED = ("pictured", "pictured_subclass")  # samples, and the sub-class of each pixel of their maps
 
@@ -30,12 +24,10 @@ ACCURACIES = ("top1", "top5", "best_top1", "best_epoch")
 COSTS = ("params", "macs", "latency_ms", "train_seconds", "images_per_second", "peak_bytes")
 
 Metrics = dict[str, Any]
-Plugins = Mapping[str, Mapping[str, Any]]  # settings by plug-in
-History = dict[str, list[str]]  # columns as the file has them; an empty cell is a term that a phase lacks
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Network):
     """A trained network.
 
     Attributes:
@@ -60,40 +52,9 @@ class Trained:
     device: str
     weights: Mapping[str, str] = field(default_factory=dict)
 
-    def column(self, name: str) -> NDArray[np.float64]:
-        """Return a column of the history (epochs,), NaN where a cell is empty or the column is not there."""
-        # A phase of the training lacks the terms of another one.
-        empty = [""] * len(self.history.get("epoch", []))
-        return np.array([float(cell) if cell else np.nan for cell in self.history.get(name, empty)])
-
 
 @dataclass(frozen=True)
-class Settings:
-    """How the students of a run are trained.
-
-    Attributes:
-        recipe: the whole recipe.
-        changed: settings of the recipe that are this run's own.
-        methods: the methods; empty where a student is trained alone.
-        schedule: the schedule, which says which teachers teach when.
-        transform: what is done to the teacher's features first; empty where nothing is.
-        source: "cached" or "online"; empty where there is no teacher.
-        slots: the view slots that the student sees; None where the views are unbounded, or there is no teacher.
-        views: what the student sees in the place of its data set's views; empty where it sees those.
-    """
-
-    recipe: Mapping[str, Any]
-    changed: tuple[str, ...] = ()
-    methods: Plugins = field(default_factory=dict)
-    schedule: Plugins = field(default_factory=dict)
-    transform: Plugins = field(default_factory=dict)
-    source: str = ""
-    slots: int | None = None
-    views: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
+class Run(InSeeds[Trained]):
     """A run of a pair, in all seeds.
 
     Attributes:
@@ -113,40 +74,7 @@ class Run:
     planned: int
     key: str
 
-    @property
-    def title(self) -> str:
-        """Its name, and how many seeds it has where some are missing."""
-        number = len(self.students)
-        return self.name if number == self.planned else f"{self.name} ({number} of {self.planned} seeds)"
-
-    def values(self, metric: str) -> list[float]:
-        """Return a metric, one a seed."""
-        return [float(student.metrics[metric]) for student in self.students]
-
-    def estimate(self, metric: str) -> Estimate:
-        """Return the mean of a metric over seeds."""
-        return estimate(self.values(metric))
-
-    def gain(self, base: Run, metric: str = "top1") -> Estimate:
-        """Return the mean gain over another run, of the seeds that both have."""
-        ours, theirs = (
-            {student.seed: float(student.metrics[metric]) for student in run.students} for run in (self, base)
-        )
-        return shared_gain(ours, theirs, self.planned)
-
-    def shared(self, name: str) -> Any:
-        """Return a value of the metrics that all seeds share, or None."""
-        return self.students[0].metrics.get(name)
-
-    @property
-    def terms(self) -> list[str]:
-        """Names of the terms of its loss, in the history's order."""
-        # A dot marks what an epoch showed beside its terms: `diagnostics`.
-        return [name for name in self.students[0].history if name not in NOT_TERMS and "." not in name]
-
-    def diagnostics(self, kind: str) -> list[str]:
-        """Return the history's columns "<kind>.<...>": what an epoch showed beside its terms."""
-        return [name for name in self.students[0].history if name.startswith(f"{kind}.")]
+    MEASURES = ("top1", "top5")
 
 
 @dataclass(frozen=True)
@@ -172,6 +100,11 @@ class Dataset:
     def labels(self) -> NDArray[np.int64]:
         """Labels of the test split (N,)."""
         return self.prepared.split("test").labels
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Hash of each split, by its name."""
+        return self.prepared.meta.fingerprint
 
     @property
     def chooser(self) -> str:
@@ -217,45 +150,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Matched:
-    """A matching of a pair, in all seeds.
-
-    Attributes:
-        name: key of `matchings`.
-        teacher: key of `teachers`.
-        borrowed: key of `borrowed`; empty where the teacher is the pair's own.
-        recipe: the entry of `matchings`.
-        numbers: measurements of `match_channels` or `match_borrowed`, one mapping a seed.
-        arrays: mean maps of a class, of the first seed.
-    """
-
-    name: str
-    teacher: str
-    borrowed: str
-    recipe: MatchingParams
-    numbers: tuple[dict[str, Any], ...]
-    arrays: dict[str, NDArray[Any]]
-
-    @property
-    def title(self) -> str:
-        """Its name, with that of the teacher where it is borrowed."""
-        return f"{self.name} with {self.teacher}" if self.borrowed else self.name
-
-    def estimate(self, *place: str) -> Estimate | None:
-        """Return the mean over seeds of the number at a place, or None where it could not be measured."""
-        values = []
-        for numbers in self.numbers:
-            value: Any = numbers
-            for key in place:
-                value = value.get(key, {}) if isinstance(value, dict) else {}
-            if isinstance(value, int | float):
-                values.append(float(value))
-        # A mean over some of the seeds would not be comparable with the others.
-        return estimate(values) if len(values) == len(self.numbers) else None
-
-
-@dataclass(frozen=True)
-class Pair:
+class Pair(OfRuns[Run]):
     """A teacher and a student.
 
     Attributes:
@@ -278,29 +173,10 @@ class Pair:
         return self.teacher.dataset
 
     @property
-    def alone(self) -> Run:
-        """The student trained alone."""
-        return self.runs[0]
-
-    @property
-    def baseline(self) -> Run | None:
-        """The run that others are also compared to, where the pair has it."""
-        return next((run for run in self.runs if run.name == BASELINE), None)
-
-    @property
-    def best(self) -> Run:
-        """The distilled run of the highest mean top-1; the student alone where there is none."""
-        return max(self.runs[1:], key=lambda run: run.estimate("top1").mean, default=self.alone)
-
-    @property
     def compared(self) -> list[Run]:
         """The runs of which there is room for one picture each: alone, baseline and the best, where they differ."""
         runs = {run.name: run for run in (self.alone, self.baseline, self.best) if run is not None}
         return list(runs.values())
-
-    def ranked(self) -> list[Run]:
-        """Return the runs by mean top-1, the best first; equals keep their order."""
-        return sorted(self.runs, key=lambda run: -run.estimate("top1").mean)
 
 
 @dataclass(frozen=True)

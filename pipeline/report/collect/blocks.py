@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.artifacts.publish import read_json
-from pipeline.detection.blocks import DetectorPairBlock
+from pipeline.detection.blocks import DetectorMatchBlock, DetectorPairBlock
 from pipeline.detection.spec import DetectorBlock
 from pipeline.errors import StaleArtifactError
 from pipeline.params import checks, document
@@ -18,7 +18,7 @@ from pipeline.params.names import OWN
 from pipeline.params.pairs import PairBlock
 from pipeline.params.sections import Sections
 from pipeline.params.tables import AskedBlock
-from pipeline.params.tasks import Task
+from pipeline.params.tasks import DETECTION, Task
 from pipeline.params.teacher import TrainBlock
 from pipeline.params.teachers import CheckBlock
 
@@ -101,7 +101,9 @@ class Blocks:
 
     def matchings(self, pair: str) -> list[tuple[str, MatchBlock]]:
         """Return the matchings of a pair by their folder: those with its own teacher, and borrowed ones."""
-        own = load(MatchBlock, self.folder / "matchings" / f"{pair}.json", HINT)
+        of_boxes = self.task(self.sections.students[self.sections.pairs[pair].student].dataset) == DETECTION
+        kind = DetectorMatchBlock if of_boxes else MatchBlock
+        own = load(kind, self.folder / "matchings" / f"{pair}.json", HINT)
         borrowed = [
             (name, load(MatchBlock, self.folder / "borrowed" / f"{name}.json", HINT))
             for name, entry in self.sections.borrowed.items()

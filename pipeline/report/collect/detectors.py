@@ -13,13 +13,17 @@ from pipeline.detection.blocks import DetectorPairBlock, DetectorRunBlock
 from pipeline.detection.spec import DetectorStudentBlock
 from pipeline.detection.stored import StoredSplit, open_split, read_meta
 from pipeline.errors import StaleArtifactError
+from pipeline.params.datasets import DatasetParams
+from pipeline.params.detection import box_views
 from pipeline.params.names import OWN
 from pipeline.params.sections import ALONE
 from pipeline.params.tasks import DETECTION
 from pipeline.report.collect.blocks import Blocks
+from pipeline.report.collect.matched import matched
 from pipeline.report.collect.missing import Omissions
 from pipeline.report.collect.resolved import current, require_files
-from pipeline.report.collect.training import Source, measured, opened
+from pipeline.report.collect.settings import alone_settings, built, detector_settings
+from pipeline.report.collect.training import Source, measured, opened, read_history
 from pipeline.report.detectors import (
     BEST,
     COSTS,
@@ -69,9 +73,9 @@ class _Collector:
     def datasets(self) -> dict[str, BoxData]:
         """Return the data sets by name."""
         datasets = {}
-        for name in self.blocks.sections.datasets:
+        for name, entry in self.blocks.sections.datasets.items():
             if self.blocks.task(name) == DETECTION:
-                opening = partial(_dataset, name, self.prepared / name)
+                opening = partial(_dataset, name, entry, self.prepared / name)
                 data = self.omissions.whole(f"data set {name}", f"prepare_data@{name}", opening)
                 if data is not None:
                     datasets[name] = data
@@ -90,7 +94,8 @@ class _Collector:
             data = datasets[entry.dataset]
             trained = self.omissions.whole(what, stage, partial(self._teacher, name, data))
             if trained is not None:
-                teachers[name] = Finder(name, data, trained)
+                block = self.blocks.detector(name)
+                teachers[name] = Finder(name, data, trained, built(block, block.spec(data.meta)))
         return teachers
 
     def pairs(self, teachers: dict[str, Finder]) -> tuple[BoxPair, ...]:
@@ -118,7 +123,9 @@ class _Collector:
                 self.omissions.add(f"pair {name}", stage, f"Its student {student} alone is left out.")
                 continue
 
-            runs = [BoxRun(ALONE, ALONE, "alone", alone, len(sections.seeds))]
+            recipe, planned = block.student.recipe, len(sections.seeds)
+            runs = [BoxRun(ALONE, ALONE, "alone", alone, alone_settings(recipe), planned)]
+            matchings = matched(self.artifacts, name, self.blocks, teachers, runs[0], self.omissions)
             for run in sections.runs_of(name):  # in the order of params.yaml; a json keeps none
                 students = self._seeds(
                     f"student of {name}/{run}, seed {{}}",
@@ -127,9 +134,11 @@ class _Collector:
                 )
                 if students:
                     consists = key(sections.run(name, run), sections)
+                    settings = detector_settings(block.runs[run], recipe)
                     composition = _composition(block.runs[run])
-                    runs.append(BoxRun(run, consists, composition, students, len(sections.seeds)))
-            pairs.append(BoxPair(name, teacher, student, tuple(runs)))
+                    runs.append(BoxRun(run, consists, composition, students, settings, planned))
+            how = built(block.student, block.student.spec(teacher.dataset.meta))
+            pairs.append(BoxPair(name, teacher, student, tuple(runs), matchings, how))
         return tuple(pairs)
 
     def _seeds(self, what: str, stage: str, read: Callable[[int], T]) -> tuple[T, ...]:
@@ -206,14 +215,16 @@ class _Collector:
             Found(**{name: content[f"last_{name}"] for name in Found.__dataclass_fields__}),
             content["recalls"],
             {name: content[f"curve_{name}"] for name in CURVES},
+            read_history(training, int(metrics["epochs"])),
             training.device,
             training.weights,
         )
 
 
-def _dataset(name: str, folder: Path) -> BoxData:
+def _dataset(name: str, entry: DatasetParams, folder: Path) -> BoxData:
     meta = read_meta(folder)
-    return BoxData(name, meta, open_split(StoredSplit, folder, "test", meta))
+    views = box_views(entry.views, f"datasets.{name}.views")
+    return BoxData(name, meta, open_split(StoredSplit, folder, "test", meta), views)
 
 
 def _of_student(block: DetectorStudentBlock, data: BoxData) -> dict[str, Any]:

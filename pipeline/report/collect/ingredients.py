@@ -22,7 +22,8 @@ from pipeline.params.pairs import PairBlock, RunBlock
 from pipeline.params.teaching import TEACHER
 from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.missing import Omissions
-from pipeline.report.results import Assistant, Code, Matched, Table, Teacher
+from pipeline.report.results import Assistant, Code, Table, Teacher
+from pipeline.report.trainings import Matched
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import advice, arrays, seal
+from pipeline.detection.blocks import DetectorMatchBlock
 from pipeline.errors import DamagedArtifactError, StaleArtifactError
 from pipeline.params.matchings import MEASURED, MatchBlock, MatchingParams
 from pipeline.params.names import OWN
 from pipeline.report.collect.blocks import Blocks
 from pipeline.report.collect.mapping import inner, mapping
 from pipeline.report.collect.missing import Omissions
-from pipeline.report.results import Matched, Run, Teacher
+from pipeline.report.detectors import Finder
+from pipeline.report.results import Teacher
+from pipeline.report.trainings import InSeeds, Matched
 
 MAPS = ("teacher_map", "transformed_map", "student_map")
 
@@ -23,8 +26,8 @@ def matched(
     artifacts: Path,
     pair: str,
     blocks: Blocks,
-    teachers: Mapping[str, Teacher],
-    alone: Run,
+    teachers: Mapping[str, Teacher] | Mapping[str, Finder],
+    alone: InSeeds[Any],
     omissions: Omissions,
 ) -> tuple[Matched, ...]:
     """Read the matchings of a pair, with the maps of the first seed; those that are not whole are left out.
@@ -53,16 +56,22 @@ def matched(
     return tuple(matchings)
 
 
-def _matched(artifacts: Path, folder: str, block: MatchBlock, teacher: Teacher, alone: Run) -> list[Matched]:
+def _matched(
+    artifacts: Path, folder: str, block: MatchBlock, teacher: Teacher | Finder, alone: InSeeds[Any]
+) -> list[Matched]:
     hint, seeds = f"dvc repro {block.stage}", tuple(map(str, block.seeds))
     path = artifacts / "metrics" / "matchings" / block.pair / f"{folder}.json"
     place = artifacts / "matchings" / block.pair / folder
     content = mapping(path, hint, block.recipes)
+    # Detectors see images of any size, whose maps have no mean.
+    pictures = () if isinstance(block, DetectorMatchBlock) else MAPS
     maps = {}
     for name, recipe in block.recipes.items():
         _check_origins(place / name, block, recipe, teacher, alone)
         # Pictures are of the first seed; numbers are of all.
-        maps[name] = arrays.read(place / name / MEASURED / f"{seeds[0]}.npz", hint, MAPS)
+        maps[name] = (
+            arrays.read(place / name / MEASURED / f"{seeds[0]}.npz", hint, pictures) if pictures else {}
+        )
     measured = seal.opened(path, content, block.model_dump(mode="json"), block.stage, *block.files(place))
 
     matchings = []
@@ -82,7 +91,7 @@ def _matched(artifacts: Path, folder: str, block: MatchBlock, teacher: Teacher, 
 
 
 def _check_origins(
-    folder: Path, block: MatchBlock, recipe: MatchingParams, teacher: Teacher, alone: Run
+    folder: Path, block: MatchBlock, recipe: MatchingParams, teacher: Teacher | Finder, alone: InSeeds[Any]
 ) -> None:
     """Refuse matchings of other networks or data than the project has now."""
     students = {student.seed: student for student in alone.students}
@@ -100,7 +109,7 @@ def _check_origins(
                 mode="json"
             ),  # as a matching has it
             "teacher_weights": teacher.trained.weights.get(recipe.teacher_checkpoint),
-            "data": teacher.dataset.prepared.meta.fingerprint["train"],
+            "data": teacher.dataset.fingerprint["train"],
         }
         if seed in students:
             expected["student_weights"] = students[seed].weights.get(recipe.student_weights)

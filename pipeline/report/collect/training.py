@@ -17,7 +17,8 @@ from pipeline.artifacts.predictions import Predictions
 from pipeline.errors import DamagedArtifactError, StaleArtifactError
 from pipeline.networks import trained as trainings
 from pipeline.report.collect.mapping import mapping, require
-from pipeline.report.results import ACCURACIES, COSTS, Dataset, History, Trained
+from pipeline.report.results import ACCURACIES, COSTS, Dataset, Trained
+from pipeline.report.trainings import History
 
 NUMBERS = (*ACCURACIES, "epochs", *COSTS)
 
@@ -77,7 +78,7 @@ def read(artifacts: Path, source: Source, dataset: Dataset, seed: int) -> Traine
         seed=seed,
         metrics=metrics,
         prediction=predictions.last,
-        history=_history(training, int(metrics["epochs"])),
+        history=read_history(training, int(metrics["epochs"])),
         correlation=predictions.correlation,
         pooled=predictions.pooled,
         pooled_index=predictions.pooled_index,
@@ -117,7 +118,7 @@ def measured(path: Path, source: Source, training: trainings.Trained, prediction
     return metrics
 
 
-def _history(training: trainings.Trained, epochs: int) -> History:
+def read_history(training: trainings.Trained, epochs: int) -> History:
     """Read the columns of a history; there is none where weights were taken as they are."""
     if not epochs:
         return {}

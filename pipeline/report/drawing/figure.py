@@ -88,12 +88,14 @@ def draw(
     return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(svg, caption)
 
 
-def line(ax: Axes, values: NDArray[np.float64], style: Style) -> None:
-    """Draw a value an epoch, (epochs,), in a run's style."""
+def line(
+    ax: Axes, values: NDArray[np.float64], style: Style, epochs: NDArray[np.int64] | None = None
+) -> None:
+    """Draw a value an epoch, (epochs,), in a run's style; by default from the first epoch on."""
     settings: dict[str, Any] = {"color": style.color, "linewidth": 1.6 if style.named else 0.7}
     if style.dash:
         settings["dashes"] = style.dash
-    ax.plot(range(1, len(values) + 1), values, **settings)
+    ax.plot(range(1, len(values) + 1) if epochs is None else epochs, values, **settings)
 
 
 def by_epoch(ax: Axes, title: str) -> None:

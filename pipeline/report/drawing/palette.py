@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.params.sections import ALONE
-from pipeline.report.results import BASELINE, Pair
+from pipeline.report.trainings import BASELINE, OfRuns
 
 INK, MUTED, FAINT, GRID, PAPER = "#1f2329", "#626870", "#b3b0aa", "#e3e0da", "#fffefc"
 UP, DOWN = "#0a7553", "#b23a14"
@@ -45,7 +46,7 @@ class Style:
     named: bool = True
 
 
-def styles(pair: Pair) -> dict[str, Style]:
+def styles(pair: OfRuns[Any]) -> dict[str, Style]:
     """Return the style of every run of a pair.
 
     The student alone, the baseline and the best of the others have a color of their own; so a pair with thirty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,11 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from pipeline.report.detectors import BoxPair, BoxRun
 from pipeline.report.drawing import markup, text
 from pipeline.report.drawing.figure import THIRD, draw
-from pipeline.report.results import Matched, Pair, Results, Run
+from pipeline.report.results import Pair, Results, Run
+from pipeline.report.trainings import Matched
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,28 +26,32 @@ LEAD = (
 )
 GROUP, ORDER = "pair", 80
 NUMBERS = {"results.csv": "distances of the runs: teacher_kl, teacher_l2"}
+DETECTION = {"detection.csv": "distances of the runs: teacher_l2"}
 
 OVERLAPS = (
     ("plain", "student and teacher"),
     ("students", "two students from different inits"),
     ("transformed", "student and transformed teacher"),
 )
+DISTANCES = ("teacher_kl", "teacher_l2")  # of a run, from its teacher
 MOST_CHANNELS = 64  # rows of a picture
 MORE, LESS = (0.769, 0.271, 0.110), (0.0, 0.447, 0.698)
 
 Maps = NDArray[np.float64]  # (C, H * W)
 
 
-def section(results: Results, pair: Pair) -> Markup:
+def section(results: Results, pair: Pair | BoxPair) -> Markup:
     """Return what every matching of the pair measured, borrowed ones too, and the students' distance to the teacher."""
-    runs = [run for run in pair.runs if run.shared("teacher_kl") is not None]
+    runs = [run for run in pair.runs if any(run.shared(name) is not None for name in DISTANCES)]
     if not pair.matchings:
         return Markup()
     parts = [_gammas(pair), _overlaps(pair), _distances(pair, runs)]
-    return Markup().join(parts) + Markup().join(_pictures(pair, matched) for matched in pair.matchings)
+    # The maps of detectors have no picture: their images differ in size.
+    pictures = [] if isinstance(pair, BoxPair) else [_pictures(pair, matched) for matched in pair.matchings]
+    return Markup().join([*parts, *pictures])
 
 
-def _gammas(pair: Pair) -> Markup:
+def _gammas(pair: Pair | BoxPair) -> Markup:
     shown, borrowed = _strategies(pair), any(matched.borrowed for matched in pair.matchings)
     rows: list[markup.Row] = []
     for matched in pair.matchings:
@@ -68,7 +75,7 @@ def _gammas(pair: Pair) -> Markup:
     return markup.table(head, rows, 4 if borrowed else 3) + markup.note(words)
 
 
-def _strategies(pair: Pair) -> list[str]:
+def _strategies(pair: Pair | BoxPair) -> list[str]:
     """Return the strategies that were measured, the least consistent first."""
     best: dict[str, float] = {}
     for matched in pair.matchings:
@@ -79,14 +86,13 @@ def _strategies(pair: Pair) -> list[str]:
     return sorted(best, key=lambda name: (best[name], name))
 
 
-def _overlaps(pair: Pair) -> Markup:
-
+def _overlaps(pair: Pair | BoxPair) -> Markup:
     tops = list(
         dict.fromkeys(
             top
             for matched in pair.matchings
             for kinds in matched.numbers
-            for shares in kinds["overlap"].values()
+            for shares in kinds.get("overlap", {}).values()
             for top in shares
         )
     )
@@ -106,26 +112,31 @@ def _overlaps(pair: Pair) -> Markup:
     )
 
 
-def _distances(pair: Pair, runs: list[Run]) -> Markup:
-
-    rows: list[markup.Row] = []
+def _distances(pair: Pair | BoxPair, runs: Sequence[Run | BoxRun]) -> Markup:
+    rows: list[list[markup.Cell | markup.Content]] = []
     for matched in pair.matchings:
         for key, words in (("theta0", "before training"), ("alone", "trained alone")):
+            if key not in matched.numbers[0]:
+                continue  # of detectors, the runs alone are measured
             cells = [_cell(matched, (key, name), 3) for name in ("kl", "l2", "l2_transformed")]
             rows.append([words, matched.title, *cells])
 
     for run in runs:
-        l2 = (
-            markup.mean(run.estimate("teacher_l2"), 3)
-            if run.shared("teacher_l2") is not None
-            else markup.NOTHING
+        kl, l2 = (
+            markup.mean(run.estimate(name), 3) if run.shared(name) is not None else markup.NOTHING
+            for name in DISTANCES
         )
         # With a transform, the maps that a method compares are the transformed ones.
         moved = bool(run.settings.transform)
         sides = [markup.NOTHING, l2] if moved else [l2, markup.NOTHING]
-        rows.append([run.title, run.composition, markup.mean(run.estimate("teacher_kl"), 3), *sides])
+        rows.append([run.title, run.composition, kl, *sides])
 
+    if not rows:
+        return Markup()
     head = ["student", "matching or composition", "KL of predictions", "L2 of maps", "L2 to the transformed"]
+    if all(row[2] is markup.NOTHING for row in rows):  # detectors have no predictions of an image
+        del head[2]
+        rows = [[*row[:2], *row[3:]] for row in rows]
     return markup.table(head, rows, 2) + markup.note(
         "On the test split. A run's maps are compared where its method compares them itself."
     )

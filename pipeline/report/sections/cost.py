@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from markupsafe import Markup
 
+from pipeline.report.detectors import BoxPair
 from pipeline.report.drawing import markup, text
-from pipeline.report.results import BASELINE, Pair, Results
+from pipeline.report.results import Pair, Results
+from pipeline.report.trainings import BASELINE
 
 TITLE = "Training and inference cost"
 LEAD = (
@@ -14,67 +18,68 @@ LEAD = (
 GROUP, ORDER = "pair", 110
 
 NUMBERS = {"results.csv": "one row for each run and seed"}
+DETECTION = {"detection.csv": "one row for each teacher, and for each run and seed"}
+
+COLUMNS: Mapping[str, tuple[str, Callable[[float], str]]] = {  # its head, and how it is written
+    "params": ("parameters", text.amount),
+    "macs": ("MACs", text.amount),
+    "latency_ms": ("CPU latency", lambda value: f"{text.fixed(value)} ms"),
+    "train_seconds": ("training", text.duration),
+    "images_per_second": ("images/s", text.amount),
+}
+MEMORY = "peak_bytes"
 
 
-def section(results: Results, pair: Pair) -> Markup:
+def section(results: Results, pair: Pair | BoxPair) -> Markup:
     """Return the table of a pair's costs."""
     metrics = pair.teacher.trained.metrics
+    shown = [name for name in COLUMNS if name in metrics]  # of detectors not all are measured
     bases = [run for run in (pair.alone, pair.baseline) if run is not None]
     # In steps of these two: seconds depend on the machine, their ratio hardly does.
     speeds = [run.estimate("images_per_second").mean for run in bases]
 
+    teacher = Markup("teacher <small>{}</small>").format(pair.teacher.name)
     rows: list[markup.Row] = [
         [
-            Markup("teacher <small>{}</small>").format(pair.teacher.name),
+            teacher,
             metrics["network"],
-            *(markup.Cell(text.amount(metrics[name]), metrics[name]) for name in ("params", "macs")),
-            markup.Cell(f"{text.fixed(metrics['latency_ms'])} ms", metrics["latency_ms"]),
-            markup.Cell(text.duration(metrics["train_seconds"]), metrics["train_seconds"]),
-            markup.Cell(text.amount(metrics["images_per_second"]), metrics["images_per_second"]),
+            *_cells({name: metrics[name] for name in shown}),
             *(markup.NOTHING for _ in bases),
-            markup.Cell(text.amount(metrics["peak_bytes"], "B"), metrics["peak_bytes"]),
+            _memory(metrics[MEMORY]),
         ]
     ]
-
     for run in pair.runs:
-        means = {
-            name: run.estimate(name).mean
-            for name in ("params", "macs", "latency_ms", "train_seconds", "images_per_second", "peak_bytes")
-        }
+        means = {name: run.estimate(name).mean for name in shown}
+        # No speed was measured where no epoch ran.
         speed = means["images_per_second"]
-        rows.append(
-            [
-                run.title,
-                str(run.shared("network")),
-                markup.Cell(text.amount(means["params"]), means["params"]),
-                markup.Cell(text.amount(means["macs"]), means["macs"]),
-                markup.Cell(f"{text.fixed(means['latency_ms'])} ms", means["latency_ms"]),
-                markup.Cell(text.duration(means["train_seconds"]), means["train_seconds"]),
-                markup.Cell(text.amount(speed), speed),
-                # No speed was measured where no epoch ran.
-                *(_times(base / speed if speed else 0.0) for base in speeds),
-                markup.Cell(text.amount(means["peak_bytes"], "B"), means["peak_bytes"]),
-            ]
-        )
+        steps = [_times(base / speed if speed else 0.0) for base in speeds]
+        network = str(run.shared("network"))
+        rows.append([run.title, network, *_cells(means), *steps, _memory(run.estimate(MEMORY).mean)])
 
-    head = [
-        "run",
-        "network",
-        "parameters",
-        "MACs",
-        "CPU latency",
-        "training",
-        "images/s",
-        *("step, student = 1", f"step, {BASELINE} = 1")[: len(bases)],
-        "peak memory",
-    ]
+    steps_of = ("step, student = 1", f"step, {BASELINE} = 1")[: len(bases)]
+    head = ["run", "network", *(COLUMNS[name][0] for name in shown), *steps_of, "peak memory"]
+    return markup.table(head, rows, 2) + markup.note(_how(shown))
 
-    return markup.table(head, rows, 2) + markup.note(
-        "Parameters and multiply-accumulates are those of inference: what a method adds for training alone does not "
-        "count. Latency is one image on the CPU. Training is the mean over seeds, without evaluation. "
-        "A step costs that many of the named run's steps. Peak memory is the training "
-        "process's, on a GPU the GPU's."
+
+def _cells(values: Mapping[str, float]) -> list[markup.Cell]:
+    return [markup.Cell(COLUMNS[name][1](value), value) for name, value in values.items()]
+
+
+def _memory(value: float) -> markup.Cell:
+    return markup.Cell(text.amount(value, "B"), value)
+
+
+def _how(shown: list[str]) -> str:
+    """Return how the numbers are measured."""
+    counted = "Parameters and multiply-accumulates" if "macs" in shown else "Parameters"
+    words = [f"{counted} are those of inference: what a method adds for training alone does not count."]
+    if "latency_ms" in shown:
+        words.append("Latency is one image on the CPU.")
+    words.append(
+        "Training is the mean over seeds, without evaluation. A step costs that many of the named run's steps. Peak "
+        "memory is the training process's, on a GPU the GPU's."
     )
+    return " ".join(words)
 
 
 def _times(value: float) -> markup.Cell | str:

@@ -10,7 +10,8 @@ from markupsafe import Markup
 from pipeline.params.sections import ALONE
 from pipeline.report.drawing import intervals, markup, palette, text
 from pipeline.report.drawing.figure import draw
-from pipeline.report.results import BASELINE, Pair, Results, Run
+from pipeline.report.results import Pair, Results, Run
+from pipeline.report.trainings import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

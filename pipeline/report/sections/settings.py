@@ -7,16 +7,19 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipeline.report.detectors import BoxPair, BoxRun
 from pipeline.report.drawing import markup, text
-from pipeline.report.results import Pair, Plugins, Results, Run
+from pipeline.report.results import Pair, Results, Run
+from pipeline.report.trainings import Plugins
 
 TITLE = "Settings of the runs"
 LEAD = "whether runs that are compared differ in their methods alone, or in schedule, slots, views or recipe too."
 GROUP, ORDER = "pair", 20
+DETECTION: Mapping[str, str] = {}
 
 
-def section(results: Results, pair: Pair) -> Markup:
-    """Return the student's recipe, and a folded block for each run."""
+def section(results: Results, pair: Pair | BoxPair) -> Markup:
+    """Return the student's recipe, a folded block for each run, and how detectors are built."""
     # Of epochs and iterations one is given.
     recipe = [
         (name.replace("_", " "), _words(value))
@@ -29,10 +32,22 @@ def section(results: Results, pair: Pair) -> Markup:
     shared = Markup("<h4>Recipe of {}, for all runs that do not change it</h4>{}").format(
         pair.student, markup.facts(recipe)
     )
+    if isinstance(pair, BoxPair):
+        blocks.append(markup.folded("How the detectors are built", _built(pair)))
     return shared + Markup().join(blocks) + (markup.note(words) if blocks else Markup())
 
 
-def _run(run: Run, alone: Run) -> Markup:
+def _built(pair: BoxPair) -> Markup:
+    """Return a row for each setting of the two detectors."""
+    teacher, student = dict(_flat(pair.teacher.built)), dict(_flat(pair.built))
+    rows: list[markup.Row] = [
+        [name, teacher.get(name, text.DASH), student.get(name, text.DASH)]
+        for name in dict.fromkeys((*teacher, *student))
+    ]
+    return markup.table(["setting", pair.teacher.name, pair.student], rows, 3)
+
+
+def _run(run: Run | BoxRun, alone: Run | BoxRun) -> Markup:
     settings = run.settings
     slots = "unbounded" if settings.slots is None else str(settings.slots)
     rows: list[markup.Row] = [
