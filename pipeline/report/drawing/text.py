@@ -80,6 +80,8 @@ def plain(value: Any) -> str:
         return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
     if isinstance(value, float):
         return f"{value:.4g}".replace("-", MINUS)
     return str(value)

@@ -149,15 +149,9 @@ def _gains(pair: BoxPair, runs: list[BoxRun]) -> Markup:
 
 
 def _styles(pair: BoxPair, runs: list[BoxRun]) -> dict[str, Style]:
-    """Return the style of the teacher and of every run, by title: the best have a color of their own."""
-    styles = {
-        "teacher": Style(palette.INK, "o", (5.0, 2.0)),
-        pair.alone.title: Style(palette.MUTED, "o", (1.5, 1.5)),
-    }
-    for number, run in enumerate(runs[1:]):
-        colored = number < len(palette.SERIES)
-        styles[run.title] = palette.series(number) if colored else Style(palette.FAINT, "o", (), named=False)
-    return styles
+    """Return the style of the teacher and of every run, by title; runs have theirs in all figures of the pair."""
+    own = palette.styles(pair)
+    return {"teacher": Style(palette.INK, "o", (5.0, 2.0))} | {run.title: own[run.name] for run in runs}
 
 
 def _curves(name: str, detectors: dict[str, list[Detector]], styles: dict[str, Style]) -> list[Markup]:
