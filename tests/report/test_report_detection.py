@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,9 @@ from pipeline.params.sections import ALONE
 from pipeline.report import beside, published
 from pipeline.report.beside import Official
 from pipeline.report.collect.collect import collect
-from pipeline.report.detectors import BoxRun
+from pipeline.report.detectors import BoxRun, Detection
 from pipeline.report.results import Results
-from pipeline.report.sections import detection
+from pipeline.report.sections import curves, detection, teachers
 from pipeline.runs.blocks import blocks
 from pipeline.runs.check import project
 from stages import (
@@ -51,7 +52,7 @@ DETECTOR = {
 }
 PARAMS: dict[str, Any] = {
     "seeds": list(SEEDS),
-    "recipes": {"quick": {"iterations": 2, "batch_size": 2, "learning_rate": 0.02, "milestones": []}},
+    "recipes": {"quick": {"iterations": 4, "batch_size": 2, "learning_rate": 0.02, "milestones": []}},
     "datasets": {"toys": {"source": "shapes", "views": {"scale_flip": {"short": [48, 64], "longest": 96}}}},
     "teachers": {"finder": DETECTOR | {"seed": 7}, "idle": DETECTOR | {"seed": 8}},
     "students": {"small": DETECTOR},
@@ -100,7 +101,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights, nothing = artifacts / "teachers/finder/weights", folder / "nothing"
     match_channels.main(
         params / "matchings/pair.json", folder / "prepared", artifacts / "pretrained/small", weights, nothing,
-        artifacts / "matchings/pair/own", folder / "matchings.json", device="cpu",
+        artifacts / "matchings/pair/own", artifacts / "metrics/matchings/pair/own.json", device="cpu",
     )  # fmt: skip
     inputs.main(
         params / "pairs/pair.json", folder / "prepared", weights, nothing, nothing, nothing, nothing,
@@ -250,7 +251,7 @@ def test_published_average_precisions_stand_beside_ours(made: Path, on_coco: str
     assert {row["metric"] for row in whole.values()} == {"AP"}
     assert float(whole["kcd"]["ours"]) == pytest.approx(sum(ap.values()) / 2)
     assert float(whole["kcd"]["difference"]) == pytest.approx(sum(ap.values()) / 2 - 36.8)
-    assert "ours has 1 epochs, theirs 24.3; our teacher has 100.00, theirs 41.60" in whole["kcd"]["remarks"]
+    assert "ours has 2 epochs, theirs 24.3; our teacher has 100.00, theirs 41.60" in whole["kcd"]["remarks"]
 
     # They are in no file and no section of accuracies.
     assert not (out / "published.csv").exists()
@@ -287,8 +288,8 @@ def test_the_page_shows_tables_curves_and_boxes_and_speaks_of_no_accuracy(writte
     assert all(place.startswith("data:image/png;base64,") for place in links.loaded)
     assert all((written / name).exists() for name in links.files)
 
-    part = html[html.index('id="detection"') : html.index('id="provenance"')]
-    assert "top-1" not in part
+    assert "top-1" not in html
+    part = html[html.index('<section id="detection"') : html.index('<section id="pair0"')]
     for words in ("AP50", "AP75", "AP, small", f"gain over {ALONE}", "precision, AP50", "recall"):
         assert words in part
     assert "AP, large" not in part
@@ -364,9 +365,108 @@ def test_what_was_made_from_other_settings_is_left_out(copied: Path) -> None:
 
 
 def test_a_matching_that_has_changed_since_leaves_its_run_out(copied: Path) -> None:
-    (copied / "artifacts/matchings/pair/own/kcd/0.npz").write_bytes(b"another")
+    folder = copied / "artifacts/matchings/pair/own/kcd"
+    shutil.copy(folder / "1.npz", folder / "0.npz")
     results = collected(copied)
     assert runs(results) == {ALONE: [0, 1], "mimic": [0, 1], "kcd": [1]}
+    assert left_out(results)[0] == ("matchings pair/own", "dvc repro match_channels@pair")
+
+
+LOSSES = ("loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg")
+
+
+def shown(written: Path, name: str) -> str:
+    """Return the part of the page that a section of the pair is."""
+    html = (written / "index.html").read_text()
+    part = html[html.index(f'<section id="pair0-{name}"') :]
+    return part[: part.index("</section>")]
+
+
+def test_a_pair_has_the_sections_that_do_not_ask_for_classes(written: Path) -> None:
+    parts = re.findall(r'<section id="pair0-(\w+)"', (written / "index.html").read_text())
+    assert parts == ["settings", "curves", "consistency", "cost"]
+
+
+def test_every_loss_is_drawn_and_listed_by_epoch(made: Path, written: Path) -> None:
+    part = shown(written, "curves")
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", part)
+    assert captions[0].startswith("AP by epoch")
+    assert [caption.partition("(")[2].partition(")")[0] for caption in captions[1:5]] == [*LOSSES]
+    assert [caption.partition(",")[0] for caption in captions[5:]] == ["mimic: mimic", "kcd: mimic"]
+
+    listed = rows(written / "detection_curves.csv")
+    for key in ("teachers/idle", "pretrained/small/1", "students/pair/kcd/0"):
+        history = rows(made / f"artifacts/{key}/history.csv")
+        own = [row for row in listed if row["detector"] == key]
+        assert len(history) == 2
+        assert [{name: row[name] for name in history[0]} for row in own] == history
+        assert {row["mimic"] == "" for row in own} == {not key.startswith("students")}
+
+
+def test_epochs_that_were_not_evaluated_are_passed_over(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = {"epoch": ["1", "2", "3"], "loss_classifier": ["3", "2", "1"], "AP": ["", "5", "7"]}
+    results = collected(made)
+    (pair,), teacher = results.detection.pairs, results.detection.teachers["finder"]
+    student = replace(pair.alone.students[0], history=history)
+    alone = replace(pair.alone, students=(student,), planned=1)
+    lines: list[tuple[list[float], list[int]]] = []
+
+    def note(ax: object, values: Any, style: object, epochs: Any) -> None:
+        lines.append((values.tolist(), epochs.tolist()))
+
+    monkeypatch.setattr(curves, "line", note)
+    curves.section(results, replace(pair, runs=(alone,)))
+    assert lines == [([5.0, 7.0], [2, 3]), ([3.0, 2.0, 1.0], [1, 2, 3])]
+
+    lines.clear()
+    monkeypatch.setattr(teachers, "line", note)
+    taught = replace(teacher, trained=replace(teacher.trained, history=history | {"loss": ["3", "2", "1"]}))
+    teachers.section(replace(results, detection=Detection(teachers={"finder": taught})))
+    assert lines == [([5.0, 7.0], [2, 3]), ([3.0, 2.0, 1.0], [1, 2, 3])]
+
+
+def test_channels_costs_and_settings_are_those_of_the_files(made: Path, written: Path) -> None:
+    part = shown(written, "consistency")
+    numbers = json.loads((made / "artifacts/metrics/matchings/pair/own.json").read_text())["kcd"]
+    for name in ("identity", "random", "greedy", "bipartite"):
+        mean = sum(numbers[str(seed)]["gamma"][name] for seed in SEEDS) / len(SEEDS)
+        assert f"{mean:.3f}".replace("-", "\N{MINUS SIGN}") in part
+    distance = sum(measured(made, f"students/pair/mimic/{seed}")["teacher_l2"] for seed in SEEDS) / 2
+    assert f"{distance:.3f}" in part
+    assert "KL" not in part
+
+    part = shown(written, "cost")
+    assert "images/s" in part
+    assert not any(words in part for words in ("MACs", "multiply", "atency"))
+    seconds = [measured(made, f"students/pair/kcd/{seed}")["train_seconds"] for seed in SEEDS]
+    assert f'data-order="{sum(seconds) / 2!r}"' in part
+
+    part = shown(written, "settings")
+    facts = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", part)
+    assert facts[(place := facts.index("pyramid_width")) : place + 3] == ["pyramid_width", "16", "16"]
+    assert facts[(place := facts.index("reduction")) : place + 2] == ["reduction", "sum"]
+
+
+def test_histories_and_matchings_that_have_changed_are_refused(copied: Path) -> None:
+    path = copied / "artifacts/students/pair/kcd/0/history.csv"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"main", b"maim"))
+    with pytest.raises(DamagedArtifactError) as error:
+        collected(copied)
+    one_line(error, "history.csv", "distill@pair/kcd-0")
+    path.write_bytes(content)
+
+    path = copied / "artifacts/metrics/matchings/pair/own.json"
+    numbers = json.loads(path.read_text())
+    numbers["kcd"]["1"]["gamma"]["greedy"] += 1
+    path.write_text(json.dumps(numbers))
+    with pytest.raises(DamagedArtifactError) as error:
+        collected(copied)
+    one_line(error, "is not what was written", "dvc repro --force --single-item match_channels@pair")
+    path.unlink()
+    results = collected(copied)
+    assert left_out(results) == [("matchings pair/own", "dvc repro match_channels@pair")]
+    assert runs(results) == {ALONE: [0, 1], "mimic": [0, 1], "kcd": [0, 1]}
 
 
 def test_numbers_and_boxes_that_have_changed_are_refused(copied: Path) -> None:
