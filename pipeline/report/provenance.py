@@ -32,9 +32,11 @@ PACKAGES = (
     "tensorstore",
     "dvc",
 )
+OPTIONAL = ("pycocotools",)  # of extras: listed where they are installed
 LOCK = "dvc.lock"
 # What the pipeline itself writes while it runs: it says nothing of the code.
 WRITTEN = (LOCK, "artifacts", "data")
+ABSENT = "not installed"
 REPORT = "report"  # the stage whose own entry of dvc.lock is only written when it has ended
 
 
@@ -83,7 +85,7 @@ def gather(folder: Path) -> Provenance:
         changed=changed,
         git=reason,
         lock=_lock(folder / LOCK),
-        versions={"Python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        versions={"Python": platform.python_version()} | _versions(),
         machine=_machine(),
     )
 
@@ -123,11 +125,16 @@ def _lock(path: Path) -> str:
     return content_hash(stages)
 
 
+def _versions() -> dict[str, str]:
+    optional = {name: version for name in OPTIONAL if (version := _version(name)) != ABSENT}
+    return {name: _version(name) for name in PACKAGES} | optional
+
+
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return ABSENT
 
 
 def _machine() -> dict[str, str]:
