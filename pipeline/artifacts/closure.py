@@ -15,6 +15,7 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pipeline
 from pipeline.artifacts.hashing import content_hash
@@ -29,6 +30,21 @@ WORDING = (
     "pipeline.progress",
 )
 Span = tuple[tuple[int, int], tuple[int, int]]  # (line from 1, column in characters), end exclusive
+Import = tuple[int, str, list[str]]  # dots before the module, the module, names from it; "" where it is names alone
+
+
+class Source(NamedTuple):
+    """What is read of a file's syntax tree, which is parsed once for both.
+
+    Attributes:
+        text: of the file.
+        wording: spans of docstrings and of the help of options.
+        imports: all but those for type checking alone.
+    """
+
+    text: str
+    wording: list[Span]
+    imports: list[Import]
 
 
 def root() -> Path:
@@ -54,7 +70,7 @@ def closure(
     waiting, files = list(modules), dict[str, Path | None](dict.fromkeys(WORDING))
     while waiting:
         name = waiting.pop()
-        if name in files:  # most names come up dozens of times, and to look for a file is slow
+        if name in files:  # most names come up dozens of times
             continue
         path = files[name] = _file(name, base, packages)
         if path is not None:
@@ -84,10 +100,11 @@ def code_hash(path: Path) -> str:
 
     It is made from the text, not from a syntax tree's form, so all Python versions agree on it.
     """
-    text = path.read_text()
+    text, wording, _ = _source(path)
     lines = text.split("\n")
     tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-    spans = sorted(_not_code(text, tokens), reverse=True)  # from the end, so that a cut moves no other span
+    comments = [(token.start, token.end) for token in tokens if token.type == tokenize.COMMENT]
+    spans = sorted(wording + comments, reverse=True)  # from the end, so that a cut moves no other span
     for (first, left), (last, right) in spans:
         lines[first - 1] = lines[first - 1][:left] + lines[last - 1][right:]
         lines[first:last] = [""] * (last - first)
@@ -113,13 +130,16 @@ def _within_strings(tokens: Iterable[tokenize.TokenInfo], spans: list[Span]) -> 
     }
 
 
-def _not_code(text: str, tokens: Iterable[tokenize.TokenInfo]) -> Iterator[Span]:
-    """Give the spans of comments, docstrings and the help of options."""
-    for token in tokens:
-        if token.type == tokenize.COMMENT:
-            yield token.start, token.end
+@cache
+def _source(path: Path) -> Source:
+    text = path.read_text()
+    tree = ast.parse(text)
+    return Source(text, list(_wording(text, tree)), list(_imported(ast.iter_child_nodes(tree))))
 
-    lines, tree = text.split("\n"), ast.parse(text)
+
+def _wording(text: str, tree: ast.Module) -> Iterator[Span]:
+    """Give the spans of docstrings and of the help of options."""
+    lines = text.split("\n")
     # Most of a tree are expressions, and few files have options.
     for node in ast.walk(tree) if "help" in text else _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
@@ -147,32 +167,36 @@ def _span(node: ast.stmt | ast.expr, lines: list[str]) -> Span:
     return (node.lineno, left), (node.end_lineno, right)
 
 
+@cache
 def _file(name: str, base: Path, packages: tuple[str, ...] | None) -> Path | None:
     first, *others = name.split(".")
     if packages is not None and first not in packages:
         return None
-    path = base.joinpath(first, *others)
+    path = base.joinpath(first, *others)  # a look at the disk is slow, and closures share most of their names
     candidates = (path.with_suffix(".py"), path / "__init__.py")
     return next((candidate for candidate in candidates if candidate.exists()), None)
 
 
 @cache
 def _imports(path: Path, package: str) -> list[str]:
-    return list(_imported(ast.iter_child_nodes(ast.parse(path.read_text())), package))
+    """Return the names that a module of `package` imports, those of what is in a module among them."""
+    found = []
+    for level, module, names in _source(path).imports:
+        # Each dot beyond the first leads one package up.
+        parents = package.split(".")[: len(package.split(".")) - level + 1] if level else []
+        whole = ".".join([*parents, *([module] if module else [])])
+        # A name may itself be a module; where it is something in one, `_file` finds nothing.
+        found += [whole, *(f"{whole}.{name}" for name in names)] if level or module else names
+    return found
 
 
-def _imported(nodes: Iterable[ast.AST], package: str) -> Iterator[str]:
+def _imported(nodes: Iterable[ast.AST]) -> Iterator[Import]:
     for node in nodes:
         if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            yield from _imported(node.orelse, package)
+            yield from _imported(node.orelse)
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield 0, "", [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            # Each dot beyond the first leads one package up.
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*parents, *([node.module] if node.module else [])])
-            yield module
-            # A name may itself be a module; where it is something in one, `_file` finds nothing.
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            yield node.level, node.module or "", [alias.name for alias in node.names]
         elif not isinstance(node, ast.expr):  # which holds no import, and is most of a tree
-            yield from _imported(ast.iter_child_nodes(node), package)
+            yield from _imported(ast.iter_child_nodes(node))
