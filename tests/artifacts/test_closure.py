@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from training_fixtures import PARAMS, World, make_world
+from warm_python import MODULES
 
 from pipeline import plugin
 from pipeline.artifacts import closure
@@ -285,12 +286,14 @@ def test_the_wording_of_commands_is_no_code(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ what stages really import
 
-# Runs each command in a child of its own. Only libraries are shared, so that torch is imported once.
+# Runs each command in a child of its own. Only libraries are shared, so that each is imported once.
 DRIVER = """
 import ast, importlib, json, os, sys
-root, jobs = sys.argv[1], json.loads(sys.argv[2])
+root, jobs, libraries = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 sys.path.insert(0, root)
-import numpy, pydantic, safetensors.torch, torch, torch._dynamo, torch.utils.flop_counter, typer
+for name in libraries:
+    importlib.import_module(name)
+import torch
 torch.set_num_threads(1)
 for name, arguments in jobs.items():
     read, write = os.pipe()
@@ -399,7 +402,7 @@ def loaded(world: World) -> dict[str, list[str]]:
     """Run every stage, and return the project's modules that it had loaded at its end."""
     jobs = dict.fromkeys(STAGES) | commands(world)
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(root()), json.dumps(jobs)],
+        [sys.executable, "-c", DRIVER, str(root()), json.dumps(jobs), json.dumps(MODULES)],
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     answers = [json.loads(line) for line in done.stdout.splitlines()]
