@@ -39,7 +39,7 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that go through DVC: at the end, one of them would keep a single process busy."""
+    """Begin with the files of slow tests: at the end, one of them would keep a single process busy."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])  # else they stay in their order
 

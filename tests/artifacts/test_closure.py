@@ -410,6 +410,7 @@ def loaded(world: World) -> dict[str, list[str]]:
     return {name: modules for name, _, modules in answers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_import_nothing_outside_of_their_closure(loaded: dict[str, list[str]], stage: str) -> None:
     modules = loaded[stage]
@@ -424,6 +425,7 @@ def test_stages_import_nothing_outside_of_their_closure(loaded: dict[str, list[s
             assert file.relative_to(root()).as_posix() in known, module
 
 
+@pytest.mark.slow
 def test_stages_did_their_work(loaded: dict[str, list[str]], world: World) -> None:
     for name in ("student", "alone", "copy"):
         assert world.path(f"again/{name}/weights/last.safetensors").exists()
@@ -438,6 +440,7 @@ def test_stages_did_their_work(loaded: dict[str, list[str]], world: World) -> No
         assert again == world.path(f"artifacts/inputs/pairs/{path}").read_bytes()
 
 
+@pytest.mark.slow
 def test_code_stage_writes_the_closure_of_everything(loaded: dict[str, list[str]], world: World) -> None:
     folder = world.path("again/code")
     for stage in STAGES:

@@ -448,6 +448,7 @@ def shell(world: World, stage: str, out: Path, *, torchrun: bool = False) -> sub
     )
 
 
+@pytest.mark.slow
 def test_a_stage_starts_its_processes(server: Server, world: World, tmp_path: Path) -> None:
     with shell(world, "train_teacher", tmp_path / "own") as process:
         well(together(server, "train_teacher", words(world, "train_teacher", tmp_path / "forked")))
@@ -456,6 +457,7 @@ def test_a_stage_starts_its_processes(server: Server, world: World, tmp_path: Pa
     assert contents(tmp_path / "own") == contents(tmp_path / "forked")
 
 
+@pytest.mark.slow
 def test_a_stage_joins_torchrun(server: Server, world: World, tmp_path: Path) -> None:
     with shell(world, "extract_features", tmp_path / "own.zarr", torchrun=True) as process:
         alone(server, "extract_features", words(world, "extract_features", tmp_path / "one.zarr"))
@@ -473,6 +475,7 @@ def children(process: int) -> list[int]:
     return ranks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "line"),
     [
@@ -500,6 +503,7 @@ def test_a_run_that_is_ended_is_one_line_of_the_stage(
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
 
+@pytest.mark.slow
 def test_ranks_do_not_outlive_the_stage(world: World, tmp_path: Path) -> None:
     with shell(world, "train_teacher", tmp_path / "out") as process:
         end = time.monotonic() + PATIENCE

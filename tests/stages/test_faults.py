@@ -299,6 +299,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 def test_every_stage_is_killed(plant: Plant) -> None:
     makes = re.compile(r"publish\.\w|distributed\.building")
     made = {path.stem for path in (root() / "stages").glob("*.py") if makes.search(path.read_text())}
@@ -306,6 +307,7 @@ def test_every_stage_is_killed(plant: Plant) -> None:
     assert {plant.jobs[name].stage for name in MOMENTS} == made - {"command", "export", "publish"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fault"), [pytest.param(n, f, id=f"{n}-{f.place.split(':')[1]}-{f.call}-{f.kind}")
                         for n, faults in MOMENTS.items() for f in faults]
@@ -325,12 +327,14 @@ def test_a_killed_run_leaves_no_half_and_ends_alike(
     assert hidden(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_killed_training_does_not_train_again_what_it_has_done(plant: Plant, tmp_path: Path) -> None:
     """The teacher has two epochs: killed in the second, it trains one more."""
     assert plant.run("train", tmp_path, Fault(KEEP, 2)).status == KILLED
     assert plant.run("train", tmp_path, Fault(EPOCH, 2)).status == 0
 
 
+@pytest.mark.slow
 def test_a_killed_extraction_does_not_compute_again_what_it_has_written(plant: Plant, tmp_path: Path) -> None:
     forward = "pipeline.features.teacher:Teacher.features"
     assert plant.run("extract", tmp_path, Fault(MANIFEST)).status == KILLED
@@ -338,6 +342,7 @@ def test_a_killed_extraction_does_not_compute_again_what_it_has_written(plant: P
     assert plant.run("extract", tmp_path, Fault(forward, 2)).status == 0
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_nothing_to_one_with_other_settings(plant: Plant, tmp_path: Path) -> None:
     job = plant.jobs["distill"]
     (out,) = job.outs.values()
@@ -362,6 +367,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "extract", "evaluate"])
 def test_of_two_runs_at_once_the_second_is_refused(plant: Plant, tmp_path: Path, name: str) -> None:
     job = plant.jobs[name]
@@ -405,6 +411,7 @@ ROOM = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROOM)
 def test_a_file_that_the_system_refuses_is_one_line(plant: Plant, tmp_path: Path, name: str) -> None:
     """A limit on a file's size is a full disk that every test can have."""
@@ -415,6 +422,7 @@ def test_a_file_that_the_system_refuses_is_one_line(plant: Plant, tmp_path: Path
     assert plant.jobs[name].made(tmp_path) == plant.jobs[name].made(plant.artifacts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "extract", "fit", "prepare"])
 def test_a_full_disk_is_one_line(plant: Plant, tmp_path: Path, name: str) -> None:
     disk = tmp_path / "disk"
@@ -434,11 +442,13 @@ def test_a_full_disk_is_one_line(plant: Plant, tmp_path: Path, name: str) -> Non
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_cannot_be_written_is_one_line(plant: Plant, tmp_path: Path) -> None:
     (tmp_path / "teachers").write_text("a file, not a folder")
     one_line(plant.run("train", tmp_path), str(tmp_path / "teachers"), "File exists")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "fit"])
 def test_ctrl_c_is_one_line_and_the_next_run_goes_on(plant: Plant, tmp_path: Path, name: str) -> None:
     place = KEEP if name == "train" else SAVEZ
@@ -583,6 +593,7 @@ DAMAGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "file", "how"), DAMAGE)
 def test_a_damaged_file_is_named_in_one_line(
     plant: Plant, tmp_path: Path, name: str, file: str, how: str
@@ -598,6 +609,7 @@ def test_a_damaged_file_is_named_in_one_line(
         shutil.copy(kept, path)
 
 
+@pytest.mark.slow
 def test_weights_without_their_hash_are_refused(plant: Plant, tmp_path: Path) -> None:
     path, kept = plant.artifacts / WEIGHTS, tmp_path / "kept"
     shutil.copy(path, kept)
@@ -621,6 +633,7 @@ def diverging(plant: Plant, tmp_path: Path, **recipe: Any) -> list[object]:
     return [block, *words]
 
 
+@pytest.mark.slow
 def test_weights_that_the_last_step_spoils_are_not_saved(plant: Plant, tmp_path: Path) -> None:
     # One step, whose loss is finite and whose update is not.
     words = diverging(plant, tmp_path, epochs=1, batch_size=100, learning_rate=1e38, milestones=[], momentum=0.0,
@@ -634,6 +647,7 @@ def test_weights_that_the_last_step_spoils_are_not_saved(plant: Plant, tmp_path:
     assert [path.name for path in kept.glob("*.safetensors")] == ["init.safetensors"]
 
 
+@pytest.mark.slow
 def test_divergence_is_one_line_and_publishes_nothing(plant: Plant, tmp_path: Path) -> None:
     words = diverging(plant, tmp_path, learning_rate=1e12, milestones=[])
     ended = plant.server.run("train_teacher", words)
