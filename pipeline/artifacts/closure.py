@@ -30,7 +30,8 @@ WORDING = (
     "pipeline.progress",
 )
 Span = tuple[tuple[int, int], tuple[int, int]]  # (line from 1, column in characters), end exclusive
-Import = tuple[int, str, list[str]]  # dots before the module, the module, names from it; "" where it is names alone
+# Dots before the module, the module ("" where there is none), names from it or of modules.
+Import = tuple[int, str, list[str]]
 
 
 class Source(NamedTuple):
