@@ -46,6 +46,45 @@ def test_a_stage_has_the_imports_already_and_another_program_has_not(tmp_path: P
     assert run(tmp_path, *words, OMP_NUM_THREADS="2")[1] == "False False\n"
 
 
+REAL = {"OMP_NUM_THREADS": "2"}  # other than the server's: it stands aside
+
+
+def test_dvc_writes_the_lock_that_it_writes_without_a_memory(tmp_path: Path) -> None:
+    """Of stages one after another, before and after an edit of one; long commands are folded, and some have lines."""
+    chain = "stages:\n" + "".join(
+        f"  s{k}:\n    cmd:\n    - 'true {'word ' * 30}'\n    - |\n      true\n      cp f{k} f{k + 1}\n"
+        f"    deps: [f{k}]\n    outs: [f{k + 1}]\n"
+        for k in range(4)
+    )
+    locks = []
+    for name, environment in (("warm", {}), ("real", REAL)):
+        (folder := tmp_path / name).mkdir()
+        (folder / "dvc.yaml").write_text(chain)
+        assert run(folder, "dvc", "init", "--no-scm", "--quiet", **environment)[0] == 0
+        for text in ("a", "b", "b"):
+            (folder / "f0").write_text(text)
+            status, out, _ = run(folder, "dvc", "repro", **environment)
+            assert status == 0
+        assert "up to date" in out
+        locks.append((folder / "dvc.lock").read_bytes())
+    assert locks[0] == locks[1]
+
+
+def test_sources_are_parsed_as_they_are_without_a_memory(tmp_path: Path) -> None:
+    file = warm_python.ROOT / "pipeline/plugin.py"
+    asks = (
+        "import ast, io, tokenize\n"
+        f"text = open({str(file)!r}).read()\n"
+        "for source in (text, text + 'MORE = 1  # one\\n'):\n"
+        "    print(ast.dump(ast.parse(source), include_attributes=True))\n"
+        "    print(*tokenize.generate_tokens(io.StringIO(source).readline))\n"
+    )
+    words = stage(tmp_path, "one", asks).split()
+    warm, real = run(tmp_path, *words), run(tmp_path, *words, **REAL)
+    assert warm == real
+    assert warm[1].count("MORE") >= 2
+
+
 def test_a_signal_ends_both_ends(tmp_path: Path) -> None:
     words = stage(tmp_path, "one", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n").split()
     assert run(tmp_path, *words)[0] == -9
