@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,11 @@ import typer
 from stages import command
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.benchmark.detector_times import Measured
     from pipeline.data.layout import Meta
+    from pipeline.runs.detector_planning import BoxPlan, Scene
     from pipeline.runs.planning import Item, Plan
     from pipeline.runs.project import Project
 
@@ -62,16 +66,25 @@ def main(
     artifacts: Annotated[Path, typer.Option(help="Folder of all artifacts.")] = Path("artifacts"),
     params: command.Params = Path("params.yaml"),
     json: Annotated[bool, typer.Option("--json", help="Print the plan as json.")] = False,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Train each detector for a few steps here, for times and memory."),
+    ] = False,
+    device: command.Device = "auto",
+    precision: command.Precision = "auto",
+    channels_last: command.ChannelsLast = None,
 ) -> None:
-    """Plan all of params.yaml: artifacts, bytes, files, forward passes of the teachers, break-even, disk."""
+    """Plan all of params.yaml: artifacts, bytes, files, forward passes of the teachers, break-even, disk.
+
+    The device, the precision and the memory format are those that --measure measures with.
+    """
     from pipeline.params.document import read
 
     content = read(params)
 
     from pipeline.errors import MachineError
-    from pipeline.runs import class_names, weight_files
+    from pipeline.runs import class_names, detector_planning, weight_files
     from pipeline.runs.check import project
-    from pipeline.runs.detection import detectors, learners
     from pipeline.runs.planning import plan
     from pipeline.runs.raw_files import changes
 
@@ -79,16 +92,20 @@ def main(
     class_names.check(checked, prepared)
     command.warn(changes(checked.params, prepared))
     command.warn(weight_files.changes(checked, artifacts / "params"))
-    left_out = [*detectors(checked), *learners(checked)]
-    if left_out:
-        command.warn([f"The plan knows no costs of detectors, and leaves out: {', '.join(left_out)}."])
     found = plan(checked, {name: _meta(prepared, name) for name in sorted(_read(checked))})
+    scenes = detector_planning.scenes(checked, prepared)
+    boxes = detector_planning.plan(checked, scenes)
+    found = replace(found, items=(*found.items, *boxes.items))
     state = _state(params)
     needs = _needs(found, state, artifacts)
+    measured = _measured(boxes, scenes, measure, (device, precision, channels_last))
+    guessed = [name for name, scene in scenes.items() if not scene.prepared]
+    if guessed:
+        command.warn([f"Not prepared yet, and planned as its source expects it: {', '.join(guessed)}."])
     if json:
-        _print_json(found, state, needs)
+        _print_json(found, state, needs, boxes, measured)
     else:
-        _print(found, state, needs)
+        _print(found, state, needs, boxes, measured)
     from rich.filesize import decimal
 
     for need in needs:
@@ -111,6 +128,29 @@ def _meta(prepared: Path, name: str) -> Meta:
     from pipeline.data.prepared import Prepared
 
     return Prepared.open(prepared / name).meta
+
+
+def _measured(
+    boxes: BoxPlan, scenes: Mapping[str, Scene], wanted: bool, options: tuple[str, str, bool | None]
+) -> Measured | None:
+    """Return what this machine says of the detectors, if that is wanted and there are any."""
+    if not wanted or not boxes.trainings:
+        if wanted:
+            command.warn(
+                ["There is nothing to measure: params.yaml has no detector, and of others the plan counts."]
+            )
+        return None
+    from pipeline.benchmark import detector_times
+    from pipeline.compute.machine import machine
+    from pipeline.detection import average_precision
+
+    average_precision.require()
+    device, precision, channels_last = options
+    # A slip in an option is one line here, and not one of each process.
+    machine(device, precision, channels_last=channels_last, steps="eager")
+    measured = detector_times.measure(boxes, scenes, detector_times.Options(*options))
+    command.warn([f"Of {name} not all is known: {x.why}." for name, x in measured.speeds.items() if x.why])
+    return measured
 
 
 def _made(item: Item, state: State) -> int:
@@ -143,7 +183,7 @@ def _needs(found: Plan, state: State, artifacts: Path) -> list[Need]:
     return [Need(place, max(0, more), shutil.disk_usage(place).free) for place, more in disks.values()]
 
 
-def _print(found: Plan, state: State, needs: list[Need]) -> None:
+def _print(found: Plan, state: State, needs: list[Need], boxes: BoxPlan, measured: Measured | None) -> None:
     from rich.console import Console
     from rich.filesize import decimal
     from rich.table import Table
@@ -163,6 +203,38 @@ def _print(found: Plan, state: State, needs: list[Need]) -> None:
     _right(table, 2)
     console.print(table)
     console.print()
+
+    if found.costs:
+        _print_features(console, found)
+    for one in found.break_even:
+        if one.after is None:
+            console.print(f"{one.teacher}: no student reads its store.")
+            continue
+        console.print(
+            f"{one.teacher}: its store costs {one.cached:,} forward passes; online, a student costs {one.online:,}. "
+            f"It has paid for itself after {one.after} student{'s' * (one.after > 1)}; {one.students} "
+            f"{'reads' if one.students == 1 else 'read'} it."
+        )
+
+    for need in needs:
+        console.print(
+            f"{decimal(need.bytes)} more on the disk of {need.place}"
+            f"{'' if state.linked else ', a copy in the cache of DVC included'}; {decimal(need.free)} are free."
+        )
+    if state.note:
+        console.print(state.note)
+    if measured is not None:
+        from pipeline.benchmark import detector_page
+
+        console.print()
+        detector_page.show(console, boxes, measured, state.made)
+    elif boxes.trainings:
+        console.print("How long detectors take here, and their memory: python -m stages.plan --measure")
+
+
+def _print_features(console: Console, found: Plan) -> None:
+    from rich.filesize import decimal
+    from rich.table import Table
 
     table = Table(
         "feature",
@@ -192,31 +264,15 @@ def _print(found: Plan, state: State, needs: list[Need]) -> None:
     console.print(table)
     console.print()
 
-    for one in found.break_even:
-        if one.after is None:
-            console.print(f"{one.teacher}: no student reads its store.")
-            continue
-        console.print(
-            f"{one.teacher}: its store costs {one.cached:,} forward passes; online, a student costs {one.online:,}. "
-            f"It has paid for itself after {one.after} student{'s' * (one.after > 1)}; {one.students} "
-            f"{'reads' if one.students == 1 else 'read'} it."
-        )
-
-    for need in needs:
-        console.print(
-            f"{decimal(need.bytes)} more on the disk of {need.place}"
-            f"{'' if state.linked else ', a copy in the cache of DVC included'}; {decimal(need.free)} are free."
-        )
-    if state.note:
-        console.print(state.note)
-
 
 def _right(table: Any, first: int) -> None:
     for column in table.columns[first:]:
         column.justify = "right"
 
 
-def _print_json(found: Plan, state: State, needs: list[Need]) -> None:
+def _print_json(
+    found: Plan, state: State, needs: list[Need], boxes: BoxPlan, measured: Measured | None
+) -> None:
     import json
     from dataclasses import asdict
 
@@ -227,6 +283,10 @@ def _print_json(found: Plan, state: State, needs: list[Need]) -> None:
         "disks": [asdict(need) for need in needs],
         "note": state.note,
     }
+    if measured is not None:
+        from pipeline.benchmark import detector_times
+
+        content["measured"] = detector_times.asdicts(boxes, measured)
     print(json.dumps(content, indent=2, default=str))
 
 

@@ -2,13 +2,14 @@
 
 Such a file holds `TASK = "detection"`, `Config` and `open_source(config) -> AnnotatedSource`, and where its raw files
 can be listed `listed(config) -> Listed`, as any data set. Its images are of any size, so it has no `image(config)`.
+Where it knows what it will hold before any file is there, `expected(config) -> Expected | None` tells the plan.
 
 Numpy arrays alone: what becomes of them is in `pipeline/detection/layout.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
@@ -114,3 +115,22 @@ class AnnotatedSource:
     test: AnnotatedSplit
     root: str | None = None
     listed: Listed | None = None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a data set will hold, known before it is prepared; no result depends on it.
+
+    Attributes:
+        classes: number of classes.
+        samples: images by split.
+        boxes: by split, about so many.
+        sizes: height and width of images as they occur, in pixels.
+        kept: bytes of the images that the prepared data will hold, about so many; 0 where they stay in their files.
+    """
+
+    classes: int
+    samples: Mapping[str, int]
+    boxes: Mapping[str, int]
+    sizes: Sequence[tuple[int, int]]
+    kept: int = 0

@@ -143,7 +143,7 @@ class Detector(nn.Module):
             tap: its name.
         """
         stride = self.strides[tap]
-        height, width = (_PADDED_TO * -(-max(side) // _PADDED_TO) for side in zip(*sizes, strict=True))
+        height, width = padded(sizes)
         inside = torch.zeros(len(sizes), 1, -(-height // stride), -(-width // stride), dtype=torch.bool)
         for mask, (of_height, of_width) in zip(inside, sizes, strict=True):
             # Every layer of stride 2 rounds up, and so do all of them together.
@@ -155,6 +155,12 @@ class Detector(nn.Module):
             if name not in self.strides:
                 raise unknown_name("tap", name, self.strides)
         return Tap(record)
+
+
+def padded(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the height and width that images of these heights and widths are padded to in a batch, in pixels."""
+    height, width = (_PADDED_TO * -(-max(side) // _PADDED_TO) for side in zip(*sizes, strict=True))
+    return height, width
 
 
 def parts(network: str) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -13,6 +14,8 @@ from pipeline.params.base import Block, StageBlock
 from pipeline.params.detection import BoxViews
 from pipeline.params.recipe import Recipe
 from pipeline.params.weights import Weights
+
+EVALUATED = 20  # epochs of a training that are evaluated, about, at equal distances; the last one always
 
 
 class DetectorSpec(Block):
@@ -100,3 +103,9 @@ class DetectorStudentBlock(LearnerBlock):
     """
 
     student: str
+
+
+def evaluated(epochs: int) -> Callable[[int], bool]:
+    """Return which of so many epochs of a training are evaluated, by how many are done at their end."""
+    apart = math.ceil(epochs / EVALUATED) or 1
+    return lambda done: done % apart == 0 or done == epochs

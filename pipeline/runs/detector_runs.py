@@ -113,8 +113,8 @@ def run_block(project: Project, pair: str, run: str) -> DetectorRunBlock:
         other = known(project, pair, OTHER)
         _rehearse(
             composition,
-            (both, _seen(project, pair, composition, both)),
-            (other, _seen(project, pair, composition, other)),
+            (both, shapes_seen(project, pair, composition, both)),
+            (other, shapes_seen(project, pair, composition, other)),
         )
     transform = settings.transform
     return DetectorRunBlock(
@@ -227,7 +227,7 @@ def _check_needs(run: Composition, both: Known) -> None:
         )
 
 
-def _seen(project: Project, pair: str, run: Composition, both: Known) -> Mapping[str, Shape]:
+def shapes_seen(project: Project, pair: str, run: Composition, both: Known) -> Mapping[str, Shape]:
     """Return the shapes of the teacher's maps as the methods see them: a permutation gives the student's channels."""
     seen = {name: both.teacher.taps[name] for name in run.needs.teacher}
     for wanted in run.needs.matchings:

@@ -140,7 +140,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
     """Plan all of params.yaml.
 
     Args:
-        project: params.yaml, checked. Its detectors are left out.
+        project: params.yaml, checked. Its detectors are planned by `detector_planning.py`.
         metas: what the prepared data say of themselves, by data set.
 
     Raises:
@@ -154,7 +154,7 @@ def plan(project: Project, metas: Mapping[str, Meta]) -> Plan:
     paid: list[BreakEven] = []
     for name, teacher in params.teachers.items():
         if detection.is_detector(project, name):
-            continue  # nothing is stored of it
+            continue
         meta = metas[teacher.dataset]
         network = build(_spec(project, "teachers", name, meta), 0)
         own = [reader for reader in readers if reader.teacher == name]

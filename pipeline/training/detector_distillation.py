@@ -23,6 +23,7 @@ from pipeline.detection.architecture import architecture
 from pipeline.detection.detector import Detector
 from pipeline.detection.inputs import DetectorRunInputs, check_data, first
 from pipeline.detection.prepared import Prepared
+from pipeline.detection.spec import evaluated
 from pipeline.distillation import combination, map_lesson
 from pipeline.distillation.combination import LABELS
 from pipeline.distillation.method import BaseMethod
@@ -36,7 +37,7 @@ from pipeline.training import assembly, cohort
 from pipeline.training.assembly import Assembly, Job, Subject
 from pipeline.training.box_batches import BoxViews
 from pipeline.training.cohort import Member
-from pipeline.training.detectors import MEASURE, BoxSetting, Losses, check_options, evaluated
+from pipeline.training.detectors import MEASURE, BoxSetting, Losses, check_options
 from pipeline.training.step import Clock, Terms
 
 # What the stage calls, and tests.

@@ -5,7 +5,6 @@ Stages run it by its name (`pipeline/params/tasks.py`). Its steps are eager, in 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from pipeline.detection.images import BoxImages
 from pipeline.detection.inputs import DetectorInputs, check_data
 from pipeline.detection.prepared import Prepared
 from pipeline.detection.sampling import keyed
-from pipeline.detection.spec import DetectorBlock, DetectorSpec
+from pipeline.detection.spec import DetectorBlock, DetectorSpec, evaluated
 from pipeline.detection.views import BoxSpace
 from pipeline.errors import MachineError
 from pipeline.evaluation.boxes import detections, precision
@@ -42,7 +41,6 @@ from pipeline.training.cohort import Member
 from pipeline.training.step import Clock, Terms
 
 MEASURE = "AP"  # picks the best epoch
-EVALUATED = 20  # epochs of a training that are evaluated, about, at equal distances; the last one always
 
 
 class Losses:
@@ -249,12 +247,6 @@ def prepare(
         measure=MEASURE,
         evaluated=evaluated(recipe.num_epochs(steps)),
     )
-
-
-def evaluated(epochs: int) -> Callable[[int], bool]:
-    """Return which of so many epochs are evaluated, by how many are done at their end."""
-    apart = math.ceil(epochs / EVALUATED) or 1
-    return lambda done: done % apart == 0 or done == epochs
 
 
 def check_options(processes: int, *, compiled: bool) -> None:

@@ -16,7 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipeline.data.annotated import CHANNELS, AnnotatedConfig, AnnotatedSource, AnnotatedSplit, Annotations
+from pipeline.data.annotated import (
+    CHANNELS,
+    AnnotatedConfig,
+    AnnotatedSource,
+    AnnotatedSplit,
+    Annotations,
+    Expected,
+)
 from pipeline.params.numbers import Seed
 
 TASK = "detection"
@@ -95,6 +102,19 @@ def open_source(config: Config) -> AnnotatedSource:
     """Draw all shapes; the pixels are drawn again when they are asked for."""
     return AnnotatedSource(
         CLASSES, _split(config, "train", config.train), _split(config, "test", config.test)
+    )
+
+
+def expected(config: Config) -> Expected:
+    """Return what will be drawn: images of all sizes, about half as many shapes as there may be."""
+    samples = {"train": config.train, "test": config.test}
+    sides = (config.smallest, (config.smallest + config.largest) // 2, config.largest)
+    return Expected(
+        len(CLASSES),
+        samples,
+        {split: number * (config.shapes + 1) // 2 for split, number in samples.items()},
+        tuple((height, width) for height in sides for width in sides),
+        kept=sum(samples.values()) * CHANNELS * sides[1] ** 2,
     )
 
 

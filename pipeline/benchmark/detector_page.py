@@ -1,0 +1,87 @@
+"""What was measured of the detectors of a plan, and how long their stages take by it, for people to read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+
+from pipeline.benchmark.detector_times import Measured, seconds
+from pipeline.runs.detector_planning import BoxPlan
+
+_HOUR = 3600
+
+
+def show(console: Console, planned: BoxPlan, measured: Measured, made: Collection[str]) -> None:
+    """Print both tables, and how the numbers came about.
+
+    Args:
+        console: to print to.
+        planned: the plan.
+        measured: what the machine has said of it.
+        made: stages that are up to date.
+    """
+    table = Table(
+        "training", "batch", "timed with", "images a second", "memory", "evaluated a second", box=None
+    )
+    for name, speed in measured.speeds.items():
+        batch = planned.trainings[name].recipe.batch_size
+        table.add_row(
+            name,
+            str(batch),
+            _counted(speed.images) if speed.images else "",
+            "" if speed.step is None else f"{batch / speed.step:.3g}",
+            "" if speed.memory is None else decimal(speed.memory),
+            "" if speed.found is None else f"{1 / speed.found:.3g}",
+        )
+    _print(console, table, 1)
+
+    table = Table("stages", "of", "to make", "each", "all", box=None)
+    total, unknown = 0.0, False
+    for work in planned.works:
+        missing, each = sum(stage not in made for stage in work.stages), seconds(work, measured)
+        total, unknown = total + missing * (each or 0.0), unknown or (bool(missing) and each is None)
+        one = "not known" if each is None else span(each)
+        whole = "" if each is None or not missing else span(missing * each)
+        table.add_row(work.kind, work.of, str(missing), one, whole)
+    _print(console, table, 2)
+
+    facts = measured.facts
+    if facts:
+        console.print(
+            f"Measured on {facts['device']}, {facts['cores']} cores, {facts['threads']} threads of torch, with a load of "
+            f"{facts['load_before']:.1f} before: some steps of each training on made-up images and drawn weights."
+        )
+    if any(
+        speed.images < planned.trainings[name].recipe.batch_size for name, speed in measured.speeds.items()
+    ):
+        console.print(
+            "Where fewer images were timed than a batch has, time and memory are scaled by the batch's pixels, padding "
+            "included."
+        )
+    console.print(
+        f"One after another, the stages of detectors that are to be made take {span(total)} on this machine"
+        f"{', and those that are not known' if unknown else ''}."
+    )
+
+
+def span(seconds: float) -> str:
+    """Return a time in its usual unit, as exact as an estimate is."""
+    for unit, length, most in (("s", 1, 120), ("min", 60, 2 * _HOUR), ("h", _HOUR, 48 * _HOUR)):
+        if seconds < most:
+            return f"{seconds / length:.2g} {unit}"
+    days = seconds / (24 * _HOUR)
+    return f"{days:.1f} days" if days < 10 else f"{days:,.0f} days"
+
+
+def _counted(images: int) -> str:
+    return f"{images} image{'s' * (images > 1)}"
+
+
+def _print(console: Console, table: Table, first: int) -> None:
+    for column in table.columns[first:]:
+        column.justify = "right"
+    console.print(table)
+    console.print()

@@ -1,0 +1,380 @@
+"""What detectors will make and compute, before anything runs: bytes, files, steps, images that networks are run on.
+
+Nothing is built with weights or read but lists, so it is as fast as the rest of the plan (`planning.py`). How long a
+step takes only a machine can say: `pipeline/benchmark/detector_times.py` asks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import plugin
+from pipeline.data.annotated import AnnotatedConfig, Expected
+from pipeline.data.file_index import record_type
+from pipeline.detection.layout import ARRAYS
+from pipeline.detection.prepared import Prepared
+from pipeline.detection.spec import DetectorBlock, DetectorSpec, DetectorStudentBlock, evaluated
+from pipeline.errors import MissingArtifactError
+from pipeline.networks.architecture import undrawn
+from pipeline.networks.network import Shape
+from pipeline.params.base import Block, validate
+from pipeline.params.detection import BoxViews
+from pipeline.params.plug import Plug
+from pipeline.params.recipe import Recipe, cut
+from pipeline.params.tasks import DETECTION
+from pipeline.runs import detection, detector_runs
+from pipeline.runs.composition import Composition
+from pipeline.runs.planning import Item
+from pipeline.runs.project import Project
+
+_PATH = 40  # bytes of a file's name, about
+_FOUND = 28  # bytes of a box that was found: corners, score, label
+_MARKS = 2  # weights that are evaluated: the last and the best
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A data set with boxes, prepared or not.
+
+    Attributes:
+        views: what is seen of it.
+        mean: normalization of its images.
+        std: as `mean`.
+        expected: what it holds.
+        prepared: it was read from the prepared data; else it is what its source expects.
+        bytes: of the prepared data.
+        files: of the prepared data.
+    """
+
+    views: BoxViews
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    expected: Expected
+    prepared: bool
+    bytes: int
+    files: int
+
+
+class Lesson(Block):
+    """What a student learns of a teacher's maps.
+
+    Attributes:
+        methods: with their settings.
+        taps: maps of the student that they read.
+        features: maps of the teacher.
+        seen: shapes of these as the methods see them, for an image of `architecture.SIDE`.
+    """
+
+    methods: tuple[Plug, ...]
+    taps: tuple[str, ...]
+    features: tuple[str, ...]
+    seen: dict[str, tuple[int, ...]]
+
+    @property
+    def schedule(self) -> Plug:
+        """The teacher as it is at the end of its training."""
+        return Plug.of("final")
+
+    @property
+    def transform(self) -> Plug | None:
+        """None: what it would give is in `seen`."""
+        return None
+
+
+class Training(Block):
+    """A training of a detector, whose speed a machine can be asked for.
+
+    Attributes:
+        dataset: key of `datasets`.
+        network: what is trained.
+        recipe: how.
+        teacher: runs beside it; None where it is trained alone.
+        lesson: what is learned of it.
+    """
+
+    dataset: str
+    network: DetectorSpec
+    recipe: Recipe
+    teacher: DetectorSpec | None = None
+    lesson: Lesson | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What stages compute, each of them as much.
+
+    Attributes:
+        stages: DVC's names.
+        training: key of the training whose network, and speed, it is; None where none runs.
+        dataset: key of `datasets`.
+        steps: of training.
+        found: images that the network looks for boxes in, one by one.
+        paired: images that teacher and student are both run on, their backbones alone.
+        listed: images that are read, decoded and listed.
+    """
+
+    stages: tuple[str, ...]
+    training: str | None
+    dataset: str
+    steps: int = 0
+    found: int = 0
+    paired: int = 0
+    listed: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What stands before the `@` of a stage's name."""
+        return self.stages[0].partition("@")[0]
+
+    @property
+    def of(self) -> str:
+        """The network's name, or that of the pair and run; of data, theirs."""
+        return self.dataset if self.training is None else self.training.rpartition(" ")[2]
+
+
+@dataclass(frozen=True)
+class BoxPlan:
+    """What detectors make and compute.
+
+    Attributes:
+        items: artifacts.
+        trainings: by their names: "teacher NAME", "student alone NAME", and "student PAIR/RUN".
+        works: what their stages compute.
+    """
+
+    items: tuple[Item, ...]
+    trainings: Mapping[str, Training]
+    works: tuple[Work, ...]
+
+
+def scenes(project: Project, prepared: Path) -> dict[str, Scene]:
+    """Return the data sets with boxes, by name.
+
+    Args:
+        project: params.yaml, checked.
+        prepared: the folder of all prepared data sets.
+
+    Raises:
+        MissingArtifactError: one is not prepared, and its source does not know what it holds.
+        StaleArtifactError: what is prepared has no boxes, or another layout.
+        DamagedArtifactError: it is not what was prepared.
+    """
+    return {
+        name: _scene(project, name, prepared / name)
+        for name, task in project.tasks.items()
+        if task == DETECTION
+    }
+
+
+def plan(project: Project, known: Mapping[str, Scene]) -> BoxPlan:
+    """Plan all detectors of params.yaml.
+
+    Args:
+        project: params.yaml, checked.
+        known: the data sets with boxes, by name.
+    """
+    planned = _Planned(project, known)
+    made = [*planned.data(), *planned.teachers(), *planned.students(), *planned.pairs()]
+    works = tuple(work for _, work in made if work is not None and work.stages)
+    return BoxPlan(tuple(item for item, _ in made if item.stages), planned.trainings, works)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """Goes through params.yaml; each part gives artifacts and what the stages that make them compute."""
+
+    project: Project
+    known: Mapping[str, Scene]
+
+    @cached_property
+    def trainings(self) -> dict[str, Training]:
+        """All trainings, by name."""
+        project, params = self.project, self.project.params
+        found = {f"teacher {name}": self._alone(self._teacher(name)) for name in detection.detectors(project)}
+        found |= {
+            f"student alone {name}": self._alone(self._student(name)) for name in detection.learners(project)
+        }
+        for pair, run in self._runs():
+            names, block = params.pairs[pair], detector_runs.run_block(project, pair, run)
+            alone = found[f"student alone {names.student}"]
+            found[f"student {pair}/{run}"] = Training(
+                dataset=alone.dataset,
+                network=alone.network,
+                recipe=block.recipe,
+                teacher=found[f"teacher {names.teacher}"].network,
+                lesson=self._lesson(pair, run),
+            )
+        return found
+
+    def data(self) -> Iterator[tuple[Item, Work | None]]:
+        """Give the prepared data sets."""
+        for name, scene in self.known.items():
+            stages, listed = (f"prepare_data@{name}",), sum(scene.expected.samples.values())
+            item = Item("data", name, stages, scene.bytes, scene.files)
+            yield item, Work(stages, None, name, listed=listed)
+
+    def teachers(self) -> Iterator[tuple[Item, Work | None]]:
+        """Give the teachers, and what is found by them."""
+        for name in detection.detectors(self.project):
+            anchors, seen = len(self.project.params.teachers[name].anchors), f"teacher {name}"
+            yield self._trained("teacher", name, (f"train_teacher@{name}",), seen, anchors)
+            yield self._found(seen, (f"evaluate_teacher@{name}",))
+
+    def students(self) -> Iterator[tuple[Item, Work | None]]:
+        """Give the students alone, and what is found by them."""
+        for name in detection.learners(self.project):
+            seen, ids = f"student alone {name}", [f"{name}-{seed}" for seed in self.project.params.seeds]
+            stages = tuple(f"pretrain_student@{one}" for one in ids)
+            yield self._trained("student alone", name, stages, seen)
+            yield self._found(seen, tuple(f"evaluate_pretrained@{one}" for one in ids))
+
+    def pairs(self) -> Iterator[tuple[Item, Work | None]]:
+        """Give the matchings, the distilled students, and what is found by these."""
+        params = self.project.params
+        for pair, names in params.pairs.items():
+            if not detection.learns_boxes(self.project, names.student):
+                continue
+            runs = [run for of, run in self._runs() if of == pair]
+            recipes = detector_runs.match_block(self.project, pair).recipes if runs else {}
+            if recipes:
+                number = len(params.seeds) * len(recipes)
+                images = number * self._samples(f"student {pair}/{runs[0]}", "train")
+                stages = (f"match_channels@{pair}",)
+                # For each seed the matching, and what was measured of it.
+                sizes = (
+                    self._matrix(pair, recipe.student_tap, recipe.teacher_feature)
+                    for recipe in recipes.values()
+                )
+                item = Item("matchings", pair, stages, len(params.seeds) * sum(sizes), 2 * number, images)
+                seen = f"student {pair}/{runs[0]}"
+                yield item, Work(stages, seen, self.trainings[seen].dataset, paired=images)
+            for run in runs:
+                seen, ids = f"student {pair}/{run}", [f"{pair}/{run}-{seed}" for seed in params.seeds]
+                item, work = self._trained(
+                    "student", f"{pair}/{run}", tuple(f"distill@{one}" for one in ids), seen
+                )
+                yield item, work
+                yield self._found(seen, tuple(f"evaluate@{one}" for one in ids))
+
+    def _runs(self) -> list[tuple[str, str]]:
+        params = self.project.params
+        return [
+            (pair, run)
+            for pair, names in params.pairs.items()
+            if detection.learns_boxes(self.project, names.student)
+            for run in params.runs_of(pair)
+        ]
+
+    def _teacher(self, name: str) -> DetectorBlock:
+        return detection.train_block(self.project, name)
+
+    def _student(self, name: str) -> DetectorStudentBlock:
+        return detection.student_block(self.project, name)
+
+    def _alone(self, block: DetectorBlock | DetectorStudentBlock) -> Training:
+        scene = self.known[block.dataset]
+        network = DetectorSpec(
+            network=block.network,
+            classes=scene.expected.classes,
+            settings=block.settings.resolved(block.weights != "none"),
+            views=block.views,
+            mean=scene.mean,
+            std=scene.std,
+        )
+        return Training(dataset=block.dataset, network=network, recipe=block.recipe)
+
+    def _lesson(self, pair: str, run: str) -> Lesson:
+        block = detector_runs.run_block(self.project, pair, run)
+        both = detector_runs.known(self.project, pair)
+        composition = Composition.of(self.project.params.run(pair, run), f"runs.{run}", both)
+        seen: Mapping[str, Shape] = detector_runs.shapes_seen(self.project, pair, composition, both)
+        taps = tuple(name for name in composition.needs.student if name in both.student.taps)
+        return Lesson(methods=block.methods, taps=taps, features=block.features, seen=dict(seen))
+
+    def _samples(self, training: str, split: str) -> int:
+        return self.known[self.trainings[training].dataset].expected.samples[split]
+
+    def _trained(
+        self, kind: str, name: str, stages: tuple[str, ...], seen: str, anchors: int = 0
+    ) -> tuple[Item, Work]:
+        training = self.trainings[seen]
+        recipe, weights = training.recipe, 3 + anchors  # init, last, best
+        sizes = cut(self._samples(seen, "train"), recipe.batch_size, recipe.drop_last)
+        steps, epochs = recipe.num_steps(len(sizes)), recipe.num_epochs(len(sizes))
+        shown = _shown(sizes, steps)
+
+        # Beside the weights: network.json, history.csv, training.json, and a student's inputs.json.
+        files = weights + 3 + (kind != "teacher")
+        forwards = shown if training.teacher is not None else 0
+        item = Item(kind, name, stages, weights * weight_bytes(training.network), files, forwards)
+        found = sum(map(evaluated(epochs), range(1, epochs + 1))) * self._samples(seen, "test")
+        return item, Work(stages, seen, training.dataset, steps=steps, found=found)
+
+    def _found(self, seen: str, stages: tuple[str, ...]) -> tuple[Item, Work]:
+        """Return what an evaluation writes, at most: as many boxes of each image as a detector may find."""
+        training, images = self.trainings[seen], self._samples(seen, "test")
+        most = _MARKS * images * training.network.settings.detections * _FOUND
+        # Of a distilled student the distance of its maps to the teacher's, too.
+        paired = images if training.teacher is not None else 0
+        work = Work(stages, seen, training.dataset, found=_MARKS * images, paired=paired)
+        return Item("detections, at most", seen.rpartition(" ")[2], stages, most, 2, paired), work
+
+    def _matrix(self, pair: str, tap: str, feature: str) -> int:
+        """Return the bytes of what is measured for a matching: a float32 for each two channels."""
+        both = detector_runs.known(self.project, pair)
+        return 4 * both.student.taps[tap][0] * both.teacher.taps[feature][0]
+
+
+def weight_bytes(spec: DetectorSpec) -> int:
+    """Return the bytes of a detector's weights, of which none is drawn."""
+    from pipeline.detection.detector import build
+
+    with torch.device("meta"), undrawn():
+        detector = build(spec.network, spec.classes, 0, spec.settings)
+    return sum(x.numel() * x.element_size() for x in detector.state_dict().values())
+
+
+def _shown(sizes: list[int], steps: int) -> int:
+    """Return the images of so many steps, where an epoch has batches of these sizes."""
+    whole, left = divmod(steps, max(1, len(sizes)))
+    return whole * sum(sizes) + sum(sizes[:left])
+
+
+def _scene(project: Project, name: str, folder: Path) -> Scene:
+    source = project.params.datasets[name].source
+    module = plugin.load("datasets", source.name)
+    config: AnnotatedConfig = validate(module.Config, source.settings, f"datasets.{name}.source")
+    views = project.box_views[name]
+    try:
+        data = Prepared.open(folder)
+    except MissingArtifactError:
+        expected = module.expected(config) if hasattr(module, "expected") else None
+        if expected is None:
+            raise
+        return Scene(views, config.mean, config.std, expected, False, _bytes(expected), _files(expected))
+
+    meta = data.meta
+    sizes = np.concatenate([split.sizes.numpy() for split in data.splits.values()])
+    read = Expected(len(meta.classes), meta.samples, meta.boxes, [(int(h), int(w)) for h, w in sizes])
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    return Scene(views, meta.mean, meta.std, read, True, size, len(files))
+
+
+def _bytes(expected: Expected) -> int:
+    """Return the bytes of prepared data: lists, boxes, and images where these are kept."""
+    lists = record_type(_PATH).itemsize * sum(expected.samples.values())
+    each = {name: np.dtype(dtype).itemsize * int(np.prod(rest)) for name, (dtype, rest) in ARRAYS.items()}
+    offsets = each.pop("offsets") * (sum(expected.samples.values()) + 2)
+    return lists + sum(each.values()) * sum(expected.boxes.values()) + offsets + expected.kept
+
+
+def _files(expected: Expected) -> int:
+    images = sum(expected.samples.values()) if expected.kept else 0
+    return (len(ARRAYS) + 1) * len(expected.samples) + 2 + images  # meta.json, raw.json
