@@ -276,7 +276,7 @@ def _print_json(
     import json
     from dataclasses import asdict
 
-    content = {
+    content: dict[str, Any] = {
         "items": [asdict(item) | {"made": _made(item, state)} for item in found.items],
         "costs": [asdict(cost) for cost in found.costs],
         "break_even": [asdict(one) for one in found.break_even],

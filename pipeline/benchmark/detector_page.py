@@ -50,16 +50,17 @@ def show(console: Console, planned: BoxPlan, measured: Measured, made: Collectio
 
     facts = measured.facts
     if facts:
+        threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
         console.print(
-            f"Measured on {facts['device']}, {facts['cores']} cores, {facts['threads']} threads of torch, with a load of "
-            f"{facts['load_before']:.1f} before: some steps of each training on made-up images and drawn weights."
+            f"Measured on {facts['device']} ({facts['cores']} cores, {threads}, load {facts['load_before']:.1f}): some "
+            "steps of each training, on made-up images and with weights that are drawn. A stage of dvc repro starts a "
+            f"process first, for {span(measured.start)} of its time here; stages.run mostly spares that."
         )
-    if any(
-        speed.images < planned.trainings[name].recipe.batch_size for name, speed in measured.speeds.items()
-    ):
+    batches = {name: training.recipe.batch_size for name, training in planned.trainings.items()}
+    if any(0 < speed.images < batches[name] for name, speed in measured.speeds.items()):
         console.print(
-            "Where fewer images were timed than a batch has, time and memory are scaled by the batch's pixels, padding "
-            "included."
+            "Where fewer images were timed than a batch has, time and memory are scaled by the pixels of a batch, what "
+            "pads it included."
         )
     console.print(
         f"One after another, the stages of detectors that are to be made take {span(total)} on this machine"

@@ -1,9 +1,9 @@
 """How fast this machine trains and runs one detector: a few real steps on made-up images, in a process of its own.
 
 What is timed is what the stages run: `training/step.py` with its batches read from files, `Detector.detect`, and
-pycocotools. Nothing is learned: rates are 0, and weights are drawn, so none is downloaded. A batch that would take long,
-or much of the memory, is not tried: one image is, and its time and memory are scaled by the pixels of the batch, with
-what pads it.
+pycocotools. Nothing is learned: rates are 0, and weights are drawn, so none is downloaded. A batch that would take
+long, or much of the memory, is not tried: two images are, and their time and memory are scaled by the pixels of the
+batch, with what pads it.
 
 Run as a module it reads a `Job` from standard input and prints a json for each thing that it has measured.
 """
@@ -44,7 +44,7 @@ from pipeline.networks.network import Taps
 from pipeline.params.base import Block
 from pipeline.params.recipe import Epoch
 from pipeline.runs.composition import Composition
-from pipeline.runs.detector_planning import Training
+from pipeline.runs.detector_training import Training
 from pipeline.training.detector_distillation import Distillation
 from pipeline.training.detectors import BoxSetting, Losses
 from pipeline.training.optimizer import recipe_optimizer
@@ -183,7 +183,7 @@ def _trained(
     where: Machine,
     free: int | None,
 ) -> Iterator[dict[str, float | int | str]]:
-    """Give the time and the memory of a step: of one image first, and of a whole batch where that can be."""
+    """Give the time and the memory of a step: of two images first, and of a whole batch where that can be."""
     recipe = job.training.recipe
     size, held = recipe.batch_size, _held(where)
     # A batch norm learns nothing of one image that is a single pixel at last.

@@ -26,7 +26,8 @@ from pipeline.artifacts.closure import root
 from pipeline.benchmark import made_up
 from pipeline.benchmark.detector_steps import Job, pixels
 from pipeline.detection.views import BoxSpace
-from pipeline.runs.detector_planning import BoxPlan, Scene, Training, Work
+from pipeline.runs.detector_planning import BoxPlan, Scene, Work
+from pipeline.runs.detector_training import Training
 
 LIMIT = 600.0  # seconds that a training is measured for at most
 TEST = 32  # made-up images that are evaluated
@@ -85,6 +86,12 @@ class Measured:
         """Of the machine."""
         return next((speed.facts for speed in self.speeds.values() if speed.facts), {})
 
+    @property
+    def start(self) -> float:
+        """Seconds until a process computes, on average; 0 where that is not known."""
+        starts = [speed.start for speed in self.speeds.values() if speed.start is not None]
+        return fmean(starts) if starts else 0.0
+
 
 def measure(planned: BoxPlan, known: Mapping[str, Scene], options: Options, limit: float = LIMIT) -> Measured:
     """Try every training of a plan.
@@ -120,7 +127,6 @@ def seconds(work: Work, measured: Measured) -> float | None:
         work: what they compute.
         measured: how fast.
     """
-    starts = [speed.start for speed in measured.speeds.values() if speed.start is not None]
     speed = measured.speeds[work.training] if work.training else Speed()
     parts = (
         (work.steps, speed.step),
@@ -128,7 +134,7 @@ def seconds(work: Work, measured: Measured) -> float | None:
         (work.paired, speed.paired),
         (work.listed, measured.listed.get(work.dataset)),
     )
-    total = fmean(starts) if starts else 0.0
+    total = measured.start
     for number, each in parts:
         if number and each is None:
             return None
