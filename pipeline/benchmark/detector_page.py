@@ -27,12 +27,11 @@ def show(console: Console, planned: BoxPlan, measured: Measured, made: Collectio
         "training", "batch", "timed with", "images a second", "memory", "evaluated a second", box=None
     )
     for name, speed in measured.speeds.items():
-        batch = planned.trainings[name].recipe.batch_size
         table.add_row(
             name,
-            str(batch),
+            str(speed.batch),
             _counted(speed.images) if speed.images else "",
-            "" if speed.step is None else f"{batch / speed.step:.3g}",
+            "" if speed.step is None else f"{speed.batch / speed.step:.3g}",
             "" if speed.memory is None else decimal(speed.memory),
             "" if speed.found is None else f"{1 / speed.found:.3g}",
         )
@@ -56,8 +55,7 @@ def show(console: Console, planned: BoxPlan, measured: Measured, made: Collectio
             "steps of each training, on made-up images and with weights that are drawn. A stage of dvc repro starts a "
             f"process first, for {span(measured.start)} of its time here; stages.run mostly spares that."
         )
-    batches = {name: training.recipe.batch_size for name, training in planned.trainings.items()}
-    if any(0 < speed.images < batches[name] for name, speed in measured.speeds.items()):
+    if any(0 < speed.images < speed.batch for speed in measured.speeds.values()):
         console.print(
             "Where fewer images were timed than a batch has, time and memory are scaled by the pixels of a batch, what "
             "pads it included."
@@ -70,11 +68,11 @@ def show(console: Console, planned: BoxPlan, measured: Measured, made: Collectio
 
 def span(seconds: float) -> str:
     """Return a time in its usual unit, as exact as an estimate is."""
-    for unit, length, most in (("s", 1, 120), ("min", 60, 2 * _HOUR), ("h", _HOUR, 48 * _HOUR)):
-        if seconds < most:
-            return f"{seconds / length:.2g} {unit}"
-    days = seconds / (24 * _HOUR)
-    return f"{days:.1f} days" if days < 10 else f"{days:,.0f} days"
+    number, unit = seconds, "s"
+    for length, name, least in ((60, "min", 120), (_HOUR, "h", 2 * _HOUR), (24 * _HOUR, "days", 48 * _HOUR)):
+        if seconds >= least:
+            number, unit = seconds / length, name
+    return f"{number:.1f} {unit}" if number < 10 else f"{number:,.0f} {unit}"
 
 
 def _counted(images: int) -> str:

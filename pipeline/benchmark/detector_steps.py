@@ -2,8 +2,8 @@
 
 What is timed is what the stages run: `training/step.py` with its batches read from files, `Detector.detect`, and
 pycocotools. Nothing is learned: rates are 0, and weights are drawn, so none is downloaded. A batch that would take
-long, or much of the memory, is not tried: two images are, and their time and memory are scaled by the pixels of the
-batch, with what pads it.
+long, or much of the memory, is not tried: one image is, and its time and memory are scaled by the pixels of the batch,
+with what pads it.
 
 Run as a module it reads a `Job` from standard input and prints a json for each thing that it has measured.
 """
@@ -53,6 +53,7 @@ from pipeline.training.step import Objective, Step, take
 ENOUGH = 3.0  # seconds that are measured of each thing, about
 LONG = 10.0  # seconds: what takes longer is measured once
 MOST = 16  # steps that are measured at most
+_SMALL = 128 * 128  # pixels: a batch norm learns nothing of one image that may be a single pixel at last
 _SHARE = 0.5  # of the free memory, that a batch may be expected to take
 
 
@@ -62,7 +63,7 @@ class Job(Block):
     Attributes:
         training: the detector, and how it learns.
         data: folder of prepared data, made up.
-        batch_pixels: those of a whole batch of the real data, padding included, on average.
+        batch_pixels: those of a whole batch of the data, padding included, on average.
         plain_pixels: those of one plain image, likewise.
         device: see `stages/command.py`, as the following.
         precision: of the forward passes.
@@ -183,17 +184,15 @@ def _trained(
     where: Machine,
     free: int | None,
 ) -> Iterator[dict[str, float | int | str]]:
-    """Give the time and the memory of a step: of two images first, and of a whole batch where that can be."""
+    """Give the time and the memory of a step: of an image first, and of a whole batch where that can be."""
     recipe = job.training.recipe
     size, held = recipe.batch_size, _held(where)
-    # A batch norm learns nothing of one image that is a single pixel at last.
-    first = next(_epoch(setting, job, objective, parameters, where, min(2, size), 1))
+    few = 1 if job.plain_pixels > _SMALL else min(2, size)
+    first = next(_epoch(setting, job, objective, parameters, where, few, 1))
     gradients = sum(x.numel() * x.element_size() for x in parameters)
     moments = gradients * (2 if recipe.optimizer == "adamw" else 1)
     ratio = job.batch_pixels / first.pixels
-    # Weights, gradients and moments do not grow with the images.
-    grown = max(0, where.peak_bytes() - held - gradients)
-    memory = int(held + gradients + moments + grown * ratio)
+    memory = scaled(held, where.peak_bytes(), gradients, moments, ratio)
     room = (_free(where) if free is None else free) + where.peak_bytes()
     yield {"step": first.seconds * ratio, "images": first.images, "memory": memory}
 
@@ -288,6 +287,19 @@ def _each(images: BoxImages, where: Machine, work: Callable[[Picture], None]) ->
         if timed[0].seconds > LONG or sum(x.seconds for x in timed[1:]) > ENOUGH:
             break
     return Timed(*(sum(getattr(x, key) for x in kept) / len(kept) for key in ("seconds", "pixels")))
+
+
+def scaled(held: int, peak: int, gradients: int, moments: int, ratio: float) -> int:
+    """Return the memory of a training by that of its first step, in bytes.
+
+    Args:
+        held: before the step: weights, and what is imported.
+        peak: in the step.
+        gradients: of all parameters; as the weights, they do not grow with the images.
+        moments: what the optimizer keeps from the first step on.
+        ratio: pixels of a batch by those of the step.
+    """
+    return int(held + gradients + moments + max(0, peak - held - gradients) * ratio)
 
 
 def pixels(sizes: list[tuple[int, int]]) -> float:

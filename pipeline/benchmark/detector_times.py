@@ -50,7 +50,8 @@ class Speed:
 
     Attributes:
         start: seconds until a process computes.
-        step: seconds of a step of the recipe's batch.
+        batch: images of a step: those of the recipe, or all that there are.
+        step: seconds of a step.
         images: of the step that was timed; where they are fewer than the batch has, time and memory are scaled.
         memory: bytes of a training process at most.
         found: seconds of an image's evaluation.
@@ -59,6 +60,7 @@ class Speed:
         why: something is not known.
     """
 
+    batch: int
     start: float | None = None
     step: float | None = None
     images: int = 0
@@ -127,9 +129,9 @@ def seconds(work: Work, measured: Measured) -> float | None:
         work: what they compute.
         measured: how fast.
     """
-    speed = measured.speeds[work.training] if work.training else Speed()
+    speed = measured.speeds[work.training] if work.training else Speed(1)
     parts = (
-        (work.steps, speed.step),
+        (work.shown, None if speed.step is None else speed.step / speed.batch),
         (work.found, speed.found),
         (work.paired, speed.paired),
         (work.listed, measured.listed.get(work.dataset)),
@@ -168,7 +170,6 @@ def asdicts(planned: BoxPlan, measured: Measured) -> dict[str, Any]:
         "prepare_data": dict(measured.listed),
         "trainings": {
             name: {key: value for key, value in asdict(speed).items() if key != "facts"}
-            | {"batch": planned.trainings[name].recipe.batch_size}
             for name, speed in measured.speeds.items()
         },
         "stages": {stage: seconds(work, measured) for work in planned.works for stage in work.stages},
@@ -176,10 +177,13 @@ def asdicts(planned: BoxPlan, measured: Measured) -> dict[str, Any]:
 
 
 def _job(training: Training, scene: Scene, folder: Path, options: Options) -> Job:
+    # Of fewer images than a batch has, all are one.
+    size = min(training.recipe.batch_size, scene.expected.samples["train"])
+    recipe = training.recipe.model_copy(update={"batch_size": size})
     return Job(
-        training=training,
+        training=training.model_copy(update={"recipe": recipe}),
         data=str(folder),
-        batch_pixels=batch_pixels(scene, training.recipe.batch_size),
+        batch_pixels=batch_pixels(scene, size),
         plain_pixels=plain_pixels(scene),
         begun=time.time(),
         **asdict(options),
@@ -200,21 +204,22 @@ def _try(job: Job, limit: float) -> Speed:
             why = f"it took more than {limit:.0f} s to measure, and was ended"
         finally:
             process.kill()
-    return read(said.splitlines(), why)
+    return read(said.splitlines(), job.training.recipe.batch_size, why)
 
 
-def read(lines: Sequence[str], why: str = "") -> Speed:
+def read(lines: Sequence[str], batch: int, why: str = "") -> Speed:
     """Return the speed that the lines of a measurement say.
 
     Args:
         lines: a json each; what comes later counts.
+        batch: images of a step.
         why: there are no more of them.
     """
     found: dict[str, Any] = {}
     for line in lines:
         found |= json.loads(line)
     own = {name: found.pop(name) for name in Speed.__dataclass_fields__ if name in found and name != "facts"}
-    return Speed(**{"why": why, **own}, facts=found)
+    return Speed(batch, **{"why": why, **own}, facts=found)
 
 
 def _reason(code: int, errors: str) -> str:

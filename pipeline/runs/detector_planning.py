@@ -26,7 +26,6 @@ from pipeline.networks.network import Shape
 from pipeline.params.base import validate
 from pipeline.params.detection import BoxViews
 from pipeline.params.recipe import cut
-from pipeline.params.tasks import DETECTION
 from pipeline.runs import detection, detector_runs
 from pipeline.runs.composition import Composition
 from pipeline.runs.detector_training import Lesson, Training
@@ -69,7 +68,7 @@ class Work:
         stages: DVC's names.
         training: key of the training whose network, and speed, it is; None where none runs.
         dataset: key of `datasets`.
-        steps: of training.
+        shown: images of the training steps.
         found: images that the network looks for boxes in, one by one.
         paired: images that teacher and student are both run on, their backbones alone.
         listed: images that are read, decoded and listed.
@@ -78,7 +77,7 @@ class Work:
     stages: tuple[str, ...]
     training: str | None
     dataset: str
-    steps: int = 0
+    shown: int = 0
     found: int = 0
     paired: int = 0
     listed: int = 0
@@ -110,7 +109,7 @@ class BoxPlan:
 
 
 def scenes(project: Project, prepared: Path) -> dict[str, Scene]:
-    """Return the data sets with boxes, by name.
+    """Return the data sets that detectors learn from, by name.
 
     Args:
         project: params.yaml, checked.
@@ -121,11 +120,10 @@ def scenes(project: Project, prepared: Path) -> dict[str, Scene]:
         StaleArtifactError: what is prepared has no boxes, or another layout.
         DamagedArtifactError: it is not what was prepared.
     """
-    return {
-        name: _scene(project, name, prepared / name)
-        for name, task in project.tasks.items()
-        if task == DETECTION
-    }
+    params = project.params
+    used = {params.teachers[name].dataset for name in detection.detectors(project)}
+    used |= {params.students[name].dataset for name in detection.learners(project)}
+    return {name: _scene(project, name, prepared / name) for name in sorted(used)}
 
 
 def plan(project: Project, known: Mapping[str, Scene]) -> BoxPlan:
@@ -133,7 +131,7 @@ def plan(project: Project, known: Mapping[str, Scene]) -> BoxPlan:
 
     Args:
         project: params.yaml, checked.
-        known: the data sets with boxes, by name.
+        known: the data sets that they learn from, by name.
     """
     planned = _Planned(project, known)
     made = [*planned.data(), *planned.teachers(), *planned.students(), *planned.pairs()]
@@ -262,15 +260,14 @@ class _Planned:
         training = self.trainings[seen]
         recipe, weights = training.recipe, 3 + anchors  # init, last, best
         sizes = cut(self._samples(seen, "train"), recipe.batch_size, recipe.drop_last)
-        steps, epochs = recipe.num_steps(len(sizes)), recipe.num_epochs(len(sizes))
-        shown = _shown(sizes, steps)
+        shown, epochs = _shown(sizes, recipe.num_steps(len(sizes))), recipe.num_epochs(len(sizes))
 
         # Beside the weights: network.json, history.csv, training.json, and a student's inputs.json.
         files = weights + 3 + (kind != "teacher")
         forwards = shown if training.teacher is not None else 0
         item = Item(kind, name, stages, weights * weight_bytes(training.network), files, forwards)
         found = sum(map(evaluated(epochs), range(1, epochs + 1))) * self._samples(seen, "test")
-        return item, Work(stages, seen, training.dataset, steps=steps, found=found)
+        return item, Work(stages, seen, training.dataset, shown=shown, found=found)
 
     def _found(self, seen: str, stages: tuple[str, ...]) -> tuple[Item, Work]:
         """Return what an evaluation writes, at most: as many boxes of each image as a detector may find."""

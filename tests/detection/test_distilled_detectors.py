@@ -358,7 +358,7 @@ def test_what_detectors_cannot_be_taught_by_is_refused_before_anything_runs(
     one_line(error, *parts)
 
 
-def test_the_plan_leaves_pairs_of_detectors_out() -> None:
+def test_the_plan_of_classifiers_leaves_pairs_of_detectors_out() -> None:
     assert plan(project(PARAMS), {}) == Plan((), (), ())
 
 

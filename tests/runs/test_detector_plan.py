@@ -60,9 +60,9 @@ def test_steps_and_images_by_hand(tmp_path: Path) -> None:
     works = {work.stages[0]: work for work in planned(PARAMS, tmp_path).works}
     assert works["prepare_data@toys"].listed == 9
     for name in ("train_teacher@finder", "pretrain_student@small-0", "distill@pair/mimic-0"):
-        assert (works[name].steps, works[name].found, works[name].paired) == (6, 3 * 3, 0)
+        assert (works[name].shown, works[name].found, works[name].paired) == (3 * 6, 3 * 3, 0)
     # Five steps are two whole epochs and one that is cut short, and each of the three is evaluated.
-    assert (works["distill@pair/kcd-0"].steps, works["distill@pair/kcd-0"].found) == (5, 9)
+    assert (works["distill@pair/kcd-0"].shown, works["distill@pair/kcd-0"].found) == (6 + 6 + 4, 9)
     assert works["match_channels@pair"].paired == 2 * 6  # two seeds, all training images
     # The last and the best weights; of distilled students how far their maps are from the teacher's, too.
     assert (works["evaluate_teacher@finder"].found, works["evaluate_teacher@finder"].paired) == (6, 0)
@@ -133,8 +133,9 @@ def test_coco_is_planned_before_it_is_there(tmp_path: Path) -> None:
     # What has weights to start from is frozen as in Detectron, though nothing is downloaded to plan it.
     assert (training.network.classes, training.network.settings.norm) == (80, "frozen")
     works = {work.kind: work for work in made.works}
-    assert works["train_teacher"].steps == 180_000
-    # 7,393 steps an epoch: 25 epochs, of which every second one and the last are evaluated.
+    # 7,393 steps an epoch, the last of them of 15 images: 24 epochs and the better part of another.
+    assert works["train_teacher"].shown == 180_000 * 16 - 24
+    # Of 25 epochs, every second one and the last are evaluated.
     assert works["train_teacher"].found == 13 * 5_000
     (data,) = (item for item in made.items if item.kind == "data")
     assert 20e6 < data.bytes < 60e6  # lists and boxes; the images stay where they are
