@@ -12,6 +12,7 @@ from pipeline.benchmark.detector_times import Measured, seconds
 from pipeline.runs.detector_planning import BoxPlan
 
 _HOUR = 3600
+_ALONE = 0.8  # share of the time; even alone, a thread waits for files
 
 
 def show(console: Console, planned: BoxPlan, measured: Measured, made: Collection[str]) -> None:
@@ -54,6 +55,10 @@ def show(console: Console, planned: BoxPlan, measured: Measured, made: Collectio
             f"Measured on {facts['device']} ({facts['cores']} cores, {threads}, load {facts['load_before']:.1f}): some "
             "steps of each training, on made-up images and with weights that are drawn. A stage of dvc repro starts a "
             f"process first, for {span(measured.start)} of its time here; stages.run mostly spares that."
+        )
+    if measured.share < _ALONE:
+        console.print(
+            f"Others were busy meanwhile: a thread had a core for {measured.share:.0%} of the time. Alone it is quicker."
         )
     if any(0 < speed.images < speed.batch for speed in measured.speeds.values()):
         console.print(

@@ -51,7 +51,8 @@ from pipeline.training.optimizer import recipe_optimizer
 from pipeline.training.step import Objective, Step, take
 
 ENOUGH = 3.0  # seconds that are measured of each thing, about
-LONG = 10.0  # seconds: what takes longer is measured once
+LONG = 10.0  # seconds: a whole batch that is expected to take longer is not tried
+ONCE = 30.0  # seconds: what takes longer is measured once, and its first run counts, which warms up
 MOST = 16  # steps that are measured at most
 _SMALL = 128 * 128  # pixels: a batch norm learns nothing of one image that may be a single pixel at last
 _SHARE = 0.5  # of the free memory, that a batch may be expected to take
@@ -115,8 +116,10 @@ def measure(job: Job, free: int | None = None) -> Iterator[dict[str, float | int
         free: bytes of memory that there are; None asks the machine.
     """
     where = machine(job.device, job.precision, channels_last=job.channels_last, steps="eager")
-    yield {"start": time.time() - job.begun, **facts(where.hardware), "threads": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    yield {"start": time.time() - job.begun, **facts(where.hardware), "threads": threads}
 
+    wall, busy = time.perf_counter(), time.process_time()
     setting = BoxSetting.of(Prepared.open(Path(job.data)), job.training.network.views, where)
     student, spec = _built(job.training.network, where), job.training.teacher
     teacher = None if spec is None else _built(spec, where)
@@ -140,6 +143,8 @@ def measure(job: Job, free: int | None = None) -> Iterator[dict[str, float | int
         images = BoxImages(setting.prepared.splits["train"], setting.space, setting.normalize, where.device)
         timed = _each(images, where, both)
         yield {"paired": timed.seconds * job.plain_pixels / timed.pixels}
+    if where.device.type == "cpu":
+        yield {"share": (time.process_time() - busy) / (time.perf_counter() - wall) / threads}
 
 
 def _built(spec: DetectorSpec, where: Machine) -> Detector:
@@ -198,7 +203,7 @@ def _trained(
 
     whole = first.seconds * ratio < LONG and memory < _SHARE * room
     if not whole:
-        if first.seconds < LONG:
+        if first.seconds < ONCE:
             again = next(_epoch(setting, job, objective, parameters, where, first.images, 1))
             yield {"step": again.seconds * job.batch_pixels / again.pixels}
         return
@@ -284,7 +289,7 @@ def _each(images: BoxImages, where: Machine, work: Callable[[Picture], None]) ->
         timed.append(Timed(now - start, pixels([(picture.shown.height, picture.shown.width)])))
         start = now
         kept = timed[1:] or timed
-        if timed[0].seconds > LONG or sum(x.seconds for x in timed[1:]) > ENOUGH:
+        if timed[0].seconds > ONCE or sum(x.seconds for x in timed[1:]) > ENOUGH:
             break
     return Timed(*(sum(getattr(x, key) for x in kept) / len(kept) for key in ("seconds", "pixels")))
 

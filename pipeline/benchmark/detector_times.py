@@ -56,6 +56,7 @@ class Speed:
         memory: bytes of a training process at most.
         found: seconds of an image's evaluation.
         paired: seconds of an image through both backbones.
+        share: of its threads' time that the process had a core for; the rest was its neighbors'. 1, if it was alone.
         facts: of the machine.
         why: something is not known.
     """
@@ -67,6 +68,7 @@ class Speed:
     memory: int | None = None
     found: float | None = None
     paired: float | None = None
+    share: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
 
@@ -93,6 +95,12 @@ class Measured:
         """Seconds until a process computes, on average; 0 where that is not known."""
         starts = [speed.start for speed in self.speeds.values() if speed.start is not None]
         return fmean(starts) if starts else 0.0
+
+    @property
+    def share(self) -> float:
+        """Of the time of its threads that a process had a core for, on average; 1 where that is not known."""
+        shares = [speed.share for speed in self.speeds.values() if speed.share is not None]
+        return min(1.0, fmean(shares)) if shares else 1.0
 
 
 def measure(planned: BoxPlan, known: Mapping[str, Scene], options: Options, limit: float = LIMIT) -> Measured:

@@ -65,6 +65,7 @@ class Work:
     """What stages compute, each of them as much.
 
     Attributes:
+        of: what they are of, as in `Item`.
         stages: DVC's names.
         training: key of the training whose network, and speed, it is; None where none runs.
         dataset: key of `datasets`.
@@ -74,6 +75,7 @@ class Work:
         listed: images that are read, decoded and listed.
     """
 
+    of: str
     stages: tuple[str, ...]
     training: str | None
     dataset: str
@@ -86,11 +88,6 @@ class Work:
     def kind(self) -> str:
         """What stands before the `@` of a stage's name."""
         return self.stages[0].partition("@")[0]
-
-    @property
-    def of(self) -> str:
-        """The network's name, or that of the pair and run; of data, theirs."""
-        return self.dataset if self.training is None else self.training.rpartition(" ")[2]
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,7 @@ class _Planned:
         for name, scene in self.known.items():
             stages, listed = (f"prepare_data@{name}",), sum(scene.expected.samples.values())
             item = Item("data", name, stages, scene.bytes, scene.files)
-            yield item, Work(stages, None, name, listed=listed)
+            yield item, Work(name, stages, None, name, listed=listed)
 
     def teachers(self) -> Iterator[tuple[Item, Work | None]]:
         """Give the teachers, and what is found by them."""
@@ -207,7 +204,7 @@ class _Planned:
                 )
                 item = Item("matchings", pair, stages, len(params.seeds) * sum(sizes), 2 * number, images)
                 seen = f"student {pair}/{runs[0]}"
-                yield item, Work(stages, seen, self.trainings[seen].dataset, paired=images)
+                yield item, Work(pair, stages, seen, self.trainings[seen].dataset, paired=images)
             for run in runs:
                 seen, ids = f"student {pair}/{run}", [f"{pair}/{run}-{seed}" for seed in params.seeds]
                 item, work = self._trained(
@@ -267,7 +264,7 @@ class _Planned:
         forwards = shown if training.teacher is not None else 0
         item = Item(kind, name, stages, weights * weight_bytes(training.network), files, forwards)
         found = sum(map(evaluated(epochs), range(1, epochs + 1))) * self._samples(seen, "test")
-        return item, Work(stages, seen, training.dataset, shown=shown, found=found)
+        return item, Work(name, stages, seen, training.dataset, shown=shown, found=found)
 
     def _found(self, seen: str, stages: tuple[str, ...]) -> tuple[Item, Work]:
         """Return what an evaluation writes, at most: as many boxes of each image as a detector may find."""
@@ -275,8 +272,9 @@ class _Planned:
         most = _MARKS * images * training.network.settings.detections * _FOUND
         # Of a distilled student the distance of its maps to the teacher's, too.
         paired = images if training.teacher is not None else 0
-        work = Work(stages, seen, training.dataset, found=_MARKS * images, paired=paired)
-        return Item("detections, at most", seen.rpartition(" ")[2], stages, most, 2, paired), work
+        name = seen.rpartition(" ")[2]
+        work = Work(name, stages, seen, training.dataset, found=_MARKS * images, paired=paired)
+        return Item("detections, at most", name, stages, most, 2, paired), work
 
     def _matrix(self, pair: str, tap: str, feature: str) -> int:
         """Return the bytes of what is measured for a matching: a float32 for each two channels."""

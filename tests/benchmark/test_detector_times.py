@@ -156,11 +156,13 @@ def test_pixels_of_batches_by_hand() -> None:
 def test_stages_by_hand() -> None:
     speed = Speed(batch=4, start=5.0, step=2.0, found=0.5, paired=0.25)
     known = Measured({"teacher a": speed, "student b": replace(speed, step=None, start=7.0)}, {"toys": 0.01})
-    train = Work(("train_teacher@a",), "teacher a", "toys", shown=40, found=12)
+    train = Work("a", ("train_teacher@a",), "teacher a", "toys", shown=40, found=12)
     assert detector_times.seconds(train, known) == 6 + 40 / 4 * 2 + 12 * 0.5
-    pairs = Work(("match_channels@p",), "student b", "toys", paired=100)
+    pairs = Work("p", ("match_channels@p",), "student b", "toys", paired=100)
     assert detector_times.seconds(pairs, known) == 6 + 25
-    assert detector_times.seconds(Work(("prepare_data@toys",), None, "toys", listed=300), known) == 6 + 3
+    assert (
+        detector_times.seconds(Work("toys", ("prepare_data@toys",), None, "toys", listed=300), known) == 6 + 3
+    )
     # Its step is not known.
     assert detector_times.seconds(replace(train, training="student b"), known) is None
 
@@ -191,12 +193,14 @@ def test_what_takes_too_long_or_fails_costs_the_plan_nothing_else(data: Path) ->
 @pytest.mark.cpu
 def test_the_page_says_how_long_and_by_what() -> None:
     works = (
-        Work(("train_teacher@a",), "teacher a", "toys", shown=160, found=0),
-        Work(("pretrain_student@b-0", "pretrain_student@b-1"), "student alone b", "toys", shown=16),
+        Work("a", ("train_teacher@a",), "teacher a", "toys", shown=160, found=0),
+        Work("b", ("pretrain_student@b-0", "pretrain_student@b-1"), "student alone b", "toys", shown=16),
     )
     planned = BoxPlan((), {"teacher a": ALONE, "student alone b": ALONE}, works)
     facts = {"device": "cpu", "cores": 2, "threads": 1, "load_before": 0.5}
-    speed = Speed(batch=16, start=0.0, step=3600.0, images=1, memory=10**9, found=2.0, facts=facts)
+    speed = Speed(
+        batch=16, start=0.0, step=3600.0, images=1, memory=10**9, found=2.0, share=0.25, facts=facts
+    )
     file = io.StringIO()
     known = Measured(
         {"teacher a": speed, "student alone b": replace(speed, images=0, step=None, why="slow")}, {}
@@ -208,6 +212,7 @@ def test_the_page_says_how_long_and_by_what() -> None:
     assert ["pretrain_student", "b", "1", "not", "known"] in rows
     text = " ".join(file.getvalue().split())
     assert "Measured on cpu (2 cores, 1 thread, load 0.5)" in text
+    assert "a thread had a core for 25% of the time" in text
     assert "scaled by the pixels of a batch" in text
     assert "take 10 h on this machine, and those that are not known." in text
 
