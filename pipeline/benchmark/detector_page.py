@@ -58,7 +58,7 @@ def show(console: Console, planned: BoxPlan, measured: Measured, made: Collectio
         )
     if measured.share < _ALONE:
         console.print(
-            f"Others were busy meanwhile: a thread had a core for {measured.share:.0%} of the time. Alone it is quicker."
+            f"Others were busy: a thread had a core for {measured.share:.0%} of the time. Alone it is quicker."
         )
     if any(0 < speed.images < speed.batch for speed in measured.speeds.values()):
         console.print(
