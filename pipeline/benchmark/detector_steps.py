@@ -50,10 +50,10 @@ from pipeline.training.detectors import BoxSetting, Losses
 from pipeline.training.optimizer import recipe_optimizer
 from pipeline.training.step import Objective, Step, take
 
-ENOUGH = 3.0  # seconds that are measured of each thing, about
+ENOUGH = 5.0  # seconds that are measured of each thing, about
 LONG = 10.0  # seconds: a whole batch that is expected to take longer is not tried
 ONCE = 30.0  # seconds: what takes longer is measured once, and its first run counts, which warms up
-MOST = 16  # steps that are measured at most
+MOST = 64  # steps that are measured at most
 _SMALL = 128 * 128  # pixels: a batch norm learns nothing of one image that may be a single pixel at last
 _SHARE = 0.5  # of the free memory, that a batch may be expected to take
 
