@@ -34,7 +34,7 @@ def show(console: Console, planned: BoxPlan, measured: Measured, made: Collectio
             _counted(speed.images) if speed.images else "",
             "" if speed.step is None else f"{speed.batch / speed.step:.3g}",
             "" if speed.memory is None else decimal(speed.memory),
-            "" if speed.found is None else f"{1 / speed.found:.3g}",
+            "" if speed.evaluated is None else f"{1 / speed.evaluated:.3g}",
         )
     _print(console, table, 1)
 

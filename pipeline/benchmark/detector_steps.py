@@ -129,7 +129,7 @@ def measure(job: Job, free: int | None = None) -> Iterator[dict[str, float | int
     del objective, parameters
     student.zero_grad(set_to_none=True)
 
-    yield {"found": _found(job, setting, student, where)}
+    yield {"evaluated": _evaluated(job, setting, student, where)}
     lesson = job.training.lesson
     if teacher is not None and lesson is not None:
         other, features, taps = teacher, lesson.features, lesson.taps
@@ -256,23 +256,23 @@ def _epoch(
         epoch += 1
 
 
-def _found(job: Job, setting: BoxSetting, student: Detector, where: Machine) -> float:
+def _evaluated(job: Job, setting: BoxSetting, student: Detector, where: Machine) -> float:
     """Return the seconds of an image's evaluation: finding boxes, and comparing them with the truth."""
     split = setting.prepared.splits["test"]
-    found: list[Detected] = []
+    detections: list[Detected] = []
 
     @torch.no_grad()
     def find(picture: Picture) -> None:
         with where.autocast():
             (one,) = student.detect([picture.image])
-        height, width = split.sizes[len(found)].tolist()
+        height, width = split.sizes[len(detections)].tolist()
         boxes = back(one.boxes.float().cpu(), height, width, picture.shown)
-        found.append(Detected(boxes, one.scores.float().cpu(), one.labels.cpu()))
+        detections.append(Detected(boxes, one.scores.float().cpu(), one.labels.cpu()))
 
     timed = _each(BoxImages(split, setting.space, setting.normalize, where.device), where, find)
     start = time.perf_counter()
     # Every image needs detections; of those that were not run, those of others.
-    precision(split, [*islice(cycle(found), len(split))], job.training.network.classes)
+    precision(split, [*islice(cycle(detections), len(split))], job.training.network.classes)
     compared = (time.perf_counter() - start) / len(split)
     return timed.seconds * job.plain_pixels / timed.pixels + compared
 

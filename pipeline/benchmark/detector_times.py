@@ -54,7 +54,7 @@ class Speed:
         step: seconds of a step.
         images: of the step that was timed; where they are fewer than the batch has, time and memory are scaled.
         memory: bytes of a training process at most.
-        found: seconds of an image's evaluation.
+        evaluated: seconds of an image's evaluation.
         paired: seconds of an image through both backbones.
         share: of its threads' time that the process had a core for; the rest was its neighbors'. 1, if it was alone.
         facts: of the machine.
@@ -66,7 +66,7 @@ class Speed:
     step: float | None = None
     images: int = 0
     memory: int | None = None
-    found: float | None = None
+    evaluated: float | None = None
     paired: float | None = None
     share: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -140,7 +140,7 @@ def seconds(work: Work, measured: Measured) -> float | None:
     speed = measured.speeds[work.training] if work.training else Speed(1)
     parts = (
         (work.shown, None if speed.step is None else speed.step / speed.batch),
-        (work.found, speed.found),
+        (work.evaluated, speed.evaluated),
         (work.paired, speed.paired),
         (work.listed, measured.listed.get(work.dataset)),
     )
@@ -156,12 +156,12 @@ def batch_pixels(scene: Scene, size: int) -> float:
     """Return the pixels of a batch of some data, padding included, on average over batches that are drawn."""
     draws, space = np.random.default_rng(0), BoxSpace(scene.views)
     sizes = scene.expected.sizes
-    found = []
+    drawn = []
     for _ in range(_DRAWN):
         rows, views = draws.integers(0, len(sizes), size), draws.integers(0, space.count, size)
         shown = [space.shown(int(view), *sizes[row]) for row, view in zip(rows, views, strict=True)]
-        found.append(pixels([(one.height, one.width) for one in shown]))
-    return fmean(found)
+        drawn.append(pixels([(one.height, one.width) for one in shown]))
+    return fmean(drawn)
 
 
 def plain_pixels(scene: Scene) -> float:
@@ -204,15 +204,15 @@ def _try(job: Job, limit: float) -> Speed:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=root(), text=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         try:
-            said, errors = process.communicate(job.model_dump_json(), timeout=limit)
+            printed, errors = process.communicate(job.model_dump_json(), timeout=limit)
             why = "" if process.returncode == 0 else _reason(process.returncode, errors)
         except subprocess.TimeoutExpired:
             process.kill()
-            said, _ = process.communicate()
+            printed, _ = process.communicate()
             why = f"it took more than {limit:.0f} s to measure, and was ended"
         finally:
             process.kill()
-    return read(said.splitlines(), job.training.recipe.batch_size, why)
+    return read(printed.splitlines(), job.training.recipe.batch_size, why)
 
 
 def read(lines: Sequence[str], batch: int, why: str = "") -> Speed:
@@ -223,11 +223,13 @@ def read(lines: Sequence[str], batch: int, why: str = "") -> Speed:
         batch: images of a step.
         why: there are no more of them.
     """
-    found: dict[str, Any] = {}
+    pieces: dict[str, Any] = {}
     for line in lines:
-        found |= json.loads(line)
-    own = {name: found.pop(name) for name in Speed.__dataclass_fields__ if name in found and name != "facts"}
-    return Speed(batch, **{"why": why, **own}, facts=found)
+        pieces |= json.loads(line)
+    own = {
+        name: pieces.pop(name) for name in Speed.__dataclass_fields__ if name in pieces and name != "facts"
+    }
+    return Speed(batch, **{"why": why, **own}, facts=pieces)
 
 
 def _reason(code: int, errors: str) -> str:

@@ -70,7 +70,7 @@ class Work:
         training: key of the training whose network, and speed, it is; None where none runs.
         dataset: key of `datasets`.
         shown: images of the training steps.
-        found: images that the network looks for boxes in, one by one.
+        evaluated: images that the network looks for boxes in, one by one.
         paired: images that teacher and student are both run on, their backbones alone.
         listed: images that are read, decoded and listed.
     """
@@ -80,7 +80,7 @@ class Work:
     training: str | None
     dataset: str
     shown: int = 0
-    found: int = 0
+    evaluated: int = 0
     paired: int = 0
     listed: int = 0
 
@@ -132,8 +132,9 @@ def plan(project: Project, known: Mapping[str, Scene]) -> BoxPlan:
     """
     planned = _Planned(project, known)
     made = [*planned.data(), *planned.teachers(), *planned.students(), *planned.pairs()]
-    works = tuple(work for _, work in made if work is not None and work.stages)
-    return BoxPlan(tuple(item for item, _ in made if item.stages), planned.trainings, works)
+    # Without seeds there are no students.
+    kept = [(item, work) for item, work in made if work.stages]
+    return BoxPlan(tuple(item for item, _ in kept), planned.trainings, tuple(work for _, work in kept))
 
 
 @dataclass(frozen=True)
@@ -147,37 +148,41 @@ class _Planned:
     def trainings(self) -> dict[str, Training]:
         """All trainings, by name."""
         project, params = self.project, self.project.params
-        found = {f"teacher {name}": self._alone(self._teacher(name)) for name in detection.detectors(project)}
-        found |= {
-            f"student alone {name}": self._alone(self._student(name)) for name in detection.learners(project)
+        trainings = {
+            f"teacher {name}": self._alone(detection.train_block(project, name))
+            for name in detection.detectors(project)
+        }
+        trainings |= {
+            f"student alone {name}": self._alone(detection.student_block(project, name))
+            for name in detection.learners(project)
         }
         for pair, run in self._runs():
             names, block = params.pairs[pair], detector_runs.run_block(project, pair, run)
-            alone = found[f"student alone {names.student}"]
-            found[f"student {pair}/{run}"] = Training(
+            alone = trainings[f"student alone {names.student}"]
+            trainings[f"student {pair}/{run}"] = Training(
                 dataset=alone.dataset,
                 network=alone.network,
                 recipe=block.recipe,
-                teacher=found[f"teacher {names.teacher}"].network,
+                teacher=trainings[f"teacher {names.teacher}"].network,
                 lesson=self._lesson(pair, run),
             )
-        return found
+        return trainings
 
-    def data(self) -> Iterator[tuple[Item, Work | None]]:
+    def data(self) -> Iterator[tuple[Item, Work]]:
         """Give the prepared data sets."""
         for name, scene in self.known.items():
             stages, listed = (f"prepare_data@{name}",), sum(scene.expected.samples.values())
             item = Item("data", name, stages, scene.bytes, scene.files)
             yield item, Work(name, stages, None, name, listed=listed)
 
-    def teachers(self) -> Iterator[tuple[Item, Work | None]]:
+    def teachers(self) -> Iterator[tuple[Item, Work]]:
         """Give the teachers, and what is found by them."""
         for name in detection.detectors(self.project):
             anchors, seen = len(self.project.params.teachers[name].anchors), f"teacher {name}"
             yield self._trained("teacher", name, (f"train_teacher@{name}",), seen, anchors)
             yield self._found(seen, (f"evaluate_teacher@{name}",))
 
-    def students(self) -> Iterator[tuple[Item, Work | None]]:
+    def students(self) -> Iterator[tuple[Item, Work]]:
         """Give the students alone, and what is found by them."""
         for name in detection.learners(self.project):
             seen, ids = f"student alone {name}", [f"{name}-{seed}" for seed in self.project.params.seeds]
@@ -185,7 +190,7 @@ class _Planned:
             yield self._trained("student alone", name, stages, seen)
             yield self._found(seen, tuple(f"evaluate_pretrained@{one}" for one in ids))
 
-    def pairs(self) -> Iterator[tuple[Item, Work | None]]:
+    def pairs(self) -> Iterator[tuple[Item, Work]]:
         """Give the matchings, the distilled students, and what is found by these."""
         params = self.project.params
         for pair, names in params.pairs.items():
@@ -222,12 +227,6 @@ class _Planned:
             for run in params.runs_of(pair)
         ]
 
-    def _teacher(self, name: str) -> DetectorBlock:
-        return detection.train_block(self.project, name)
-
-    def _student(self, name: str) -> DetectorStudentBlock:
-        return detection.student_block(self.project, name)
-
     def _alone(self, block: DetectorBlock | DetectorStudentBlock) -> Training:
         scene = self.known[block.dataset]
         network = DetectorSpec(
@@ -263,8 +262,8 @@ class _Planned:
         files = weights + 3 + (kind != "teacher")
         forwards = shown if training.teacher is not None else 0
         item = Item(kind, name, stages, weights * weight_bytes(training.network), files, forwards)
-        found = sum(map(evaluated(epochs), range(1, epochs + 1))) * self._samples(seen, "test")
-        return item, Work(name, stages, seen, training.dataset, shown=shown, found=found)
+        images = sum(map(evaluated(epochs), range(1, epochs + 1))) * self._samples(seen, "test")
+        return item, Work(name, stages, seen, training.dataset, shown=shown, evaluated=images)
 
     def _found(self, seen: str, stages: tuple[str, ...]) -> tuple[Item, Work]:
         """Return what an evaluation writes, at most: as many boxes of each image as a detector may find."""
@@ -273,7 +272,7 @@ class _Planned:
         # Of a distilled student the distance of its maps to the teacher's, too.
         paired = images if training.teacher is not None else 0
         name = seen.rpartition(" ")[2]
-        work = Work(name, stages, seen, training.dataset, found=_MARKS * images, paired=paired)
+        work = Work(name, stages, seen, training.dataset, evaluated=_MARKS * images, paired=paired)
         return Item("detections, at most", name, stages, most, 2, paired), work
 
     def _matrix(self, pair: str, tap: str, feature: str) -> int:

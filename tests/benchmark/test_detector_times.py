@@ -98,7 +98,7 @@ def test_a_detector_alone_is_measured(data: Path) -> None:
     said = measured(job(data, ALONE))
     assert said["images"] == 4  # a whole batch
     assert said["step"] > 0
-    assert said["found"] > 0
+    assert said["evaluated"] > 0
     assert said["memory"] > 10**6
     assert "paired" not in said
     assert said["device"] == current().hardware
@@ -154,9 +154,9 @@ def test_pixels_of_batches_by_hand() -> None:
 
 @pytest.mark.cpu
 def test_stages_by_hand() -> None:
-    speed = Speed(batch=4, start=5.0, step=2.0, found=0.5, paired=0.25)
+    speed = Speed(batch=4, start=5.0, step=2.0, evaluated=0.5, paired=0.25)
     known = Measured({"teacher a": speed, "student b": replace(speed, step=None, start=7.0)}, {"toys": 0.01})
-    train = Work("a", ("train_teacher@a",), "teacher a", "toys", shown=40, found=12)
+    train = Work("a", ("train_teacher@a",), "teacher a", "toys", shown=40, evaluated=12)
     assert detector_times.seconds(train, known) == 6 + 40 / 4 * 2 + 12 * 0.5
     pairs = Work("p", ("match_channels@p",), "student b", "toys", paired=100)
     assert detector_times.seconds(pairs, known) == 6 + 25
@@ -175,7 +175,7 @@ def test_a_measurement_that_is_cut_short_keeps_what_it_has_said() -> None:
         '{"step": 6.0}',
     ]
     speed = detector_times.read(lines, 16, "it was killed")
-    assert (speed.step, speed.images, speed.memory, speed.found) == (6.0, 2, 5, None)
+    assert (speed.step, speed.images, speed.memory, speed.evaluated) == (6.0, 2, 5, None)
     assert (speed.facts, speed.why) == ({"cores": 2, "threads": 1}, "it was killed")
     assert detector_times.read(['{"why": "no such thing"}'], 16).why == "no such thing"
 
@@ -193,13 +193,13 @@ def test_what_takes_too_long_or_fails_costs_the_plan_nothing_else(data: Path) ->
 @pytest.mark.cpu
 def test_the_page_says_how_long_and_by_what() -> None:
     works = (
-        Work("a", ("train_teacher@a",), "teacher a", "toys", shown=160, found=0),
+        Work("a", ("train_teacher@a",), "teacher a", "toys", shown=160, evaluated=0),
         Work("b", ("pretrain_student@b-0", "pretrain_student@b-1"), "student alone b", "toys", shown=16),
     )
     planned = BoxPlan((), {"teacher a": ALONE, "student alone b": ALONE}, works)
     facts = {"device": "cpu", "cores": 2, "threads": 1, "load_before": 0.5}
     speed = Speed(
-        batch=16, start=0.0, step=3600.0, images=1, memory=10**9, found=2.0, share=0.25, facts=facts
+        batch=16, start=0.0, step=3600.0, images=1, memory=10**9, evaluated=2.0, share=0.25, facts=facts
     )
     file = io.StringIO()
     known = Measured(

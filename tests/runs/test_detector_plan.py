@@ -60,13 +60,13 @@ def test_steps_and_images_by_hand(tmp_path: Path) -> None:
     works = {work.stages[0]: work for work in planned(PARAMS, tmp_path).works}
     assert works["prepare_data@toys"].listed == 9
     for name in ("train_teacher@finder", "pretrain_student@small-0", "distill@pair/mimic-0"):
-        assert (works[name].shown, works[name].found, works[name].paired) == (3 * 6, 3 * 3, 0)
+        assert (works[name].shown, works[name].evaluated, works[name].paired) == (3 * 6, 3 * 3, 0)
     # Five steps are two whole epochs and one that is cut short, and each of the three is evaluated.
-    assert (works["distill@pair/kcd-0"].shown, works["distill@pair/kcd-0"].found) == (6 + 6 + 4, 9)
+    assert (works["distill@pair/kcd-0"].shown, works["distill@pair/kcd-0"].evaluated) == (6 + 6 + 4, 9)
     assert works["match_channels@pair"].paired == 2 * 6  # two seeds, all training images
     # The last and the best weights; of distilled students how far their maps are from the teacher's, too.
-    assert (works["evaluate_teacher@finder"].found, works["evaluate_teacher@finder"].paired) == (6, 0)
-    assert (works["evaluate@pair/kcd-0"].found, works["evaluate@pair/kcd-0"].paired) == (6, 3)
+    assert (works["evaluate_teacher@finder"].evaluated, works["evaluate_teacher@finder"].paired) == (6, 0)
+    assert (works["evaluate@pair/kcd-0"].evaluated, works["evaluate@pair/kcd-0"].paired) == (6, 3)
     assert works["distill@pair/kcd-0"].stages == ("distill@pair/kcd-0", "distill@pair/kcd-1")
 
 
@@ -74,7 +74,7 @@ def test_a_long_training_is_evaluated_some_twenty_times(tmp_path: Path) -> None:
     content = deepcopy(PARAMS)
     content["recipes"]["quick"]["epochs"] = 41  # every third epoch, 13 times, and the last one
     works = {work.kind: work for work in planned(content, tmp_path).works}
-    assert works["train_teacher"].found == 14 * 3
+    assert works["train_teacher"].evaluated == 14 * 3
 
 
 def test_forward_passes_of_the_teacher(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_coco_is_planned_before_it_is_there(tmp_path: Path) -> None:
     # 7,393 steps an epoch, the last of them of 15 images: 24 epochs and the better part of another.
     assert works["train_teacher"].shown == 180_000 * 16 - 24
     # Of 25 epochs, every second one and the last are evaluated.
-    assert works["train_teacher"].found == 13 * 5_000
+    assert works["train_teacher"].evaluated == 13 * 5_000
     (data,) = (item for item in made.items if item.kind == "data")
     assert 20e6 < data.bytes < 60e6  # lists and boxes; the images stay where they are
 

@@ -271,6 +271,15 @@ def test_the_command_prints_a_table(
     ]
 
 
+def test_of_classifiers_nothing_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_stage(monkeypatch, stage.main, "--measure") == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("warning: There is nothing to measure")
+    assert "--measure" not in printed.out
+
+
 def test_the_command_prints_json(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
