@@ -104,8 +104,9 @@ def _apply(text: str, content: Content, path: Path, force: bool) -> None:
     with writing(path) as part:
         part.write_text(text, encoding="utf-8", newline="")
 
-    students = len(content["distill"]) * len(content["seeds"])
-    print(f"{path} asks for {students} students of {len(content['pairs'])} pairs. See python -m stages.plan")
+    students, pairs = len(content["distill"]) * len(content["seeds"]), len(content["pairs"])
+    words = f"{students} student{'s' * (students != 1)} of {pairs} pair{'s' * (pairs != 1)}"
+    print(f"{path} asks for {words}. See python -m stages.plan")
     for line in _absent(content):
         print(line)
 

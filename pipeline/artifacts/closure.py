@@ -168,14 +168,26 @@ def _span(node: ast.stmt | ast.expr, lines: list[str]) -> Span:
     return (node.lineno, left), (node.end_lineno, right)
 
 
-@cache
 def _file(name: str, base: Path, packages: tuple[str, ...] | None) -> Path | None:
-    first, *others = name.split(".")
-    if packages is not None and first not in packages:
+    if packages is not None and name.partition(".")[0] not in packages:
         return None
-    path = base.joinpath(first, *others)  # a look at the disk is slow, and closures share most of their names
-    candidates = (path.with_suffix(".py"), path / "__init__.py")
-    return next((candidate for candidate in candidates if candidate.exists()), None)
+    try:
+        return _found(name, base)
+    except FileNotFoundError:
+        return None
+
+
+@cache
+def _found(name: str, base: Path) -> Path:
+    """Return the file of a module; what is not there is not remembered, since it may still come.
+
+    A look at the disk is slow, and closures share most of their names.
+    """
+    path = base.joinpath(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.exists():
+            return candidate
+    raise FileNotFoundError(path)
 
 
 @cache

@@ -15,7 +15,7 @@ from pipeline.params.detection import BoxViews
 from pipeline.params.recipe import Recipe
 from pipeline.params.weights import Weights
 
-EVALUATED = 20  # epochs of a training that are evaluated, about, at equal distances; the last one always
+EVALUATED = 20  # epochs of a training that are evaluated at most, at equal distances; the last one always
 
 
 class DetectorSpec(Block):

@@ -6,7 +6,6 @@ Nothing is computed here: threads and CUDA contexts do not survive a fork.
 from __future__ import annotations
 
 import gc
-import pickle
 import sys
 from importlib import import_module
 from types import TracebackType
@@ -37,6 +36,8 @@ MODULES = (
     "pipeline.training.copies",
     "pipeline.training.distill",
 )
+# Errors of a request that ends too early.
+CUT_SHORT = ("EOFError", "UnpicklingError")
 
 
 def load() -> None:
@@ -50,7 +51,7 @@ def load() -> None:
 
 def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print what no process caught, unless it says that whoever asked for a process was killed amid its request."""
-    if not issubclass(kind, EOFError | pickle.UnpicklingError):
+    if kind.__name__ not in CUT_SHORT:
         sys.__excepthook__(kind, error, trace)
 
 

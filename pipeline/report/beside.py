@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 from pipeline.data.layout import Meta
+from pipeline.detection.detector_settings import DetectorSettings
 from pipeline.detection.layout import Meta as BoxMeta
 from pipeline.params.sections import ALONE
 from pipeline.params.size import shown
@@ -67,6 +68,7 @@ class Beside:
         best: ours, of the best epoch.
         epochs: of our training.
         teacher: of our teacher, by the same metric.
+        otherwise: what else is known to differ of our networks.
     """
 
     row: Published
@@ -76,6 +78,7 @@ class Beside:
     best: Estimate
     epochs: int
     teacher: float
+    otherwise: tuple[str, ...] = ()
 
     @property
     def citation(self) -> str:
@@ -105,7 +108,7 @@ class Beside:
         comparable = self.row.metric != "top5" and self.row.run not in (ALONE, TEACHER)
         if comparable and expected is not None and abs(self.teacher - expected) > NEAR:
             remarks.append(f"our teacher has {self.teacher:.2f}, theirs {expected:.2f}")
-        return [*remarks, *filter(None, (self.row.unsure, self.row.note))]
+        return [*remarks, *self.otherwise, *filter(None, (self.row.unsure, self.row.note))]
 
 
 def beside(pair: Pair | BoxPair) -> list[Beside]:
@@ -118,8 +121,13 @@ def beside(pair: Pair | BoxPair) -> list[Beside]:
     rows, teacher = _rows_of(pair, dataset), pair.teacher.trained.metrics
     measured: list[tuple[str, str, list[Metrics]]] = [(TEACHER, TEACHER, [teacher])]
     measured += [(run.name, run.key, [student.metrics for student in run.students]) for run in pair.runs]
-    listed = (_of(rows, name, key, students, teacher) for name, key, students in measured)
-    return list(chain.from_iterable(listed))
+    listed = chain.from_iterable(_of(rows, name, key, students, teacher) for name, key, students in measured)
+    if isinstance(pair, Pair):
+        return list(listed)
+    otherwise = tuple(
+        filter(None, (_otherwise("teacher", pair.teacher.built), _otherwise("student", pair.built)))
+    )
+    return [replace(compared, otherwise=otherwise) for compared in listed]
 
 
 def preferred(run: Run | BoxRun, listed: list[Beside], metric: str = "top1") -> Beside | None:
@@ -177,6 +185,13 @@ def _meta(pair: Pair | BoxPair) -> Meta | BoxMeta:
 def _rows_of(pair: Pair | BoxPair, dataset: str) -> list[Published]:
     networks = (pair.teacher.trained.metrics["network"], pair.alone.students[0].metrics["network"])
     return [row for row in published() if row.dataset == dataset and (row.teacher, row.student) == networks]
+
+
+def _otherwise(role: str, built: Mapping[str, Any]) -> str:
+    """Return how a detector is built other than the library's published ones; empty where it is not."""
+    usual = {"weights": "imagenet"} | DetectorSettings().resolved(loaded=True).model_dump(mode="json")
+    changed = [f"{name} {value}" for name, value in built.items() if name in usual and value != usual[name]]
+    return f"our {role} is built with {', '.join(changed)}" if changed else ""
 
 
 def _of(

@@ -36,9 +36,10 @@ def export(results: Results, folder: Path) -> None:
     _write(folder / "curves.csv", _curves(results))
     if results.detection.teachers:
         _write(folder / "detection.csv", boxes.rows(results.detection))
-        _write(folder / "detection_gains.csv", boxes.gains(results.detection))
         _write(folder / "detection_curves.csv", boxes.histories(results.detection))
         _write(folder / "precision_recall.csv", boxes.curves(results.detection))
+    if results.detection.pairs:
+        _write(folder / "detection_gains.csv", boxes.gains(results.detection))
     # Apart from accuracies, as all of detection is.
     compared = list(_published(results.detection.pairs))
     if compared:

@@ -104,13 +104,15 @@ def _nothing(results: Results) -> Section:
     needed = {"datasets": _datasets(results), "teachers": teachers, "pairs": results.pairs}
     lacking = [name for name, entries in needed.items() if not entries] if results.seeds else ["seeds"]
     if results.missing:
-        lead = Markup("No pair of params.yaml is whole, so no accuracies are compared.")
+        lead = Markup("No pair of params.yaml is whole, so nothing is compared.")
         return Section("nothing", "There is nothing to compare", lead, Markup())
     listed = " or ".join(filter(None, [", ".join(lacking[:-1]), lacking[-1]]))
-    words = f"params.yaml has no {listed}: no student is trained, so no accuracies are compared."
+    words = f"params.yaml has no {listed}: no student is trained, so nothing is compared."
     if teachers:
         words += " What follows is about its teachers and data sets."
-    return Section("nothing", "There is nothing to report", Markup("{}").format(words), Markup())
+    # What detectors find is shown above, though they teach nobody.
+    title = f"There is nothing to {'compare' if results.detection.teachers else 'report'}"
+    return Section("nothing", title, Markup("{}").format(words), Markup())
 
 
 def _pair(number: int, results: Results, pair: Pair | BoxPair) -> Section:

@@ -103,6 +103,13 @@ def test_what_is_not_there_is_passed_over(tmp_path: Path) -> None:
     assert closed(base, "pipeline.a", "pipeline.none") == {"pipeline/a.py"}
 
 
+def test_what_was_not_there_may_come(tmp_path: Path) -> None:
+    base = tree(tmp_path, {"pipeline/a.py": "from pipeline import later"})
+    assert closed(base, "pipeline.a") == {"pipeline/a.py"}
+    tree(tmp_path, {"pipeline/later.py": "x = 1"})
+    assert closed(base, "pipeline.a") == {"pipeline/a.py", "pipeline/later.py"}
+
+
 def test_methods_have_closures_of_their_own() -> None:
     kd, fitnet = (code_hashes([f"pipeline.distillation.methods.{name}"]) for name in ("kd", "fitnet"))
     assert "pipeline/distillation/losses.py" in kd

@@ -242,7 +242,7 @@ def test_published_average_precisions_stand_beside_ours(made: Path, on_coco: str
         assert (row["published"], row["published_rule"]) == ("36.8", "unknown")
         assert row["published_source"] == "KCD, Table 9"
         assert float(row["difference"]) == pytest.approx(ap[int(row["seed"])] - 36.8)
-    # The table's L2 has a matching, the identity, as its pairs differ in their channels.
+    # The table's L2 has a matching, the identity, since one of its pairs differs in channels.
     assert {row["published"] for row in rows(out / "detection.csv") if row["run"] == "mimic"} == {""}
 
     whole = {row["run"]: row for row in rows(out / "detection_published.csv")}
@@ -251,7 +251,12 @@ def test_published_average_precisions_stand_beside_ours(made: Path, on_coco: str
     assert {row["metric"] for row in whole.values()} == {"AP"}
     assert float(whole["kcd"]["ours"]) == pytest.approx(sum(ap.values()) / 2)
     assert float(whole["kcd"]["difference"]) == pytest.approx(sum(ap.values()) / 2 - 36.8)
-    assert "ours has 2 epochs, theirs 24.3; our teacher has 100.00, theirs 41.60" in whole["kcd"]["remarks"]
+    remarks = whole["kcd"]["remarks"]
+    assert "ours has 2 epochs, theirs 24.3; our teacher has 100.00, theirs 41.60" in remarks
+    # The published detectors are torchvision's usual ones, with its weights of ImageNet.
+    for role in ("teacher", "student"):
+        assert f"our {role} is built with weights none, norm {SETTINGS.norm or 'batch'}" in remarks
+    assert f"pyramid_width {SETTINGS.pyramid_width}" in remarks
 
     # They are in no file and no section of accuracies.
     assert not (out / "published.csv").exists()
@@ -338,6 +343,31 @@ def test_a_pair_without_its_teacher_or_its_student_alone_is_named(copied: Path) 
         ("pair pair", "dvc repro evaluate_teacher@finder"),
     ]
     assert results.detection.teachers.keys() == {"idle"}
+
+
+def test_teachers_that_teach_nobody_are_reported(copied: Path, tmp_path: Path) -> None:
+    alone = PARAMS | {"pairs": {}, "distill": []}
+    shutil.rmtree(copied / "params")
+    for name, block in blocks(project(alone)).items():
+        publish.write_json(copied / f"params/{name}.json", block.model_dump(mode="json"))
+
+    out = tmp_path / "report"
+    report.main(copied / "params", copied / "artifacts", copied / "prepared", out)
+    links = Links((out / "index.html").read_text())
+    assert "There is nothing to compare" in links.text
+    assert "no student is trained, so nothing is compared" in links.text
+    assert "There is nothing to report" not in links.text
+    assert all((out / name).exists() for name in links.files)
+    assert not (out / "detection_gains.csv").exists()
+    assert {row["teacher"] for row in rows(out / "detection.csv")} == {"finder", "idle"}
+
+
+def test_a_run_may_be_called_like_a_teacher(made: Path) -> None:
+    (pair,) = collected(made).detection.pairs
+    named = replace(pair, runs=(*pair.runs[:2], replace(pair.runs[2], name="teacher")))
+    page = str(detection._pair(named, len(SEEDS)))
+    for name in ("teacher finder", "teacher"):
+        assert page.count(f"<b>{name}</b>") == 3
 
 
 def test_data_that_are_missing_are_named_with_their_teachers(copied: Path) -> None:

@@ -24,15 +24,15 @@ LEAD = "whether a run's gain in AP is clear, and whether it is one of small obje
 GROUP, ORDER = "opening", 30
 NUMBERS = {
     "detection.csv": "one row for each teacher, and for each run and seed",
-    "detection_gains.csv": "one row for each run and measure",
     "precision_recall.csv": "one row for each detector and recall",
     "summary.json": "means over seeds, under detection",
 }
-FILES = {
-    "detection_published.csv": "one row for each published number"
-}  # where one is compared, and only there
+# What is not there without pairs, or without a published number that is compared.
+GAINS = {"detection_gains.csv": "one row for each run and measure"}
+PUBLISHED = {"detection_published.csv": "one row for each published number"}
 
 NAMES = {"AP_small": "AP, small", "AP_medium": "AP, medium", "AP_large": "AP, large"}
+MAY_DIFFER = "So may the sizes of images, and the maps that a method reads."
 OVERLAPS = {"AP": "the mean over overlaps from 0.5 to 0.95", "AP50": "an overlap of at least 0.5"}
 
 
@@ -46,6 +46,8 @@ def section(results: Results) -> Markup:
     others = [teacher for name, teacher in detection.teachers.items() if name not in taught]
     parts = [_pair(pair, len(results.seeds)) for pair in detection.pairs]
     parts += [_teacher(teacher) for teacher in others]
+    if detection.pairs:
+        parts.append(markup.numbers(GAINS))
     return Markup().join([*parts, _how(len(results.seeds))])
 
 
@@ -68,12 +70,13 @@ def _pair(pair: BoxPair, seeds: int) -> Markup:
     parts.append(_published(pair))
 
     styles = _styles(pair, runs)
-    detectors = {"teacher": [pair.teacher.trained]} | {run.title: [*run.students] for run in runs}
+    teacher = _of_teacher(pair)
+    detectors = {teacher: [pair.teacher.trained]} | {run.title: [*run.students] for run in runs}
     pictures = _curves(pair.name, detectors, styles)
     named = [(name, style) for name, style in styles.items() if style.named]
     parts += [markup.legend(named, len(styles) - len(named)), markup.figures(pictures)]
     # There is room for the best run alone.
-    found = {name: detectors[name][0] for name in ("teacher", pair.alone.title, pair.best.title)}
+    found = {name: detectors[name][0] for name in (teacher, pair.alone.title, pair.best.title)}
     parts.append(boxes.gallery(pair.teacher.dataset, found, f"pair-boxes-{pair.name}"))
     return Markup("<section><h3>{}</h3>{}</section>").format(title, Markup().join(parts))
 
@@ -128,7 +131,7 @@ def _published(pair: BoxPair) -> Markup:
     if not listed:
         reason = uncompared(pair)
         return markup.note(reason) if reason else Markup()
-    rows = [compared.table(listed), markup.note(compared.HOW), markup.numbers(FILES)]
+    rows = [compared.table(listed), markup.note(f"{compared.HOW} {MAY_DIFFER}"), markup.numbers(PUBLISHED)]
     return markup.folded("AP as published, beside ours", Markup().join(rows), opened=True)
 
 
@@ -151,7 +154,14 @@ def _gains(pair: BoxPair, runs: list[BoxRun]) -> Markup:
 def _styles(pair: BoxPair, runs: list[BoxRun]) -> dict[str, Style]:
     """Return the style of the teacher and of every run, by title; runs have theirs in all figures of the pair."""
     own = palette.styles(pair)
-    return {"teacher": Style(palette.INK, "o", (5.0, 2.0))} | {run.title: own[run.name] for run in runs}
+    return {_of_teacher(pair): Style(palette.INK, "o", (5.0, 2.0))} | {
+        run.title: own[run.name] for run in runs
+    }
+
+
+def _of_teacher(pair: BoxPair) -> str:
+    """Return what the teacher is called in figures: a run has no space in its name, so none is called alike."""
+    return f"teacher {pair.teacher.name}"
 
 
 def _curves(name: str, detectors: dict[str, list[Detector]], styles: dict[str, Style]) -> list[Markup]:
@@ -189,7 +199,7 @@ def _how(seeds: int) -> Markup:
     """Return how the numbers are measured, and what they cannot show."""
     words = (
         "Average precision is pycocotools', in percent, of the last epoch on the test split: of the surest 100 boxes "
-        "of an image, in its own pixels. Small is below 32 x 32 square pixels, large above 96 x 96; a size that no "
+        "of an image, in its own pixels. Small is below 32 x 32 pixels, large above 96 x 96; a size that no "
         f"object has is left out. {text.ABOUT} after a mean is the standard deviation over seeds. A gain is the mean "
         "of per-seed differences"
     )
