@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from pipeline.benchmark.detector_times import Measured
     from pipeline.data.layout import Meta
-    from pipeline.runs.detector_planning import BoxPlan, Scene
+    from pipeline.runs.detector_planning import BoxPlan
+    from pipeline.runs.detector_scenes import Scene
     from pipeline.runs.planning import Item, Plan
     from pipeline.runs.project import Project
 
@@ -83,7 +84,7 @@ def main(
     content = read(params)
 
     from pipeline.errors import MachineError
-    from pipeline.runs import class_names, detector_planning, weight_files
+    from pipeline.runs import class_names, detector_planning, detector_scenes, weight_files
     from pipeline.runs.check import project
     from pipeline.runs.planning import plan
     from pipeline.runs.raw_files import changes
@@ -93,12 +94,16 @@ def main(
     command.warn(changes(checked.params, prepared))
     command.warn(weight_files.changes(checked, artifacts / "params"))
     found = plan(checked, {name: _meta(prepared, name) for name in sorted(_read(checked))})
-    scenes = detector_planning.scenes(checked, prepared)
+    scenes = detector_scenes.scenes(checked, prepared)
     boxes = detector_planning.plan(checked, scenes)
     found = replace(found, items=(*found.items, *boxes.items))
     state = _state(params)
     needs = _needs(found, state, artifacts)
-    measured = _measured(boxes, scenes, measure, (device, precision, channels_last))
+    short = next((need for need in needs if need.bytes > need.free), None)
+    measured = None
+    # What the disk cannot hold is refused at once, and not after an hour.
+    if measure and short is None:
+        measured = _measured(boxes, state, scenes, (device, precision, channels_last))
     guessed = [name for name, scene in scenes.items() if not scene.prepared]
     if guessed:
         command.warn([f"Not prepared yet, and planned as its source expects it: {', '.join(guessed)}."])
@@ -106,15 +111,14 @@ def main(
         _print_json(found, state, needs, boxes, measured)
     else:
         _print(found, state, needs, boxes, measured)
-    from rich.filesize import decimal
+    if short is not None:
+        from rich.filesize import decimal
 
-    for need in needs:
-        if need.bytes > need.free:
-            raise MachineError(
-                f"The plan needs {decimal(need.bytes)} on the disk of {need.place}, and {decimal(need.free)} are "
-                "free. Lower the slots of the largest features in params.yaml, or take them out of the teacher's "
-                "features and learn with 'source: online', or free disk with: dvc gc --workspace"
-            )
+        raise MachineError(
+            f"The plan needs {decimal(short.bytes)} on the disk of {short.place}, and {decimal(short.free)} are "
+            "free. Lower the slots of the largest features in params.yaml, or take them out of the teacher's "
+            "features and learn with 'source: online', or free disk with: dvc gc --workspace"
+        )
 
 
 def _read(project: Project) -> set[str]:
@@ -131,14 +135,15 @@ def _meta(prepared: Path, name: str) -> Meta:
 
 
 def _measured(
-    boxes: BoxPlan, scenes: Mapping[str, Scene], wanted: bool, options: tuple[str, str, bool | None]
+    boxes: BoxPlan, state: State, scenes: Mapping[str, Scene], options: tuple[str, str, bool | None]
 ) -> Measured | None:
-    """Return what this machine says of the detectors, if that is wanted and there are any."""
-    if not wanted or not boxes.trainings:
-        if wanted:
-            command.warn(
-                ["There is nothing to measure: params.yaml has no detector, and of others the plan counts."]
-            )
+    """Return what this machine says of the detectors that are to be made, if there are any."""
+    missing = boxes.missing(state.made)
+    if not missing:
+        why = "params.yaml has no detector; for classifiers the plan counts forward passes"
+        if boxes.works:
+            why = "no detector is left to train or to evaluate"
+        command.warn([f"There is nothing to measure: {why}."])
         return None
     from pipeline.benchmark import detector_times
     from pipeline.compute.machine import machine
@@ -148,7 +153,7 @@ def _measured(
     device, precision, channels_last = options
     # A slip in an option is one line here, and not one of each process.
     machine(device, precision, channels_last=channels_last, steps="eager")
-    measured = detector_times.measure(boxes, scenes, detector_times.Options(*options))
+    measured = detector_times.measure(missing, scenes, detector_times.Options(*options))
     command.warn([f"Of {name} not all is known: {x.why}." for name, x in measured.speeds.items() if x.why])
     return measured
 
@@ -228,7 +233,7 @@ def _print(found: Plan, state: State, needs: list[Need], boxes: BoxPlan, measure
 
         console.print()
         detector_page.show(console, boxes, measured, state.made)
-    elif boxes.trainings:
+    elif boxes.missing(state.made):
         console.print("How long detectors take here, and their memory: python -m stages.plan --measure")
 
 

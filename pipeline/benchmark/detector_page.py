@@ -43,7 +43,8 @@ def show(console: Console, planned: BoxPlan, measured: Measured, made: Collectio
     for work in planned.works:
         missing, each = sum(stage not in made for stage in work.stages), seconds(work, measured)
         total, unknown = total + missing * (each or 0.0), unknown or (bool(missing) and each is None)
-        one = "not known" if each is None else span(each)
+        # What is up to date was not measured, unless something else needs it.
+        one = ("not known" if missing else "") if each is None else span(each)
         whole = "" if each is None or not missing else span(missing * each)
         table.add_row(work.kind, work.of, str(missing), one, whole)
     _print(console, table, 2)
@@ -53,8 +54,12 @@ def show(console: Console, planned: BoxPlan, measured: Measured, made: Collectio
         threads = f"{facts['threads']} thread{'s' * (facts['threads'] > 1)}"
         console.print(
             f"Measured on {facts['device']} ({facts['cores']} cores, {threads}, load {facts['load_before']:.1f}): some "
-            "steps of each training, on made-up images and with weights that are drawn. A stage of dvc repro starts a "
-            f"process first, for {span(measured.start)} of its time here; stages.run mostly spares that."
+            "steps of each training, on made-up images and with weights that are drawn."
+        )
+    if measured.start is not None:
+        console.print(
+            f"Each stage of dvc repro also starts a process, which takes {span(measured.start)} here; stages.run "
+            "mostly spares that."
         )
     if measured.share < _ALONE:
         console.print(
@@ -65,9 +70,14 @@ def show(console: Console, planned: BoxPlan, measured: Measured, made: Collectio
             "Where fewer images were timed than a batch has, time and memory are scaled by the pixels of a batch, what "
             "pads it included."
         )
+    if unknown and not total:
+        console.print(
+            "How long the stages of detectors that are to be made take on this machine is not known."
+        )
+        return
     console.print(
         f"One after another, the stages of detectors that are to be made take {span(total)} on this machine"
-        f"{', and those that are not known' if unknown else ''}."
+        f"{', plus those that are not known' if unknown else ''}."
     )
 
 

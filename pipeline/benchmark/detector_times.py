@@ -24,9 +24,11 @@ import numpy as np
 from pipeline import progress
 from pipeline.artifacts.closure import root
 from pipeline.benchmark import made_up
-from pipeline.benchmark.detector_steps import Job, pixels
+from pipeline.benchmark.detector_clock import pixels
+from pipeline.benchmark.detector_steps import Job
 from pipeline.detection.views import BoxSpace
-from pipeline.runs.detector_planning import BoxPlan, Scene, Work
+from pipeline.runs.detector_planning import BoxPlan, Work
+from pipeline.runs.detector_scenes import Scene
 from pipeline.runs.detector_training import Training
 
 LIMIT = 600.0  # seconds that a training is measured for at most
@@ -56,7 +58,7 @@ class Speed:
         memory: bytes of a training process at most.
         evaluated: seconds of an image's evaluation.
         paired: seconds of an image through both backbones.
-        share: of its threads' time that the process had a core for; the rest was its neighbors'. 1, if it was alone.
+        share: of the time that its thread was ready, for which it had a core; the rest was its neighbors'.
         facts: of the machine.
         why: something is not known.
     """
@@ -91,36 +93,38 @@ class Measured:
         return next((speed.facts for speed in self.speeds.values() if speed.facts), {})
 
     @property
-    def start(self) -> float:
-        """Seconds until a process computes, on average; 0 where that is not known."""
+    def start(self) -> float | None:
+        """Seconds until a process computes, on average; None where that is not known."""
         starts = [speed.start for speed in self.speeds.values() if speed.start is not None]
-        return fmean(starts) if starts else 0.0
+        return fmean(starts) if starts else None
 
     @property
     def share(self) -> float:
-        """Of the time of its threads that a process had a core for, on average; 1 where that is not known."""
+        """Of the time that a thread was ready, for which it had a core, on average; 1 where that is not known."""
         shares = [speed.share for speed in self.speeds.values() if speed.share is not None]
-        return min(1.0, fmean(shares)) if shares else 1.0
+        return fmean(shares) if shares else 1.0
 
 
-def measure(planned: BoxPlan, known: Mapping[str, Scene], options: Options, limit: float = LIMIT) -> Measured:
-    """Try every training of a plan.
+def measure(
+    trainings: Mapping[str, Training], known: Mapping[str, Scene], options: Options, limit: float = LIMIT
+) -> Measured:
+    """Try trainings of a plan.
 
     Args:
-        planned: the plan.
-        known: its data sets with boxes, by name.
+        trainings: by name.
+        known: the data sets with boxes, by name.
         options: of the machine.
         limit: seconds that a training is measured for at most.
     """
     speeds: dict[str, Speed] = {}
     listed: dict[str, float] = {}
     tried: dict[str, Speed] = {}  # by what is asked: two names of one training are measured once
-    with TemporaryDirectory() as scratch, progress.bar("measure", len(planned.trainings)) as advance:
-        for name, scene in known.items():
-            batches = [x.recipe.batch_size for x in planned.trainings.values() if x.dataset == name]
+    with TemporaryDirectory() as scratch, progress.bar("measure", len(trainings)) as advance:
+        for name in sorted({training.dataset for training in trainings.values()}):
+            batches = [x.recipe.batch_size for x in trainings.values() if x.dataset == name]
             number = max([_TRAIN, *(2 * size for size in batches)])
-            listed[name] = made_up.make(scene.expected, number, TEST, Path(scratch) / name)
-        for name, training in planned.trainings.items():
+            listed[name] = made_up.make(known[name].expected, number, TEST, Path(scratch) / name)
+        for name, training in trainings.items():
             asked = training.model_dump_json()
             if asked not in tried:
                 folder = Path(scratch) / training.dataset
@@ -137,7 +141,8 @@ def seconds(work: Work, measured: Measured) -> float | None:
         work: what they compute.
         measured: how fast.
     """
-    speed = measured.speeds[work.training] if work.training else Speed(1)
+    # What is up to date was not measured.
+    speed = measured.speeds.get(work.training or "", Speed(1))
     parts = (
         (work.shown, None if speed.step is None else speed.step / speed.batch),
         (work.evaluated, speed.evaluated),
@@ -145,6 +150,8 @@ def seconds(work: Work, measured: Measured) -> float | None:
         (work.listed, measured.listed.get(work.dataset)),
     )
     total = measured.start
+    if total is None:
+        return None
     for number, each in parts:
         if number and each is None:
             return None
@@ -187,10 +194,10 @@ def asdicts(planned: BoxPlan, measured: Measured) -> dict[str, Any]:
 def _job(training: Training, scene: Scene, folder: Path, options: Options) -> Job:
     # Of fewer images than a batch has, all are one.
     size = min(training.recipe.batch_size, scene.expected.samples["train"])
-    recipe = training.recipe.model_copy(update={"batch_size": size})
     return Job(
-        training=training.model_copy(update={"recipe": recipe}),
+        training=training,
         data=str(folder),
+        batch=size,
         batch_pixels=batch_pixels(scene, size),
         plain_pixels=plain_pixels(scene),
         begun=time.time(),
@@ -212,7 +219,7 @@ def _try(job: Job, limit: float) -> Speed:
             why = f"it took more than {limit:.0f} s to measure, and was ended"
         finally:
             process.kill()
-    return read(printed.splitlines(), job.training.recipe.batch_size, why)
+    return read(printed.splitlines(), job.batch, why)
 
 
 def read(lines: Sequence[str], batch: int, why: str = "") -> Speed:
@@ -235,5 +242,7 @@ def read(lines: Sequence[str], batch: int, why: str = "") -> Speed:
 def _reason(code: int, errors: str) -> str:
     if code == -9:
         return "it was killed, as happens where the memory does not suffice"
-    last = errors.strip().splitlines()[-1:] or [f"it ended with {code}"]
-    return " ".join(last[0].split())[:200]
+    lines = [" ".join(line.split()) for line in errors.splitlines()]
+    # Pydantic ends with where to read on, which says nothing of what is wrong.
+    said = [line for line in lines if line and not line.startswith("For further information visit")]
+    return said[-1][:200] if said else f"it ended with {code}"

@@ -6,58 +6,25 @@ step takes only a machine can say: `pipeline/benchmark/detector_times.py` asks i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-import numpy as np
 import torch
 
-from pipeline import plugin
-from pipeline.data.annotated import AnnotatedConfig, Expected
-from pipeline.data.file_index import record_type
-from pipeline.detection.layout import ARRAYS
-from pipeline.detection.prepared import Prepared
 from pipeline.detection.spec import DetectorBlock, DetectorSpec, DetectorStudentBlock, evaluated
-from pipeline.errors import MissingArtifactError
 from pipeline.networks.architecture import undrawn
 from pipeline.networks.network import Shape
-from pipeline.params.base import validate
-from pipeline.params.detection import BoxViews
 from pipeline.params.recipe import cut
 from pipeline.runs import detection, detector_runs
 from pipeline.runs.composition import Composition
+from pipeline.runs.detector_scenes import Scene
 from pipeline.runs.detector_training import Lesson, Training
 from pipeline.runs.planning import Item
 from pipeline.runs.project import Project
 
-_PATH = 40  # bytes of a file's name, about
 _FOUND = 28  # bytes of a box that was found: corners, score, label
 _MARKS = 2  # weights that are evaluated: the last and the best
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A data set with boxes, prepared or not.
-
-    Attributes:
-        views: what is seen of it.
-        mean: normalization of its images.
-        std: as `mean`.
-        expected: what it holds.
-        prepared: it was read from the prepared data; else it is what its source expects.
-        bytes: of the prepared data.
-        files: of the prepared data.
-    """
-
-    views: BoxViews
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    expected: Expected
-    prepared: bool
-    bytes: int
-    files: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +56,11 @@ class Work:
         """What stands before the `@` of a stage's name."""
         return self.stages[0].partition("@")[0]
 
+    @property
+    def runs(self) -> bool:
+        """Whether the network of the training is run."""
+        return bool(self.shown or self.evaluated or self.paired)
+
 
 @dataclass(frozen=True)
 class BoxPlan:
@@ -104,23 +76,18 @@ class BoxPlan:
     trainings: Mapping[str, Training]
     works: tuple[Work, ...]
 
+    def missing(self, made: Collection[str]) -> dict[str, Training]:
+        """Return the trainings whose networks run in stages that are still to be made, by name.
 
-def scenes(project: Project, prepared: Path) -> dict[str, Scene]:
-    """Return the data sets that detectors learn from, by name.
-
-    Args:
-        project: params.yaml, checked.
-        prepared: the folder of all prepared data sets.
-
-    Raises:
-        MissingArtifactError: one is not prepared, and its source does not know what it holds.
-        StaleArtifactError: what is prepared has no boxes, or another layout.
-        DamagedArtifactError: it is not what was prepared.
-    """
-    params = project.params
-    used = {params.teachers[name].dataset for name in detection.detectors(project)}
-    used |= {params.students[name].dataset for name in detection.learners(project)}
-    return {name: _scene(project, name, prepared / name) for name in sorted(used)}
+        Args:
+            made: stages that are up to date.
+        """
+        used = {
+            work.training
+            for work in self.works
+            if work.runs and not all(stage in made for stage in work.stages)
+        }
+        return {name: training for name, training in self.trainings.items() if name in used}
 
 
 def plan(project: Project, known: Mapping[str, Scene]) -> BoxPlan:
@@ -134,7 +101,10 @@ def plan(project: Project, known: Mapping[str, Scene]) -> BoxPlan:
     made = [*planned.data(), *planned.teachers(), *planned.students(), *planned.pairs()]
     # Without seeds there are no students.
     kept = [(item, work) for item, work in made if work.stages]
-    return BoxPlan(tuple(item for item, _ in kept), planned.trainings, tuple(work for _, work in kept))
+    items, works = tuple(item for item, _ in kept), tuple(work for _, work in kept)
+    used = {work.training for work in works}
+    trainings = {name: training for name, training in planned.trainings.items() if name in used}
+    return BoxPlan(items, trainings, works)
 
 
 @dataclass(frozen=True)
@@ -294,37 +264,3 @@ def _shown(sizes: list[int], steps: int) -> int:
     """Return the images of so many steps, where an epoch has batches of these sizes."""
     whole, left = divmod(steps, max(1, len(sizes)))
     return whole * sum(sizes) + sum(sizes[:left])
-
-
-def _scene(project: Project, name: str, folder: Path) -> Scene:
-    source = project.params.datasets[name].source
-    module = plugin.load("datasets", source.name)
-    config: AnnotatedConfig = validate(module.Config, source.settings, f"datasets.{name}.source")
-    views = project.box_views[name]
-    try:
-        data = Prepared.open(folder)
-    except MissingArtifactError:
-        expected = module.expected(config) if hasattr(module, "expected") else None
-        if expected is None:
-            raise
-        return Scene(views, config.mean, config.std, expected, False, _bytes(expected), _files(expected))
-
-    meta = data.meta
-    sizes = np.concatenate([split.sizes.numpy() for split in data.splits.values()])
-    read = Expected(len(meta.classes), meta.samples, meta.boxes, [(int(h), int(w)) for h, w in sizes])
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in files)
-    return Scene(views, meta.mean, meta.std, read, True, size, len(files))
-
-
-def _bytes(expected: Expected) -> int:
-    """Return the bytes of prepared data: lists, boxes, and images where these are kept."""
-    lists = record_type(_PATH).itemsize * sum(expected.samples.values())
-    each = {name: np.dtype(dtype).itemsize * int(np.prod(rest)) for name, (dtype, rest) in ARRAYS.items()}
-    offsets = each.pop("offsets") * (sum(expected.samples.values()) + 2)
-    return lists + sum(each.values()) * sum(expected.boxes.values()) + offsets + expected.kept
-
-
-def _files(expected: Expected) -> int:
-    images = sum(expected.samples.values()) if expected.kept else 0
-    return (len(ARRAYS) + 1) * len(expected.samples) + 2 + images  # meta.json, raw.json

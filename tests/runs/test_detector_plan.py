@@ -19,7 +19,8 @@ from pipeline.detection.detector import build
 from pipeline.errors import MissingArtifactError
 from pipeline.params.recipe import Recipe
 from pipeline.runs.check import project
-from pipeline.runs.detector_planning import BoxPlan, plan, scenes
+from pipeline.runs.detector_planning import BoxPlan, plan
+from pipeline.runs.detector_scenes import scenes
 from stages import plan as stage
 
 pytestmark = pytest.mark.cpu  # nothing is computed
@@ -75,6 +76,28 @@ def test_a_long_training_is_evaluated_some_twenty_times(tmp_path: Path) -> None:
     content["recipes"]["quick"]["epochs"] = 41  # every third epoch, 13 times, and the last one
     works = {work.kind: work for work in planned(content, tmp_path).works}
     assert works["train_teacher"].evaluated == 14 * 3
+
+
+def test_without_seeds_no_student_is_trained(tmp_path: Path) -> None:
+    assert planned(PARAMS, tmp_path).trainings.keys() == {
+        "teacher finder",
+        "student alone small",
+        "student pair/mimic",
+        "student pair/kcd",
+    }
+    made = planned(PARAMS | {"seeds": [], "distill": []}, tmp_path)
+    assert made.trainings.keys() == {"teacher finder"}
+
+
+def test_speeds_are_missing_of_what_is_to_be_made(tmp_path: Path) -> None:
+    whole = planned(PARAMS, tmp_path)
+    made = {name for work in whole.works for name in work.stages}
+    assert whole.missing({}) == whole.trainings
+    assert whole.missing(made) == {}
+    assert whole.missing(made - {"evaluate@pair/kcd-1"}).keys() == {"student pair/kcd"}
+    # It runs the networks of the first run.
+    assert whole.missing(made - {"match_channels@pair"}).keys() == {"student pair/mimic"}
+    assert whole.missing(made - {"prepare_data@toys"}) == {}
 
 
 def test_forward_passes_of_the_teacher(tmp_path: Path) -> None:
