@@ -45,9 +45,18 @@ def steps(
     parameters: list[nn.Parameter],
     where: Machine,
     size: int,
-    most: int,
+    enough: float | None = None,
 ) -> Iterator[Timed]:
-    """Give steps of a batch size; where there are several, the first one warms up and is left out.
+    """Give steps of a batch size.
+
+    Args:
+        setting: gives the batches.
+        recipe: how it is trained, but for the batch size.
+        objective: what is minimized.
+        parameters: what is trained.
+        where: the machine.
+        size: images of a step.
+        enough: seconds of steps that follow one which warms up; None gives a single step, which does.
 
     Raises:
         StillhouseError: a step cannot be taken.
@@ -57,8 +66,8 @@ def steps(
     optimizer = recipe_optimizer(parameters, recipe, fused=where.fused)
     step = Step("made up", objective, batches, batches.feed(fixed=False), optimizer, ALONE, clip=recipe.clip)
     spent, taken, epoch = 0.0, 0, 0
-    warm = most > 1
-    while taken < most and (taken < 2 or spent < ENOUGH):
+    most = 1 if enough is None else MOST
+    while True:
         number = min(len(batches), most)
         step.start(Epoch("main", epoch, epoch + 1), 0, [0.0] * number, 0)
         for row in range(number):
@@ -68,18 +77,25 @@ def steps(
             _wait(where)
             seconds = time.perf_counter() - start
             views = step.feed.views(row)
-            if not (warm and taken == 0):
+            if enough is None or taken:
                 spent += seconds
                 sides = [(image.shape[1], image.shape[2]) for image in views.images]
                 yield Timed(seconds, pixels(sides), size)
             taken += 1
-            if taken >= most or (taken >= 2 and spent > ENOUGH):
+            if taken >= most or (enough is not None and taken >= 2 and spent > enough):
                 return
         epoch += 1
 
 
-def each(images: BoxImages, where: Machine, work: Callable[[Picture], None]) -> Timed:
-    """Return the mean time of work on plain images, one by one; the first warms up, unless it takes long."""
+def each(images: BoxImages, where: Machine, work: Callable[[Picture], None], enough: float) -> Timed:
+    """Return the mean time of work on plain images, one by one; the first warms up, unless it takes long.
+
+    Args:
+        images: of a split.
+        where: the machine.
+        work: what is done with each.
+        enough: seconds after which there are no more.
+    """
     rows = torch.split(torch.arange(len(images.split)), 1)
     timed: list[Timed] = []
     start = time.perf_counter()
@@ -90,7 +106,7 @@ def each(images: BoxImages, where: Machine, work: Callable[[Picture], None]) -> 
         timed.append(Timed(now - start, pixels([(picture.shown.height, picture.shown.width)])))
         start = now
         kept = timed[1:] or timed
-        if timed[0].seconds > ONCE or sum(x.seconds for x in timed[1:]) > ENOUGH:
+        if timed[0].seconds > ONCE or sum(x.seconds for x in timed[1:]) > enough:
             break
     return Timed(*(sum(getattr(x, key) for x in kept) / len(kept) for key in ("seconds", "pixels")))
 

@@ -64,6 +64,7 @@ class Job(Block):
         precision: of the forward passes.
         channels_last: memory format.
         begun: when the process was started, seconds since 1970.
+        enough: seconds that are measured of each thing, about.
     """
 
     training: Training
@@ -75,6 +76,7 @@ class Job(Block):
     precision: str = "auto"
     channels_last: bool | None = None
     begun: float = 0.0
+    enough: float = detector_clock.ENOUGH
 
 
 class _First(TeacherTransform[TransformConfig]):
@@ -121,7 +123,7 @@ def measure(job: Job, free: int | None = None) -> Iterator[dict[str, float | int
                 student.maps([picture.image], taps)
 
         images = BoxImages(setting.prepared.splits["train"], setting.space, setting.normalize, where.device)
-        timed = detector_clock.each(images, where, both)
+        timed = detector_clock.each(images, where, both, job.enough)
         yield {"paired": timed.seconds * job.plain_pixels / timed.pixels}
     share = process.share(before, process.turns())
     if where.device.type == "cpu" and share is not None:
@@ -173,7 +175,7 @@ def _trained(
     """Give the time and the memory of a step: of an image first, and of a whole batch where that can be."""
     recipe, held = job.training.recipe, process.held(where)
     few = 1 if job.plain_pixels > _SMALL else min(2, job.batch)
-    first = next(detector_clock.steps(setting, recipe, objective, parameters, where, few, 1))
+    first = next(detector_clock.steps(setting, recipe, objective, parameters, where, few))
     gradients = sum(x.numel() * x.element_size() for x in parameters)
     moments = gradients * (2 if recipe.optimizer == "adamw" else 1)
     ratio = job.batch_pixels / first.pixels
@@ -184,11 +186,10 @@ def _trained(
     whole = first.seconds * ratio < LONG and memory < _SHARE * room
     if not whole:
         if first.seconds < detector_clock.ONCE:
-            again = next(detector_clock.steps(setting, recipe, objective, parameters, where, few, 1))
+            again = next(detector_clock.steps(setting, recipe, objective, parameters, where, few))
             yield {"step": again.seconds * job.batch_pixels / again.pixels}
         return
-    most = detector_clock.MOST
-    timed = [*detector_clock.steps(setting, recipe, objective, parameters, where, job.batch, most)]
+    timed = [*detector_clock.steps(setting, recipe, objective, parameters, where, job.batch, job.enough)]
     seconds, pixels = (sum(getattr(x, key) for x in timed) for key in ("seconds", "pixels"))
     yield {
         "step": seconds * job.batch_pixels / pixels,
@@ -211,7 +212,7 @@ def _evaluated(job: Job, setting: BoxSetting, student: Detector, where: Machine)
         detections.append(Detected(boxes, one.scores.float().cpu(), one.labels.cpu()))
 
     images = BoxImages(split, setting.space, setting.normalize, where.device)
-    timed = detector_clock.each(images, where, find)
+    timed = detector_clock.each(images, where, find, job.enough)
     start = time.perf_counter()
     # Every image needs detections; of those that were not run, those of others.
     precision(split, [*islice(cycle(detections), len(split))], job.training.network.classes)

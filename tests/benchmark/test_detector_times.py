@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from pipeline.benchmark import detector_clock, detector_page, detector_steps, detector_times, made_up, process
+from pipeline.benchmark import detector_page, detector_steps, detector_times, made_up, process
 from pipeline.benchmark.detector_steps import Job
 from pipeline.benchmark.detector_times import Measured, Speed
 from pipeline.data.annotated import MEAN, STD, Expected
@@ -61,14 +61,14 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "toys"
 
 
-@pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure two of each thing: what is looked at is what is measured, not how long it takes."""
-    monkeypatch.setattr(detector_clock, "ENOUGH", 0.0)
-
-
 def job(data: Path, training: Training, **more: Any) -> Job:
-    asked: dict[str, Any] = {"batch": 4, "batch_pixels": 4.0 * 64 * 64, "plain_pixels": 64.0 * 64}
+    """Return a job of two of each thing: what is looked at is what is measured, not how long it takes."""
+    asked: dict[str, Any] = {
+        "batch": 4,
+        "enough": 0.0,
+        "batch_pixels": 4.0 * 64 * 64,
+        "plain_pixels": 64.0 * 64,
+    }
     return Job(training=training, data=str(data), device=str(current().device), **asked | more)
 
 
@@ -206,7 +206,7 @@ def test_what_takes_too_long_or_fails_costs_the_plan_nothing_else(data: Path) ->
 
 @pytest.mark.cpu
 def test_a_process_of_its_own_measures(data: Path) -> None:
-    """Of a step nothing but milliseconds: the process, its imports and `detector_steps.main` are what is tried."""
+    """What is tried is the process, with its imports and `detector_steps.main`, and little of the detector."""
     speed = detector_times._try(job(data, ALONE), limit=60)
     assert speed.why == ""
     assert (speed.batch, speed.images) == (4, 4)
@@ -225,7 +225,7 @@ def test_one_training_image_is_a_batch(data: Path) -> None:
     one = replace(SCENE, expected=replace(EXPECTED, samples={"train": 1, "test": 4}))
     asked = detector_times._job(ALONE, one, data, detector_times.Options(device="cpu"))
     assert asked.batch == 1
-    said = measured(asked)
+    said = measured(asked.model_copy(update={"enough": 0.0}))
     assert said["images"] == 1
     assert said["step"] > 0
 
@@ -377,7 +377,7 @@ def test_only_what_is_to_be_made_is_measured(
 
 
 def in_this_process(asked: Job, limit: float) -> Speed:
-    lines = [json.dumps(piece) for piece in detector_steps.measure(asked)]
+    lines = [json.dumps(piece) for piece in detector_steps.measure(asked.model_copy(update={"enough": 0.0}))]
     return detector_times.read(lines, asked.batch)
 
 

@@ -92,7 +92,7 @@ def test_without_seeds_no_student_is_trained(tmp_path: Path) -> None:
 def test_speeds_are_missing_of_what_is_to_be_made(tmp_path: Path) -> None:
     whole = planned(PARAMS, tmp_path)
     made = {name for work in whole.works for name in work.stages}
-    assert whole.missing({}) == whole.trainings
+    assert whole.missing(()) == whole.trainings
     assert whole.missing(made) == {}
     assert whole.missing(made - {"evaluate@pair/kcd-1"}).keys() == {"student pair/kcd"}
     # It runs the networks of the first run.
