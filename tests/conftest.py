@@ -1,11 +1,13 @@
 """Tests run side by side, so each process keeps to one thread: threads that fight over cores are slow.
 
-And on every device that there is: see `device_fixtures.py`.
+And on every device that there is: see `device_fixtures.py`. No process keeps what it has compiled: where size and second of
+the last change are the same, Python takes a source for the one that was compiled, and tests edit within a second.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -13,6 +15,8 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.dont_write_bytecode = True
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 # The tests in `fuzz/`: always the same examples, and few; `--hypothesis-profile=thorough` draws others, and many.
 settings.register_profile("quick", max_examples=100, derandomize=True, database=None, deadline=None)
