@@ -1,7 +1,7 @@
 """Tests run side by side, so each process keeps to one thread: threads that fight over cores are slow.
 
-And on every device that there is: see `device_fixtures.py`. No process keeps what it has compiled: where size and second of
-the last change are the same, Python takes a source for the one that was compiled, and tests edit within a second.
+And on every device that there is: see `device_fixtures.py`. No process keeps what it has compiled: where the size and
+second of the last change are the same, Python takes a source for the one compiled, and tests edit within a second.
 """
 
 from __future__ import annotations
