@@ -114,7 +114,9 @@ def test_with_a_teacher_beside_it_both_backbones_are_measured(data: Path) -> Non
 
 
 @pytest.mark.usefixtures("device")
-def test_what_would_not_fit_is_scaled_from_few_images(data: Path) -> None:
+def test_what_would_not_fit_is_scaled_from_few_images(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The peak is that of all tests which this process has run: a step of a tiny detector need not exceed it.
+    monkeypatch.setattr(process, "held", lambda where: 0)
     said = measured(job(data, ALONE), free=-(10**15))
     assert said["images"] == 2
     # Some 61,000 times the pixels; how exact a time of milliseconds is depends on the neighbors.
