@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detection_fixtures import SETTINGS, shapes, tiny_data
+from detection_fixtures import DETECTOR, MIMICRY, NETWORK, PROJECT, SETTINGS, TAPS, shapes, tiny_data
 from error_fixtures import one_line
 from scipy.optimize import linear_sum_assignment
 
@@ -43,37 +43,18 @@ from stages import publish as publish_student
 pytest.importorskip("pycocotools")
 Params = dict[str, Any]
 CPU = Machine(torch.device("cpu"))
-NETWORK = "faster_rcnn_resnet10x0.25"
-TAPS = {"student_tap": "stage4_pre", "teacher_feature": "stage4_pre"}
-MIMICRY = {"mimicry": TAPS | {"reduction": "sum", "weights": {"mimic": 1e-4}}}
-DETECTOR = {"dataset": "toys", "network": NETWORK, "recipe": "quick", "detector": SETTINGS.model_dump()}
-PARAMS: Params = {
+SEVERAL = {
+    "source": "online",
+    "methods": {
+        "at": {"places": {"stage3": "stage3", "stage4": "stage4"}},
+        "fitnet": {"student_tap": "stage3", "teacher_feature": "stage4"},
+    },
+}
+PARAMS: Params = PROJECT | {
     "seeds": [0],
     "recipes": {"quick": {"iterations": 6, "batch_size": 2, "learning_rate": 0.02, "milestones": []}},
-    "datasets": {
-        "toys": {"source": "shapes", "views": {"scale_flip": {"short": [48, 64], "longest": 96}}},
-    },
-    # Of another seed: else it would be the student.
-    "teachers": {"finder": DETECTOR | {"seed": 7}},
-    "students": {"small": DETECTOR},
-    "pairs": {"pair": {"teacher": "finder", "student": "small"}},
-    "matchings": {"kcd": TAPS},
-    "runs": {
-        "mimic": {"source": "online", "methods": MIMICRY},
-        "kcd": {
-            "source": "online",
-            "methods": MIMICRY,
-            "transform": {"permutation": {"features": ["stage4_pre"]}},
-        },
-        "several": {
-            "source": "online",
-            "methods": {
-                "at": {"places": {"stage3": "stage3", "stage4": "stage4"}},
-                "fitnet": {"student_tap": "stage3", "teacher_feature": "stage4"},
-            },
-        },
-    },
-    "distill": ["pair/mimic", "pair/kcd", "pair/several"],
+    "runs": PROJECT["runs"] | {"several": SEVERAL},
+    "distill": [*PROJECT["distill"], "pair/several"],
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from detection_fixtures import SETTINGS, tiny_data
+from detection_fixtures import DETECTOR, PROJECT, SETTINGS, tiny_data
 from error_fixtures import one_line
 from report_fixtures import Links, rows
 
@@ -42,31 +42,10 @@ from stages import (
 
 pytest.importorskip("pycocotools")
 SEEDS = (0, 1)
-TAPS = {"student_tap": "stage4_pre", "teacher_feature": "stage4_pre"}
-MIMICRY = {"mimicry": TAPS | {"reduction": "sum", "weights": {"mimic": 1e-4}}}
-DETECTOR = {
-    "dataset": "toys",
-    "network": "faster_rcnn_resnet10x0.25",
-    "recipe": "quick",
-    "detector": SETTINGS.model_dump(),
-}
-PARAMS: dict[str, Any] = {
+PARAMS: dict[str, Any] = PROJECT | {
     "seeds": list(SEEDS),
     "recipes": {"quick": {"iterations": 4, "batch_size": 2, "learning_rate": 0.02, "milestones": []}},
-    "datasets": {"toys": {"source": "shapes", "views": {"scale_flip": {"short": [48, 64], "longest": 96}}}},
-    "teachers": {"finder": DETECTOR | {"seed": 7}, "idle": DETECTOR | {"seed": 8}},
-    "students": {"small": DETECTOR},
-    "pairs": {"pair": {"teacher": "finder", "student": "small"}},
-    "matchings": {"kcd": TAPS},
-    "runs": {
-        "mimic": {"source": "online", "methods": MIMICRY},
-        "kcd": {
-            "source": "online",
-            "methods": MIMICRY,
-            "transform": {"permutation": {"features": ["stage4_pre"]}},
-        },
-    },
-    "distill": ["pair/mimic", "pair/kcd"],
+    "teachers": PROJECT["teachers"] | {"idle": DETECTOR | {"seed": 8}},
 }
 # How far what is found lies from the truth, in pixels, by run and seed: farther is worse.
 SHIFTS = {ALONE: (3.0, 4.0), "mimic": (2.0, 2.5), "kcd": (1.0, 1.5)}

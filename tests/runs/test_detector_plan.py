@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detection_fixtures import SETTINGS, tiny_data
+from detection_fixtures import KCD, MIMIC, NETWORK, PROJECT, SETTINGS, tiny_data
 from error_fixtures import one_line
 from feature_fixtures import run_stage
 from ruamel.yaml import YAML
@@ -25,30 +25,12 @@ from stages import plan as stage
 
 pytestmark = pytest.mark.cpu  # nothing is computed
 Params = dict[str, Any]
-NETWORK = "faster_rcnn_resnet10x0.25"
-TAPS = {"student_tap": "stage4_pre", "teacher_feature": "stage4_pre"}
-MIMICRY = {"mimicry": TAPS | {"reduction": "sum"}}
-DETECTOR = {"dataset": "toys", "network": NETWORK, "recipe": "quick", "detector": SETTINGS.model_dump()}
 SOURCE = {"shapes": {"train": 6, "test": 3, "smallest": 48, "largest": 72}}
-PARAMS: Params = {
-    "seeds": [0, 1],
+PARAMS: Params = PROJECT | {
     # An epoch of 6 images is a batch of 4 and one of 2.
     "recipes": {"quick": {"epochs": 3, "batch_size": 4, "learning_rate": 0.02, "milestones": []}},
-    "datasets": {"toys": {"source": SOURCE, "views": {"scale_flip": {"short": [48, 64], "longest": 96}}}},
-    "teachers": {"finder": DETECTOR | {"seed": 7}},
-    "students": {"small": DETECTOR},
-    "pairs": {"pair": {"teacher": "finder", "student": "small"}},
-    "matchings": {"kcd": TAPS},
-    "runs": {
-        "mimic": {"source": "online", "methods": MIMICRY},
-        "kcd": {
-            "source": "online",
-            "methods": MIMICRY,
-            "transform": {"permutation": {"features": ["stage4_pre"]}},
-            "recipe": {"iterations": 5, "milestones": []},
-        },
-    },
-    "distill": ["pair/mimic", "pair/kcd"],
+    "datasets": {"toys": PROJECT["datasets"]["toys"] | {"source": SOURCE}},
+    "runs": {"mimic": MIMIC, "kcd": KCD | {"recipe": {"iterations": 5, "milestones": []}}},
 }
 
 
